@@ -33,7 +33,7 @@ from pangu_sigma.npu.rows import dispatch_layout, even_rows_received, tokens_of_
 from pangu_sigma.ranks.layout import active_in_group
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import Segment
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path
 
 SIMULATED_STEPS = 10_000
 """Number of steps that `needed_factors` simulates by default."""

@@ -41,7 +41,7 @@ from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.data.prepared import SPLITS, PreparedData, data_of
 from pangu_sigma.domains import domains_of
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path
 from pangu_sigma.text.documents import Document
 
 LANGUAGES = ("zh", "en")

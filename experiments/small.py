@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import Override, load_config
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path
 
 SMALL: dict[str, Any] = {
     "model.hidden": 128,

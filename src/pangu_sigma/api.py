@@ -44,14 +44,13 @@ from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import export as export
 from pangu_sigma.loaded import generate as generate
 from pangu_sigma.loaded import load as load
-from pangu_sigma.lock import LOCK, folder_lock
 from pangu_sigma.machine import doctor as doctor
 from pangu_sigma.npu.supported import check_machine
 from pangu_sigma.ranks.ranks import is_rank, started_ranks
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.rre.own_table import Router, own_table
 from pangu_sigma.sections import Activation
-from pangu_sigma.writable import check_file_writable, check_folder_writable
+from pangu_sigma.writable import LOCK, check_file_writable, check_folder_writable, folder_lock
 
 if TYPE_CHECKING:
     from pangu_sigma.inherit.receipt import Receipt

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
 import numpy as np
@@ -17,10 +16,9 @@ from pangu_sigma import config_file
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override
+from pangu_sigma.config_file import Override, config_path
 from pangu_sigma.errors import UserError, argument
 from pangu_sigma.generate.sampling import check_text
-from pangu_sigma.shipped import config_path
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -81,6 +79,12 @@ Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(ove
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
+def types_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a function's parameters; its result is left out, because the type of a result may need MindSpore."""
+    named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    return get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, include_extras=True)
+
+
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate a function so that it raises UserError, which names the argument, for a value that its annotation does not allow,
     and for unknown and missing arguments. The function gets the values of the types above as lists and paths."""
@@ -88,15 +92,8 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @cache
     def types() -> dict[str, TypeAdapter[Any]]:
-        kinds = {each.name: each.kind for each in signature.parameters.values()}
-        named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-        hints = get_type_hints(SimpleNamespace(__annotations__=named), function.__globals__, include_extras=True)
         strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
-        return {
-            name: TypeAdapter(hint, config=strict)
-            for name, hint in hints.items()
-            if kinds[name] is not inspect.Parameter.VAR_KEYWORD
-        }
+        return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function).items()}
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -105,7 +102,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except TypeError as error:
             known = ", ".join(signature.parameters).removeprefix("self, ")
             raise UserError(f"{function.__name__}: {error}; allowed here: {known}") from None
-        for name in [name for name in bound.arguments if name in types()]:
+        for name in [name for name in types() if name in bound.arguments]:
             value = bound.arguments[name]
             try:
                 plain = value.item() if isinstance(value, np.generic) else value

@@ -77,7 +77,7 @@ def program() -> int:
     status = main()
     if status in (2, INTERRUPTED):
         end_process(status)  # memory may be full, or MindSpore half imported
-    gc.freeze()  # no garbage collection at the end of the process (garbage.py)
+    gc.freeze()  # no garbage collection at the end of the process (process.py)
     return status
 
 

@@ -14,26 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
+from pangu_sigma import sections
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
 from pangu_sigma.errors import UserError, argument
-from pangu_sigma.sections import (
-    MOST_RANKS,
-    MOST_ROWS,
-    ChatConfig,
-    DataConfig,
-    DomainConfig,
-    EcssConfig,
-    FinetuneConfig,
-    ModelConfig,
-    ParallelConfig,
-    RoutingConfig,
-    RowsConfig,
-    Section,
-    Seed,
-    Segment,
-    TrainConfig,
-    VocabularyConfig,
-)
+from pangu_sigma.sections import MOST_RANKS, MOST_ROWS, DataConfig, ParallelConfig, RowsConfig, Section, Seed, Segment
 
 
 class ConfigError(UserError, ValueError):
@@ -60,16 +44,16 @@ class Config(Section):
     """Name of the run, and of its folder: `runs/<name>` unless --output names another."""
     seed: Seed = 0
     """Seed of initialisation, dropout and sample order."""
-    model: ModelConfig
-    domains: Annotated[list[DomainConfig], Field(min_length=1, max_length=1_024)]
-    vocabulary: VocabularyConfig = VocabularyConfig()
-    routing: RoutingConfig = RoutingConfig()
-    ecss: EcssConfig = EcssConfig()
+    model: sections.ModelConfig
+    domains: Annotated[list[sections.DomainConfig], Field(min_length=1, max_length=1_024)]
+    vocabulary: sections.VocabularyConfig = sections.VocabularyConfig()
+    routing: sections.RoutingConfig = sections.RoutingConfig()
+    ecss: sections.EcssConfig = sections.EcssConfig()
     data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
+    train: sections.TrainConfig = sections.TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
-    chat: ChatConfig = ChatConfig()
-    finetune: FinetuneConfig | None = None
+    chat: sections.ChatConfig = sections.ChatConfig()
+    finetune: sections.FinetuneConfig | None = None
     _reader_named: bool = PrivateAttr(default=False)
 
     @property
@@ -88,23 +72,22 @@ class Config(Section):
     @classmethod
     def _half_of_the_chip(cls, tree: Any) -> Any:
         """Replace `half` with the 16-bit type of the chip."""
-        train, parallel = (tree.get(key) for key in ("train", "parallel")) if isinstance(tree, dict) else (None, None)
-        if not isinstance(train, dict) or train.get("compute_dtype") != "half":
-            return tree
-        chip = parallel.get("chip") if isinstance(parallel, dict) else None
-        half = CHIP_DATA[chip if chip in CHIP_NAMES else "910a"].half  # an unknown chip is refused where it stands
-        return tree | {"train": train | {"compute_dtype": half}}
+        match tree:
+            case {"train": {"compute_dtype": "half", **others}}:
+                chip = tree["parallel"].get("chip") if isinstance(tree.get("parallel"), dict) else None
+                chip = chip if chip in CHIP_NAMES else "910a"  # an unknown chip is refused where it stands
+                return tree | {"train": others | {"compute_dtype": CHIP_DATA[chip].half}}
+        return tree
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        chip = CHIP_DATA[self.parallel.chip]
-        if self.train.compute_dtype not in chip.flops:
+        chip, dtype = CHIP_DATA[self.parallel.chip], self.train.compute_dtype
+        if dtype not in chip.flops:
             raise ValueError(
-                f"train.compute_dtype={self.train.compute_dtype}: {chip.title} has no {self.train.compute_dtype}; set "
-                f"train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b; on a CPU set float32"
+                f"train.compute_dtype={dtype}: {chip.title} has no {dtype}; set train.compute_dtype={chip.half}, or a later chip, "
+                "such as parallel.chip=910b; on a CPU set float32"
             )
-        twice = sorted(name for name, times in Counter(d.name for d in self.domains).items() if times > 1)
-        if twice:
+        if twice := [name for name, times in Counter(d.name for d in self.domains).items() if times > 1]:
             raise ValueError(f"domains: name {twice[0]!r} is used more than once; names must be different")
         if self.ecss.moments == "bfloat16" and self.train.optimizer.beta2 > 0.99:
             raise ValueError(
@@ -125,28 +108,16 @@ class Config(Section):
 
     def _check_limits(self) -> None:
         """Raise ValueError for the first value that is more than another one, or the count of something, allows."""
-        optimizer, held_out = self.train.optimizer, self.data.max_held_out_tokens
-        domains = [(domain.name, self.data_of(index)) for index, domain in enumerate(self.domains)]
+        optimizer, held_out, layers = self.train.optimizer, self.data.max_held_out_tokens, self.model.layers
+        least = self.data.min_held_out_tokens
+        own = [(f"domain {d.name}: min_held_out_tokens", d.min_held_out_tokens or least) for d in self.domains]
         for key, value, most, limit in (
-            ("data.domains_per_step", self.data.domains_per_step, len(domains), f"the {len(domains)} domains"),
-            (
-                "parallel.stages",
-                self.parallel.stages,
-                self.model.layers,
-                f"the {self.model.layers} layers of the model",
-            ),
+            ("data.domains_per_step", self.data.domains_per_step, len(own), f"the {len(own)} domains"),
+            ("parallel.stages", self.parallel.stages, layers, f"the {layers} layers of the model"),
             ("parallel: the number of ranks", self.parallel.ranks, MOST_RANKS, f"the possible {MOST_RANKS}"),
             ("model.slot_rows · slots", self.model.slot_rows * self.slots, MOST_ROWS, f"the possible {MOST_ROWS} rows"),
             ("train.optimizer.end_lr", optimizer.end_lr, optimizer.peak_lr, f"peak_lr={optimizer.peak_lr}"),
-            *(
-                (
-                    f"domain {name}: min_held_out_tokens",
-                    data.min_held_out_tokens,
-                    held_out,
-                    f"max_held_out_tokens={held_out}",
-                )
-                for name, data in domains
-            ),
+            *((key, value, held_out, f"max_held_out_tokens={held_out}") for key, value in own),
         ):
             if value > most:
                 raise ValueError(f"{key}={value} is more than {limit}; change one of them")
@@ -158,28 +129,25 @@ class Config(Section):
 
     def _check_phases(self) -> None:
         """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
-        names = [domain.name for domain in self.domains]
+        names, before = [domain.name for domain in self.domains], -1
         for number, phase in enumerate(self.data.phases):
             key = f"data.phases.{number}"
-            before = self.data.phases[number - 1].from_step if number else -1
             if phase.from_step <= before or (not number and phase.from_step):
                 least = f"above {before}, where the phase before it begins" if number else "0, where training begins"
                 raise ValueError(f"{key}.from_step={phase.from_step} is not allowed: it must be {least}")
-            active = names if phase.weights is None else phase.weights
+            before, active = phase.from_step, names if phase.weights is None else phase.weights
             if unknown := [name for name in active if name not in names]:
                 raise ValueError(f"{key}.weights: {unknown[0][:100]!r} is not a domain; there are {', '.join(names)}")
             for members in self.domain_sets:
                 if not any(names[index] in active for index in members):
                     raise ValueError(
-                        f"{key}.weights has no domain of the set {', '.join(names[index] for index in members)}, from which "
-                        f"every step takes a block (data.domain_sets={self.data.domain_sets}); name one of them, or lower "
-                        "data.domain_sets"
+                        f"{key}.weights has no domain of the set {', '.join(names[index] for index in members)}, from which every "
+                        f"step takes a block (data.domain_sets={self.data.domain_sets}); name one of them, or lower the key"
                     )
 
     def _check_finetune(self) -> None:
         """Raise ValueError if the `finetune` section does not fit the rest of the tree."""
-        options = self.finetune
-        if options is None:
+        if (options := self.finetune) is None:
             return
         names = [domain.name for domain in self.domains]
         for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
@@ -189,10 +157,11 @@ class Config(Section):
                     f"{argument('--domain')} with one of them, which lines take that name no domain of their own"
                 )
         if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
-            key = "ecss.enabled=false" if self.model.rre_layers else "model.rre_layers=0"
+            key, more = "model.rre_layers=0", ""
+            if self.model.rre_layers:
+                key, more = "ecss.enabled=false", ", or ecss.enabled=true"
             raise ValueError(
-                f"finetune.learn={options.learn} needs experts that are updated alone, and {key}; use finetune.learn=all"
-                + (", or ecss.enabled=true" if self.model.rre_layers else "")
+                f"finetune.learn={options.learn} needs experts that are updated alone, and {key}; use finetune.learn=all{more}"
             )
 
     def check_divisible(self) -> None:
@@ -219,7 +188,7 @@ class Config(Section):
                 raise ValueError(f"{key} ({value}) is not divisible by {by} ({number}); change one of them")
 
     @property
-    def tuning(self) -> FinetuneConfig:
+    def tuning(self) -> sections.FinetuneConfig:
         """Section `finetune` of a run that is tuned to a task."""
         assert self.finetune is not None
         return self.finetune

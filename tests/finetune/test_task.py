@@ -14,7 +14,7 @@ from pangu_sigma.evaluate.benchmarks import TASKS
 from pangu_sigma.finetune.task import learned, read_task
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.held_out.batches import samples_of_evaluation
-from pangu_sigma.shipped import config_path, shipped_configs
+from pangu_sigma.config_file import config_path, shipped_configs
 
 
 @pytest.fixture(scope="module")

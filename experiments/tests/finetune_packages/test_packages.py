@@ -11,7 +11,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.finetune.samples import parse_conversation
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path
 from pangu_sigma.text.documents import Document
 
 TASK = "translation_en_zh"

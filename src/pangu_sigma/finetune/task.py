@@ -22,7 +22,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import argument
 from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.sections import ParallelConfig
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pangu_sigma.npu.host import checks
 from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 from pangu_sigma.npu.host.npus import MissingRequirement
 from pangu_sigma.results import Check
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path
 
 
 def devices(folder: Path, number: int) -> Path:

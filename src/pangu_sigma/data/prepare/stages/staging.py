@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pangu_sigma.data.prepare.stages.stage import Stage, StageError
 from pangu_sigma.errors import DataError
-from pangu_sigma.lock import folder_lock
 from pangu_sigma.sealed import sync
+from pangu_sigma.writable import folder_lock
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     """Make the stage of a preparation of `output`, or find it there; it is removed after the block if `removed`.
 
     It stays if the block fails, in whatever way: the next preparation keeps the passes whose text and settings are the same. Raises
-    DataError for errors of the file system, LockError if another process works on the stage, and StageError for a stage that has a
+    DataError for errors of the file system, NotWritable if another process works on the stage, StageError for a stage that has a
     link, or lacks a file.
     """
     folder = _folder_of(output)
@@ -76,7 +76,7 @@ def _remove(folder: Path) -> None:
 def give_back(output: Path) -> None:
     """Give back the name `output` to a folder that was just being replaced when the process was killed.
 
-    Raises LockError if a process is replacing it now, StageError for a link in the stage, and DataError.
+    Raises NotWritable if a process is replacing it now, StageError for a link in the stage, and DataError.
     """
     folder = _folder_of(output)
     old = next(folder.glob(f"*/{_REPLACED}"), None)
