@@ -1,4 +1,4 @@
-"""Reader and writer of configurations in YAML: shipped ones by name, files, overrides of single keys, one error line per problem."""
+"""Reader and writer of configurations in YAML: shipped ones by name, files, overrides of keys, one error line per problem."""
 
 from __future__ import annotations
 

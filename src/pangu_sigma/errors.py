@@ -12,9 +12,7 @@ import select
 import sys
 from collections.abc import Callable
 
-from ascend_ops.errors import UserError
-
-__all__ = ["DataError", "LayoutError", "UserError", "argument", "exit_status", "in_words", "keyword", "without_effect"]
+from ascend_ops.errors import UserError as UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +53,10 @@ _THREADS = (
     "no more threads can be started, for lack of memory or by a limit of processes",
     "close other programs, or raise `ulimit -v`, `ulimit -u` or the container's pids limit",
 )
-_EXHAUSTED = {
-    "Memory isn't enough and alloc failed": _MEMORY,
-    "std::bad_alloc": _MEMORY,
-    "failed to map segment from shared object": _MEMORY,
-    "Resource temporarily unavailable": _THREADS,
-    "can't start new thread": _THREADS,
-}
+_EXHAUSTED = dict.fromkeys(
+    ("Memory isn't enough and alloc failed", "std::bad_alloc", "failed to map segment from"), _MEMORY
+)
+_EXHAUSTED |= dict.fromkeys(("Resource temporarily unavailable", "can't start new thread"), _THREADS)
 """What a RuntimeError of Python or MindSpore, or an ImportError, says when the machine has no more of something → what that is,
 and the fix."""
 
@@ -116,11 +111,10 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         return _say(f"error: {in_words(error)}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
-        found = [(line, text) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
-        if not isinstance(error, MemoryError) and not found:
+        lines = [(line, _EXHAUSTED[text]) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
+        if not lines and not isinstance(error, MemoryError):
             raise
-        line, text = found[0] if found else (str(error), "")
-        what, fix = _EXHAUSTED.get(text, _MEMORY)
+        line, (what, fix) = lines[0] if lines else (str(error), _MEMORY)
         return _say(f"error: {what}{f' ({line})' if line else ''}; {fix}", 2)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
