@@ -28,17 +28,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = [
-    "Model",
-    "__version__",
-    "benchmark",
-    "chat",
-    "doctor",
-    "evaluate",
-    "export",
-    "extend",
-    "extract",
-    "finetune",
+__all__ = ["Model", "__version__", "benchmark", "chat", "doctor", "evaluate", "export", "extend", "extract", "finetune"]
+__all__ += [
     "generate",
     "inherit",
     "inspect",
@@ -49,11 +40,8 @@ __all__ = [
     "plan",
     "prepare_data",
     "report",
-    "serve",
-    "train",
-    "write_routing",
 ]
-
+__all__ += ["serve", "train", "write_routing"]
 _CLASSES = ("Config", "Receipt", "Score", "UserError")
 """Public classes that help(ps) leaves out: they are made by calls, and what they inherit from pydantic fills pages."""
 

@@ -1,9 +1,8 @@
 """Python interface: the functions of `import pangu_sigma as ps`, most of which are the commands of `pangu-sigma` too: `cli` makes
 options of their parameters, and its help of their docstrings. Each is a thin layer over the folder that does the work.
 
-An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes; paths may be strings or
-`pathlib.Path`. An error that the user can fix is raised as `UserError`, whose message names the fix. All functions may be called
-from any thread. MindSpore computes one thing at a time, so calls from several threads wait for each other.
+An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes. All functions may be
+called from any thread. MindSpore computes one thing at a time, so calls from several threads wait for each other.
 """
 
 from __future__ import annotations
@@ -16,20 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma.arguments import (
-    AnyConfig,
-    AnyPath,
-    AtLeastOne,
-    Overrides,
-    Paths,
-    Texts,
-    checked,
-    loaded,
-    overrides_of,
-    paths,
-    resolve_run,
-    texts,
-)
+from pangu_sigma import arguments
+from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Texts, checked, loaded, paths, texts
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.device import mindspore_lock
@@ -71,17 +58,16 @@ def prepare_data(
 ) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder data.path.
 
-    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
-    has this result is left unchanged, other data of the same domains is replaced with a warning, data of other domains is an
-    error. The result is the same however it is made, and a killed call goes on where it was.
+    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder with this
+    result stays, other data of the same domains is replaced with a warning, data of other domains is an error. A killed call goes
+    on where it was, to the same result.
 
     Args:
         config: a configuration.
-        input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet.
-            Records are {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software
-            packages.
-        check: only examine the text, and print the table and all problems. Nothing is written but the text from packages, and a
-            hidden stage beside data.path with which the next call goes on.
+        input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet. Records
+            are {"text": …, "domain": …} unless section `data` says otherwise. By default text from software packages.
+        check: only examine the text, and print the table and all problems. The text from packages is written, and a hidden stage
+            beside data.path with which the next call goes on.
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
@@ -108,11 +94,8 @@ def prepare_data(
         manifest, problems = preview(made, files, options)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    manifest = (
-        extended.prepare_extension(made, files, options)
-        if extend
-        else preparation.prepare(made, files, output, options)
-    )
+    added = extended.prepare_extension(made, files, options) if extend else None
+    manifest = added or preparation.prepare(made, files, output, options)
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 
@@ -131,10 +114,9 @@ def train(
 ) -> Model:
     """Train a configuration in a run folder, or resume a run, and return the trained model.
 
-    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step is only opened.
-    Metrics, checkpoints and a report are in the run folder. The model's `outcome` is the summary of the training, or None if
-    SIGTERM or `on_step` stopped it. Raises UserError if the data is not prepared, if data or a changed key do not fit, or if
-    another process trains in the folder.
+    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step is only opened. Metrics,
+    checkpoints and a report are in the run folder. The model's `outcome` is the summary of the training, or None if SIGTERM or
+    `on_step` stopped it. Raises UserError if data or a changed key do not fit, or if another process trains in the folder.
 
     Args:
         config: a configuration, or a run folder to resume.
@@ -145,8 +127,7 @@ def train(
         allow_data_change: resume although the training text differs from the checkpoint's.
         profile: write a timeline of five steps to profile/trace.json of the run folder.
         on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
-            training/log/metrics.py); if it returns True, the training stops after this step, saved, and the next
-            call goes on.
+            training/log/metrics.py); if it returns True, the training saves this step and stops, and the next call goes on.
         overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
@@ -156,7 +137,7 @@ def train(
     """
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    made, folder = resolve_run(config, output, overrides)
+    made, folder = arguments.resolve_run(config, output, overrides)
     if device == "cpu":
         check_cpu(made)
         check_training_fits(made)
@@ -206,13 +187,11 @@ def _summary(run: Path) -> Result | None:
 
 @checked
 def metrics(run: AnyPath, kind: str = "step") -> Table:
-    """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as
-    loss/en.
+    """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as loss/en.
 
     Args:
         run: a run folder.
-        kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of line in
-            metrics.jsonl.
+        kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of metrics.jsonl.
     """
     from pangu_sigma.training.log.metrics import metrics_columns
 
@@ -225,9 +204,9 @@ def write_routing(config: AnyConfig, router: Router, output: AnyPath) -> Path:
 
     Args:
         config: a configuration.
-        router: function of (text, id, domain, segment) that returns the expert of a token, 0 … experts_per_domain - 1; or an
-            array of whole numbers that broadcasts to [segments of all RRE layers, domains, ids]. In a common segment experts
-            are those of all domains, and the function is asked once for all, with domain "".
+        router: function of (text, id, domain, segment) that returns the expert of a token, 0 … experts_per_domain - 1; or an array
+            of whole numbers that broadcasts to [segments of all RRE layers, domains, ids]. In a common segment the function is
+            called once for all domains, with domain "".
         output: a new file, NAME.npz.
     """
     from pangu_sigma.data.prepared import read_prepared_tokenizer
@@ -276,18 +255,11 @@ def benchmark(
     """
     from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
+    chosen, file = tuple(dict.fromkeys(texts(names))), None if json is None else Path(json)
+    folder, tasks = (None if path is None else str(path) for path in (files, include_path))
     request = BenchmarkRequest(
-        tuple(dict.fromkeys(texts(names))),
-        None if files is None else str(files),
-        domain,
-        limit,
-        num_fewshot,
-        temperature,
-        samples_per_problem,
-        allow_code_execution,
-        None if include_path is None else str(include_path),
+        chosen, folder, domain, limit, num_fewshot, temperature, samples_per_problem, allow_code_execution, tasks
     )
-    file = None if json is None else Path(json)
     if file is not None:
         check_file_writable(file, "--json")
     with mindspore_lock:
@@ -371,12 +343,11 @@ def finetune(
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
     dev = None if dev_file is None else Path(dev_file)
-    request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, overrides_of(overrides))
+    request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, arguments.overrides_of(overrides))
     with mindspore_lock:
         result = finetune_run(Path(model), request, folder)
-    return Model(
-        folder, outcome=None if result is None else Result(result, format_result(result)), stopped=result is None
-    )
+    outcome = None if result is None else Result(result, format_result(result))
+    return Model(folder, outcome=outcome, stopped=result is None)
 
 
 @checked
@@ -404,8 +375,7 @@ def inherit(
         heads: attention heads of the model, if its files do not state them.
         activation: GELU of the model, if its files do not state it.
         moments: also copy the Adam moments of a dense run.
-        drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although the same text then becomes
-            other tokens, which is refused without.
+        drop_rows: leave out embedding rows whose tokens the prepared text lacks: the same text then becomes other tokens.
         dry_run: print the origin of every tensor, and write nothing.
         overrides: keys of the configuration to change, such as train.steps=10.
 
@@ -441,9 +411,9 @@ def extend(
 ) -> Receipt:
     """Add domains, slots or English pieces to a trained run, in a new run; old domains answer as before, bit for bit.
 
-    Old domains keep their Adam moments; `train` resumes from step 0. Give one origin of the new domains. The text of the
-    configuration must be prepared before, by `prepare-data --extend` in the run's data.path, or all of it with vocabulary.keep
-    set to `model`, so that tokens keep their ids and rows. Returns the record of the weights' origin, saved as lineage.json.
+    Old domains keep their Adam moments; `train` resumes from step 0. Give one origin of the new domains. The text must be prepared
+    before, by `prepare-data --extend` in the run's data.path, or all of it with vocabulary.keep set to `model`, so that tokens
+    keep their ids and rows. Returns the record of the weights' origin, saved as lineage.json.
 
     Args:
         model: the trained run.
@@ -485,8 +455,7 @@ def extract(
         output: new folder of the run or export; it must not exist.
         keep: names of the domains to keep.
         drop: or names of the domains to remove.
-        format: "run" writes a run folder, which reads its text where the model's is, and from which `train` resumes at step 0 with
-            its Adam moments; "mindir" writes an exported model.
+        format: "run" writes a run folder, from which `train` resumes at step 0 with its Adam moments; "mindir" an exported model.
         data: folder of the run's prepared text if it has moved from data.path.
 
     Examples:
@@ -496,9 +465,9 @@ def extract(
     check_folder_writable(Path(output), "--output")
     from pangu_sigma.inherit.extract import extract_domains
 
-    text, as_graph = None if data is None else Path(data), format == "mindir"
+    text = None if data is None else Path(data)
     with mindspore_lock:
-        return extract_domains(Path(model), Path(output), texts(keep), texts(drop), text, as_graph)
+        return extract_domains(Path(model), Path(output), texts(keep), texts(drop), text, format == "mindir")
 
 
 @checked
@@ -508,12 +477,10 @@ def inspect(
     """Show the size of a configuration: parameters, and bytes on host and device; or what the files of a model hold.
 
     Args:
-        what: a configuration; or a run, checkpoint, export, or a folder or file of weights. A folder, or a file that is named
-            as one of weights, is a model.
+        what: a configuration; or a model: a run, checkpoint, export, or another folder or file of weights.
         keep: also show the size that `extract` would leave with these domains.
         drop: or without these domains.
-        verify: compare every file of a model with its hash, which reads all of it; "damaged" has a message on each damaged
-            file, and the result's `ok` is then False.
+        verify: compare every file of a model with its hash; "damaged" has a message on each damaged file, and `ok` is then False.
         overrides: keys of a configuration to change, such as model.hidden=256.
 
     Examples:
@@ -524,21 +491,18 @@ def inspect(
     from pangu_sigma.inspection import inspect as inspection
 
     damaged: list[str] = []
-    if isinstance(what, Config) or not (
-        Path(what).is_dir() or Path(what).suffix in (".safetensors", ".ckpt", ".pt", ".bin")
-    ):
+    path = None if isinstance(what, Config) else Path(what)
+    if path is None or not (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
         if verify:
             without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
-        config: Config | None = loaded(what, overrides)
-        assert config is not None
-        tree = inspection.inspect(config)
-        text = inspection.format_inspection(tree)
+        config: Config | None = (made := loaded(what, overrides))
+        text = inspection.format_inspection(tree := inspection.inspect(made))
     else:
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         if overrides:
             without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
-        files = inspect_files(Path(what), verify)
+        files = inspect_files(path, verify)
         config, tree, text, damaged = files.config, files.as_dict(), format_file_inspection(files), files.damaged
     if keep or drop:
         if config is None:
@@ -578,18 +542,16 @@ def plan(
         raise ConfigError(
             f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {argument('--scan')}, for a table of 8 to 4,096 NPUs"
         )
+    from pangu_sigma.npu.plan import plan as plans
     from pangu_sigma.npu.plan.differences import compile_plan
-    from pangu_sigma.npu.plan.plan import format_plan, format_tree, make_plan
-    from pangu_sigma.npu.plan.plan import scan as scan_devices
 
     made, tree, shown, ok = loaded(config, overrides), dict[str, Any](), list[str](), True
     if devices is not None:
-        planned = (compile_plan if compile else make_plan)(made, devices)
-        tree, shown = planned.as_dict(), [format_plan(planned)]
-        ok = planned.fits and not planned.differences
+        planned = (compile_plan if compile else plans.make_plan)(made, devices)
+        tree, shown, ok = planned.as_dict(), [plans.format_plan(planned)], planned.fits and not planned.differences
     if scan:
-        scanned = scan_devices(made)
-        tree, shown = tree | scanned, [*shown, *format_tree(scanned)]
+        scanned = plans.scan(made)
+        tree, shown = tree | scanned, [*shown, *plans.format_tree(scanned)]
         ok = ok and scanned["least_devices"] is not None
     return Result(tree, "\n".join(shown), ok)
 

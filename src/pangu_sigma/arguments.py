@@ -79,10 +79,12 @@ Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(ove
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-def types_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of a function's parameters; its result is left out, because the type of a result may need MindSpore."""
+def types_of(function: Callable[..., Any], extras: bool = False) -> dict[str, Any]:
+    """Return the types of a function's parameters; its result is left out, because the type of a result may need MindSpore.
+
+    extras: True for the types with their validators."""
     named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    return get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, include_extras=True)
+    return get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, include_extras=extras)
 
 
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -93,7 +95,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @cache
     def types() -> dict[str, TypeAdapter[Any]]:
         strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
-        return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function).items()}
+        return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function, True).items()}
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:

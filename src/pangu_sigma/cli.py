@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
 import pangu_sigma
 from pangu_sigma import api
-from pangu_sigma.arguments import AnyPath
+from pangu_sigma.arguments import AnyPath, types_of
 from pangu_sigma.bars import Bar
 from pangu_sigma.chips import Chip
 from pangu_sigma.config_file import dump_config, key_of
@@ -154,24 +154,21 @@ def _command(function: Callable[..., Any], help: str) -> Callable[..., int]:
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a function's command: positional parameters first, then options by keyword."""
     original = inspect.unwrap(function)
-    named = {name: hint for name, hint in original.__annotations__.items() if name != "return"}
-    hints = get_type_hints(type("", (), {"__annotations__": named}), original.__globals__)
-    has = dict(inspect.signature(original).parameters)
+    hints, has = types_of(original), dict(inspect.signature(original).parameters)
     silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    options: list[tuple[str, Any, Any, Parameter | None]] = [
-        *((name, hints[name], each.default, None) for name, each in has.items() if name not in ONLY_PYTHON)
-    ]
-    options += [
-        (name, kind, False if kind is bool else None, Parameter(help=help))
-        for name, (kind, help, of) in OF_THE_COMMAND_LINE.items()
-        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent)
-    ]
     parameters = []
-    for name, hint, default, told in options:
+
+    def add(name: str, hint: Any, default: Any, told: Parameter | None = None) -> None:
         kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
         shown = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
         annotation: Any = Annotated[_typed(hint, default), Parameter.combine(SPELLED.get(name), told, shown)]
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+
+    for name in (name for name in has if name not in ONLY_PYTHON):
+        add(name, hints[name], has[name].default)
+    for name, (kind, help, of) in OF_THE_COMMAND_LINE.items():
+        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent):
+            add(name, kind, False if kind is bool else None, Parameter(help=help))
     return inspect.Signature(sorted(parameters, key=lambda each: each.kind))
 
 
