@@ -21,10 +21,10 @@ from pangu_sigma import arguments
 from pangu_sigma.arguments import AnyPath, Overrides, Paths, Text, Texts, checked, one_path, paths, several, texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import argument, keyword, without_effect
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
+from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
 
 if TYPE_CHECKING:

@@ -119,7 +119,7 @@ def _kernel_error() -> float:
     from mindspore import Tensor
 
     from ascend_ops.grouped_ffn import GroupedFFN, grouped_ffn_oracle
-    from pangu_sigma.device import use_cpu
+    from pangu_sigma.process import use_cpu
 
     use_cpu()
     rng = np.random.default_rng(0)
