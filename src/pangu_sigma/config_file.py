@@ -59,10 +59,8 @@ def shipped_configs(kind: str = "") -> dict[str, Path]:
 
 
 def config_path(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
-    """Return the file of a shipped configuration by its name, or a path unchanged; an existing file wins over a shipped name.
-
-    kind: as in `shipped_configs`. Raises ConfigError, which lists the names, for a bare name that is neither shipped nor a file.
-    """
+    """Return the file of a shipped configuration by its name, or a path unchanged; an existing file wins over a shipped name. kind:
+    as in `shipped_configs`. Raises ConfigError, which lists the names, for a bare name that is neither shipped nor a file."""
     path = Path(name_or_path)
     if path.suffix in _ENDINGS or path.name != str(path) or path.is_file():
         return path
@@ -80,10 +78,8 @@ def load_config(path: str | Path, overrides: Sequence[Override] = ()) -> Config:
 
 
 def read_tree(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, Any]:
-    """Read a configuration's YAML file as a plain tree, and apply the overrides in order.
-
-    Raises ConfigError for a missing file, a pipe, broken YAML, an override that is not `key=value`, or an impossible key.
-    """
+    """Read a configuration's YAML file as a plain tree, and apply the overrides in order. Raises ConfigError for a missing file, a
+    pipe, broken YAML, an override that is not `key=value`, or an impossible key."""
     file, named = Path(path), f"configuration {path}"
     try:
         if not stat.S_ISREG(

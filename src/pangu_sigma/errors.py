@@ -1,7 +1,5 @@
-"""Errors that a user can fix: base class, errors that several folders raise, and the exit status of a command.
-
-`UserError` is defined in `ascend_ops`, whose kernels may fail to build and which imports nothing of this package.
-"""
+"""Errors that a user can fix: errors that several folders raise, and the exit status of a command. The base class is in
+`ascend_ops`, whose kernels may fail to build and which imports nothing of this package."""
 
 from __future__ import annotations
 
@@ -38,11 +36,8 @@ looked for, is a bug and keeps its traceback."""
 
 
 def in_words(error: OSError, path: object = "", otherwise: str = "") -> str:
-    """Return an error of the disk for people: file, what the system calls the error, and the fix.
-
-    path: the file, if the error names none. otherwise: fix of an error that the system does not raise at any time, such as that of
-    a missing file.
-    """
+    """Return an error of the disk for people: file, what the system calls the error, and the fix. path: the file, if the error
+    names none. otherwise: fix of an error that the system does not raise at any time, such as a missing file."""
     file = error.filename2 or error.filename or path  # of a copy, what it wrote
     fix = _OF_THE_MACHINE.get(error.errno or 0, otherwise)
     return ": ".join(filter(None, [str(file), str(error.strerror or error)])) + (f"; {fix}" if fix else "")
@@ -74,10 +69,8 @@ _on_command_line = False
 
 
 def argument(option: str, python: str = "") -> str:
-    """Return the name of an argument for a message: "--from-domain" while a command runs, "from_domain" in Python.
-
-    python: name of the argument in Python where it differs.
-    """
+    """Return the name of an argument for a message: "--from-domain" while a command runs, "from_domain" in Python. python: name of
+    the argument in Python where it differs."""
     return option if _on_command_line else python or option.removeprefix("--").replace("-", "_")
 
 

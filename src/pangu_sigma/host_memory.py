@@ -1,8 +1,7 @@
 """Memory that a run needs on this machine, compared with the memory that is free before anything is allocated.
 
 The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain; but rows (`model.rows`)
-count as far as the run can meet them. The system would kill a refused run in the middle, without a message. An accepted run may
-still need too much. `npu/plan/` counts NPU memory.
+count as far as the run can meet them. The system would kill a refused run in the middle, without a message.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ class Need(NamedTuple):
 
 
 def check_training_fits(config: Config, processes: int = 1, root: Path = Path("/")) -> None:
-    """Raise ConfigError if this machine has too little memory to train `config` on its CPU.
-
-    processes: ranks that this machine runs, each with its share of the experts. root: folder of Linux's proc and sys.
-    """
+    """Raise ConfigError if this machine has too little memory to train `config` on its CPU. processes: ranks that this machine
+    runs, each with its share of the experts. root: folder of Linux's proc and sys."""
     _check(f"training {config.name}", training_needs(config), processes, root)
 
 

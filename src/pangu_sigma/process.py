@@ -31,19 +31,15 @@ def use_cpu(seed: int = 0) -> None:
 
 
 def refuse_compile_cache() -> None:
-    """Raise UserError if MindSpore's compile cache is on.
-
-    MindSpore 2.9 finds a cached graph by its place in the order in which a process compiles, and compares the text of the entry
-    script alone: a resumed run takes the graph of the evaluation for its step, and a changed key, such as
-    `train.optimizer.clip_norm`, keeps its old value without a word.
-    """
+    """Raise UserError if MindSpore's compile cache is on. MindSpore 2.9 finds a cached graph by its place in the order in which a
+    process compiles, and compares the text of the entry script alone: a resumed run takes the graph of the evaluation for its step,
+    and a changed key, such as `train.optimizer.clip_norm`, keeps its old value without a word."""
     import mindspore as ms
 
     if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1" or ms.get_context("enable_compile_cache"):
         raise UserError(
-            "MindSpore's compile cache is on, by MS_COMPILER_CACHE_ENABLE=1 or set_context(enable_compile_cache=True): it takes "
-            "graphs by the order in which a process compiles them, whatever the configuration, so that a run would compute with "
-            "another graph than its own; switch it off"
+            "MindSpore's compile cache is on, by MS_COMPILER_CACHE_ENABLE=1 or set_context(enable_compile_cache=True): a run would "
+            "compute with another graph than its own; switch it off"
         )
 
 
@@ -74,11 +70,9 @@ def gc_disabled() -> Iterator[None]:
 
 @contextmanager
 def gc_frozen() -> Iterator[None]:
-    """Limit garbage collection in a `with` statement to objects created in it (gc.freeze).
-
-    Existing garbage is freed first; older objects that become garbage meanwhile are freed at its end. If objects are frozen
-    already, nothing is changed, because older and newer frozen objects could not be told apart.
-    """
+    """Limit garbage collection in a `with` statement to objects created in it (gc.freeze). Existing garbage is freed first; older
+    objects that become garbage meanwhile are freed at its end. If objects are frozen already, nothing is changed, because older and
+    newer frozen objects could not be told apart."""
     if gc.get_freeze_count():
         yield
         return

@@ -24,10 +24,8 @@ class NotWritable(UserError):
 
 
 def check_folder_writable(folder: Path, option: str) -> None:
-    """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind.
-
-    option: command-line option that gave the path, for messages, such as "--output".
-    """
+    """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind. option: the
+    option that gave the path, for messages, such as "--output"."""
     named, existing = argument(option), folder.absolute()
     try:
         existing = next(each for each in (existing, *existing.parents) if each.is_symlink() or each.exists())
@@ -62,10 +60,8 @@ def refuse_link(path: Path) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the write lock of a folder, which is created, in a `with` statement. Readers need no lock.
-
-    Raises NotWritable if another process, or another call in this one, holds the lock; the message says who and since when.
-    """
+    """Hold the write lock of a folder, which is created, in a `with` statement. Readers need no lock. Raises NotWritable if another
+    process, or another call in this one, holds the lock; the message says who and since when."""
     file = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
     refuse_link(file)
