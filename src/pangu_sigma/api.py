@@ -283,16 +283,10 @@ def launch(
 
 
 def training_command(
-    source: Path,
-    output: Path,
-    overrides: Sequence[str] = (),
-    device: Literal["cpu", "ascend"] = "cpu",
-    allow_data_change: bool = False,
+    source: Path, output: Path, overrides: Sequence[str] = (), device: str = "cpu", allow_data_change: bool = False
 ) -> list[str]:
-    """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run folder that has a checkpoint.
-
-    source: the configuration, as the user named it and each node loads it, or the run folder. overrides: texts KEY=VALUE.
-    """
+    """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run with a checkpoint. source: the
+    configuration, as the user named it and each node loads it, or the run folder. overrides: texts KEY=VALUE."""
     return [
         *(sys.executable, "-m", "pangu_sigma", "train", str(source)),
         *([] if source == output else ["--output", str(output)]),

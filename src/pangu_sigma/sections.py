@@ -46,10 +46,7 @@ Glob = Annotated[str, Field(max_length=4_000, pattern=r"[^./]")]
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 RoutingTables = Annotated[str, Field(max_length=4_000, pattern=r"^(random|balanced|[^\x00]+\.npz)$")]
 Activation = Literal["fast_gelu", "tanh", "erf"]
-"""Activation function of the FFN; Φ is the distribution function of N(0, 1).
-
-fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x · Φ(x) = x/2 · (1 + erf(x/√2)).
-"""
+"""fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x/2 · (1 + erf(x/√2))."""
 Segment = Literal["own", "common"]
 """Kind of a segment of experts: `own`, of a domain's group; `common`, shared by all domains."""
 
@@ -159,7 +156,7 @@ class ModelConfig(Section):
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
             widths = " + ".join(str(entry.width) for entry in self.rows)
             raise ValueError(
-                f"rows have the widths {widths}, which must add up to hidden={self.hidden}; without any they are even"
+                f"rows have the widths {widths}, which must add up to hidden={self.hidden}; or leave them out"
             )
         if self.segments[0] != "own":
             raise ValueError("segments begins with common; the first one is own, because it has the output bias")
@@ -192,7 +189,6 @@ class DomainConfig(Section):
 
 class VocabularyConfig(Section):
     """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
-
     Bytes spell characters of Chinese text that have no piece or no row in the slot, and characters that PanGu-α drops, such as tabs
     and ideographic spaces. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
 
@@ -210,8 +206,8 @@ class RoutingConfig(Section):
 
     table: RoutingTables = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens,
-    and the most frequent ids are spread over several experts (our choice). FILE.npz: tables that
-    `ps.write_routing` wrote, or routing.npz of a run with this vocabulary."""
+    and the most frequent ids are spread over several experts (our choice). FILE.npz: tables that `ps.write_routing` wrote, or of a
+    run with this vocabulary."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Seed of the tables: layer l draws its table with seed + l. Not for a file."""
 
@@ -256,11 +252,9 @@ class PhaseConfig(Section):
     """Section `data.phases`, one entry: the domains that are trained on from a step on, and their weights."""
 
     from_step: NonNegative
-    """Number of steps before the phase, 0 for the first one, in samples of a step of the present size. A phase lasts until the next
-    one begins."""
+    """Number of steps before the phase, 0 for the first one, in samples of a step of the present size."""
     weights: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = None
-    """Sampling weights of the phase by domain. A domain without one is not trained on, and its experts keep their bits. null: all
-    domains, with the weights in `domains`."""
+    """Sampling weights of the phase by domain; other domains are not trained on, and keep their bits. null: those in `domains`."""
 
 
 class DataConfig(Section):
@@ -299,16 +293,14 @@ class DataConfig(Section):
     """Estimated Jaccard similarity of the 5-grams of words from which a document is a near-duplicate of an earlier one, of any
     domain, and is dropped; 0.8 is usual. null: only exact copies are dropped."""
     memory_gib: PositiveFloat = 2.0
-    """Memory of all processes of `prepare-data` in GiB, whatever the size of the text; a worker takes 768 MiB, one document over a
-    few MiB more. The result does not depend on it."""
+    """Memory of all processes of `prepare-data` in GiB; a worker takes 768 MiB. The result does not depend on it."""
     domains_per_step: Width = 1
     """Number of blocks of a batch. Each block holds samples of one domain, so this is the maximum number of domains of a step."""
     domain_sets: Width = 1
     """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
     draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step."""
     shuffle: Literal["keyed", "permutation"] = "keyed"
-    """Shuffle of a domain's samples in each pass over them. keyed: by a function of seed, domain and pass. permutation: by a drawn
-    one, with 8 bytes of memory a sample."""
+    """Shuffle of a domain's samples. keyed: by a function of seed, domain and pass. permutation: drawn, with 8 bytes a sample."""
     phases: Annotated[list[PhaseConfig], Field(max_length=1_000)] = []
     """Phases of training with different domains or weights, such as the paper's four major domains first. []: all at all times."""
     temperature: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
@@ -347,8 +339,7 @@ class OptimizerConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks, one process and one device each. The last
-    axis varies fastest, so that the ranks of a tensor group share a host."""
+    """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks; the last axis varies fastest."""
 
     chip: Chip = "910a"
     """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common one; `910_93`. It decides memory and
@@ -364,8 +355,7 @@ class ParallelConfig(Section):
     tensor: Width = 1
     """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns, rows (PanGu-α). Only on Ascend."""
     optimizer: bool = True
-    """true: ranks with the same dense parameter divide it and its Adam state (ZeRO). false: each rank keeps the whole, as ranks on
-    the CPU do with either value."""
+    """true: ranks with the same dense parameter divide it and its Adam state (ZeRO); on a CPU each rank keeps the whole."""
     recompute: bool = False
     """true: keep only the inputs of layers for the backward pass and recompute the rest, which takes time. Only on Ascend."""
     fusion_mib: NonNegative = 64
@@ -377,9 +367,8 @@ class ParallelConfig(Section):
     of all experts of a rank together. Only on Ascend. Loads even out over a group's ranks, so this factor can be much lower than
     `capacity_factor`, the value for null."""
     gather: Literal["ours", "cann"] | None = None
-    """Operator that moves rows to experts and back on NPUs. `ours`: of `ascend_ops/`, which must be built and installed there.
-    `cann`: CANN's own Gather, with one more copy of the rows. null: `cann` on 910B and later without stages, else `ours`, the only
-    one possible there."""
+    """Operator that moves rows to experts and back on NPUs. `ours`: of `ascend_ops/`, which must be built there. `cann`: CANN's own
+    Gather, with one more copy of the rows. null: `cann` on 910B and later without stages, else `ours`, the only possible one."""
     overflow: Literal["refuse", "drop"] = "refuse"
     """Treatment of rows beyond `capacity_factor` or `arrival_factor`. `refuse`: the run ends with an error that names the needed
     factor. `drop`: these rows skip the FFN, and are counted and reported. Only on Ascend."""
