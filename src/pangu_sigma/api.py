@@ -252,19 +252,12 @@ def launch(
             if value in (None, ""):
                 why = f"with {argument('--nodes')} {nodes} each is told its rank and where node 0 is"
                 raise ConfigError(f"{argument(name)} is missing: {why}")
+    command = training_command(Path(config), folder, changes, device, allow_data_change)
+    devices = devices_of(made.parallel.chip) if device == "ascend" else None
+    node, address = node_rank or 0, master_address or ("MASTER" if nodes > 1 else "127.0.0.1")
+    limits = (max_restarts, grace, wait, hang_timeout)
     job = ranks_launch.Job(
-        command=training_command(Path(config), folder, changes, device, allow_data_change),
-        logs=folder / "logs",
-        ranks=made.parallel.ranks,
-        nodes=nodes,
-        node=node_rank or 0,
-        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
-        port=master_port,
-        devices=devices_of(made.parallel.chip) if device == "ascend" else None,
-        restarts=max_restarts,
-        grace=grace,
-        wait=wait,
-        hang_timeout=hang_timeout,
+        command, folder / "logs", made.parallel.ranks, nodes, node, address, master_port, devices, *limits
     )
     if dry_run:
         return ranks_launch.dry_run(job)

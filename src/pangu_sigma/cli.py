@@ -1,8 +1,6 @@
 """Command `pangu-sigma`: each function of COMMANDS is a command. Its parameters are the options, with their types and defaults, its
-docstring is the help. The constants below hold what no signature says.
-
-The functions import what they need when they run, so that an invalid configuration is refused before MindSpore is loaded.
-"""
+docstring is the help. The constants below hold what no signature says. The functions import what they need when they run, so that
+an invalid configuration is refused before MindSpore is loaded."""
 
 from __future__ import annotations
 
@@ -186,22 +184,17 @@ def _typed(hint: Any, default: Any) -> Any:
 
 def _value(kind: Any, tokens: Any) -> Any:
     """Return a path or a whole number, or several paths: cyclopts rounds 1.5, and pathlib takes a blank as the current folder."""
+    values = [token.value for token in tokens]
     if kind is int:
-        return int(tokens[0].value)
-    for value in (token.value for token in tokens):
+        return int(values[0])
+    for value in values:
         if not value.strip() or value.startswith("--"):
             raise ValueError(f"{value!r} is {'an option' if value.strip() else 'blank'}; name a file or folder")
-    found = [Path(token.value) for token in tokens]
-    return found if get_origin(kind) is list else found[0]
+    return [*map(Path, values)] if get_origin(kind) is list else Path(values[0])
 
 
 def _run(
-    function: Callable[..., Any],
-    *given: Any,
-    chip: str | None = None,
-    print_config: bool = False,
-    quiet: bool = False,
-    **options: Any,
+    function: Callable[..., Any], *given: Any, print_config: bool = False, quiet: bool = False, **options: Any
 ) -> int:
     """Run a command, show its result and return the exit status."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -212,13 +205,11 @@ def _run(
         check_file_writable(file, "--json")
         if "json" in has:  # the function writes it
             options["json"], file = file, None
-    if chip is not None and "model" not in has:
+    if "chip" not in has and (chip := options.pop("chip", None)):
         for change in options.get("overrides", ()):
             if key_of(change) == "parallel.chip":
                 without_effect(f"--set {change}", f"--chip {chip} is given, too")
         options["overrides"] = [*options.get("overrides", ()), f"parallel.chip={chip}"]
-    elif chip is not None:
-        options["chip"] = chip
     if print_config:
         config = given[has.index("config" if "config" in has else "what")]
         made = api.load_config(config, options.get("overrides", ()))
@@ -227,8 +218,7 @@ def _run(
 
 
 def _shown(result: Any, file: Path | None) -> int:
-    """Print the result of a command, and return its exit status. file: of --json, which gets the result too; -: print JSON
-    instead of the table."""
+    """Print the result of a command, and return its exit status. file: of --json, which gets the result, too; -: only JSON."""
     if isinstance(result, api.Model):
         if result.stopped:  # a launcher takes any other status of a rank for a failure, and starts the ranks again
             return 0 if is_rank() else INTERRUPTED

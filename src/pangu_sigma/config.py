@@ -1,9 +1,5 @@
-"""Configuration tree: its root, the combinations of keys that are allowed, and the sizes that follow from them. The keys of its
-sections are in sections.py.
-
-Load it with `load_config(path, overrides)`. Any mistake (unknown key, wrong type, impossible combination) raises `ConfigError`,
-which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is imported.
-"""
+"""Configuration tree: its root, the combinations of keys that are allowed, and the sizes that follow from them. sections.py has the
+keys of the sections, and config_file.py reads files."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ class ConfigError(UserError, ValueError):
 @dataclass(frozen=True)
 class ParamCount:
     """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do. rows: of `model.rows`,
-    if tokens met all rows; not in the total, because a row that no token met is nowhere."""
+    if tokens met all; not in the total, because a row that no token met is nowhere."""
 
     total: int
     dense: int
@@ -58,8 +54,7 @@ class Config(Section):
 
     @property
     def reader_named(self) -> bool:
-        """True if a person named `data.reader`, in a file or an override; only then it is executed. Runs, checkpoints and exports
-        record the key, too, and must not choose code."""
+        """True if a person named `data.reader`; only then it is executed. A run or an export must not choose code."""
         return self._reader_named
 
     def with_reader_named(self) -> Config:
@@ -200,11 +195,8 @@ class Config(Section):
 
     @property
     def domain_sets(self) -> list[list[int]]:
-        """Indices of the domains of each of the `data.domain_sets` sets, ascending.
-
-        Sets have equally many domains, and nearly equal total weights by greedy packing. This is our choice: the paper says that
-        domains share groups of ranks, not how.
-        """
+        """Indices of the domains of each of the `data.domain_sets` sets, ascending. Sets have equally many domains, and nearly
+        equal total weights by greedy packing: our choice, because the paper says that domains share groups of ranks, not how."""
         sets: list[list[int]] = [[] for _ in range(self.data.domain_sets)]
         weights, size = [0.0] * len(sets), len(self.domains) // len(sets)
         for index in sorted(range(len(self.domains)), key=lambda i: -self.domains[i].weight):
@@ -233,14 +225,12 @@ class Config(Section):
 
     def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
         """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""
-        each = self.model.experts_per_domain
+        each, common = self.model.experts_per_domain, list(range(self.model.common_experts))
         own = [domain * each + number for domain in sorted(set(domains)) for number in range(each)]
-        common = list(range(self.model.common_experts))
         return [own if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
-        """Return True if experts of segments of this kind and rows of such entries learn; common ones do not where fine-tuning
-        names the experts that do."""
+        """Return True if experts and rows of this kind learn; common ones do not where fine-tuning names the experts that do."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
     @property
@@ -274,14 +264,14 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model. Rows (`model.rows`) are not in the total: how many there are, text decides."""
+        """Count the parameters of the model."""
         m = self.model
-        attention = 4 * (m.hidden * m.hidden + m.hidden)
+        attention, norms = 4 * (m.hidden * m.hidden + m.hidden), 2 * 2 * m.hidden
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
-        norms = 2 * 2 * m.hidden
         dense = m.layers * (attention + norms + bool(m.rows)) + m.dense_layers * ffn + 2 * m.hidden
-        stored = (self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments))
-        experts = m.rre_layers * sum(stored)
+        experts = m.rre_layers * sum(
+            self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments)
+        )
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         rows = sum(self.stored_rows(entry) * entry.width for entry in m.rows)
         active = dense + m.rre_layers * ffn + m.hidden * bool(m.rows)
