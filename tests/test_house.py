@@ -18,7 +18,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2218,
+    ".": 2068,
     "checkpoint": 1078,
     "convert": 676,
     "data": 2831,
@@ -27,7 +27,7 @@ BUDGETS = {
     "finetune": 501,
     "foreign": 1097,
     "generate": 1666,
-    "held_out": 465,
+    "held_out": 462,
     "inherit": 867,
     "inspection": 325,
     "mindformers_adapter": 371,

@@ -64,16 +64,14 @@ def prepare_data(
 ) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder data.path.
 
-    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder with this
-    result stays, other data of the same domains is replaced with a warning, data of other domains is an error. A killed call goes
-    on where it was, to the same result.
+    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. Other data of the
+    same domains is replaced with a warning, data of other domains is an error. A killed call goes on where it was.
 
     Args:
         config: a configuration.
         input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet. Records
             are {"text": …, "domain": …} unless section `data` says otherwise. By default text from software packages.
-        check: only examine the text, and print the table and all problems. The text from packages is written, and a hidden stage
-            beside data.path with which the next call goes on.
+        check: only examine the text, and print the table and all problems; a hidden stage beside data.path helps the next call.
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
@@ -212,8 +210,6 @@ def launch(
     overrides: Overrides = (),
 ) -> int | str:
     """Train on the processes that section `parallel` lays out, on NPUs or nodes, watch them, and return the exit status.
-
-    Raises LaunchError, ConfigError and DataError for errors that are found before processes start.
 
     Args:
         config: a shipped name or a YAML file, which each node loads; or a run folder to resume.
@@ -452,8 +448,8 @@ def finetune(
     Args:
         model: the trained run.
         task: "dialogue", "qa", "translation_zh_en", "translation_en_zh", "code", or a YAML file.
-        train_file: *.jsonl or *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …},
-            …]}, optionally with "domain".
+        train_file: *.jsonl or *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]},
+            optionally with "domain".
         output: run folder of the tuned model.
         dev_file: lines as in train_file; the loss on them selects the best state, and stops the training early.
         learn: parameters that are trained, by default the task's.
@@ -491,8 +487,7 @@ def inherit(
 ) -> Receipt | Results:
     """Start a sparse run from a dense model: at step 0 it answers as that model, and `train` resumes it.
 
-    Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, or if the model
-    does not fit.
+    Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists.
 
     Args:
         model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them).
@@ -537,9 +532,9 @@ def extend(
 ) -> Receipt:
     """Add domains, slots or English pieces to a trained run, in a new run; old domains answer as before, bit for bit.
 
-    Old domains keep their Adam moments; `train` resumes from step 0. Give one origin of the new domains. The text must be prepared
-    before, by `prepare-data --extend` in the run's data.path, or all of it with vocabulary.keep set to `model`, so that tokens
-    keep their ids and rows. Returns the record of the weights' origin, saved as lineage.json.
+    Old domains keep their Adam moments; `train` resumes from step 0. Give one origin of the new domains. Prepare the text before,
+    by `prepare-data --extend` in the run's data.path, or all of it with vocabulary.keep set to `model`, so that tokens keep their
+    ids. Returns the record of the weights' origin, saved as lineage.json.
 
     Args:
         model: the trained run.
@@ -665,9 +660,8 @@ def plan(
         pangu-sigma plan sigma_1t --chip 910b --scan
     """
     if devices is None and (not scan or compile):
-        raise ConfigError(
-            f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {argument('--scan')}, for a table of 8 to 4,096 NPUs"
-        )
+        table = f"{argument('--scan')}, for a table of 8 to 4,096 NPUs"
+        raise ConfigError(f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {table}")
     from pangu_sigma.npu.plan import plan as plans
     from pangu_sigma.npu.plan.differences import compile_plan
 

@@ -69,10 +69,8 @@ AnyPath = Annotated[str | os.PathLike[str], PlainValidator(one_path)]
 Paths = Annotated[str | os.PathLike[str] | Iterable[str | os.PathLike[str]], PlainValidator(paths)]
 Text = Annotated[str, PlainValidator(_text)]
 Texts = Annotated[str | Iterable[str], PlainValidator(texts)]
-AnyConfig = Annotated[
-    Config | str | os.PathLike[str],
-    PlainValidator(lambda value: value if isinstance(value, Config) else one_path(value)),
-]
+_Config = PlainValidator(lambda value: value if isinstance(value, Config) else one_path(value))
+AnyConfig = Annotated[Config | str | os.PathLike[str], _Config]
 """A configuration, or what `load_config` takes."""
 Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(overrides_of)]
 """Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
@@ -80,9 +78,7 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 def types_of(function: Callable[..., Any], extras: bool = False) -> dict[str, Any]:
-    """Return the types of a function's parameters; its result is left out, because the type of a result may need MindSpore.
-
-    extras: True for the types with their validators."""
+    """Return the types of a function's parameters, with validators if extras. The type of its result may need MindSpore."""
     named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     return get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, include_extras=extras)
 
@@ -123,8 +119,7 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 
     Args:
         config: name of a shipped configuration, such as "sigma_tiny"; a YAML file; or a run folder or its configuration.json.
-        overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces
-            the section.
+        overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}; a section replaces the section.
     """
     path, changes = Path(config), overrides_of(overrides)
     path = path.parent if path.name == CONFIG_FILE else path
@@ -144,8 +139,8 @@ def loaded(config: AnyConfig, overrides: Overrides = ()) -> Config:
 
 
 def resolve_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides = ()) -> tuple[Config, Path]:
-    """Return the configuration and the run folder of a command that starts or resumes a run. A folder is a run folder, with its
-    configuration; any other argument is a configuration, and the run folder is `output`, by default runs/NAME."""
+    """Return the configuration and the run folder of a command that starts or resumes a run. A folder is a run folder; any other
+    argument is a configuration, and the run folder is `output`, by default runs/NAME."""
     resolved = loaded(config, overrides)
     if isinstance(config, Config) or not Path(config).is_dir():
         return resolved, Path(output or f"runs/{resolved.name}")

@@ -53,8 +53,7 @@ OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
     "json": (AnyPath, "also write the result as JSON, to a new file; -: instead, to standard output", set()),
     "quiet": (bool, "print warnings, errors and the result only", set()),
 }
-"""Options that no function has: their types, help, and parameters of which a command must have one to have the option. `--json` is
-for commands with a result."""
+"""Options that no function has: their types, help, and parameters of which a command must have one. --json needs a result."""
 
 EXIT_STATUSES = """\
 exit status:

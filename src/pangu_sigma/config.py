@@ -23,7 +23,7 @@ class ConfigError(UserError, ValueError):
 @dataclass(frozen=True)
 class ParamCount:
     """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do. rows: of `model.rows`,
-    if tokens met all; not in the total, because a row that no token met is nowhere."""
+    if tokens met all; not in the total."""
 
     total: int
     dense: int

@@ -137,8 +137,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def changed(config: Config, overrides: Sequence[Override]) -> Config:
-    """Return a configuration with a person's overrides; if one sets `data.reader`, it may be executed. Raises ConfigError as
-    `parse_config` and `override`."""
+    """Return a configuration with a person's overrides; if one sets `data.reader`, it may be executed. Raises ConfigError."""
     if not overrides:
         return config
     tree = parse_config(override(config.model_dump(), overrides))

@@ -31,8 +31,7 @@ _OF_THE_MACHINE = {
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENOMEM: "close other programs, or use a smaller configuration",
 }
-"""Errors that the operating system may raise at any time, with their fixes. Any other OSError, such as a missing file that nobody
-looked for, is a bug and keeps its traceback."""
+"""Errors that the operating system may raise at any time, with their fixes. Any other OSError is a bug and keeps its traceback."""
 
 
 def in_words(error: OSError, path: object = "", otherwise: str = "") -> str:
@@ -52,8 +51,7 @@ _EXHAUSTED = dict.fromkeys(
     ("Memory isn't enough and alloc failed", "std::bad_alloc", "failed to map segment from"), _MEMORY
 )
 _EXHAUSTED |= dict.fromkeys(("Resource temporarily unavailable", "can't start new thread"), _THREADS)
-"""What a RuntimeError of Python or MindSpore, or an ImportError, says when the machine has no more of something → what that is,
-and the fix."""
+"""What an error of Python or MindSpore says when the machine has no more of something → what that is, and the fix."""
 
 
 class DataError(UserError, ValueError):

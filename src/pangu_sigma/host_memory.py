@@ -16,8 +16,7 @@ from pangu_sigma.config import Config, ConfigError
 
 _GIB = 1 << 30
 _FLOAT32 = 4
-_ALPHA_PIECES = 40_000
-"""Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
+_ALPHA_PIECES = 40_000  # minimum size of a vocabulary; a routing table has one entry for each
 
 
 class Need(NamedTuple):

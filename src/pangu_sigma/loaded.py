@@ -1,7 +1,5 @@
-"""Loaded model: generates text, shows what it computes and what it is made of, measures its loss, and is exported.
-
-Shape suffixes in docstrings: T tokens of a text, R rows of a slot, L layers, H hidden, N segments of the RRE layers.
-"""
+"""Loaded model: generates text, shows what it computes and what it is made of, measures its loss, and is exported. Shape suffixes
+in docstrings: T tokens of a text, R rows of a slot, L layers, H hidden, N segments of the RRE layers."""
 
 from __future__ import annotations
 
@@ -51,10 +49,8 @@ def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
 
 
 AnyModel = Annotated["Model | str | os.PathLike[str]", PlainValidator(_model)]
-Models = Annotated[
-    "Model | str | os.PathLike[str] | Iterable[Model | str | os.PathLike[str]]",
-    PlainValidator(lambda value: several(value, _model)),
-]
+_MODELS = PlainValidator(lambda value: several(value, _model))
+Models = Annotated["Model | str | os.PathLike[str] | Iterable[Model | str | os.PathLike[str]]", _MODELS]
 
 
 @checked
@@ -88,7 +84,7 @@ def evaluate(
         passages: also continue this many passages of held-out text of each domain, and print how they and the model go on; in the
             result by domain under "passages".
         overrides: keys of section `data` that say how records of `input` are read, such as data.text_key=body; by default as the
-            run's text, or else from the key "text". A reader that a run recorded is not executed.
+            run's text. A reader that a run recorded is not executed.
 
     Examples:
         pangu-sigma evaluate runs/sigma_tiny --passages 1
@@ -208,7 +204,6 @@ def generate(
     """Continue prompts with a trained model.
 
     Returns `generate.text.Generated` for each prompt: text, ids and whether it has ended. Text also ends at model.seq_length.
-    Raises UserError if logits are not finite.
 
     Args:
         model: a run, export, Hugging Face style folder, or files of PanGu-α.
@@ -340,10 +335,8 @@ def _check_below(name: str, value: int, count: int, there_are: str) -> None:
 
 
 class Model:
-    """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
-
-    path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and if it was `stopped`.
-    """
+    """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is. path: its folder,
+    absolute. outcome: result of the training or fine-tuning; None for a loaded model, and if it was `stopped`."""
 
     answers = generate
     export = export

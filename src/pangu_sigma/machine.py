@@ -18,7 +18,6 @@ from pangu_sigma.results import Check, Results, aligned
 
 _TOLERANCE = 1e-4
 CheckMaker = Callable[[], Check | Iterable[Check]]
-"""Function that checks something, and returns one finding or several."""
 
 
 @checked
@@ -49,10 +48,7 @@ def doctor(
 
 
 def run_checks(devices: CheckMaker) -> list[Check]:
-    """Run all checks of a machine, in the order to read them.
-
-    devices: checks of the machine's NPUs (npu/host/checks.py).
-    """
+    """Run all checks of a machine, in the order to read them. devices: checks of the machine's NPUs (npu/host/checks.py)."""
     return [result for check in (_requirements, _compiler, _kernels, devices) for result in _results(check)]
 
 

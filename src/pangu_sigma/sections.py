@@ -20,8 +20,7 @@ class Section(BaseModel):
         raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
-# Upper limits are far above any real model: a slip of the pen is an error here and not a loop or an allocation without end. Whether
-# a model fits the machine is asked elsewhere (host_memory.py, npu/plan/).
+# Upper limits are far above any real model: a slip of the pen is an error here and not a loop or an allocation without end.
 MOST = 10**12
 """Upper limit of all counts, such as steps."""
 MOST_RANKS = 1 << 20
@@ -188,9 +187,8 @@ class DomainConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
-    Bytes spell characters of Chinese text that have no piece or no row in the slot, and characters that PanGu-α drops, such as tabs
-    and ideographic spaces. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
+    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces. Bytes spell
+    what has no piece or no row in the slot. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
 
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; pieces that PanGu-α has are not added again."""
@@ -221,8 +219,7 @@ class EcssConfig(Section):
     """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""
 
     enabled: bool = True
-    """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
-    false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
+    """true: the host stores experts and their Adam state, and the device has the active ones. false: the device has all of them."""
     store: Literal["host", "file"] = "host"
     """Storage of the experts. `host`: in memory. `file`: in mapped files, for more experts than memory holds; same results."""
     path: FilePath | None = None
@@ -263,8 +260,7 @@ class DataConfig(Section):
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     text_key: RecordKey = "text"
-    """Key of a record that holds its text, or column of a Parquet file; `a.b` is the key b in the object a. A record without it is
-    quarantined. The key `domain` holds the domain's name."""
+    """Key of a record, or Parquet column, that holds its text; `a.b` is the key b in the object a. `domain` names its domain."""
     domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
     """Glob of a file or of a folder → name of the domain of all records there, whose key `domain` is not read. A glob is compared
     with the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
@@ -279,8 +275,7 @@ class DataConfig(Section):
     """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain, boilerplate
     not counted. Documents above the limit are trained on, and others are held out instead. 1: no limit."""
     boilerplate_documents: Positive = 10
-    """Number of documents of a domain above which a window that occurs in all of them is boilerplate, such as a footer: what
-    touches it does not count as overlap. A document of nothing else is trained on."""
+    """Number of documents above which a window that they share is boilerplate: what touches it does not count as overlap."""
     max_boilerplate: Fraction = 0.5
     """Maximum fraction of a held-out document's windows of 13 tokens that may be boilerplate. Documents above the limit are trained
     on, and others are held out instead. 1: no limit, for text that is written so, such as tables."""
@@ -305,7 +300,7 @@ class DataConfig(Section):
     """Phases of training with different domains or weights, such as the paper's four major domains first. []: all at all times."""
     temperature: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     """Temperature T: multiplies each weight by (training text of the domain)^(1/T). 1: domains of equal weight are read equally
-    often; large: they are read equally much; null: weights alone decide, whatever the size of a domain."""
+    often; large: they are read equally much; null: weights alone decide."""
 
 
 class OptimizerConfig(Section):
@@ -343,7 +338,7 @@ class ParallelConfig(Section):
 
     chip: Chip = "910a"
     """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common one; `910_93`. It decides memory and
-    speed in plans, what `half` means, and the operators of the Ascend step. The CPU ignores this key."""
+    speed in plans, what `half` means, and the operators of the Ascend step."""
     stages: Width = 1
     """Number of pipeline stages, through which the `train.accumulation` micro-batches of an update go. Only on Ascend."""
     groups: Width = 1
@@ -438,8 +433,7 @@ class TrainConfig(Section):
     log_interval: Positive = 10
     """Number of steps between lines of the log. A line also precedes each evaluation and checkpoint."""
     max_skipped_steps: Positive = 50
-    """Number of consecutive steps with a domain that may be skipped before the run stops with an error; each domain has a count,
-    because one bad expert skips the steps of its domain only. A loss scale of 2³² falls to 1 in 32 steps."""
+    """Number of consecutive skipped steps with a domain that end the run with an error. A loss scale of 2³² falls to 1 in 32."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
@@ -455,8 +449,7 @@ MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{cont
 
 
 class ChatConfig(Section):
-    """Section `chat`, the chat template: turns the messages of a chat into a text that the model continues, and ends the answer. A
-    null key takes the template of the domain's language (generate/chat_template.py)."""
+    """Section `chat`, the chat template: makes a text of messages. null: as the domain's language (generate/chat_template.py)."""
 
     system: MessageTemplate | None = None
     """Template of a system message, such as "{content}\\n"."""

@@ -19,8 +19,7 @@ LOCK = "LOCK"
 
 
 class NotWritable(UserError):
-    """Error of a file or folder that cannot be written, or in which another process writes; the message names the path, the reason
-    and the fix."""
+    """Error of a file or folder that cannot be written, or in which another process writes."""
 
 
 def check_folder_writable(folder: Path, option: str) -> None:
