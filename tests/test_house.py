@@ -27,7 +27,7 @@ BUDGETS = {
     "finetune": 501,
     "foreign": 1097,
     "generate": 1666,
-    "held_out": 462,
+    "held_out": 465,
     "inherit": 867,
     "inspection": 325,
     "mindformers_adapter": 371,

@@ -187,7 +187,7 @@ class DomainConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces. Bytes spell
+    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags, bytes, English pieces. Bytes spell
     what has no piece or no row in the slot. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
 
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
