@@ -68,7 +68,7 @@ def matching_slot(name: str, names: Sequence[str]) -> int | None:
 
 
 def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> list[str]:
-    """Return the names of the domains to keep, in the configuration's order. Raises ConfigError unless `keep` or `drop` is right."""
+    """Return the names of the domains to keep, in the configuration's order. Raises ConfigError for unknown names, and for none."""
     if bool(keep) == bool(drop):
         raise ConfigError(
             f"name the domains to keep with {argument('--keep')}, or those to leave away with {argument('--drop')}, not "
