@@ -25,7 +25,7 @@ import numpy as np
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.data.mixture import Mixture
 from pangu_sigma.data.prepared import data_of
 from pangu_sigma.npu.plan.plan import laid_out
@@ -33,7 +33,6 @@ from pangu_sigma.npu.rows import dispatch_layout, even_rows_received, tokens_of_
 from pangu_sigma.ranks.layout import active_in_group
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import Segment
-from pangu_sigma.shipped import config_path
 
 SIMULATED_STEPS = 10_000
 """Number of steps that `needed_factors` simulates by default."""

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.data.prepare.cleaning.near_duplicates import (
     GRAM_WORDS,
@@ -41,7 +41,6 @@ from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.data.prepared import SPLITS, PreparedData, data_of
 from pangu_sigma.domains import domains_of
-from pangu_sigma.shipped import config_path
 from pangu_sigma.text.documents import Document
 
 LANGUAGES = ("zh", "en")

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.config import Config
-from pangu_sigma.config_file import Override, load_config
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import Override, config_path, load_config
 
 SMALL: dict[str, Any] = {
     "model.hidden": 128,

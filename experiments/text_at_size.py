@@ -27,10 +27,9 @@ from typing import Any
 
 from experiments.near_duplicates import grams, jaccard, sentences, stage
 from experiments.peers import peers_python, script_of
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
 from pangu_sigma.domains import domains_of
-from pangu_sigma.shipped import config_path
 
 SHARES = {"zh": 40, "en": 30, "bilingual": 10, "code": 20}
 """Domains, and the percentage of the documents that are of each."""

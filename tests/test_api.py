@@ -21,7 +21,7 @@ import yaml
 
 import pangu_sigma as ps
 from experiments.tiny import tiny_config, tiny_tree, write_text
-from pangu_sigma import shipped
+from pangu_sigma import config_file
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.training.log.metrics import read_metrics
 
@@ -328,7 +328,7 @@ def test_the_lines_of_the_readme_run_outside_the_main_thread(tmp_path, monkeypat
     shipped_as.parent.mkdir()
     tree = tiny_tree(Path("data/prepared"))
     shipped_as.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-    monkeypatch.setattr(shipped, "shipped_configs", lambda folder="": {"sigma_tiny": shipped_as})
+    monkeypatch.setattr(config_file, "shipped_configs", lambda folder="": {"sigma_tiny": shipped_as})
     write_text(tmp_path / "mine.jsonl")
     folder = tmp_path / "here"
     folder.mkdir()

@@ -4,8 +4,7 @@ import pytest
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import load_config
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path, load_config
 
 
 def test_every_name_has_data():

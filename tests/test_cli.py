@@ -28,13 +28,12 @@ from pangu_sigma import cli
 from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, checked
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.cli import EXIT_STATUSES, main
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import load_config, shipped_configs
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.lock import folder_lock
 from pangu_sigma.results import Result
-from pangu_sigma.shipped import shipped_configs
 from pangu_sigma.training import loop
 from pangu_sigma.training.start import start_run
+from pangu_sigma.writable import folder_lock
 
 
 @pytest.fixture

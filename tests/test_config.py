@@ -145,15 +145,3 @@ def test_more_experts_never_change_what_a_token_meets(domains: int, experts: int
 def test_the_pure_modules_do_not_import_mindspore(module: str):
     code = f"import sys, {module}; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        *(f"data.{name}" for name in ("count_private", "domain_key", "domain_map", "filters", "layout", "text_keys")),
-        *("ecss.prefetch", "ecss.undo_gib", "ecss.update_cores", "train.optimizer.clip"),
-    ],
-)
-def test_a_key_that_is_gone_is_named_with_the_version_that_reads_it(key: str):
-    with pytest.raises(ConfigError, match=rf"{key}: no longer a key; .*0\.1\.0 \(commit ab9cf900\) reads"):
-        parse_config(tree(**{key: 1}))

@@ -18,7 +18,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2218,
+    ".": 2068,
     "checkpoint": 1078,
     "convert": 676,
     "data": 2831,

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from experiments.tiny import tiny_tree
-from pangu_sigma import shipped
+from pangu_sigma import config_file
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "routing.ipynb"
@@ -47,7 +47,7 @@ def test_it_runs(tiny_data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(plt, "show", lambda: None)
     (tmp_path / "sigma_tiny.yaml").write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), "utf-8")
-    monkeypatch.setattr(shipped, "shipped_configs", lambda folder="": {"sigma_tiny": tmp_path / "sigma_tiny.yaml"})
+    monkeypatch.setattr(config_file, "shipped_configs", lambda folder="": {"sigma_tiny": tmp_path / "sigma_tiny.yaml"})
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for cell in cells("code"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_sigma.shipped import config_path, shipped_configs
+from pangu_sigma.config_file import config_path, shipped_configs
 
 FOLDER = Path(__file__).parents[1] / "model_configs"
 

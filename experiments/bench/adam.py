@@ -24,8 +24,8 @@ from ascend_ops.adam import HYPER, AdamRows, SquareSum
 from ascend_ops.half import CastWeights
 from ascend_ops.library import FLAGS, cache_folder, compile_library
 from experiments.bench.harness import Row, absent, compare, take_turns
-from pangu_sigma.device import use_cpu
 from pangu_sigma.model.declare import wrap_array
+from pangu_sigma.process import use_cpu
 
 TENSORS, SIZE = 48, 1 << 20
 LR, BETAS, EPS, DECAY, SCALE, CLIP = 1e-4, (0.9, 0.999), 1e-8, 0.01, 1024.0, 1.0

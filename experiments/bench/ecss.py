@@ -26,11 +26,11 @@ from experiments.bench.adam import DEEPSPEED, Arrays, HostAdam, TorchAdam, deeps
 from experiments.bench.harness import RUNS, Row, absent, compare, figure, limit, take_turns
 from experiments.bench.synthetic import RATE, SharedTier, SyntheticRun, config_of
 from pangu_sigma.config import Config
-from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import DeviceStore, ExpertStore, HostExperts, HostStore, make_store
 from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.optimizer.update import Hyper, gradient_factor
+from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.reduce import joined
 from pangu_sigma.rre.plan import RoutedSegment
 

@@ -21,13 +21,13 @@ from experiments.bench.decode import DrawnWeights
 from experiments.bench.harness import Row, compare, take_turns
 from experiments.bench.serve import drawn_config, real_tokenizer
 from pangu_sigma.data.prepared import drawn_tables
-from pangu_sigma.device import use_cpu
 from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph
 from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.process import use_cpu
 
 _ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
 _QUESTION, _LETTERS = 61, "ABCD"

@@ -18,7 +18,7 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch, plan_oracle
 from ascend_ops.grouped_ffn import GroupedFFN, one_expert
 from experiments.bench.harness import Row, absent, compare, take_turns
-from pangu_sigma.device import use_cpu
+from pangu_sigma.process import use_cpu
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import Activation, RoutingConfig
 

@@ -18,7 +18,7 @@ from ascend_ops.emulation import bytes_ratio
 from ascend_ops.expert_dispatch import ExpertCombine, ExpertDispatch
 from experiments.bench.harness import Row, absent, compare, figure, take_turns
 from experiments.bench.moe import dense, make_layer
-from pangu_sigma.device import use_cpu
+from pangu_sigma.process import use_cpu
 from pangu_sigma.sections import Activation
 
 MOVED_TOKENS, MOVED_HIDDEN, MOVED_EXPERTS = 8192, 2560, 16

@@ -30,8 +30,8 @@ from experiments.bench.ecss import DOMAINS, PAPER_RATIO, Lab, _Offloaded
 from experiments.bench.harness import Row, compare, figure, take_turns
 from experiments.bench.synthetic import SharedTier, SyntheticRun, config_of
 from pangu_sigma.config import Config
-from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import HostStore
+from pangu_sigma.process import use_cpu
 
 MODEL = {"hidden": 256, "ffn": 2048, "heads": 4, "dense_layers": 4, "rre_layers": 1, "experts_per_domain": 48}
 HEAD = 512

@@ -28,9 +28,9 @@ from experiments.bench.stored_experts import answer_steps
 from experiments.bench.synthetic import FIRST, SyntheticRun, zipf
 from experiments.peers import Worker
 from experiments.small import tiny
-from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier
+from pangu_sigma.process import use_cpu
 
 WIDTH, SMALL = 64, 131_071
 GROWING = {"131 k": SMALL, "10 M": 10_000_000, "1 B": 1_000_000_000}

@@ -18,8 +18,8 @@ from experiments.bench import stored_experts
 from experiments.bench.harness import Row, compare, limit, take_turns
 from experiments.bench.synthetic import SyntheticRun, config_of
 from experiments.peers import Worker
-from pangu_sigma.device import use_cpu
 from pangu_sigma.host_memory import available_memory
+from pangu_sigma.process import use_cpu
 
 STORED = (16, 64, 256, 640)
 """Numbers of stored experts of a layer; one domain of four experts is active in a step."""

@@ -19,8 +19,8 @@ from experiments.bench.synthetic import SyntheticRun
 from experiments.compare.arms import ARMS
 from experiments.small import ALPHA, tiny
 from pangu_sigma.config import Config
-from pangu_sigma.device import use_cpu
 from pangu_sigma.model.pangu_sigma import RoutedFFN
+from pangu_sigma.process import use_cpu
 from pangu_sigma.rre.experts import grouped_experts
 from pangu_sigma.sections import ModelConfig
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from experiments.bench.synthetic import SyntheticRun, config_of
 from pangu_sigma.config import Config
-from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import array_specs, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier
+from pangu_sigma.process import use_cpu
 
 STORED_MODEL = {"hidden": 1024, "ffn": 4096, "heads": 8, "dense_layers": 0, "rre_layers": 8, "experts_per_domain": 1}
 STORED_LENGTH, STORED_BATCH = 128, 8

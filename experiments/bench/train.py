@@ -23,7 +23,7 @@ from experiments.bench.harness import Row, absent, compare, take_turns
 from experiments.bench.synthetic import FIRST, RATE, SyntheticRun, config_of
 from experiments.peers import Worker, peers_python, script_of
 from pangu_sigma.config import Config
-from pangu_sigma.device import use_cpu
+from pangu_sigma.process import use_cpu
 
 GPT_BATCH, GPT_LENGTH, GPT_VOCABULARY = 4, 256, 8192
 GPT_LAYERS, GPT_HIDDEN, GPT_HEADS, GPT_EXPERTS = 4, 256, 4, 16

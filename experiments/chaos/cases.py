@@ -49,7 +49,7 @@ class FaultRow:
 
 def once(work: Path, name: str, make: Callable[[Path], Any]) -> Path:
     """A folder that make(folder) filled, made by the first who needs it and kept for all later ones."""
-    from pangu_sigma.lock import LockError, folder_lock
+    from pangu_sigma.writable import NotWritable, folder_lock
 
     folder, whole = work / name, work / f"{name}.whole"
     while not whole.exists():
@@ -60,7 +60,7 @@ def once(work: Path, name: str, make: Callable[[Path], Any]) -> Path:
                     folder.mkdir(parents=True)
                     make(folder)
                     whole.touch()
-        except LockError:
+        except NotWritable:
             time.sleep(0.2)
     return folder
 

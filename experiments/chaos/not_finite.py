@@ -16,7 +16,7 @@ from experiments.chaos.cases import Case, configuration, data
 from experiments.chaos.layouts import TWO_RANKS
 from experiments.chaos.rank_processes import RankProcesses
 from pangu_sigma.config_file import load_config
-from pangu_sigma.device import use_cpu
+from pangu_sigma.process import use_cpu
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.loop import Trainer
 

@@ -26,7 +26,7 @@ def cases(ranks: int, work: Path, full: bool) -> Sequence[Case]:
 @functools.cache
 def _reference(work: Path, kind: str, ranks: int) -> ExactResume:
     """The run that never stopped, once for each process of a row."""
-    from pangu_sigma.device import use_cpu
+    from pangu_sigma.process import use_cpu
 
     if ranks == 1:
         use_cpu()  # several ranks are no threads of this process, but forks of it

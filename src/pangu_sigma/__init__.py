@@ -28,32 +28,9 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = [
-    "Model",
-    "__version__",
-    "benchmark",
-    "chat",
-    "doctor",
-    "evaluate",
-    "export",
-    "extend",
-    "extract",
-    "finetune",
-    "generate",
-    "inherit",
-    "inspect",
-    "launch",
-    "load",
-    "load_config",
-    "metrics",
-    "plan",
-    "prepare_data",
-    "report",
-    "serve",
-    "train",
-    "write_routing",
-]
-
+__all__ = ["Model", "__version__", "benchmark", "chat", "doctor", "evaluate", "export", "extend", "extract", "finetune"]
+__all__ += ["generate", "inherit", "inspect", "launch", "load", "load_config", "metrics", "plan", "prepare_data"]
+__all__ += ["report", "serve", "train", "write_routing"]
 _CLASSES = ("Config", "Receipt", "Score", "UserError")
 """Public classes that help(ps) leaves out: they are made by calls, and what they inherit from pydantic fills pages."""
 
@@ -70,11 +47,9 @@ os.environ.setdefault("GLOG_v", "3")
 
 
 class _Face(ModuleType):
-    """Module type of this package, which keeps public names visible: `serve` is the function, although a folder has the same name.
-
-    Importing a folder sets an attribute of the package, which must not hide a public name. Code of the project writes `from
-    pangu_sigma.training.loop import …`, which does not read attributes.
-    """
+    """Module type of this package, which keeps public names visible: `serve` is the function, although importing the folder of the
+    same name sets an attribute of the package. Code of the project writes `from pangu_sigma.training.loop import …`, which does not
+    read attributes."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in __all__ and isinstance(value, ModuleType)):

@@ -1,57 +1,49 @@
 """Python interface: the functions of `import pangu_sigma as ps`, most of which are the commands of `pangu-sigma` too: `cli` makes
 options of their parameters, and its help of their docstrings. Each is a thin layer over the folder that does the work.
 
-An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes; paths may be strings or
-`pathlib.Path`. An error that the user can fix is raised as `UserError`, whose message names the fix. All functions may be called
-from any thread. MindSpore computes one thing at a time, so calls from several threads wait for each other.
+An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes. All functions may be
+called from any thread. MindSpore computes one thing at a time, so calls from several threads wait for each other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma.arguments import (
-    AnyConfig,
-    AnyPath,
-    AtLeastOne,
-    Overrides,
-    Paths,
-    Texts,
-    checked,
-    loaded,
-    overrides_of,
-    paths,
-    resolve_run,
-    texts,
-)
+from pangu_sigma import arguments
+from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Texts, checked, loaded, paths, texts
 from pangu_sigma.arguments import load_config as load_config
+from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.device import mindspore_lock
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
-from pangu_sigma.launching import launch as launch
 from pangu_sigma.loaded import Model
 from pangu_sigma.loaded import evaluate as evaluate
 from pangu_sigma.loaded import export as export
 from pangu_sigma.loaded import generate as generate
 from pangu_sigma.loaded import load as load
-from pangu_sigma.lock import LOCK, folder_lock
 from pangu_sigma.machine import doctor as doctor
+from pangu_sigma.npu.communicators import check_layout
+from pangu_sigma.npu.host.devices import devices_of
 from pangu_sigma.npu.supported import check_machine
+from pangu_sigma.process import mindspore_lock
+from pangu_sigma.ranks import launch as ranks_launch
 from pangu_sigma.ranks.ranks import is_rank, started_ranks
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.rre.own_table import Router, own_table
 from pangu_sigma.sections import Activation
-from pangu_sigma.writable import check_file_writable, check_folder_writable
+from pangu_sigma.writable import LOCK, check_file_writable, check_folder_writable, folder_lock, refuse_link
 
 if TYPE_CHECKING:
     from pangu_sigma.inherit.receipt import Receipt
@@ -72,17 +64,14 @@ def prepare_data(
 ) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder data.path.
 
-    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. A folder that
-    has this result is left unchanged, other data of the same domains is replaced with a warning, data of other domains is an
-    error. The result is the same however it is made, and a killed call goes on where it was.
+    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. Other data of the
+    same domains is replaced with a warning, data of other domains is an error. A killed call goes on where it was.
 
     Args:
         config: a configuration.
-        input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet.
-            Records are {"text": …, "domain": …} unless section `data` says otherwise. By default text from ordinary software
-            packages.
-        check: only examine the text, and print the table and all problems. Nothing is written but the text from packages, and a
-            hidden stage beside data.path with which the next call goes on.
+        input: files, or folders of files: JSON lines (*.jsonl), JSON arrays (*.json), each also *.gz or *.zst, and Parquet. Records
+            are {"text": …, "domain": …} unless section `data` says otherwise. By default text from software packages.
+        check: only examine the text, and print the table and all problems; a hidden stage beside data.path helps the next call.
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
@@ -109,11 +98,8 @@ def prepare_data(
         manifest, problems = preview(made, files, options)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    manifest = (
-        extended.prepare_extension(made, files, options)
-        if extend
-        else preparation.prepare(made, files, output, options)
-    )
+    added = extended.prepare_extension(made, files, options) if extend else None
+    manifest = added or preparation.prepare(made, files, output, options)
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 
@@ -132,10 +118,9 @@ def train(
 ) -> Model:
     """Train a configuration in a run folder, or resume a run, and return the trained model.
 
-    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step is only opened.
-    Metrics, checkpoints and a report are in the run folder. The model's `outcome` is the summary of the training, or None if
-    SIGTERM or `on_step` stopped it. Raises UserError if the data is not prepared, if data or a changed key do not fit, or if
-    another process trains in the folder.
+    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step is only opened. Metrics,
+    checkpoints and a report are in the run folder. The model's `outcome` is the summary of the training, or None if SIGTERM or
+    `on_step` stopped it. Raises UserError if data or a changed key do not fit, or if another process trains in the folder.
 
     Args:
         config: a configuration, or a run folder to resume.
@@ -146,8 +131,7 @@ def train(
         allow_data_change: resume although the training text differs from the checkpoint's.
         profile: write a timeline of five steps to profile/trace.json of the run folder.
         on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
-            training/log/metrics.py); if it returns True, the training stops after this step, saved, and the next
-            call goes on.
+            training/log/metrics.py); if it returns True, the training saves this step and stops, and the next call goes on.
         overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
@@ -157,7 +141,7 @@ def train(
     """
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    made, folder = resolve_run(config, output, overrides)
+    made, folder = arguments.resolve_run(config, output, overrides)
     if device == "cpu":
         check_cpu(made)
         check_training_fits(made)
@@ -206,14 +190,130 @@ def _summary(run: Path) -> Result | None:
 
 
 @checked
+def launch(
+    config: AnyPath,
+    output: AnyPath | None = None,
+    *,
+    device: Literal["cpu", "ascend"] = "cpu",
+    start_over: bool = False,
+    from_step: int | None = None,
+    allow_data_change: bool = False,
+    nodes: AtLeastOne = 1,
+    node_rank: int | None = None,
+    master_address: str | None = None,
+    master_port: int = ranks_launch.DEFAULT_PORT,
+    max_restarts: int = 0,
+    grace: float = 10.0,
+    wait: float = 300.0,
+    hang_timeout: float = 1800.0,
+    dry_run: bool = False,
+    overrides: Overrides = (),
+) -> int | str:
+    """Train on the processes that section `parallel` lays out, on NPUs or nodes, watch them, and return the exit status.
+
+    Args:
+        config: a shipped name or a YAML file, which each node loads; or a run folder to resume.
+        output: run folder of a configuration, by default runs/NAME.
+        device: "ascend" to train on NPUs, one a process.
+        start_over: move the folder's contents aside, and begin at step 0.
+        from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
+        allow_data_change: resume although the training text differs from the checkpoint's.
+        nodes: number of nodes.
+        node_rank: number of this node, 0 … nodes - 1; node 0 has the master address.
+        master_address: address of node 0 that all nodes can reach.
+        master_port: port of node 0; with several nodes also the next one.
+        max_restarts: number of restarts from the last checkpoint after failures.
+        grace: seconds for saving when asked to stop.
+        wait: seconds to wait for the other nodes.
+        hang_timeout: seconds without progress that count as a hang; 0: never.
+        dry_run: print what each node would start, and start nothing.
+        overrides: keys of the configuration to change, such as train.steps=10, as texts KEY=VALUE.
+
+    Examples:
+        pangu-sigma launch sigma_tiny --set parallel.data=2
+        pangu-sigma launch sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3
+        pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
+    """
+    from pangu_sigma.checkpoint import run_folder
+    from pangu_sigma.training.start import StartOptions, check_cpu, check_start
+
+    changes = [
+        each if isinstance(each, str) else f"{each[0]}={dumps(each[1], ensure_ascii=False)}"
+        for each in arguments.overrides_of(overrides)
+    ]
+    made, folder = arguments.resolve_run(config, output, changes)
+    (check_layout if device == "ascend" else check_cpu)(made)
+    if nodes > 1 and not dry_run:
+        for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
+            if value in (None, ""):
+                why = f"with {argument('--nodes')} {nodes} each is told its rank and where node 0 is"
+                raise ConfigError(f"{argument(name)} is missing: {why}")
+    command = training_command(Path(config), folder, changes, device, allow_data_change)
+    devices = devices_of(made.parallel.chip) if device == "ascend" else None
+    node, address = node_rank or 0, master_address or ("MASTER" if nodes > 1 else "127.0.0.1")
+    limits = (max_restarts, grace, wait, hang_timeout)
+    job = ranks_launch.Job(
+        command, folder / "logs", made.parallel.ranks, nodes, node, address, master_port, devices, *limits
+    )
+    if dry_run:
+        return ranks_launch.dry_run(job)
+    ranks_launch.check_job(job)
+    check_folder_writable(folder, "--output")
+    refuse_link(job.logs)
+    if not job.devices:
+        check_training_fits(made, job.local)
+    for change in check_start(folder, made, StartOptions(start_over, allow_data_change, from_step)):
+        logger.info("%s", change)
+    ranks_launch.check_ports(job)
+    if (start_over or from_step is not None) and job.node == 0:
+        with run_folder.one_writer(folder):  # before ranks start, so that a restart after a failure resumes
+            run_folder.start_over(folder) if from_step is None else run_folder.go_back(folder, from_step)
+    return ranks_launch.launch(replace(job, facts=training_facts(made)) if nodes > 1 else job)
+
+
+def training_command(
+    source: Path, output: Path, overrides: Sequence[str] = (), device: str = "cpu", allow_data_change: bool = False
+) -> list[str]:
+    """Return the command that every rank runs: `pangu-sigma train`, which resumes in a run with a checkpoint. source: the
+    configuration, as the user named it and each node loads it, or the run folder. overrides: texts KEY=VALUE."""
+    return [
+        *(sys.executable, "-m", "pangu_sigma", "train", str(source)),
+        *([] if source == output else ["--output", str(output)]),
+        *([] if device == "cpu" else ["--device", device]),
+        *(text for change in overrides for text in ("--set", change)),
+        *(["--allow-data-change"] if allow_data_change else []),
+        *(["--quiet"] if Bar.quiet else []),
+    ]
+
+
+def training_facts(config: Config) -> dict[str, str]:
+    """Return the facts, by name, that must be equal on all nodes of a run: keys of the configuration, hashes of prepared data,
+    software versions. Raises ConfigError or DataError if the prepared data is missing or does not fit."""
+    from pangu_sigma.checkpoint.changes import leaves
+    from pangu_sigma.data.prepared import data_of, drawn_tables, read_prepared_tokenizer
+
+    tokenizer, data = read_prepared_tokenizer(config), data_of(config)
+    # the content hash, the training text's token counts, and the files' paths and sizes, which differ for a truncated copy too
+    digest = hashlib.sha256(data.frequencies().tobytes() + data.manifest.content_hash.encode())
+    for name, record in data.manifest.domains.items():
+        for file in record.files:
+            digest.update(f"{name}/{file} {(data.folder / name / file).stat().st_size}\n".encode())
+    facts = {key: str(value) for key, value in leaves(config.model_dump(mode="json")).items()}
+    facts |= {name: version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
+    return facts | {
+        "vocabulary": tokenizer.hash[:16],
+        "routing tables": drawn_tables(config, tokenizer).hash[:16],
+        "prepared data": digest.hexdigest()[:16],
+    }
+
+
+@checked
 def metrics(run: AnyPath, kind: str = "step") -> Table:
-    """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as
-    loss/en.
+    """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as loss/en.
 
     Args:
         run: a run folder.
-        kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of line in
-            metrics.jsonl.
+        kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of metrics.jsonl.
     """
     from pangu_sigma.training.log.metrics import metrics_columns
 
@@ -226,9 +326,9 @@ def write_routing(config: AnyConfig, router: Router, output: AnyPath) -> Path:
 
     Args:
         config: a configuration.
-        router: function of (text, id, domain, segment) that returns the expert of a token, 0 … experts_per_domain - 1; or an
-            array of whole numbers that broadcasts to [segments of all RRE layers, domains, ids]. In a common segment experts
-            are those of all domains, and the function is asked once for all, with domain "".
+        router: function of (text, id, domain, segment) that returns the expert of a token, 0 … experts_per_domain - 1; or an array
+            of whole numbers that broadcasts to [segments of all RRE layers, domains, ids]. In a common segment the function is
+            called once for all domains, with domain "".
         output: a new file, NAME.npz.
     """
     from pangu_sigma.data.prepared import read_prepared_tokenizer
@@ -277,18 +377,11 @@ def benchmark(
     """
     from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
+    chosen, file = tuple(dict.fromkeys(texts(names))), None if json is None else Path(json)
+    folder, tasks = (None if path is None else str(path) for path in (files, include_path))
     request = BenchmarkRequest(
-        tuple(dict.fromkeys(texts(names))),
-        None if files is None else str(files),
-        domain,
-        limit,
-        num_fewshot,
-        temperature,
-        samples_per_problem,
-        allow_code_execution,
-        None if include_path is None else str(include_path),
+        chosen, folder, domain, limit, num_fewshot, temperature, samples_per_problem, allow_code_execution, tasks
     )
-    file = None if json is None else Path(json)
     if file is not None:
         check_file_writable(file, "--json")
     with mindspore_lock:
@@ -355,8 +448,8 @@ def finetune(
     Args:
         model: the trained run.
         task: "dialogue", "qa", "translation_zh_en", "translation_en_zh", "code", or a YAML file.
-        train_file: *.jsonl or *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …},
-            …]}, optionally with "domain".
+        train_file: *.jsonl or *.jsonl.gz with lines {"prompt": …, "response": …} or {"messages": [{"role": …, "content": …}, …]},
+            optionally with "domain".
         output: run folder of the tuned model.
         dev_file: lines as in train_file; the loss on them selects the best state, and stops the training early.
         learn: parameters that are trained, by default the task's.
@@ -372,12 +465,11 @@ def finetune(
     from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, format_result
 
     dev = None if dev_file is None else Path(dev_file)
-    request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, overrides_of(overrides))
+    request = TuningRequest(Path(task), Path(train_file), dev, learn, domain, arguments.overrides_of(overrides))
     with mindspore_lock:
         result = finetune_run(Path(model), request, folder)
-    return Model(
-        folder, outcome=None if result is None else Result(result, format_result(result)), stopped=result is None
-    )
+    outcome = None if result is None else Result(result, format_result(result))
+    return Model(folder, outcome=outcome, stopped=result is None)
 
 
 @checked
@@ -395,8 +487,7 @@ def inherit(
 ) -> Receipt | Results:
     """Start a sparse run from a dense model: at step 0 it answers as that model, and `train` resumes it.
 
-    Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists, or if the model
-    does not fit.
+    Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists.
 
     Args:
         model: a dense run of this project, or the files of a released PanGu-α (foreign/README.md lists them).
@@ -405,8 +496,7 @@ def inherit(
         heads: attention heads of the model, if its files do not state them.
         activation: GELU of the model, if its files do not state it.
         moments: also copy the Adam moments of a dense run.
-        drop_rows: leave out embedding rows of a run whose tokens the prepared text lacks, although the same text then becomes
-            other tokens, which is refused without.
+        drop_rows: leave out embedding rows whose tokens the prepared text lacks: the same text then becomes other tokens.
         dry_run: print the origin of every tensor, and write nothing.
         overrides: keys of the configuration to change, such as train.steps=10.
 
@@ -442,9 +532,9 @@ def extend(
 ) -> Receipt:
     """Add domains, slots or English pieces to a trained run, in a new run; old domains answer as before, bit for bit.
 
-    Old domains keep their Adam moments; `train` resumes from step 0. Give one origin of the new domains. The text of the
-    configuration must be prepared before, by `prepare-data --extend` in the run's data.path, or all of it with vocabulary.keep
-    set to `model`, so that tokens keep their ids and rows. Returns the record of the weights' origin, saved as lineage.json.
+    Old domains keep their Adam moments; `train` resumes from step 0. Give one origin of the new domains. Prepare the text before,
+    by `prepare-data --extend` in the run's data.path, or all of it with vocabulary.keep set to `model`, so that tokens keep their
+    ids. Returns the record of the weights' origin, saved as lineage.json.
 
     Args:
         model: the trained run.
@@ -486,8 +576,7 @@ def extract(
         output: new folder of the run or export; it must not exist.
         keep: names of the domains to keep.
         drop: or names of the domains to remove.
-        format: "run" writes a run folder, which reads its text where the model's is, and from which `train` resumes at step 0 with
-            its Adam moments; "mindir" writes an exported model.
+        format: "run" writes a run folder, from which `train` resumes at step 0 with its Adam moments; "mindir" an exported model.
         data: folder of the run's prepared text if it has moved from data.path.
 
     Examples:
@@ -497,9 +586,9 @@ def extract(
     check_folder_writable(Path(output), "--output")
     from pangu_sigma.inherit.extract import extract_domains
 
-    text, as_graph = None if data is None else Path(data), format == "mindir"
+    text = None if data is None else Path(data)
     with mindspore_lock:
-        return extract_domains(Path(model), Path(output), texts(keep), texts(drop), text, as_graph)
+        return extract_domains(Path(model), Path(output), texts(keep), texts(drop), text, format == "mindir")
 
 
 @checked
@@ -509,12 +598,10 @@ def inspect(
     """Show the size of a configuration: parameters, and bytes on host and device; or what the files of a model hold.
 
     Args:
-        what: a configuration; or a run, checkpoint, export, or a folder or file of weights. A folder, or a file that is named
-            as one of weights, is a model.
+        what: a configuration; or a model: a run, checkpoint, export, or another folder or file of weights.
         keep: also show the size that `extract` would leave with these domains.
         drop: or without these domains.
-        verify: compare every file of a model with its hash, which reads all of it; "damaged" has a message on each damaged
-            file, and the result's `ok` is then False.
+        verify: compare every file of a model with its hash; "damaged" has a message on each damaged file, and `ok` is then False.
         overrides: keys of a configuration to change, such as model.hidden=256.
 
     Examples:
@@ -525,21 +612,18 @@ def inspect(
     from pangu_sigma.inspection import inspect as inspection
 
     damaged: list[str] = []
-    if isinstance(what, Config) or not (
-        Path(what).is_dir() or Path(what).suffix in (".safetensors", ".ckpt", ".pt", ".bin")
-    ):
+    path = None if isinstance(what, Config) else Path(what)
+    if path is None or not (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
         if verify:
             without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
-        config: Config | None = loaded(what, overrides)
-        assert config is not None
-        tree = inspection.inspect(config)
-        text = inspection.format_inspection(tree)
+        config: Config | None = (made := loaded(what, overrides))
+        text = inspection.format_inspection(tree := inspection.inspect(made))
     else:
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         if overrides:
             without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
-        files = inspect_files(Path(what), verify)
+        files = inspect_files(path, verify)
         config, tree, text, damaged = files.config, files.as_dict(), format_file_inspection(files), files.damaged
     if keep or drop:
         if config is None:
@@ -576,21 +660,18 @@ def plan(
         pangu-sigma plan sigma_1t --chip 910b --scan
     """
     if devices is None and (not scan or compile):
-        raise ConfigError(
-            f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {argument('--scan')}, for a table of 8 to 4,096 NPUs"
-        )
+        table = f"{argument('--scan')}, for a table of 8 to 4,096 NPUs"
+        raise ConfigError(f"plan needs {argument('--devices')} N, for a plan on N NPUs; or {table}")
+    from pangu_sigma.npu.plan import plan as plans
     from pangu_sigma.npu.plan.differences import compile_plan
-    from pangu_sigma.npu.plan.plan import format_plan, format_tree, make_plan
-    from pangu_sigma.npu.plan.plan import scan as scan_devices
 
     made, tree, shown, ok = loaded(config, overrides), dict[str, Any](), list[str](), True
     if devices is not None:
-        planned = (compile_plan if compile else make_plan)(made, devices)
-        tree, shown = planned.as_dict(), [format_plan(planned)]
-        ok = planned.fits and not planned.differences
+        planned = (compile_plan if compile else plans.make_plan)(made, devices)
+        tree, shown, ok = planned.as_dict(), [plans.format_plan(planned)], planned.fits and not planned.differences
     if scan:
-        scanned = scan_devices(made)
-        tree, shown = tree | scanned, [*shown, *format_tree(scanned)]
+        scanned = plans.scan(made)
+        tree, shown = tree | scanned, [*shown, *plans.format_tree(scanned)]
         ok = ok and scanned["least_devices"] is not None
     return Result(tree, "\n".join(shown), ok)
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
 import numpy as np
@@ -17,10 +16,9 @@ from pangu_sigma import config_file
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override
+from pangu_sigma.config_file import Override, config_path
 from pangu_sigma.errors import UserError, argument
 from pangu_sigma.generate.sampling import check_text
-from pangu_sigma.shipped import config_path
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -71,14 +69,18 @@ AnyPath = Annotated[str | os.PathLike[str], PlainValidator(one_path)]
 Paths = Annotated[str | os.PathLike[str] | Iterable[str | os.PathLike[str]], PlainValidator(paths)]
 Text = Annotated[str, PlainValidator(_text)]
 Texts = Annotated[str | Iterable[str], PlainValidator(texts)]
-AnyConfig = Annotated[
-    Config | str | os.PathLike[str],
-    PlainValidator(lambda value: value if isinstance(value, Config) else one_path(value)),
-]
+_Config = PlainValidator(lambda value: value if isinstance(value, Config) else one_path(value))
+AnyConfig = Annotated[Config | str | os.PathLike[str], _Config]
 """A configuration, or what `load_config` takes."""
 Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(overrides_of)]
 """Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
 AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def types_of(function: Callable[..., Any], extras: bool = False) -> dict[str, Any]:
+    """Return the types of a function's parameters, with validators if extras. The type of its result may need MindSpore."""
+    named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    return get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, include_extras=extras)
 
 
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -88,15 +90,8 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @cache
     def types() -> dict[str, TypeAdapter[Any]]:
-        kinds = {each.name: each.kind for each in signature.parameters.values()}
-        named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-        hints = get_type_hints(SimpleNamespace(__annotations__=named), function.__globals__, include_extras=True)
         strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
-        return {
-            name: TypeAdapter(hint, config=strict)
-            for name, hint in hints.items()
-            if kinds[name] is not inspect.Parameter.VAR_KEYWORD
-        }
+        return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function, True).items()}
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -105,7 +100,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except TypeError as error:
             known = ", ".join(signature.parameters).removeprefix("self, ")
             raise UserError(f"{function.__name__}: {error}; allowed here: {known}") from None
-        for name in [name for name in bound.arguments if name in types()]:
+        for name in [name for name in types() if name in bound.arguments]:
             value = bound.arguments[name]
             try:
                 plain = value.item() if isinstance(value, np.generic) else value
@@ -124,8 +119,7 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
 
     Args:
         config: name of a shipped configuration, such as "sigma_tiny"; a YAML file; or a run folder or its configuration.json.
-        overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}. A section as a value replaces
-            the section.
+        overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}; a section replaces the section.
     """
     path, changes = Path(config), overrides_of(overrides)
     path = path.parent if path.name == CONFIG_FILE else path
@@ -145,8 +139,8 @@ def loaded(config: AnyConfig, overrides: Overrides = ()) -> Config:
 
 
 def resolve_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides = ()) -> tuple[Config, Path]:
-    """Return the configuration and the run folder of a command that starts or resumes a run. A folder is a run folder, with its
-    configuration; any other argument is a configuration, and the run folder is `output`, by default runs/NAME."""
+    """Return the configuration and the run folder of a command that starts or resumes a run. A folder is a run folder; any other
+    argument is a configuration, and the run folder is `output`, by default runs/NAME."""
     resolved = loaded(config, overrides)
     if isinstance(config, Config) or not Path(config).is_dir():
         return resolved, Path(output or f"runs/{resolved.name}")

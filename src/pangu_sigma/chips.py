@@ -1,10 +1,7 @@
-"""Data of the chips that are sold as "Ascend 910", for planning, configuration and launching. Pure data.
-
-910A is the paper's chip. 910B, in bins (speed grades) 1 to 4, is in Atlas 800T A2 and 900 A2; 910_93 is one of the two dies in a
-chip of Atlas 900 A3; software sees each die as an NPU. Each figure has its source beside it; data sheets were read in copies.
-"Third party" marks figures that others published, "reported" figures that were read about a source, not in it. Rates are for dense
-products; bandwidths are one way.
-"""
+"""Data of the chips that are sold as "Ascend 910". 910A is the paper's chip. 910B, in bins (speed grades) 1 to 4, is in Atlas 800T
+A2 and 900 A2; 910_93 is one of the two dies in a chip of Atlas 900 A3; software sees each die as an NPU. Each figure has its source
+beside it; data sheets were read in copies. "Third party" marks figures that others published, "reported" figures that were read
+about a source, not in it. Rates are for dense products; bandwidths are one way."""
 
 from __future__ import annotations
 
@@ -19,15 +16,12 @@ Chip = Literal["910a", "910b", "910b1", "910b2", "910b3", "910b4", "910_93"]
 
 @dataclass(frozen=True)
 class ChipData:
-    """Data sheet of one type of NPU and of its server.
-
-    title: name of the NPU in messages. soc: CANN's name of the NPU, without the bin (speed grade) if software does not tell it.
-    memory: bytes of the NPU. flops: floating-point operations per second, by dtype. half: 16-bit dtype that trains best.
-    hbm, pcie, hccs, network: bandwidths in bytes per second: of the NPU's memory, to or from the host, to NPUs of the same host,
-    and to other hosts. per_host: number of NPUs of a server. host_memory: bytes of a server. host_cores: CPU cores of a server.
+    """Data sheet of one type of NPU and of its server. title: name of the NPU in messages. soc: CANN's name of the NPU. memory:
+    bytes of the NPU. flops: floating-point operations per second, by dtype. half: 16-bit dtype that trains best. hbm, pcie, hccs,
+    network: bandwidths in bytes per second: of the NPU's memory, to or from the host, to NPUs of the same host, and to other hosts.
+    per_host: number of NPUs of a server. host_memory: bytes of a server. host_cores: CPU cores of a server.
     dropless: True if CANN has GroupedMatmul, and collectives of uneven parts, for the NPU. saturates: True if overflow gives the
-    largest number and a flag, not infinity.
-    """
+    largest number and a flag, not infinity."""
 
     title: str
     soc: str
@@ -61,11 +55,9 @@ _ATLAS_800T_A2 = {
 
 def _bin(number: int, float16: float, bfloat16: float, float32: float, memory: int, hbm: float) -> ChipData:
     """Return the data of a bin of 910B. Rates are operations per second; HF32, which rounds float32 to 19 bits, is not counted.
-
     Rates of float16 and float32 are those of data sheets, which add the vector units to the matrix units. Those of bfloat16 are the
     matrix units' alone: cores · 16³ · 2 · clock, both from CANN 8.1's platform_config/Ascend910B<number>.ini. So does Huawei's own
-    model of its servers (MindStudio Modeling, tensor_cast/device.py), which has no bin 1.
-    """
+    model of its servers (MindStudio Modeling, tensor_cast/device.py), which has no bin 1."""
     flops = {"float16": float16, "bfloat16": bfloat16, "float32": float32}
     return ChipData(f"Ascend 910B{number}", f"Ascend910B{number}", memory, flops, hbm=hbm, **_ATLAS_800T_A2)  # type: ignore[arg-type]
 

@@ -1,8 +1,6 @@
 """Command `pangu-sigma`: each function of COMMANDS is a command. Its parameters are the options, with their types and defaults, its
-docstring is the help. The constants below hold what no signature says.
-
-The functions import what they need when they run, so that an invalid configuration is refused before MindSpore is loaded.
-"""
+docstring is the help. The constants below hold what no signature says. The functions import what they need when they run, so that
+an invalid configuration is refused before MindSpore is loaded."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
 import pangu_sigma
 from pangu_sigma import api
-from pangu_sigma.arguments import AnyPath
+from pangu_sigma.arguments import AnyPath, types_of
 from pangu_sigma.bars import Bar
 from pangu_sigma.chips import Chip
 from pangu_sigma.config_file import dump_config, key_of
@@ -55,8 +53,7 @@ OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
     "json": (AnyPath, "also write the result as JSON, to a new file; -: instead, to standard output", set()),
     "quiet": (bool, "print warnings, errors and the result only", set()),
 }
-"""Options that no function has: their types, help, and parameters of which a command must have one to have the option. `--json` is
-for commands with a result."""
+"""Options that no function has: their types, help, and parameters of which a command must have one. --json needs a result."""
 
 EXIT_STATUSES = """\
 exit status:
@@ -77,7 +74,7 @@ def program() -> int:
     status = main()
     if status in (2, INTERRUPTED):
         end_process(status)  # memory may be full, or MindSpore half imported
-    gc.freeze()  # no garbage collection at the end of the process (garbage.py)
+    gc.freeze()  # no garbage collection at the end of the process (process.py)
     return status
 
 
@@ -154,24 +151,21 @@ def _command(function: Callable[..., Any], help: str) -> Callable[..., int]:
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a function's command: positional parameters first, then options by keyword."""
     original = inspect.unwrap(function)
-    named = {name: hint for name, hint in original.__annotations__.items() if name != "return"}
-    hints = get_type_hints(type("", (), {"__annotations__": named}), original.__globals__)
-    has = dict(inspect.signature(original).parameters)
+    hints, has = types_of(original), dict(inspect.signature(original).parameters)
     silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    options: list[tuple[str, Any, Any, Parameter | None]] = [
-        *((name, hints[name], each.default, None) for name, each in has.items() if name not in ONLY_PYTHON)
-    ]
-    options += [
-        (name, kind, False if kind is bool else None, Parameter(help=help))
-        for name, (kind, help, of) in OF_THE_COMMAND_LINE.items()
-        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent)
-    ]
     parameters = []
-    for name, hint, default, told in options:
+
+    def add(name: str, hint: Any, default: Any, told: Parameter | None = None) -> None:
         kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
         shown = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
         annotation: Any = Annotated[_typed(hint, default), Parameter.combine(SPELLED.get(name), told, shown)]
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+
+    for name in (name for name in has if name not in ONLY_PYTHON):
+        add(name, hints[name], has[name].default)
+    for name, (kind, help, of) in OF_THE_COMMAND_LINE.items():
+        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent):
+            add(name, kind, False if kind is bool else None, Parameter(help=help))
     return inspect.Signature(sorted(parameters, key=lambda each: each.kind))
 
 
@@ -189,22 +183,17 @@ def _typed(hint: Any, default: Any) -> Any:
 
 def _value(kind: Any, tokens: Any) -> Any:
     """Return a path or a whole number, or several paths: cyclopts rounds 1.5, and pathlib takes a blank as the current folder."""
+    values = [token.value for token in tokens]
     if kind is int:
-        return int(tokens[0].value)
-    for value in (token.value for token in tokens):
+        return int(values[0])
+    for value in values:
         if not value.strip() or value.startswith("--"):
             raise ValueError(f"{value!r} is {'an option' if value.strip() else 'blank'}; name a file or folder")
-    found = [Path(token.value) for token in tokens]
-    return found if get_origin(kind) is list else found[0]
+    return [*map(Path, values)] if get_origin(kind) is list else Path(values[0])
 
 
 def _run(
-    function: Callable[..., Any],
-    *given: Any,
-    chip: str | None = None,
-    print_config: bool = False,
-    quiet: bool = False,
-    **options: Any,
+    function: Callable[..., Any], *given: Any, print_config: bool = False, quiet: bool = False, **options: Any
 ) -> int:
     """Run a command, show its result and return the exit status."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -215,13 +204,11 @@ def _run(
         check_file_writable(file, "--json")
         if "json" in has:  # the function writes it
             options["json"], file = file, None
-    if chip is not None and "model" not in has:
+    if "chip" not in has and (chip := options.pop("chip", None)):
         for change in options.get("overrides", ()):
             if key_of(change) == "parallel.chip":
                 without_effect(f"--set {change}", f"--chip {chip} is given, too")
         options["overrides"] = [*options.get("overrides", ()), f"parallel.chip={chip}"]
-    elif chip is not None:
-        options["chip"] = chip
     if print_config:
         config = given[has.index("config" if "config" in has else "what")]
         made = api.load_config(config, options.get("overrides", ()))
@@ -230,8 +217,7 @@ def _run(
 
 
 def _shown(result: Any, file: Path | None) -> int:
-    """Print the result of a command, and return its exit status. file: of --json, which gets the result too; -: print JSON
-    instead of the table."""
+    """Print the result of a command, and return its exit status. file: of --json, which gets the result, too; -: only JSON."""
     if isinstance(result, api.Model):
         if result.stopped:  # a launcher takes any other status of a rank for a failure, and starts the ranks again
             return 0 if is_rank() else INTERRUPTED

@@ -1,9 +1,5 @@
-"""Configuration tree: its root, the combinations of keys that are allowed, and the sizes that follow from them. The keys of its
-sections are in sections.py.
-
-Load it with `load_config(path, overrides)`. Any mistake (unknown key, wrong type, impossible combination) raises `ConfigError`,
-which names the key path, the value, what is allowed and the nearest valid key, before MindSpore is imported.
-"""
+"""Configuration tree: its root, the combinations of keys that are allowed, and the sizes that follow from them. sections.py has the
+keys of the sections, and config_file.py reads files."""
 
 from __future__ import annotations
 
@@ -14,26 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
+from pangu_sigma import sections
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
 from pangu_sigma.errors import UserError, argument
-from pangu_sigma.sections import (
-    MOST_RANKS,
-    MOST_ROWS,
-    ChatConfig,
-    DataConfig,
-    DomainConfig,
-    EcssConfig,
-    FinetuneConfig,
-    ModelConfig,
-    ParallelConfig,
-    RoutingConfig,
-    RowsConfig,
-    Section,
-    Seed,
-    Segment,
-    TrainConfig,
-    VocabularyConfig,
-)
+from pangu_sigma.sections import MOST_RANKS, MOST_ROWS, DataConfig, ParallelConfig, RowsConfig, Section, Seed, Segment
 
 
 class ConfigError(UserError, ValueError):
@@ -43,7 +23,7 @@ class ConfigError(UserError, ValueError):
 @dataclass(frozen=True)
 class ParamCount:
     """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do. rows: of `model.rows`,
-    if tokens met all rows; not in the total, because a row that no token met is nowhere."""
+    if tokens met all; not in the total."""
 
     total: int
     dense: int
@@ -60,22 +40,21 @@ class Config(Section):
     """Name of the run, and of its folder: `runs/<name>` unless --output names another."""
     seed: Seed = 0
     """Seed of initialisation, dropout and sample order."""
-    model: ModelConfig
-    domains: Annotated[list[DomainConfig], Field(min_length=1, max_length=1_024)]
-    vocabulary: VocabularyConfig = VocabularyConfig()
-    routing: RoutingConfig = RoutingConfig()
-    ecss: EcssConfig = EcssConfig()
+    model: sections.ModelConfig
+    domains: Annotated[list[sections.DomainConfig], Field(min_length=1, max_length=1_024)]
+    vocabulary: sections.VocabularyConfig = sections.VocabularyConfig()
+    routing: sections.RoutingConfig = sections.RoutingConfig()
+    ecss: sections.EcssConfig = sections.EcssConfig()
     data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
+    train: sections.TrainConfig = sections.TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
-    chat: ChatConfig = ChatConfig()
-    finetune: FinetuneConfig | None = None
+    chat: sections.ChatConfig = sections.ChatConfig()
+    finetune: sections.FinetuneConfig | None = None
     _reader_named: bool = PrivateAttr(default=False)
 
     @property
     def reader_named(self) -> bool:
-        """True if a person named `data.reader`, in a file or an override; only then it is executed. Runs, checkpoints and exports
-        record the key, too, and must not choose code."""
+        """True if a person named `data.reader`; only then it is executed. A run or an export must not choose code."""
         return self._reader_named
 
     def with_reader_named(self) -> Config:
@@ -88,23 +67,22 @@ class Config(Section):
     @classmethod
     def _half_of_the_chip(cls, tree: Any) -> Any:
         """Replace `half` with the 16-bit type of the chip."""
-        train, parallel = (tree.get(key) for key in ("train", "parallel")) if isinstance(tree, dict) else (None, None)
-        if not isinstance(train, dict) or train.get("compute_dtype") != "half":
-            return tree
-        chip = parallel.get("chip") if isinstance(parallel, dict) else None
-        half = CHIP_DATA[chip if chip in CHIP_NAMES else "910a"].half  # an unknown chip is refused where it stands
-        return tree | {"train": train | {"compute_dtype": half}}
+        match tree:
+            case {"train": {"compute_dtype": "half", **others}}:
+                chip = tree["parallel"].get("chip") if isinstance(tree.get("parallel"), dict) else None
+                chip = chip if chip in CHIP_NAMES else "910a"  # an unknown chip is refused where it stands
+                return tree | {"train": others | {"compute_dtype": CHIP_DATA[chip].half}}
+        return tree
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        chip = CHIP_DATA[self.parallel.chip]
-        if self.train.compute_dtype not in chip.flops:
+        chip, dtype = CHIP_DATA[self.parallel.chip], self.train.compute_dtype
+        if dtype not in chip.flops:
             raise ValueError(
-                f"train.compute_dtype={self.train.compute_dtype}: {chip.title} has no {self.train.compute_dtype}; set "
-                f"train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b; on a CPU set float32"
+                f"train.compute_dtype={dtype}: {chip.title} has no {dtype}; set train.compute_dtype={chip.half}, or a later chip, "
+                "such as parallel.chip=910b; on a CPU set float32"
             )
-        twice = sorted(name for name, times in Counter(d.name for d in self.domains).items() if times > 1)
-        if twice:
+        if twice := [name for name, times in Counter(d.name for d in self.domains).items() if times > 1]:
             raise ValueError(f"domains: name {twice[0]!r} is used more than once; names must be different")
         if self.ecss.moments == "bfloat16" and self.train.optimizer.beta2 > 0.99:
             raise ValueError(
@@ -125,28 +103,16 @@ class Config(Section):
 
     def _check_limits(self) -> None:
         """Raise ValueError for the first value that is more than another one, or the count of something, allows."""
-        optimizer, held_out = self.train.optimizer, self.data.max_held_out_tokens
-        domains = [(domain.name, self.data_of(index)) for index, domain in enumerate(self.domains)]
+        optimizer, held_out, layers = self.train.optimizer, self.data.max_held_out_tokens, self.model.layers
+        least = self.data.min_held_out_tokens
+        own = [(f"domain {d.name}: min_held_out_tokens", d.min_held_out_tokens or least) for d in self.domains]
         for key, value, most, limit in (
-            ("data.domains_per_step", self.data.domains_per_step, len(domains), f"the {len(domains)} domains"),
-            (
-                "parallel.stages",
-                self.parallel.stages,
-                self.model.layers,
-                f"the {self.model.layers} layers of the model",
-            ),
+            ("data.domains_per_step", self.data.domains_per_step, len(own), f"the {len(own)} domains"),
+            ("parallel.stages", self.parallel.stages, layers, f"the {layers} layers of the model"),
             ("parallel: the number of ranks", self.parallel.ranks, MOST_RANKS, f"the possible {MOST_RANKS}"),
             ("model.slot_rows · slots", self.model.slot_rows * self.slots, MOST_ROWS, f"the possible {MOST_ROWS} rows"),
             ("train.optimizer.end_lr", optimizer.end_lr, optimizer.peak_lr, f"peak_lr={optimizer.peak_lr}"),
-            *(
-                (
-                    f"domain {name}: min_held_out_tokens",
-                    data.min_held_out_tokens,
-                    held_out,
-                    f"max_held_out_tokens={held_out}",
-                )
-                for name, data in domains
-            ),
+            *((key, value, held_out, f"max_held_out_tokens={held_out}") for key, value in own),
         ):
             if value > most:
                 raise ValueError(f"{key}={value} is more than {limit}; change one of them")
@@ -158,28 +124,25 @@ class Config(Section):
 
     def _check_phases(self) -> None:
         """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
-        names = [domain.name for domain in self.domains]
+        names, before = [domain.name for domain in self.domains], -1
         for number, phase in enumerate(self.data.phases):
             key = f"data.phases.{number}"
-            before = self.data.phases[number - 1].from_step if number else -1
             if phase.from_step <= before or (not number and phase.from_step):
                 least = f"above {before}, where the phase before it begins" if number else "0, where training begins"
                 raise ValueError(f"{key}.from_step={phase.from_step} is not allowed: it must be {least}")
-            active = names if phase.weights is None else phase.weights
+            before, active = phase.from_step, names if phase.weights is None else phase.weights
             if unknown := [name for name in active if name not in names]:
                 raise ValueError(f"{key}.weights: {unknown[0][:100]!r} is not a domain; there are {', '.join(names)}")
             for members in self.domain_sets:
                 if not any(names[index] in active for index in members):
                     raise ValueError(
-                        f"{key}.weights has no domain of the set {', '.join(names[index] for index in members)}, from which "
-                        f"every step takes a block (data.domain_sets={self.data.domain_sets}); name one of them, or lower "
-                        "data.domain_sets"
+                        f"{key}.weights has no domain of the set {', '.join(names[index] for index in members)}, from which every "
+                        f"step takes a block (data.domain_sets={self.data.domain_sets}); name one of them, or lower the key"
                     )
 
     def _check_finetune(self) -> None:
         """Raise ValueError if the `finetune` section does not fit the rest of the tree."""
-        options = self.finetune
-        if options is None:
+        if (options := self.finetune) is None:
             return
         names = [domain.name for domain in self.domains]
         for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
@@ -189,10 +152,11 @@ class Config(Section):
                     f"{argument('--domain')} with one of them, which lines take that name no domain of their own"
                 )
         if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
-            key = "ecss.enabled=false" if self.model.rre_layers else "model.rre_layers=0"
+            key, more = "model.rre_layers=0", ""
+            if self.model.rre_layers:
+                key, more = "ecss.enabled=false", ", or ecss.enabled=true"
             raise ValueError(
-                f"finetune.learn={options.learn} needs experts that are updated alone, and {key}; use finetune.learn=all"
-                + (", or ecss.enabled=true" if self.model.rre_layers else "")
+                f"finetune.learn={options.learn} needs experts that are updated alone, and {key}; use finetune.learn=all{more}"
             )
 
     def check_divisible(self) -> None:
@@ -219,7 +183,7 @@ class Config(Section):
                 raise ValueError(f"{key} ({value}) is not divisible by {by} ({number}); change one of them")
 
     @property
-    def tuning(self) -> FinetuneConfig:
+    def tuning(self) -> sections.FinetuneConfig:
         """Section `finetune` of a run that is tuned to a task."""
         assert self.finetune is not None
         return self.finetune
@@ -231,11 +195,8 @@ class Config(Section):
 
     @property
     def domain_sets(self) -> list[list[int]]:
-        """Indices of the domains of each of the `data.domain_sets` sets, ascending.
-
-        Sets have equally many domains, and nearly equal total weights by greedy packing. This is our choice: the paper says that
-        domains share groups of ranks, not how.
-        """
+        """Indices of the domains of each of the `data.domain_sets` sets, ascending. Sets have equally many domains, and nearly
+        equal total weights by greedy packing: our choice, because the paper says that domains share groups of ranks, not how."""
         sets: list[list[int]] = [[] for _ in range(self.data.domain_sets)]
         weights, size = [0.0] * len(sets), len(self.domains) // len(sets)
         for index in sorted(range(len(self.domains)), key=lambda i: -self.domains[i].weight):
@@ -264,14 +225,12 @@ class Config(Section):
 
     def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
         """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""
-        each = self.model.experts_per_domain
+        each, common = self.model.experts_per_domain, list(range(self.model.common_experts))
         own = [domain * each + number for domain in sorted(set(domains)) for number in range(each)]
-        common = list(range(self.model.common_experts))
         return [own if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
-        """Return True if experts of segments of this kind and rows of such entries learn; common ones do not where fine-tuning
-        names the experts that do."""
+        """Return True if experts and rows of this kind learn; common ones do not where fine-tuning names the experts that do."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
     @property
@@ -305,14 +264,14 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model. Rows (`model.rows`) are not in the total: how many there are, text decides."""
+        """Count the parameters of the model."""
         m = self.model
-        attention = 4 * (m.hidden * m.hidden + m.hidden)
+        attention, norms = 4 * (m.hidden * m.hidden + m.hidden), 2 * 2 * m.hidden
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
-        norms = 2 * 2 * m.hidden
         dense = m.layers * (attention + norms + bool(m.rows)) + m.dense_layers * ffn + 2 * m.hidden
-        stored = (self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments))
-        experts = m.rre_layers * sum(stored)
+        experts = m.rre_layers * sum(
+            self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments)
+        )
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         rows = sum(self.stored_rows(entry) * entry.width for entry in m.rows)
         active = dense + m.rre_layers * ffn + m.hidden * bool(m.rows)

@@ -1,4 +1,4 @@
-"""Reader and writer of configuration files in YAML, with overrides of single keys and one error line per problem."""
+"""Reader and writer of configurations in YAML: shipped ones by name, files, overrides of keys, one error line per problem."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -22,6 +23,7 @@ MOST_BYTES = 256 << 10
 """Maximum bytes of a configuration file; 1,024 domains take half of them. PyYAML reads that many in a second or two."""
 _SHOWN_PROBLEMS = 20
 """Maximum number of problems that a message lists; a file of another kind has thousands."""
+_ENDINGS = (".yaml", ".yml")
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,70 +39,83 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_INT = "tag:yaml.org,2002:int"
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_INTEGERS = re.compile("[-+]?(0|[1-9][0-9]{0,2}(_[0-9]{3})+|[1-9][0-9]*)$")
 _Loader.yaml_implicit_resolvers = {
     first: [each for each in known if each[0] != _INT]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _INT, re.compile("[-+]?(0|[1-9][0-9]{0,2}(_[0-9]{3})+|[1-9][0-9]*)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
+_Loader.add_implicit_resolver(_INT, _INTEGERS, list("-+0123456789"))
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 Override = str | tuple[str, Any]
 """Override of one configuration key: "key.path=value", whose value is YAML, or (key.path, value)."""
 
 
-def load_config(path: str | Path, overrides: Sequence[Override] | None = None) -> Config:
+def shipped_configs(kind: str = "") -> dict[str, Path]:
+    """Return the files of the shipped configurations, by the name that `config_path` takes. kind: "finetune" for tasks."""
+    folder = Path(str(files("pangu_sigma") / "model_configs"))  # a link in a checkout, a folder of files in a wheel
+    return {file.stem: file for file in sorted((folder / kind).glob("*.yaml"))}
+
+
+def config_path(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
+    """Return the file of a shipped configuration by its name, or a path unchanged; an existing file wins over a shipped name. kind:
+    as in `shipped_configs`. Raises ConfigError, which lists the names, for a bare name that is neither shipped nor a file."""
+    path = Path(name_or_path)
+    if path.suffix in _ENDINGS or path.name != str(path) or path.is_file():
+        return path
+    if (shipped := shipped_configs(kind)).get(path.name) is None:
+        raise ConfigError(
+            f"{'task' if kind else 'configuration'} {path.name!r} is neither shipped nor a file; shipped: {', '.join(shipped)}; "
+            f"the name of a file ends in {' or '.join(_ENDINGS)}"
+        )
+    return shipped[path.name]
+
+
+def load_config(path: str | Path, overrides: Sequence[Override] = ()) -> Config:
     """Load a YAML file as a validated configuration. Raises ConfigError for a file that cannot be read, and for invalid keys."""
     return parse_config(read_tree(path, overrides))
 
 
-def read_tree(path: str | Path, overrides: Sequence[Override] | None = None) -> dict[str, Any]:
-    """Read a configuration's YAML file as a plain tree, and apply the overrides in order.
-
-    Raises ConfigError for a missing file, a pipe, broken YAML, an override that is not `key=value`, or an impossible key.
-    """
+def read_tree(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, Any]:
+    """Read a configuration's YAML file as a plain tree, and apply the overrides in order. Raises ConfigError for a missing file, a
+    pipe, broken YAML, an override that is not `key=value`, or an impossible key."""
+    file, named = Path(path), f"configuration {path}"
     try:
-        facts = Path(path).stat()
-        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait, reading a device may never end
-            raise ConfigError(f"configuration {path} is not a file but a folder, a pipe or a device; pass a YAML file")
+        if not stat.S_ISREG(
+            (facts := file.stat()).st_mode
+        ):  # opening a pipe would wait, reading a device may never end
+            raise ConfigError(f"{named} is not a file but a folder, a pipe or a device; pass a YAML file")
         if facts.st_size > MOST_BYTES:
-            raise ConfigError(
-                f"configuration {path} has more than {MOST_BYTES:,} bytes, as no other has; check the path"
-            )
-        content = Path(path).read_bytes()
-        tree = _parse_yaml(content.decode(), f"configuration {path} is not valid YAML")
+            raise ConfigError(f"{named} has more than {MOST_BYTES:,} bytes, as no other has; check the path")
+        content = file.read_bytes()
+        tree = _parse_yaml(content.decode(), f"{named} is not valid YAML")
     except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}; check the path") from error
+        raise ConfigError(f"cannot read {named}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         where = f"line {1 + content.count(10, 0, error.start)}: byte {error.start}"
-        raise ConfigError(
-            f"configuration {path} is not valid YAML: {where} is no UTF-8; save the file as UTF-8"
-        ) from None
+        raise ConfigError(f"{named} is not valid YAML: {where} is no UTF-8; save the file as UTF-8") from None
     if not isinstance(tree, dict):
         what = "empty" if tree is None else "a list" if isinstance(tree, list) else "a single value"
-        raise ConfigError(f"configuration {path} is {what}; it must be a mapping of keys, such as `name: mine`")
-    return override(tree, overrides or [])
+        raise ConfigError(f"{named} is {what}; it must be a mapping of keys, such as `name: mine`")
+    return override(tree, overrides)
 
 
 def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
     """Apply overrides to a configuration's plain tree, in order; the tree is changed and returned. Raises ConfigError."""
+    option = argument("--set", "override")
     for each in overrides:
-        if isinstance(each, str):
-            key, equals, text = each.partition("=")
-            option = argument("--set", "override")
-            if not equals or not key:
-                example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
-                raise ConfigError(f"{option} {short(each)} is not key.path=value, for example {example}")
-            named, value = f"{option} {key}", _parse_yaml(text, f"{option} {key}: {short(text)} is not a YAML value")
-        else:
-            key, named, value = str(each[0]), f"override {each[0]}", each[1]
-            value = value.item() if isinstance(value, np.generic) else value
+        key = key_of(each)
+        named = f"{option if isinstance(each, str) else 'override'} {key}"
+        if not isinstance(each, str):
+            value = each[1].item() if isinstance(each[1], np.generic) else each[1]
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        elif not key or "=" not in each:
+            example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
+            raise ConfigError(f"{option} {short(each)} is not key.path=value, for example {example}")
+        else:
+            text = each.partition("=")[2]
+            value = _parse_yaml(text, f"{named}: {short(text)} is not a YAML value")
         _set(tree, key, value, named)
     return tree
 
@@ -110,11 +125,6 @@ def key_of(change: Override) -> str:
     return change.partition("=")[0] if isinstance(change, str) else str(change[0])
 
 
-def names_reader(overrides: Sequence[Override]) -> bool:
-    """Return True if one of a person's overrides sets `data.reader`, so that it may be executed."""
-    return any(key_of(change) in ("data", "data.reader") for change in overrides)
-
-
 def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a plain tree as a configuration. Raises ConfigError, which lists one problem per line."""
     try:
@@ -122,17 +132,17 @@ def parse_config(tree: dict[str, Any]) -> Config:
     except ValidationError as error:
         problems = error.errors(include_url=False)
         lines = [_explain(problem) for problem in problems[:_SHOWN_PROBLEMS]]
-        if len(problems) > len(lines):
-            lines.append(f"… and {len(problems) - len(lines)} more problems")
+        lines += [f"… and {len(problems) - len(lines)} more problems"] * (len(problems) > len(lines))
         raise ConfigError("\n".join(lines)) from None
 
 
 def changed(config: Config, overrides: Sequence[Override]) -> Config:
-    """Return a configuration with overrides. Raises ConfigError as `parse_config` and `override`."""
+    """Return a configuration with a person's overrides; if one sets `data.reader`, it may be executed. Raises ConfigError."""
     if not overrides:
         return config
     tree = parse_config(override(config.model_dump(), overrides))
-    return tree.with_reader_named() if names_reader(overrides) or config.reader_named else tree
+    named = any(key_of(change) in ("data", "data.reader") for change in overrides)
+    return tree.with_reader_named() if named or config.reader_named else tree
 
 
 def dump_config(config: Config) -> str:
@@ -204,29 +214,24 @@ _WORDS = {
     "a valid list": "a list",
     "(List|String) should have": "it must have",
     " after validation": "",
+    "^Value error, ": "",
 }
 """Patterns of pydantic's words, and ours."""
-
-
-_GONE = re.compile(
-    r"data\.(count_private|domain_key|domain_map|filters|layout|text_keys)|ecss\.(prefetch|undo_gib|update_cores)|train\.optimizer\.clip"
-)
-"""Keys of version 0.1.0 that are gone."""
 
 
 def _explain(problem: Any) -> str:
     """Return a line for one pydantic error that tells a user what to do."""
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        if _GONE.fullmatch(path):
-            return f"{path}: no longer a key; leave it out. Version 0.1.0 (commit ab9cf900) reads files that have it"
-        allowed = _keys_at(problem["loc"][:-1])
-        near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
-        hint = f"nearest valid key: {near}; " if near else ""
-        return f"{path}: unknown key (value {short(value)}); {hint}allowed here: {', '.join(allowed)}"
-    if kind == "missing":
-        return f"{path}: required key is missing; allowed here: {', '.join(_keys_at(problem['loc'][:-1]))}"
+    if kind in ("extra_forbidden", "missing"):
+        within = "".join(f"{0 if isinstance(key, int) else key}." for key in problem["loc"][:-1])
+        keys = [key.removeprefix(within) for key in _paths(Config) if key.startswith(within)]
+        allowed = [key for key in keys if "." not in key]
+        hint = "required key is missing; "
+        if kind == "extra_forbidden":
+            near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
+            hint = f"unknown key (value {short(value)}); " + (f"nearest valid key: {near}; " if near else "")
+        return f"{path}: {hint}allowed here: {', '.join(allowed)}"
     if kind == "value_error":
         return f"{path}: {in_words(problem)}"
     if value is None and ":" in path:
@@ -236,7 +241,7 @@ def _explain(problem: Any) -> str:
 
 def in_words(problem: Any) -> str:
     """Return what a value must be, from a pydantic error."""
-    message = problem["msg"].removeprefix("Value error, ")
+    message: str = problem["msg"]
     if problem["type"] == "string_pattern_mismatch":
         message = _PATTERNS.get(problem["ctx"]["pattern"], message)
     elif problem["type"] == "model_type":
@@ -256,19 +261,8 @@ def _paths(section: type[BaseModel], within: str = "") -> Iterator[str]:
     """Yield the path of every key of a section, those of its sections after it; "0" stands for each item of a list."""
     for key, field in section.model_fields.items():
         yield f"{within}{key}"
-        if inner := _section(field.annotation):
+        inner = field.annotation
+        while arguments := get_args(inner):
+            inner = arguments[0]
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _paths(inner, f"{within}{key}.{'0.' * (get_origin(field.annotation) is list)}")
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a field holds, or the items of its list are; None if it holds a value."""
-    while arguments := get_args(annotation):
-        annotation = arguments[0]
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    """Return the keys that the section at `location` declares."""
-    within = "".join(f"{0 if isinstance(key, int) else key}." for key in location)
-    keys = [path.removeprefix(within) for path in _paths(Config) if path.startswith(within)]
-    return [key for key in keys if "." not in key]

@@ -1,8 +1,5 @@
-"""Domains: the first level of Random Routed Experts.
-
-Every sample carries a domain. The domain selects a group of experts, an embedding slot, and the format of the text, as in the
-paper. This module uses no tensors or devices.
-"""
+"""Domains: the first level of Random Routed Experts. The domain of a sample selects a group of experts, an embedding slot, and the
+format of the text, as in the paper."""
 
 from __future__ import annotations
 
@@ -15,12 +12,9 @@ from pangu_sigma.errors import argument
 
 @dataclass(frozen=True)
 class Domain:
-    """Domain of a run, with its experts and its embedding slot.
-
-    index: position in the configuration's list, which is its number in data and plans.
-    first_expert: experts ``first_expert … first_expert + experts - 1`` of every own segment belong to this domain.
-    slot: index of the embedding slot that the domain reads from and predicts with.
-    """
+    """Domain of a run. index: position in the configuration's list, which is its number in data and plans. slot: index of the
+    embedding slot that it reads from and predicts with. Its experts in every own segment are first_expert … first_expert + experts
+    - 1."""
 
     index: int
     name: str
@@ -74,10 +68,7 @@ def matching_slot(name: str, names: Sequence[str]) -> int | None:
 
 
 def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> list[str]:
-    """Return the names of the domains to keep, in the configuration's order. Either `keep` or `drop` names domains.
-
-    Raises ConfigError for an unknown domain, for both or no arguments, and if all domains are dropped.
-    """
+    """Return the names of the domains to keep, in the configuration's order. Raises ConfigError for unknown names, and for none."""
     if bool(keep) == bool(drop):
         raise ConfigError(
             f"name the domains to keep with {argument('--keep')}, or those to leave away with {argument('--drop')}, not "

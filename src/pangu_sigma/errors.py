@@ -1,7 +1,5 @@
-"""Errors that a user can fix: base class, errors that several folders raise, and the exit status of a command.
-
-`UserError` is defined in `ascend_ops`, whose kernels may fail to build and which imports nothing of this package.
-"""
+"""Errors that a user can fix: errors that several folders raise, and the exit status of a command. The base class is in
+`ascend_ops`, whose kernels may fail to build and which imports nothing of this package."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ import select
 import sys
 from collections.abc import Callable
 
-from ascend_ops.errors import UserError
-
-__all__ = ["DataError", "LayoutError", "UserError", "argument", "exit_status", "in_words", "keyword", "without_effect"]
+from ascend_ops.errors import UserError as UserError
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +31,12 @@ _OF_THE_MACHINE = {
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENOMEM: "close other programs, or use a smaller configuration",
 }
-"""Errors that the operating system may raise at any time, with their fixes. Any other OSError, such as a missing file that nobody
-looked for, is a bug and keeps its traceback."""
+"""Errors that the operating system may raise at any time, with their fixes. Any other OSError is a bug and keeps its traceback."""
 
 
 def in_words(error: OSError, path: object = "", otherwise: str = "") -> str:
-    """Return an error of the disk for people: file, what the system calls the error, and the fix.
-
-    path: the file, if the error names none. otherwise: fix of an error that the system does not raise at any time, such as that of
-    a missing file.
-    """
+    """Return an error of the disk for people: file, what the system calls the error, and the fix. path: the file, if the error
+    names none. otherwise: fix of an error that the system does not raise at any time, such as a missing file."""
     file = error.filename2 or error.filename or path  # of a copy, what it wrote
     fix = _OF_THE_MACHINE.get(error.errno or 0, otherwise)
     return ": ".join(filter(None, [str(file), str(error.strerror or error)])) + (f"; {fix}" if fix else "")
@@ -55,15 +47,11 @@ _THREADS = (
     "no more threads can be started, for lack of memory or by a limit of processes",
     "close other programs, or raise `ulimit -v`, `ulimit -u` or the container's pids limit",
 )
-_EXHAUSTED = {
-    "Memory isn't enough and alloc failed": _MEMORY,
-    "std::bad_alloc": _MEMORY,
-    "failed to map segment from shared object": _MEMORY,
-    "Resource temporarily unavailable": _THREADS,
-    "can't start new thread": _THREADS,
-}
-"""What a RuntimeError of Python or MindSpore, or an ImportError, says when the machine has no more of something → what that is,
-and the fix."""
+_EXHAUSTED = dict.fromkeys(
+    ("Memory isn't enough and alloc failed", "std::bad_alloc", "failed to map segment from"), _MEMORY
+)
+_EXHAUSTED |= dict.fromkeys(("Resource temporarily unavailable", "can't start new thread"), _THREADS)
+"""What an error of Python or MindSpore says when the machine has no more of something → what that is, and the fix."""
 
 
 class DataError(UserError, ValueError):
@@ -79,10 +67,8 @@ _on_command_line = False
 
 
 def argument(option: str, python: str = "") -> str:
-    """Return the name of an argument for a message: "--from-domain" while a command runs, "from_domain" in Python.
-
-    python: name of the argument in Python where it differs.
-    """
+    """Return the name of an argument for a message: "--from-domain" while a command runs, "from_domain" in Python. python: name of
+    the argument in Python where it differs."""
     return option if _on_command_line else python or option.removeprefix("--").replace("-", "_")
 
 
@@ -116,11 +102,10 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         return _say(f"error: {in_words(error)}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
-        found = [(line, text) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
-        if not isinstance(error, MemoryError) and not found:
+        lines = [(line, _EXHAUSTED[text]) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
+        if not lines and not isinstance(error, MemoryError):
             raise
-        line, text = found[0] if found else (str(error), "")
-        what, fix = _EXHAUSTED.get(text, _MEMORY)
+        line, (what, fix) = lines[0] if lines else (str(error), _MEMORY)
         return _say(f"error: {what}{f' ({line})' if line else ''}; {fix}", 2)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)

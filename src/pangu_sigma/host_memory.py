@@ -1,8 +1,7 @@
 """Memory that a run needs on this machine, compared with the memory that is free before anything is allocated.
 
 The need is a lower bound: parameters, optimizer state, and tensors that a training step keeps for certain; but rows (`model.rows`)
-count as far as the run can meet them. The system would kill a refused run in the middle, without a message. An accepted run may
-still need too much. `npu/plan/` counts NPU memory.
+count as far as the run can meet them. The system would kill a refused run in the middle, without a message.
 """
 
 from __future__ import annotations
@@ -10,20 +9,17 @@ from __future__ import annotations
 import mmap
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pangu_sigma.config import Config, ConfigError
 
 _GIB = 1 << 30
 _FLOAT32 = 4
-_INT16 = 2
-_ALPHA_PIECES = 40_000
-"""Minimum size of a vocabulary, PanGu-α's pieces; a routing table has one entry for each."""
+_ALPHA_PIECES = 40_000  # minimum size of a vocabulary; a routing table has one entry for each
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Host memory that one process needs for one purpose. name: purpose. nbytes: bytes. fix: configuration keys that reduce it."""
 
     name: str
@@ -32,21 +28,16 @@ class Need:
 
 
 def check_training_fits(config: Config, processes: int = 1, root: Path = Path("/")) -> None:
-    """Raise ConfigError if this machine has too little memory to train `config` on its CPU.
-
-    processes: ranks that this machine runs, each with its share of the experts. root: folder of Linux's proc and sys.
-    """
+    """Raise ConfigError if this machine has too little memory to train `config` on its CPU. processes: ranks that this machine
+    runs, each with its share of the experts. root: folder of Linux's proc and sys."""
     _check(f"training {config.name}", training_needs(config), processes, root)
 
 
 def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
     """Raise ConfigError if the weights of `config` do not fit in this machine's memory; experts stay in the checkpoint's files."""
-    dense = config.num_params()
-    needs = [
-        Need("dense weights", (dense.dense + dense.embeddings) * _FLOAT32, "read it on a larger machine"),
-        Need("routing tables", _table_bytes(config), "read it on a larger machine"),
-    ]
-    _check(f"reading {config.name}", needs, 1, root)
+    count, fix = config.num_params(), "read it on a larger machine"
+    dense = Need("dense weights", (count.dense + count.embeddings) * _FLOAT32, fix)
+    _check(f"reading {config.name}", [dense, Need("routing tables", _table_bytes(config), fix)], 1, root)
 
 
 def check_cache_fits(config: Config, lanes: int, root: Path = Path("/")) -> None:
@@ -58,31 +49,23 @@ def check_cache_fits(config: Config, lanes: int, root: Path = Path("/")) -> None
 
 def training_needs(config: Config) -> list[Need]:
     """Return the minimum host memory that one rank of a training run on CPUs needs at once, purpose by purpose."""
-    m, count, ecss, p = config.model, config.num_params(), config.ecss, config.parallel
+    m, count, ecss, p, batch = config.model, config.num_params(), config.ecss, config.parallel, config.train.batch_size
     shares = p.groups * p.expert
     gradients = config.active_expert_params // shares * _FLOAT32
+    gradients *= 2 if ecss.by_worker(npu=False) else 1  # the worker has the gradients of the step before
     moments = 2 * (2 if ecss.moments == "bfloat16" else _FLOAT32)
     stored = 0 if ecss.store == "file" else count.experts // shares * (_FLOAT32 + moments)
-    worker = gradients if ecss.by_worker(npu=False) else 0
-    sequences = config.train.batch_size // min(p.stage_ranks // p.tensor, config.train.batch_size)
-    tokens = sequences * m.seq_length
-    scores = sequences * m.heads * m.seq_length**2
-    # the input of each layer, the scores of one of them, the logits: tensors kept of the others are not counted
-    activations = m.layers * tokens * m.hidden + scores + tokens * m.slot_rows
+    sequences = batch // min(p.stage_ranks // p.tensor, batch)
+    # the input of each layer, the logits, and the scores of one layer: tensors kept of the others are not counted
+    activations = sequences * m.seq_length * (m.layers * m.hidden + m.slot_rows + m.heads * m.seq_length) * _FLOAT32
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
-    dense = (count.dense + count.embeddings) * 4 * _FLOAT32
-    rows = row_bytes(config) if ecss.store == "host" else 0
+    dense, rows = (count.dense + count.embeddings) * 4 * _FLOAT32, row_bytes(config) if ecss.store == "host" else 0
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or set ecss.store=file"),
         Need("rows that the run can meet, and their Adam state", rows, "lower model.rows, or set ecss.store=file"),
-        Need("gradients of the step before, for the worker", worker, "set ecss.update=step"),
         Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step"),
         Need("dense parameters, gradients and Adam state", dense, "lower model.hidden, model.ffn or model.slot_rows"),
-        Need(
-            "activations",
-            activations * _FLOAT32,
-            "lower train.batch_size, with more train.accumulation, or model.seq_length",
-        ),
+        Need("activations", activations, "lower train.batch_size, with more train.accumulation, or model.seq_length"),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
     ]
 
@@ -90,13 +73,9 @@ def training_needs(config: Config) -> list[Need]:
 def row_bytes(config: Config) -> int:
     """Return the most bytes that the records of rows take on a rank, in memory or on a disk: every token of every step meets rows
     that none met before, until all are met, and each record needs a page that no other is in, until all pages are taken."""
-    met = 0
-    for entry in config.model.rows:
-        record = (3 * entry.width + 1) * _FLOAT32
-        met += min(
-            config.stored_rows(entry) * record, config.train.steps * config.step_tokens * (record + mmap.PAGESIZE)
-        )
-    return met
+    tokens = config.train.steps * config.step_tokens
+    sizes = ((config.stored_rows(entry), (3 * entry.width + 1) * _FLOAT32) for entry in config.model.rows)
+    return sum(min(rows * record, tokens * (record + mmap.PAGESIZE)) for rows, record in sizes)
 
 
 def check_rows_fit(config: Config, folder: Path) -> None:
@@ -112,10 +91,12 @@ def check_rows_fit(config: Config, folder: Path) -> None:
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
     """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of the limits
     of this process's cgroup (version 2) and of its ancestors. None if the system does not say. swap: False to leave out swap."""
-    kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
+    kib = {
+        name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    }
     if "MemAvailable" not in kib:
         return None
-    left = [1024 * (int(kib["MemAvailable"]) + (int(kib.get("SwapFree", 0)) if swap else 0))]
+    left = [1024 * (kib["MemAvailable"] + kib.get("SwapFree", 0) * swap)]
     named = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
     group = root / "sys/fs/cgroup" / (named[1] if named else "")
     for folder in (
@@ -143,12 +124,12 @@ def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
         return
     largest = sorted((need for need in needs if need.nbytes), key=lambda need: -need.nbytes)
     items = ", ".join(f"{need.name} {need.nbytes / _GIB:,.1f}" for need in largest)
-    of = f" in each of {processes} processes" if processes > 1 else ""
+    items += f" in each of {processes} processes" * (processes > 1)
     raise ConfigError(
-        f"{what} needs at least {needed / _GIB:,.1f} GiB of memory ({items}{of}), and {free / _GIB:,.1f} GiB are free here; "
+        f"{what} needs at least {needed / _GIB:,.1f} GiB of memory ({items}), and {free / _GIB:,.1f} GiB are free here; "
         f"{largest[0].fix}"
     )
 
 
 def _table_bytes(config: Config) -> int:
-    return len(config.model.routed) * len(config.domains) * _ALPHA_PIECES * _INT16
+    return len(config.model.routed) * len(config.domains) * _ALPHA_PIECES * 2

@@ -1,7 +1,5 @@
-"""Loaded model: generates text, shows what it computes and what it is made of, measures its loss, and is exported.
-
-Shape suffixes in docstrings: T tokens of a text, R rows of a slot, L layers, H hidden, N segments of the RRE layers.
-"""
+"""Loaded model: generates text, shows what it computes and what it is made of, measures its loss, and is exported. Shape suffixes
+in docstrings: T tokens of a text, R rows of a slot, L layers, H hidden, N segments of the RRE layers."""
 
 from __future__ import annotations
 
@@ -17,31 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import PlainValidator, SkipValidation
 
 from ascend_ops.few_rows import Precision, StoredPrecision
-from pangu_sigma.arguments import (
-    AnyPath,
-    Overrides,
-    Paths,
-    Text,
-    Texts,
-    checked,
-    one_path,
-    overrides_of,
-    paths,
-    several,
-    texts,
-)
+from pangu_sigma import arguments
+from pangu_sigma.arguments import AnyPath, Overrides, Paths, Text, Texts, checked, one_path, paths, several, texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.device import mindspore_lock
 from pangu_sigma.errors import argument, keyword, without_effect
 from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
 from pangu_sigma.generate.score import Score
+from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pangu_sigma.domains import Domain, Domains
+    from pangu_sigma.domains import Domains
     from pangu_sigma.generate.ablation import Ablation
     from pangu_sigma.generate.engine import Engine
     from pangu_sigma.stored.model import StoredModel
@@ -57,11 +44,13 @@ def _model(value: Any) -> Model | Path:
     return value if isinstance(value, Model) else one_path(value)
 
 
+def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
+    return model if isinstance(model, Model) else Model(model)
+
+
 AnyModel = Annotated["Model | str | os.PathLike[str]", PlainValidator(_model)]
-Models = Annotated[
-    "Model | str | os.PathLike[str] | Iterable[Model | str | os.PathLike[str]]",
-    PlainValidator(lambda value: several(value, _model)),
-]
+_MODELS = PlainValidator(lambda value: several(value, _model))
+Models = Annotated["Model | str | os.PathLike[str] | Iterable[Model | str | os.PathLike[str]]", _MODELS]
 
 
 @checked
@@ -81,23 +70,21 @@ def evaluate(
     The result is {domain: {"loss": …, "se": …, "unigram": …, "bits_per_byte": …, …}}, in nats per token; se is the standard error
     over samples, unigram the loss of a unigram model on the same tokens. With `against` it has "pairs", with the losses of both
     runs and their differences, paired by sample, the "mean" over the pairs, and "left_out", which says why domains were not
-    compared. A loss that is not finite is None, and logged. Raises UserError if the text is missing, or if no domain has the same
-    tokens in all runs.
+    compared. A loss that is not finite is None, and logged. Raises UserError if no domain has the same tokens in all runs.
 
     Args:
-        model: a run, an exported model or a Hugging Face style folder, which is evaluated on its run's text; several runs with
-            `against`.
+        model: a run, an export or a Hugging Face style folder, which is evaluated on its run's text; several for `against`.
         against: as many other runs as `model` names, to compare in pairs.
         all_samples: read all held-out samples, not only those that training evaluates.
-        input: any other text, files or folders of documents as in `prepare_data`. Documents are read as held-out text is, one
-            after another in samples of model.seq_length tokens; all tokens of a document but the first are predicted, and its
-            <eot>. Lines that cannot be used are left out with a warning. "unigram" is None: no training text is read.
+        input: any other text, files or folders of documents as in `prepare_data`, in samples of model.seq_length tokens; all tokens
+            of a document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning.
+            "unigram" is None: no training text is read.
         text: or a text, as one document of `domain`.
         domain: domain of `text`, or of all records of `input`; by default records say it.
-        passages: also continue this many passages of held-out text of each domain, and print how they go on and how the model
-            goes on; in the result by domain under "passages".
+        passages: also continue this many passages of held-out text of each domain, and print how they and the model go on; in the
+            result by domain under "passages".
         overrides: keys of section `data` that say how records of `input` are read, such as data.text_key=body; by default as the
-            run's text, or else from the key "text". A reader that a run recorded is not executed.
+            run's text. A reader that a run recorded is not executed.
 
     Examples:
         pangu-sigma evaluate runs/sigma_tiny --passages 1
@@ -106,18 +93,22 @@ def evaluate(
     """
     from pangu_sigma.held_out.losses import format_losses
 
-    models, others, files, changes = several(model, _model), paths(against), paths(input), overrides_of(overrides)
+    models, others, files, changes = (
+        several(model, _model),
+        paths(against),
+        paths(input),
+        arguments.overrides_of(overrides),
+    )
     other_text = bool(files) or text is not None
     check_count("passages", passages)
     if (other_text or not others) and len(models) != 1:
-        raise ConfigError(
-            f"{len(models)} models without {argument('--against')}; evaluate them one at a time, or compare them"
-        )
+        alone = argument("--against")
+        raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
     if other_text:
         if all_samples or others or passages:
             named = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
             without_effect(named, "they are about held-out text, and this is other text")
-        return _evaluate_other_text(_loaded(models[0]), files, text, domain, changes)
+        return _evaluate_other_text(_opened(models[0]), files, text, domain, changes)
     if domain is not None or changes:
         named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
         without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
@@ -139,15 +130,11 @@ def evaluate(
     if passages:
         from pangu_sigma.held_out.passages import format_passages, passages_of
 
-        found = passages_of(_loaded(models[0]).engine, passages)
+        found = passages_of(_opened(models[0]).engine, passages)
         for name, figures in losses.items():
             figures["passages"] = [asdict(passage) for passage in found if passage.domain == name]
         table += f"\n\n{format_passages(found)}"
     return _measured(losses, table, [losses])
-
-
-def _loaded(model: Model | Path) -> Model:
-    return model if isinstance(model, Model) else Model(model)
 
 
 def _evaluate_other_text(
@@ -162,10 +149,8 @@ def _evaluate_other_text(
     if text is None:
         documents = read_documents(model.config, files, domain, overrides)
     elif files or domain is None:
-        raise ConfigError(
-            f"{argument('--text')}: give it a domain, {argument('--domain')}=…, and no input; the name of a file is "
-            f"{argument('--input')}=…"
-        )
+        file = f"the name of a file is {argument('--input')}=…"
+        raise ConfigError(f"{argument('--text')}: give it a domain, {argument('--domain')}=…, and no input; {file}")
     else:
         if overrides:
             without_effect(argument("--set", "overrides"), "they say how records of input are read")
@@ -176,11 +161,9 @@ def _evaluate_other_text(
 
 def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, Any]]) -> Result:
     """Return a result, and log the domains whose losses are not finite. losses: figures by domain."""
-    found = dict.fromkeys(name for each in losses for name, figures in each.items() if figures["loss"] is None)
-    if found:
-        logger.error(
-            "the loss of %s is not finite: weights are NaN, infinite or too large to compute with", ", ".join(found)
-        )
+    if found := dict.fromkeys(name for each in losses for name, figures in each.items() if figures["loss"] is None):
+        why = "weights are NaN, infinite or too large to compute with"
+        logger.error("the loss of %s is not finite: %s", ", ".join(found), why)
     return Result(values, table, not found)
 
 
@@ -191,12 +174,10 @@ def load(model: AnyPath, weights: Precision | None = None, *, routing: AnyPath |
     Args:
         model: path of the folder.
         weights: precision of the matrices in memory; by default the stored one of an export, float32 for a run.
-        routing: file of other routing tables to answer by, as `routing.table` takes it; the same limits hold as in
-            `Model.without`.
+        routing: file of other routing tables to answer by, as `routing.table` takes it; with the limits of `Model.without`.
     """
     opened = Model(model, weights)
-    if routing is not None:
-        opened = opened._lacking(routing=Path(routing))
+    opened = opened if routing is None else opened._lacking(routing=Path(routing))
     _ = opened.engine  # raises if the folder is no model
     return opened
 
@@ -222,16 +203,14 @@ def generate(
 ) -> Results:
     """Continue prompts with a trained model.
 
-    Returns `generate.text.Generated` for each prompt: text, ids and whether it has ended. Prompts are computed as a batch. Text
-    also ends at model.seq_length. Raises UserError if logits are not finite.
+    Returns `generate.text.Generated` for each prompt: text, ids and whether it has ended. Text also ends at model.seq_length.
 
     Args:
         model: a run, export, Hugging Face style folder, or files of PanGu-α.
         prompt: texts to continue.
         domain: domain to answer: one for all prompts, or one for each, in order.
         max_new_tokens: maximum number of new tokens.
-        seed: random seed; the same seed draws the same tokens for a prompt in any list, and further copies of it draw with the
-            next seeds.
+        seed: random seed; it draws the same tokens for a prompt in any list; further copies of a prompt draw with the next seeds.
         stop: end the text before one of these strings.
         prompts: file with a prompt a line; - is standard input.
         temperature: sampling temperature; 0 is greedy.
@@ -251,29 +230,28 @@ def generate(
     given = locals()
     sampling = {field.name: given[field.name] for field in fields(Sampling)}  # each is a parameter
     asked, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
-    opened = model if isinstance(model, Model) and weights is None else Model(model, weights)
+    opened = _opened(model) if weights is None else Model(model, weights)
     if prompt == () and not asked:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
     if not domains:
         known = ", ".join(each.name for each in opened.domains)
         raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {known}")
-    if len(domains) == 1:
-        domains *= len(asked)
+    domains *= len(asked) if len(domains) == 1 else 1
     if len(domains) != len(asked):
-        raise ConfigError(
-            f"{argument('--domain')} has {len(domains)} names for {len(asked)} prompts; give one for all, or one for each"
-        )
+        given = f"{argument('--domain')} has {len(domains)} names for {len(asked)} prompts"
+        raise ConfigError(f"{given}; give one for all, or one for each")
     check_request(max_new_tokens, seed)
     options = _sampling(sampling, seed)
     from pangu_sigma.generate import text
 
     pairs = list(zip(domains, asked, strict=True))
     answers = text.generate(opened.engine, pairs, max_new_tokens, options, seed, texts(stop))
-    length = opened.config.model.seq_length
+    length, ends = (
+        opened.config.model.seq_length,
+        "%d of %d answers end because prompt and answer have model.seq_length=%d",
+    )
     if cut := sum(not each.finished and len(each.ids) >= length for each in answers):
-        logger.warning(
-            "%d of %d answers end because prompt and answer have model.seq_length=%d", cut, len(answers), length
-        )
+        logger.warning(ends, cut, len(answers), length)
     return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
 
 
@@ -305,9 +283,8 @@ def export(
     Args:
         model: a run folder, or a folder written by format "hf".
         output: new folder; it must not exist.
-        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "hf" a Hugging
-            Face style folder of weights (safetensors), tokenizer and routing table; "run" converts such a folder to a run with
-            fresh Adam moments. A round trip keeps the bits of the weights.
+        format: "mindir" writes a self-contained folder, and checks that it generates the same greedy tokens; "hf" a Hugging Face
+            style folder (safetensors); "run" converts such a folder to a run with fresh Adam moments, and keeps bits.
         weights: precision of the matrices in "mindir".
 
     Examples:
@@ -315,15 +292,13 @@ def export(
         pangu-sigma export runs/sigma_tiny -o exports/sigma_tiny_hf --format hf
         pangu-sigma export exports/sigma_tiny_hf -o runs/again --format run
     """
+    source, path, kind = Path(model).absolute(), Path(output), argument("--format")
     if weights != "float32" and format != "mindir":
-        without_effect(
-            f"{argument('--weights')}={weights}", f"{argument('--format')}={format} has the weights as they are"
-        )
-    source, path = Path(model).absolute(), Path(output)
+        without_effect(f"{argument('--weights')}={weights}", f"{kind}={format} has the weights as they are")
     if path.suffix == ".safetensors":
         raise ConfigError(
-            f"{argument('--output')} {path} is named as a file of weights, and {argument('--format')}={format} writes a "
-            f"folder; choose another name: {argument('--format')}=hf has safetensors inside"
+            f"{argument('--output')} {path} is named as a file of weights, and {kind}={format} writes a folder; choose another "
+            f"name: {kind}=hf has safetensors inside"
         )
     from pangu_sigma.convert.conversion import convert_model
     from pangu_sigma.convert.mindir import export_mindir, verify_export
@@ -344,9 +319,8 @@ def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     """Return sampling options given as keywords. Warns of what has no effect. Raises ConfigError for an unknown one."""
     known = [field.name for field in fields(Sampling)]
     if unknown := [*(options.keys() - known)]:
-        raise ConfigError(
-            f"{unknown[0]}: unknown argument; allowed here: max_new_tokens, seed, stop, {', '.join(known)}"
-        )
+        allowed = ", ".join(["max_new_tokens", "seed", "stop", *known])
+        raise ConfigError(f"{unknown[0]}: unknown argument; allowed here: {allowed}")
     sampling = Sampling(**options)
     if sampling.temperature == 0:
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
@@ -361,10 +335,8 @@ def _check_below(name: str, value: int, count: int, there_are: str) -> None:
 
 
 class Model:
-    """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is.
-
-    path: its folder, absolute. outcome: result of the training or fine-tuning; None for a loaded model, and if it was `stopped`.
-    """
+    """Trained model, as returned by `train`, `finetune` and `load`; accepted wherever a path of a model is. path: its folder,
+    absolute. outcome: result of the training or fine-tuning; None for a loaded model, and if it was `stopped`."""
 
     answers = generate
     export = export
@@ -381,9 +353,7 @@ class Model:
 
     def __fspath__(self) -> str:
         if self._without is not None:
-            raise ConfigError(
-                f"{self}: a folder is taken as it is, and this model was changed in memory; load it again"
-            )
+            raise ConfigError(f"{self}: a folder is taken as it is, and this model was changed in memory; load it")
         return str(self.path)
 
     @cached_property
@@ -424,13 +394,7 @@ class Model:
 
     @checked
     def stream(
-        self,
-        prompt: Text,
-        domain: Text,
-        max_new_tokens: int = 64,
-        seed: int = 0,
-        stop: Texts = (),
-        **sampling: float,
+        self, prompt: Text, domain: Text, max_new_tokens: int = 64, seed: int = 0, stop: Texts = (), **sampling: Any
     ) -> Iterator[str]:
         """Yield the text that `generate` returns for the same arguments, in parts, as tokens are generated."""
         from pangu_sigma.generate.text import stream
@@ -442,13 +406,13 @@ class Model:
         """Return the token ids by which a domain reads a text. In code and bilingual text the first one is the language tag."""
         from pangu_sigma.generate.text import prompt_ids
 
-        return prompt_ids(self.tokenizer, text, self._domain(domain))
+        return prompt_ids(self.tokenizer, text, self.domains.named(domain))
 
     @checked
     def slot(self, domain: Text) -> Table:
         """Return the token of each row of a domain's embedding slot: columns `id`, int [R], and `text`, "" for tokens without text.
         A row without a token has the id -1. The row of an id is `model.tokenizer.row_of[slot, id]`, -1 if it has none."""
-        ids_R = self.tokenizer.slot_rows[self._domain(domain).slot]
+        ids_R = self.tokenizer.slot_rows[self.domains.named(domain).slot]
         return Table({"id": ids_R, "text": [self.tokenizer.decode([id] if id >= 0 else []) for id in ids_R.tolist()]})
 
     @checked
@@ -456,14 +420,14 @@ class Model:
         """Return the logits of the token after a text or after token ids, float32 [R]; or after each of its tokens, [T, R].
         R are the rows of the domain's embedding slot, which `slot` lists; those without a token hold -inf."""
         ids = self._read(text_or_ids, domain)
-        logits_WR = self.engine.logits(self._domain(domain), ids, len(ids) if all_positions else 1)
+        logits_WR = self.engine.logits(self.domains.named(domain), ids, len(ids) if all_positions else 1)
         return logits_WR if all_positions else logits_WR[0]
 
     @checked
     def hidden_states(self, text_or_ids: TextOrIds, domain: Text) -> np.ndarray:
         """Return the hidden states of a text's tokens, float32 [L + 1, T, H]: first the embeddings, then those after each layer.
         The last, the query layer, reads the LayerNorm of what comes before; its result times the slot's rows are the logits."""
-        known, ids = self._domain(domain), self._read(text_or_ids, domain)
+        known, ids = self.domains.named(domain), self._read(text_or_ids, domain)
         with self.engine.lane_for(known, ids) as lane:
             return self.engine.decoder.hidden_states(lane, ids)
 
@@ -471,7 +435,7 @@ class Model:
     def experts(self, text_or_ids: TextOrIds, domain: Text) -> np.ndarray:
         """Return the expert of each token of a text in each segment of the RRE layers, int32 [N, T], numbered as in `expert`.
         Without model.segments N are the layers; with S segments in a layer, number n is segment n % S of RRE layer n // S."""
-        return self.engine.decoder.experts(self._domain(domain), self._read(text_or_ids, domain))
+        return self.engine.decoder.experts(self.domains.named(domain), self._read(text_or_ids, domain))
 
     @checked
     def expert(self, segment: int, number: int) -> dict[str, np.ndarray]:
@@ -516,14 +480,11 @@ class Model:
         bilingual text the first token is the language tag."""
         from pangu_sigma.generate.score import score
 
-        return score(self.engine, text, self._domain(domain))
+        return score(self.engine, text, self.domains.named(domain))
 
     def evaluate(self, text: str | None = None, domain: str | None = None, **options: Any) -> Result:
         """Measure the loss as the function `evaluate` does, on held-out text, `input`, or a text, which `domain` reads."""
         return evaluate(self, text=text, domain=domain, **options)
-
-    def _domain(self, name: str) -> Domain:
-        return self.domains.named(name)
 
     def _read(self, text_or_ids: TextOrIds, domain: str) -> list[int]:
         """Return the ids of a text, or the ids. Raises ConfigError for what is neither."""

@@ -17,10 +17,7 @@ from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.results import Check, Results, aligned
 
 _TOLERANCE = 1e-4
-
-
 CheckMaker = Callable[[], Check | Iterable[Check]]
-"""Function that checks something, and returns one finding or several."""
 
 
 @checked
@@ -43,24 +40,20 @@ def doctor(
     from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 
     if device != "ascend" and (model is not None or chip is not None):
-        without_effect(
-            argument("MODEL or --chip", "model or chip"), f"it is about NPUs: add {argument('--device')} ascend"
-        )
+        named = argument("MODEL or --chip", "model or chip")
+        without_effect(named, f"it is about NPUs: add {argument('--device')} ascend")
     run = None if model is None else Path(model)
     checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any)
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
 
 
 def run_checks(devices: CheckMaker) -> list[Check]:
-    """Run all checks of a machine, in the order to read them. A check that raises counts as a failed check.
-
-    devices: checks of the machine's NPUs (npu/host/checks.py).
-    """
-    checks: list[CheckMaker] = [_requirements, _compiler, _kernels, devices]
-    return [result for check in checks for result in _results(check)]
+    """Run all checks of a machine, in the order to read them. devices: checks of the machine's NPUs (npu/host/checks.py)."""
+    return [result for check in (_requirements, _compiler, _kernels, devices) for result in _results(check)]
 
 
 def _results(check: CheckMaker) -> list[Check]:
+    """Return the findings of a check; a check that raises is a failed check, because anything may be broken on a machine."""
     try:
         result = check()
         return [result] if isinstance(result, Check) else list(result)
@@ -87,15 +80,17 @@ def _requirements() -> Iterator[Check]:
     for requirement in map(Requirement, importlib.metadata.requires("pangu-sigma") or []):
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        fix = f"pip install '{requirement}'"
+        fix, wants = (
+            f"pip install '{requirement}'",
+            f" (wants {requirement.specifier})" if requirement.specifier else "",
+        )
         try:
             version = importlib.metadata.version(requirement.name)
+            yield Check(
+                requirement.name, requirement.specifier.contains(version, prereleases=True), f"{version}{wants}", fix
+            )
         except importlib.metadata.PackageNotFoundError:
             yield Check(requirement.name, False, "not installed", fix)
-            continue
-        ok = requirement.specifier.contains(version, prereleases=True)
-        wants = f" (wants {requirement.specifier})" if requirement.specifier else ""
-        yield Check(requirement.name, ok, f"{version}{wants}", fix)
 
 
 def _compiler() -> Check:
@@ -106,14 +101,13 @@ def _compiler() -> Check:
 
 def _kernels() -> Check:
     """Compile the CPU kernels and compare a grouped FFN with its oracle. Imports MindSpore."""
-    name = "CPU kernels"
     fix = "see the message; remove the folder PANGU_SIGMA_CACHE (default ~/.cache/pangu_sigma) to compile again"
     try:
         error = _kernel_error()
+        found = f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})"
     except Exception as problem:  # anything may be broken in MindSpore, the compiler or the cache: it is reported
-        return Check(name, False, f"{type(problem).__name__}: {problem}", fix)
-    found = f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})"
-    return Check(name, error < _TOLERANCE, found, fix)
+        error, found = np.inf, f"{type(problem).__name__}: {problem}"
+    return Check("CPU kernels", error < _TOLERANCE, found, fix)
 
 
 def _kernel_error() -> float:
@@ -121,12 +115,11 @@ def _kernel_error() -> float:
     from mindspore import Tensor
 
     from ascend_ops.grouped_ffn import GroupedFFN, grouped_ffn_oracle
-    from pangu_sigma.device import use_cpu
+    from pangu_sigma.process import use_cpu
 
     use_cpu()
     rng = np.random.default_rng(0)
-    shapes = [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)]
-    x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in shapes)
+    x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)])
     offsets = np.array([0, 4, 4, 7], np.int32)
     tensors = (Tensor(value.astype(np.float32)) for value in (x, w1, b1, w2, b2))
     result = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()

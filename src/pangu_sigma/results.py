@@ -8,8 +8,7 @@ from typing import Any
 
 
 def aligned(rows: Sequence[Sequence[str]], sides: str, unit: str = "") -> list[str]:
-    """Return rows of a table as lines with aligned columns. sides: < (left) or > (right) of each column; the last holds for the
-    rest. unit: what stands behind the heads."""
+    """Return rows of a table as aligned lines. sides: < or > of each column, the last of the rest. unit: text behind the heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = sides.ljust(len(widths), sides[-1])
     head, *lines = ("  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows)

@@ -1,7 +1,8 @@
 """Files that are read whole or refused: written by a rename, with content hashes in a manifest that carries its own hash.
 
 A *sealed* JSON file contains the hash of its other contents, so that any changed bit is noticed. A *sealed line* of a JSON Lines
-file does, too. A *sealed folder* has a sealed JSON file, `seal.json`, with size and content hash of the folder's other files.
+file does, too. A *sealed folder* has a sealed JSON file, `seal.json`, with size and content hash of the folder's other files. `fix`
+is advice to the user, the end of messages.
 """
 
 from __future__ import annotations
@@ -43,10 +44,7 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True) -> None:
-    """Raise DamagedFile if a file is missing, or differs from its recorded fingerprint. fix: advice to the user.
-
-    content: False to compare the size alone.
-    """
+    """Raise DamagedFile if a file is missing, or differs from its recorded fingerprint. content: False to compare sizes alone."""
     try:
         if not file.is_file():  # a pipe or a device in its place has no end
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -59,18 +57,12 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
 
 
 def sealed(body: dict[str, Any], record: bool = False) -> bytes:
-    """Return `body` as sealed JSON, which contains its own hash. record: as in `as_json`.
-
-    Raises ValueError or TypeError if JSON cannot represent `body`.
-    """
+    """Return `body` as sealed JSON, which contains its own hash. record, and what is raised: as in `as_json`."""
     return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record))}, record)
 
 
 def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
-    """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed.
-
-    fix: advice to the user. record: as in `as_json`.
-    """
+    """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed. record: as in `as_json`."""
     try:
         content = file.read_bytes()
         body = {key: value for key, value in json.loads(content).items() if key != _OWN_HASH}
@@ -85,10 +77,8 @@ def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
 
 
 def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
-    """Return a line of JSON that contains its own hash as last key. Raises ValueError or TypeError if `body` is not JSON.
-
-    allow_nan: True to write NaN and infinity, as Python's `json` reads them.
-    """
+    """Return a line of JSON that contains its own hash as last key. allow_nan: True to write NaN and infinity, as Python reads
+    them. Raises ValueError or TypeError if `body` is not JSON."""
     text = json.dumps(body, ensure_ascii=False, allow_nan=allow_nan)
     return f'{text[:-1]}, "{LINE_HASH}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
 
@@ -103,11 +93,8 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
 
 
 def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, Any] | None = None) -> None:
-    """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk.
-
-    facts: other contents of the seal, under other keys than "files". known: fingerprints that the writer of a file has computed, so
-    that large files are not read again.
-    """
+    """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk. facts: other contents of
+    the seal. known: fingerprints that the writer of a file has computed, so that large files are not read again."""
     files = {name: (known or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
     for path in dict.fromkeys(each for name in files for each in (folder / name, (folder / name).parent)):
         sync(path)
@@ -122,16 +109,13 @@ def add_to_seal(folder: Path, name: str) -> None:
 
 
 def read_seal(folder: Path, fix: str) -> dict[str, Any]:
-    """Return the contents of the seal of a folder, whose "files" are fingerprints of files inside the folder by name.
-
-    fix: advice to the user. Raises DamagedFile for a seal that is missing or not what was written.
-    """
+    """Return the contents of the seal of a folder, whose "files" are fingerprints of files inside the folder by name. Raises
+    DamagedFile for a seal that is missing or not what was written."""
     file = folder / SEAL
     body = unsealed(file, fix)
-    files = body.get("files")
-    if not isinstance(files, dict):
+    if not isinstance(body.get("files"), dict):
         raise DamagedFile(f"{file}: lists no files; {fix}")
-    for name, recorded in files.items():
+    for name, recorded in body["files"].items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
             raise DamagedFile(f"{file}: {name[:100]!r} is no file of this folder; {fix}")
@@ -142,9 +126,7 @@ def read_seal(folder: Path, fix: str) -> dict[str, Any]:
 
 def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = True) -> dict[str, Any]:
     """Verify the files of a sealed folder, and return the contents of the seal. Raises DamagedFile if one is missing or differs.
-
-    fix: advice to the user. beginning: prefix of the names of files to verify; "" for all. content: False for sizes alone.
-    """
+    beginning: prefix of the names of files to verify; "" for all. content: False for sizes alone."""
     body = read_seal(folder, fix)
     for name, recorded in body["files"].items():
         if name.startswith(beginning):
@@ -183,7 +165,5 @@ def sync(path: Path) -> None:
 
 def as_json(tree: dict[str, Any], record: bool = False) -> bytes:
     """Return a tree as JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it.
-
-    record: True for a record of measured values that people read: keys keep their order, and NaN is allowed.
-    """
+    record: True for a record of measured values that people read: keys keep their order, and NaN is allowed."""
     return json.dumps(tree, indent=1, sort_keys=not record, allow_nan=record).encode() + b"\n"

@@ -20,20 +20,17 @@ class Section(BaseModel):
         raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
-# Upper bounds are far above any real model. They exist so that a slip of the pen is an error here and not a loop or an allocation
-# without end; whether a model fits the machine is asked elsewhere (host_memory.py, npu/plan/).
+# Upper limits are far above any real model: a slip of the pen is an error here and not a loop or an allocation without end.
 MOST = 10**12
-"""Upper limit of all counts, such as steps: about 10⁵ times the counts of the paper's run."""
+"""Upper limit of all counts, such as steps."""
 MOST_RANKS = 1 << 20
 """Upper limit of the number of ranks; the paper's run had 512."""
 MOST_ROWS = 1 << 26
-"""Upper limit of the rows of all embedding slots together, 67 million: a table in memory holds the token of each. The paper's run
-has about 138,000 (derived)."""
-
+"""Upper limit of the rows of all embedding slots: a table in memory holds the token of each. The paper's run has 138,000."""
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 NonNegative = Annotated[int, Field(ge=0, le=MOST)]
 Width = Annotated[int, Field(ge=1, le=1 << 20)]
-"""Size of the network, of a batch or of the cluster: at most 1,048,576. The paper's largest is the FFN's width, 20,480."""
+"""Size of the network, of a batch or of the cluster."""
 Layers = Annotated[int, Field(ge=0, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 """Random seed of 32 bits, the most that NumPy accepts from MindSpore."""
@@ -47,15 +44,8 @@ Glob = Annotated[str, Field(max_length=4_000, pattern=r"[^./]")]
 """Glob of paths, with at least one character besides dots and slashes: others match no file."""
 FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
 RoutingTables = Annotated[str, Field(max_length=4_000, pattern=r"^(random|balanced|[^\x00]+\.npz)$")]
-
-
 Activation = Literal["fast_gelu", "tanh", "erf"]
-"""Activation function of the FFN; Φ is the distribution function of N(0, 1).
-
-fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x · Φ(x) = x/2 · (1 + erf(x/√2)).
-"""
-
-
+"""fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x/2 · (1 + erf(x/√2))."""
 Segment = Literal["own", "common"]
 """Kind of a segment of experts: `own`, of a domain's group; `common`, shared by all domains."""
 
@@ -85,33 +75,28 @@ class ModelConfig(Section):
     dense_layers: Layers
     """Number of dense layers at the bottom, which all domains share."""
     rre_layers: Layers
-    """Number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer; it
-    is an RRE layer if there is any."""
+    """Number of layers with routed experts, on top of the dense ones. The last layer of the network is PanGu-α's query layer."""
     activation: Activation = "fast_gelu"
-    """Activation of every FFN, of a dense layer and of an expert alike. `fast_gelu`: PanGu-Σ (as others report), PanGu-α in
-    MindSpore's model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its Hugging Face ports. Use the activation that the
-    weights were trained with."""
+    """Activation of every FFN, also of experts; weights keep the activation that they were trained with. `fast_gelu`: PanGu-Σ (as
+    others report), PanGu-α in MindSpore's model zoo. `tanh`: PanGu-α's release of April 2021. `erf`: its Hugging Face ports."""
     experts_per_domain: Annotated[int, Field(ge=1, le=32_767)] = 1
-    """Number of experts of one domain in one RRE layer; a layer stores this number times the number of domains. At most 32,767:
-    routing tables hold 16-bit numbers."""
+    """Number of experts of one domain in one RRE layer. At most 32,767: routing tables hold 16-bit numbers."""
     segments: Annotated[list[Segment], Field(min_length=1, max_length=16)] = ["own"]
     """Segments of an RRE layer's FFN: its F inner units are cut evenly into so many parts, and a token has an expert of each, as a
     table of the segment says; the FFN is their sum. `own`: experts of the domain, experts_per_domain for each. `common`:
     common_experts that all domains share. The first is `own` and adds the output bias b2, the only one. [own]: as in the paper."""
     common_experts: Annotated[int, Field(ge=0, le=32_767)] = 0
-    """Number of experts of each common segment; 0 without one. On several ranks each group has a copy of them, which its expert
-    ranks divide evenly."""
+    """Number of experts of each common segment; 0 without one. Each group of ranks has a copy, divided among its expert ranks."""
     rows: Annotated[list[RowsConfig], Field(max_length=16)] = []
-    """Entries of rows, which are stored on the host as experts are: e, a row of each entry side by side, is added before every
-    layer, times one learned number a layer. Rows begin at 0. []: none, as in the paper."""
+    """Entries of rows, stored on the host as experts are: a token's row of each entry, side by side, is added before every layer,
+    times one learned number a layer. Rows begin at 0. []: none, as in the paper."""
     seq_length: Width = 1024
     """S, number of tokens of a sample, and of rows of both position tables."""
     slot_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 40_000
     """R, number of word-embedding rows in each embedding slot, which is also the number of classes of a domain's output head."""
     dropout: Rate = 0.0
     """Dropout probability, at embeddings, attention probabilities, attention output and FFN output. PanGu-α used 0.1, the paper
-    gives none. The masks follow from the seed, the number of the sample in the run and the position in the sample, so a stopped
-    run goes on with the same masks, on any number of ranks."""
+    gives none. The masks follow from the seed, the sample's number in the run and the position in the sample, on any ranks."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of initial weights and tables (PanGu-α); for output projections it is divided by sqrt(2 · layers)."""
     expert_init: Literal["replicated", "independent"] = "replicated"
@@ -170,16 +155,13 @@ class ModelConfig(Section):
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
             widths = " + ".join(str(entry.width) for entry in self.rows)
             raise ValueError(
-                f"rows have the widths {widths}, and hidden={self.hidden}; they must add up to hidden; without any they have "
-                "even shares"
+                f"rows have the widths {widths}, which must add up to hidden={self.hidden}; or leave them out"
             )
         if self.segments[0] != "own":
             raise ValueError("segments begins with common; the first one is own, because it has the output bias")
         if ("common" in self.segments) != bool(self.common_experts):
-            raise ValueError(
-                f"common_experts={self.common_experts} with segments={self.segments}; give a number above 0 if a segment is "
-                "common, and else 0"
-            )
+            count = f"common_experts={self.common_experts} with segments={self.segments}"
+            raise ValueError(f"{count}; give a number above 0 if a segment is common, and else 0")
         return self
 
 
@@ -205,27 +187,25 @@ class DomainConfig(Section):
 
 
 class VocabularyConfig(Section):
-    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags and bytes, then English pieces.
-
-    Bytes spell characters of Chinese text that have no piece or no row in the slot, and characters that PanGu-α drops, such as tabs
-    and ideographic spaces. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
+    """Section `vocabulary`: PanGu-α's 40,000 pieces at ids 0 … 39,999, then language tags, bytes, English pieces. Bytes spell
+    what has no piece or no row in the slot. All text is restored by decoding, Chinese text up to NFKC (our choice)."""
 
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; pieces that PanGu-α has are not added again."""
     english_model: FilePath | None = None
     """Path of a SentencePiece model with the English pieces; with null they are learned, or are those of `keep`."""
     keep: FilePath | None = None
-    """Folder of a run whose vocabulary is kept, for runs that inherit from it or extend it: its English pieces, and in each slot
-    the rows of its slot of that name, or of its only slot. Rows that are left go to other tokens."""
+    """Folder of a run whose English pieces and rows of slots are kept, to inherit from it or to extend it. A slot keeps the rows of
+    the run's slot of that name, or of its only slot; rows that are left go to other tokens."""
 
 
 class RoutingConfig(Section):
     """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per segment."""
 
     table: RoutingTables = "random"
-    """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens;
-    ids are packed by their frequency, and the most frequent are spread over several experts (our choice). FILE.npz: tables of one's
-    own, which `ps.write_routing` writes, or routing.npz of a run with this vocabulary."""
+    """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens,
+    and the most frequent ids are spread over several experts (our choice). FILE.npz: tables that `ps.write_routing` wrote, or of a
+    run with this vocabulary."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Seed of the tables: layer l draws its table with seed + l. Not for a file."""
 
@@ -239,8 +219,7 @@ class EcssConfig(Section):
     """Section `ecss`, Expert Computation and Storage Separation: storage of the experts, and their copy to the device."""
 
     enabled: bool = True
-    """true: experts and their Adam state are in the host's memory, and only the active ones are copied to the device.
-    false: every expert is an ordinary parameter of the device with ordinary Adam, for comparison."""
+    """true: the host stores experts and their Adam state, and the device has the active ones. false: the device has all of them."""
     store: Literal["host", "file"] = "host"
     """Storage of the experts. `host`: in memory. `file`: in mapped files, for more experts than memory holds; same results."""
     path: FilePath | None = None
@@ -248,12 +227,10 @@ class EcssConfig(Section):
     cache_gib: Annotated[float, Field(gt=0.0, le=1e6)] = 4.0
     """GiB of the mapped files that may stay in memory; the experts used longest ago are released."""
     update: Literal["auto", "worker", "step"] = "auto"
-    """Who updates the experts. worker: a thread of the host, while the device updates the dense parameters and computes the dense
-    layers of the next step. step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the
-    host's. No bit differs."""
+    """Who updates the experts. worker: a thread of the host, while the device updates dense parameters and begins the next step.
+    step: the step ends with the update. auto: worker for NPUs, step on the CPU, whose cores are the host's. No bit differs."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter, its weight included. `bfloat16`: 8
-    bytes; needs train.optimizer.beta2 <= 0.99."""
+    """Precision of the Adam moments of experts. `float32`: an expert takes 12 bytes a parameter. `bfloat16`: 8 bytes."""
 
     @model_validator(mode="after")
     def _combinations(self) -> EcssConfig:
@@ -272,11 +249,9 @@ class PhaseConfig(Section):
     """Section `data.phases`, one entry: the domains that are trained on from a step on, and their weights."""
 
     from_step: NonNegative
-    """Number of steps before the phase; 0 for the first phase. A phase lasts until the next one begins, the last one to the end. If
-    the batch size changes during a run, a step counts as the samples of a step of the new size."""
+    """Number of steps before the phase, 0 for the first one, in samples of a step of the present size."""
     weights: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = None
-    """Sampling weights of the phase by domain. A domain without one is not trained on, and its experts keep their bits. null: all
-    domains, with the weights in `domains`."""
+    """Sampling weights of the phase by domain; other domains are not trained on, and keep their bits. null: those in `domains`."""
 
 
 class DataConfig(Section):
@@ -285,15 +260,13 @@ class DataConfig(Section):
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
     text_key: RecordKey = "text"
-    """Key of a record that holds its text, or column of a Parquet file; `a.b` is the key b in the object a. A record without it is
-    quarantined. The key `domain` holds the name of its domain."""
+    """Key of a record, or Parquet column, that holds its text; `a.b` is the key b in the object a. `domain` names its domain."""
     domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
     """Glob of a file or of a folder → name of the domain of all records there, whose key `domain` is not read. A glob is compared
     with the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
     reader: Annotated[str, Field(max_length=4_000, pattern=r"^[^\x00]+:\w+$")] | None = None
-    """FILE.py:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave the
-    record out, which is counted. It is executed only if your own file or --set names it: the key of a run or an export is a record.
-    null: none."""
+    """FILE.py:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave it
+    out, which is counted. It is executed only if your own file or --set names it, not if a run or an export does. null: none."""
     max_mib_per_domain: PositiveFloat | None = None
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: HeldOutFraction = 0.05
@@ -302,37 +275,32 @@ class DataConfig(Section):
     """Maximum fraction of a held-out document's windows of 13 tokens that may occur in other documents of its domain, boilerplate
     not counted. Documents above the limit are trained on, and others are held out instead. 1: no limit."""
     boilerplate_documents: Positive = 10
-    """Number of documents of a domain above which a window that occurs in all of them is boilerplate, such as a footer or a line of
-    blanks: it belongs to the domain, and what touches it does not count as overlap. A document of nothing else is trained on."""
+    """Number of documents above which a window that they share is boilerplate: what touches it does not count as overlap."""
     max_boilerplate: Fraction = 0.5
-    """Maximum fraction of a held-out document's windows of 13 tokens that may be boilerplate. Documents above the limit say little
-    that is new: they are trained on, and others are held out instead. 1: no limit, for text that is written so, such as tables."""
+    """Maximum fraction of a held-out document's windows of 13 tokens that may be boilerplate. Documents above the limit are trained
+    on, and others are held out instead. 1: no limit, for text that is written so, such as tables."""
     min_held_out_tokens: Positive = 10_000
-    """Smallest number of held-out tokens of a domain. To reach this number, up to five times as many documents as `held_out`
-    says are held out, or half of all; if that is not enough, `prepare-data` refuses the text."""
+    """Smallest number of held-out tokens of a domain. For it up to five times as many documents as `held_out` says are held out,
+    or half of all; if that is not enough, `prepare-data` refuses the text."""
     max_held_out_tokens: Positive = 1_000_000
     """Largest number of held-out tokens of a domain, whatever `held_out` says: it bounds what is kept in memory to find overlap."""
     near_duplicates: Annotated[float, Field(ge=0.3, le=1.0)] | None = None
-    """Jaccard similarity of the 5-grams of words from which a document is a near-duplicate of an earlier one, of any domain, and is
-    dropped; 0.8 is usual. Pairs a little below may be dropped, too: it is estimated. null: only exact copies are dropped."""
+    """Estimated Jaccard similarity of the 5-grams of words from which a document is a near-duplicate of an earlier one, of any
+    domain, and is dropped; 0.8 is usual. null: only exact copies are dropped."""
     memory_gib: PositiveFloat = 2.0
-    """Memory of all processes of `prepare-data` in GiB, whatever the size of the text: it bounds the number of workers, at 768 MiB
-    each. The result does not depend on it. One document over a few MiB needs more."""
+    """Memory of all processes of `prepare-data` in GiB; a worker takes 768 MiB. The result does not depend on it."""
     domains_per_step: Width = 1
     """Number of blocks of a batch. Each block holds samples of one domain, so this is the maximum number of domains of a step."""
     domain_sets: Width = 1
     """Number of sets into which the domains are divided: equally many domains in each, of near-equal weight. Block m of a batch
-    draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step. The
-    key is here and not in `parallel` because it decides the order of samples, which is the same on any number of ranks."""
+    draws its domain from set m modulo this number. Groups of ranks store whole sets, so each group has samples in every step."""
     shuffle: Literal["keyed", "permutation"] = "keyed"
-    """How the samples of a domain are shuffled in each pass over them. keyed: by a function of seed, domain and pass, in no memory.
-    permutation: by one that is drawn, with 8 bytes of memory a sample."""
+    """Shuffle of a domain's samples. keyed: by a function of seed, domain and pass. permutation: drawn, with 8 bytes a sample."""
     phases: Annotated[list[PhaseConfig], Field(max_length=1_000)] = []
-    """Phases of training with different domains or weights, such as the paper's four major domains first and all forty later.
-    Empty: all domains at all times, with the weights in `domains`."""
+    """Phases of training with different domains or weights, such as the paper's four major domains first. []: all at all times."""
     temperature: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     """Temperature T: multiplies each weight by (training text of the domain)^(1/T). 1: domains of equal weight are read equally
-    often; large: they are read equally much; null: weights alone decide, whatever the size of a domain."""
+    often; large: they are read equally much; null: weights alone decide."""
 
 
 class OptimizerConfig(Section):
@@ -358,7 +326,7 @@ class OptimizerConfig(Section):
     """ε of rows (`model.rows`), whose gradients are those of single tokens."""
     rate_rows: PositiveFloat = 200.0
     """Learning rate of rows, in learning rates of all other parameters: most rows are met seldom. They have no weight decay. 5, as
-    Megatron's n-gram tables have it, gained less than half in our small model (docs/experiments/log.md)."""
+    in Megatron's n-gram tables, gained less than half in our small model (docs/experiments/log.md)."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1e30)] = 0.01
     """Weight decay, multiplied by the learning rate at each step; not for biases and LayerNorm (PanGu-α)."""
     clip_norm: PositiveFloat = 1.0
@@ -366,45 +334,39 @@ class OptimizerConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks, one process and one device each. The last
-    axis varies fastest, so that the ranks of a tensor group share a host."""
+    """Section `parallel`, the layout of stages · groups · expert · data · tensor ranks; the last axis varies fastest."""
 
     chip: Chip = "910a"
-    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common of these; `910_93`. The chip decides
-    memory and speed in plans, the dtype that `half` means, and the operators of the Ascend step. The CPU ignores this key."""
+    """Chip of the NPUs: `910a`, the paper's; `910b1` to `910b4`, or `910b` for the most common one; `910_93`. It decides memory and
+    speed in plans, what `half` means, and the operators of the Ascend step."""
     stages: Width = 1
-    """Number of pipeline stages. Each stage has some of the network's layers, on its own ranks; the `train.accumulation`
-    micro-batches of an update go through the stages one after another. Only on Ascend."""
+    """Number of pipeline stages, through which the `train.accumulation` micro-batches of an update go. Only on Ascend."""
     groups: Width = 1
     """Number of groups of ranks. Each group stores the experts of its sets of domains and computes the blocks of these domains."""
     expert: Width = 1
-    """Number of expert-parallel ranks, which divide the experts of every domain. NPUs send a token to the rank of its
-    expert; a rank on a CPU computes its experts' part of the tokens of all of them."""
+    """Number of expert-parallel ranks, which divide the experts of every domain. NPUs send a token to the rank of its expert."""
     data: Width = 1
     """Number of data-parallel replicas, experts included. Each replica computes other sequences of every block."""
     tensor: Width = 1
     """Number of tensor-parallel ranks, which divide every matrix: attention heads, FFN columns, rows (PanGu-α). Only on Ascend."""
     optimizer: bool = True
-    """true: ranks with the same dense parameter divide it and its Adam state among them (ZeRO), which saves memory. false: each
-    rank keeps the whole parameter and state, as ranks on the CPU do with either value."""
+    """true: ranks with the same dense parameter divide it and its Adam state (ZeRO); on a CPU each rank keeps the whole."""
     recompute: bool = False
-    """true: keep only the inputs of layers for the backward pass and recompute everything else, which saves memory and takes time.
-    false: keep everything. Only on Ascend."""
+    """true: keep only the inputs of layers for the backward pass and recompute the rest, which takes time. Only on Ascend."""
     fusion_mib: NonNegative = 64
     """MiB of gradients that one all-reduce sums over ranks; 0: each gradient has its own."""
     capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
     """Maximum rows (tokens) that a rank sends to one expert, as a multiple of an even share. Only on Ascend."""
     arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """Maximum number of rows that an expert multiplies in a pass, as a multiple of an even share; on a chip with grouped products,
-    of all experts of a rank together. Only on Ascend. The loads of a group's ranks even out, so this factor can be much lower than
-    `capacity_factor`, which is the value for null. A batch that needs more ends the run and names the factor."""
+    of all experts of a rank together. Only on Ascend. Loads even out over a group's ranks, so this factor can be much lower than
+    `capacity_factor`, the value for null."""
     gather: Literal["ours", "cann"] | None = None
-    """Operator that moves rows to experts and back on NPUs: that of `ascend_ops/` (`ours`), which must be built and installed
-    there, or CANN's own Gather (`cann`), which needs one more copy of the rows, with a row of zeros before them. null: `cann` on
-    910B and later without stages, else `ours`, the only one possible there."""
+    """Operator that moves rows to experts and back on NPUs. `ours`: of `ascend_ops/`, which must be built there. `cann`: CANN's own
+    Gather, with one more copy of the rows. null: `cann` on 910B and later without stages, else `ours`, the only possible one."""
     overflow: Literal["refuse", "drop"] = "refuse"
-    """Treatment of rows beyond `capacity_factor` or `arrival_factor`, which are known before the step. `refuse`: the run ends with
-    an error that names the needed factor. `drop`: these rows skip the FFN, and are counted and reported. Only on Ascend."""
+    """Treatment of rows beyond `capacity_factor` or `arrival_factor`. `refuse`: the run ends with an error that names the needed
+    factor. `drop`: these rows skip the FFN, and are counted and reported. Only on Ascend."""
 
     @property
     def stage_ranks(self) -> int:
@@ -418,8 +380,7 @@ class ParallelConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """Section `train.loss_scale`, dynamic loss scale of compute_dtype=float16. With another compute_dtype the scale is 1 from the
-    first step on. NaN or infinite gradients change the scale alone."""
+    """Section `train.loss_scale`, dynamic loss scale of compute_dtype=float16. NaN or infinite gradients change the scale alone."""
 
     initial: PositiveFloat = 65_536.0
     """Loss scale of the first step in float16."""
@@ -431,13 +392,11 @@ class SpikesConfig(Section):
     """Section `train.spikes`: detection of steps in which a domain's loss is far above its running mean (our choice)."""
 
     factor: PositiveFloat | None = 6.0
-    """Number of standard deviations above the running mean from which a domain's loss is a spike; a deviation counts as at least 1
-    % of the mean. null: no detection."""
+    """Standard deviations, each at least 1 % of the mean, above the running mean that make a domain's loss a spike. null: none."""
     window: Positive = 50
     """Window of the running mean and deviation, in steps with the domain. The domain's first `window` steps are no spikes."""
     skip: bool = False
-    """true: a batch with a spike changes neither weights nor moments nor the loss scale. false: spikes are only logged; the only
-    value on Ascend."""
+    """true: a batch with a spike changes neither weights nor moments nor the loss scale; not on Ascend. false: only log spikes."""
 
     @model_validator(mode="after")
     def _combinations(self) -> SpikesConfig:
@@ -456,8 +415,8 @@ class TrainConfig(Section):
     accumulation: Width = 1
     """Number of micro-batches per update (gradient accumulation); each token has the same weight."""
     compute_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of matrix products; parameters are float32. A YAML file may say `half`, the 16-bit type of parallel.chip:
-    float16 on 910A, which has no bfloat16, and bfloat16 on later chips. A CPU computes in float32, or slowly in float16."""
+    """Precision of matrix products; parameters are float32. `half` is float16 on 910A, which has no bfloat16, and bfloat16 on later
+    chips. A CPU computes in float32, or slowly in float16."""
     eval_interval: Positive = 100
     """Number of steps between evaluations on held-out text."""
     eval_batches: Positive = 8
@@ -467,17 +426,14 @@ class TrainConfig(Section):
     keep_checkpoints: Positive = 2
     """Number of latest checkpoints to keep."""
     async_save: bool = True
-    """true: a checkpoint is copied in memory and written while training goes on; the last one of a run is written before it ends.
-    The copy takes, on every rank, the bytes of the files that this rank writes: 12 for each parameter of its experts, 8 with
-    ecss.moments=bfloat16, and on rank 0 another 12 for each dense one. Its memory is allocated once. false: training waits until a
-    checkpoint is written. It also waits, with a message, where memory has no room for the copy, with ecss.store=file, and on
-    Ascend, where the experts fill the host's memory. The checkpoints are the same, bit for bit."""
+    """true: a checkpoint is copied in memory and written while training goes on. The copy takes the bytes of the files that a rank
+    writes: 12 for each parameter of its experts, 8 with ecss.moments=bfloat16, and on rank 0 12 for each dense one. false: training
+    waits until a checkpoint is written. It also waits, with a message, where memory has no room for the copy, with ecss.store=file,
+    and on Ascend. The checkpoints are the same, bit for bit."""
     log_interval: Positive = 10
     """Number of steps between lines of the log. A line also precedes each evaluation and checkpoint."""
     max_skipped_steps: Positive = 50
-    """Number of consecutive steps with a domain that may be skipped before the run stops with an error. Each domain has its own
-    count, because one bad expert skips the steps of its domain only. The loss scale of a new run in float16, 2³² at most in the
-    shipped configurations, falls to 1 in 32 steps; a run that still skips then does not train."""
+    """Number of consecutive skipped steps with a domain that end the run with an error. A loss scale of 2³² falls to 1 in 32."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     spikes: SpikesConfig = SpikesConfig()
@@ -493,8 +449,7 @@ MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{cont
 
 
 class ChatConfig(Section):
-    """Section `chat`, the chat template: turns the messages of a chat into a text that the model continues, and ends the answer. A
-    null key takes the template of the domain's language (generate/chat_template.py)."""
+    """Section `chat`, the chat template: makes a text of messages. null: as the domain's language (generate/chat_template.py)."""
 
     system: MessageTemplate | None = None
     """Template of a system message, such as "{content}\\n"."""
@@ -514,9 +469,8 @@ class FinetuneConfig(Section):
     domain: str
     """Domain of samples that do not name a domain."""
     learn: Literal["all", "experts", "experts+slot"] = "all"
-    """Parameters that learn. `all`: every parameter that samples reach. `experts`: the experts of the samples' domains, which
-    routing tells in advance (RRE); all other parameters and their Adam state keep their bits. `experts+slot`: these experts, and
-    the rows of the embedding slots of these domains."""
+    """Parameters that learn. `all`: every parameter that samples reach. `experts`: the experts of the samples' domains; all other
+    parameters and their Adam state keep their bits. `experts+slot`: these experts, and the rows of these domains' slots."""
     domains: list[str] = []
     """Domains of the samples; `finetune` writes this key."""
     epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 3.0
@@ -524,8 +478,7 @@ class FinetuneConfig(Section):
     warmup: Rate = 0.1
     """Warm-up as a fraction of the steps, unless train.optimizer.warmup_steps is set."""
     packed: bool = True
-    """true: several samples share a sequence, without attention between them (our choice: only the time changes). false: one sample
-    per sequence, padded with <pad>."""
+    """true: several samples share a sequence, without attention between them (our choice: only time changes). false: one each."""
     cut: Literal["messages", "prompt", "none"] = "messages"
     """Truncation of a sample that is too long. `messages`: cut the oldest messages, as in serving. `prompt`: cut the beginning of
     the prompt. `none`: cut nothing. A sample that is still too long is left out; answers are never cut."""

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.foreign.dense_model import tensor_shapes
 from pangu_sigma.model.arrays import dense_shapes
-from pangu_sigma.shipped import config_path
 
 
 def test_names_and_shapes_are_those_of_our_dense_network():

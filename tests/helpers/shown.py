@@ -14,8 +14,7 @@ from helpers.tasks import pairs, write_lines
 
 import pangu_sigma as ps
 from experiments.tiny import write_text
-from pangu_sigma.config_file import read_tree
-from pangu_sigma.shipped import config_path
+from pangu_sigma.config_file import config_path, read_tree
 
 _LAYERS = {"hidden": 24, "ffn": 32, "heads": 2, "dense_layers": 1, "rre_layers": 1}
 SIZES = {

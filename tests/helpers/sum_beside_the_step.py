@@ -1,4 +1,4 @@
-"""Compile a sum over ranks, and then the step, as a rank that MS_SIMULATION_LEVEL makes: test_device.py starts it."""
+"""Compile a sum over ranks, and then the step, as a rank that MS_SIMULATION_LEVEL makes: test_process.py starts it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from mindspore import Tensor, communication
 
 from pangu_sigma.config_file import load_config
-from pangu_sigma.device import plain_graphs
 from pangu_sigma.npu.context import use_ascend
+from pangu_sigma.process import plain_graphs
 
 config = load_config(sys.argv[1])
 use_ascend(config)

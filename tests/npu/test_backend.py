@@ -12,13 +12,13 @@ from helpers.small_clusters import by_hand
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
-from pangu_sigma.device import use_cpu
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.npu import backend as ascend
 from pangu_sigma.npu.backend import AscendBackend
 from pangu_sigma.npu.cuts import _dense_array
 from pangu_sigma.npu.saved_parts import dense_part, expert_part, writes_part
+from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.sections import ParallelConfig, Segment
 from pangu_sigma.stored.open import open_model

@@ -17,9 +17,9 @@ from helpers.prepared import change_vocabulary
 
 from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port
 from experiments.tiny import STEPS, tiny_config, tiny_tree
+from pangu_sigma.api import training_facts
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.cli import main
-from pangu_sigma.launching import training_facts
 
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 

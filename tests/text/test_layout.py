@@ -158,7 +158,7 @@ def test_rules_that_contradict_each_other_are_an_error():
         ({"domain_of": "{'.': zh}"}, r"data\.domain_of"),
         ({"domain_of": "{'': zh}"}, r"data\.domain_of"),
         ({"text_key": "''"}, r"data\.text_key"),
-        ({"text_keys": "[text]"}, r"data\.text_keys: no longer a key"),
+        ({"text_keys": "[text]"}, r"data\.text_keys: unknown key"),
         ({"reader": "no_colon"}, r"data\.reader"),
         ({"reader": "subprocess:call"}, "reader=subprocess:call: .*; name the file, such as subprocess\\.py:call"),
         ({"reader": "no_such.py:f"}, r"data\.reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),

@@ -29,7 +29,6 @@ from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.held_out.run import evaluate_run
-from pangu_sigma.lock import LockError, folder_lock
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
@@ -38,6 +37,7 @@ from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.log.metrics import load_max_over_mean, read_metrics
 from pangu_sigma.training.loop import Trainer, _remarks, train
 from pangu_sigma.training.start import start_run
+from pangu_sigma.writable import NotWritable, folder_lock
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -270,7 +270,7 @@ def test_a_second_writer_is_refused_and_touches_nothing_of_the_first(tiny_data, 
     unfinished.mkdir()
     with folder_lock(copy):
         before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
-        with pytest.raises(LockError, match=rf"is written by process {os.getpid()} on .* since"):
+        with pytest.raises(NotWritable, match=rf"is written by process {os.getpid()} on .* since"):
             train(tiny_config(tiny_data, train={"steps": 7}), copy)
         assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
         assert set(evaluate_run(copy)) == {"zh", "en", "code"}, "a reader is always allowed"

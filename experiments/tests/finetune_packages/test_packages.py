@@ -8,10 +8,9 @@ from helpers.archives import catalogue, write_wheel
 from experiments.finetune_packages import packages
 from experiments.finetune_packages.packages import format_splits, write_packaged_tasks
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.finetune.samples import parse_conversation
-from pangu_sigma.shipped import config_path
 from pangu_sigma.text.documents import Document
 
 TASK = "translation_en_zh"

@@ -4,7 +4,7 @@ configuration.json, tokenizer/, routing.npz, seal.json   see model_files.py
 checkpoints/                                      see checkpoint.py
 metrics.jsonl, tensorboard/, report/
 set_aside_1/ …                                    earlier contents, or checkpoints that the run went back behind
-LOCK                                              lock of the process that writes: see lock.py
+LOCK                                              lock of the process that writes: see writable.py
 
 The model in it is `stored.run.StoredRun`.
 """
@@ -26,10 +26,9 @@ from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENI
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, override, parse_config
 from pangu_sigma.errors import argument, in_words
-from pangu_sigma.lock import folder_lock
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.sealed import SEAL, DamagedFile, sync
-from pangu_sigma.writable import refuse_link
+from pangu_sigma.writable import folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, done:
 def one_writer(path: Path, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
     """Hold the write lock of a run folder in a `with` statement. A missing folder is created. Rank 0 takes the lock for all ranks.
 
-    Raises LockError, ConfigError if the folder cannot be created, and NotWritable for a link in the place of what a run writes.
+    Raises ConfigError if the folder cannot be created, and NotWritable for another writer, or a link in place of what a run writes.
     """
     with ExitStack() as held:
         with ranks.fail_together(f"locking {path}"), name_unwritable(path):

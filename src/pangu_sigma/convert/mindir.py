@@ -19,12 +19,12 @@ import numpy as np
 from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER, seal_model_files, write_config
 from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.convert.readmes import export_readme
-from pangu_sigma.device import use_cpu
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.text import generate, open_decoder
+from pangu_sigma.process import use_cpu
 from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import table_tensors
 from pangu_sigma.stored.model import StoredModel

@@ -17,12 +17,11 @@ from typing import Any
 
 from pangu_sigma.checkpoint.changes import absolute_paths, changed_keys, leaves, refuse_changes
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override, override, parse_config, read_tree
+from pangu_sigma.config_file import Override, config_path, override, parse_config, read_tree
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import argument
 from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.sections import ParallelConfig
-from pangu_sigma.shipped import config_path
 
 logger = logging.getLogger(__name__)
 

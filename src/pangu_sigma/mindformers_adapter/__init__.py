@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pangu_sigma.garbage import gc_disabled
+from pangu_sigma.process import gc_disabled
 
 
 @contextmanager

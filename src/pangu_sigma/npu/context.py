@@ -7,8 +7,8 @@ import os
 import mindspore as ms
 
 from pangu_sigma.config import Config
-from pangu_sigma.device import refuse_compile_cache
 from pangu_sigma.npu.inputs import input_strategies
+from pangu_sigma.process import refuse_compile_cache
 
 
 def target_ascend() -> None:

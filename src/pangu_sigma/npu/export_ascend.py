@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_sigma.children import child_environment
 from pangu_sigma.errors import exit_status
 from pangu_sigma.npu.plan.cann_stub import ascend_environment
+from pangu_sigma.process import child_environment
 
 if TYPE_CHECKING:
     from ascend_ops.few_rows import StoredPrecision

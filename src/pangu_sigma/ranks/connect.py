@@ -10,7 +10,7 @@ import time
 import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
-from pangu_sigma.device import plain_graphs
+from pangu_sigma.process import plain_graphs
 from pangu_sigma.ranks.layout import Layout
 from pangu_sigma.ranks.ranks import PAUSE, SINGLE_PROCESS, Ranks, started_ranks
 from pangu_sigma.sections import ParallelConfig

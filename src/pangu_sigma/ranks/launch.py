@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pangu_sigma.children import child_environment
 from pangu_sigma.errors import argument
+from pangu_sigma.process import child_environment
 from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
 from pangu_sigma.ranks.processes import LaunchError, Processes
 from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous

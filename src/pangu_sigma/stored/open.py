@@ -10,9 +10,9 @@ from pangu_sigma.checkpoint.format import STATE, checkpoints
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import shipped_configs
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.sealed import SEAL
-from pangu_sigma.shipped import shipped_configs
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
 from pangu_sigma.stored.hf_config import MODEL_TYPE

@@ -18,13 +18,13 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Files
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, restore_rows, row_files, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader, MakesPlans
-from pangu_sigma.device import use_cpu
 from pangu_sigma.ecss.store import ExpertStore, array_specs, build
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.host_memory import check_rows_fit
 from pangu_sigma.model.pangu_sigma import PanGuSigma
+from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import writes_experts
 from pangu_sigma.ranks.plans import make_planner

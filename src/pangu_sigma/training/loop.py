@@ -22,10 +22,10 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import repetitions
 from pangu_sigma.data.prepared import read_prepared_tokenizer
-from pangu_sigma.garbage import gc_frozen
 from pangu_sigma.held_out.evaluator import Evaluator
 from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.optimizer.update import Schedule
+from pangu_sigma.process import gc_frozen
 from pangu_sigma.ranks.heartbeat import Heartbeat
 from pangu_sigma.ranks.layout import layers_of_stage
 from pangu_sigma.ranks.ranks import Ranks
@@ -248,7 +248,7 @@ def train(
     backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
     (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
     on_step: called after each step; True stops the training as SIGTERM does.
-    Raises UnhealthyRun if the run cannot recover, LockError while another process writes in the folder, ConfigError for a
+    Raises UnhealthyRun if the run cannot recover, NotWritable while another process writes in the folder, ConfigError for a
     fine-tuning run, and the errors of `start_run`.
     After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
     several ranks, the caller calls `ranks.leave` once it no longer needs the trainer.

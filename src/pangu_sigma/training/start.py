@@ -43,12 +43,12 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.errors import argument
 from pangu_sigma.foreign.dense_files import contents
-from pangu_sigma.lock import LOCK
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.sealed import SEAL, UNFINISHED
 from pangu_sigma.stored.open import KIND_NAMES, kind_of
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.writable import LOCK
 
 logger = logging.getLogger(__name__)
 

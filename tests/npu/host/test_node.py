@@ -8,12 +8,11 @@ import pytest
 from helpers.ascend_host import AscendHost
 
 from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.config_file import load_config
+from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.npu.host import checks
 from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 from pangu_sigma.npu.host.npus import MissingRequirement
 from pangu_sigma.results import Check
-from pangu_sigma.shipped import config_path
 
 
 def devices(folder: Path, number: int) -> Path:

@@ -36,7 +36,6 @@ from pathlib import Path
 
 import xxhash
 
-from pangu_sigma.children import child_environment
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.data.packaged.translations import catalogue_pairs, json_pairs, page_pairs
@@ -44,6 +43,7 @@ from pangu_sigma.data.prepare.input_files import sha256_of
 from pangu_sigma.data.prepare.reading import content_hash
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.process import child_environment
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.text.documents import Document, Segments
 

@@ -12,10 +12,10 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.device import mindspore_lock, use_cpu
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs, open_inputs
 from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.process import mindspore_lock, use_cpu
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
 from pangu_sigma.stored.model import StoredModel

@@ -20,10 +20,10 @@ from types import ModuleType
 from typing import Any
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.children import child_environment
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepare.stages.stage import Executor, StageError, UnitTask
 from pangu_sigma.errors import argument
+from pangu_sigma.process import child_environment
 
 logger = logging.getLogger(__name__)
 

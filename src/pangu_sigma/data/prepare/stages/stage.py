@@ -29,7 +29,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pangu_sigma.errors import DataError, UserError
-from pangu_sigma.garbage import gc_disabled
+from pangu_sigma.process import gc_disabled
 
 logger = logging.getLogger(__name__)
 

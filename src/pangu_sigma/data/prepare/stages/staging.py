@@ -10,8 +10,7 @@ from pathlib import Path
 
 from pangu_sigma.data.prepare.stages.stage import Stage, StageError
 from pangu_sigma.errors import DataError
-from pangu_sigma.lock import folder_lock
-from pangu_sigma.writable import refuse_link
+from pangu_sigma.writable import folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +20,8 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     """Make the stage of a preparation of `output`, or find it there; it is removed after the block if `removed`.
 
     It stays if the block fails, in whatever way: the next preparation keeps the passes whose text and settings are the same. Raises
-    DataError for errors of the file system, LockError if another process works on the stage, NotWritable for a link in its place,
-    and StageError for a stage that lacks a file.
+    DataError for errors of the file system, NotWritable if another process works on the stage or a link is in its place, and
+    StageError for a stage that lacks a file.
     """
     folder = output.with_name(f".{output.name}.stage")
     refuse_link(folder)
