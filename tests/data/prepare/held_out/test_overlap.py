@@ -162,8 +162,8 @@ def test_more_documents_are_held_out_until_there_are_tokens_enough():
     assert shortage == (
         "1,000 tokens can be held out, min_held_out_tokens=1,001 are wanted; of the 10 documents that may be held out, 0 have "
         "more than max_overlap=0.01 of their windows of 13 tokens in other documents, or are mostly boilerplate; set "
-        "min_held_out_tokens=1000 in the domain's entry; or raise its max_overlap or data.max_boilerplate, up to 1; or pass more --input "
-        "text of this domain"
+        "min_held_out_tokens=1000 in the domain's entry; or raise its max_overlap or data.max_boilerplate, up to 1; or "
+        "pass more --input text of this domain"
     )
 
 
