@@ -64,8 +64,8 @@ def prepare_data(
 ) -> Result:
     """Convert text to the token files, tokenizer and statistics that `train` reads, in the folder data.path.
 
-    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. Other data of the
-    same domains is replaced with a warning, data of other domains is an error. A killed call goes on where it was.
+    Returns the manifest: documents and tokens of each domain, and the number of lines that could not be used. If data.path has
+    this very data, nothing is done; other data there is an error. A killed call goes on where it was.
 
     Args:
         config: a configuration.
