@@ -69,7 +69,7 @@ class Config(Section):
         """Replace `half` with the 16-bit type of the chip."""
         match tree:
             case {"train": {"compute_dtype": "half", **others}}:
-                chip = tree["parallel"].get("chip") if isinstance(tree.get("parallel"), dict) else None
+                chip: Any = tree["parallel"].get("chip") if isinstance(tree.get("parallel"), dict) else None
                 chip = chip if chip in CHIP_NAMES else "910a"  # an unknown chip is refused where it stands
                 return tree | {"train": others | {"compute_dtype": CHIP_DATA[chip].half}}
         return tree

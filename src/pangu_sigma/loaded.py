@@ -238,8 +238,8 @@ def generate(
         raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {known}")
     domains *= len(asked) if len(domains) == 1 else 1
     if len(domains) != len(asked):
-        given = f"{argument('--domain')} has {len(domains)} names for {len(asked)} prompts"
-        raise ConfigError(f"{given}; give one for all, or one for each")
+        counts = f"{argument('--domain')} has {len(domains)} names for {len(asked)} prompts"
+        raise ConfigError(f"{counts}; give one for all, or one for each")
     check_request(max_new_tokens, seed)
     options = _sampling(sampling, seed)
     from pangu_sigma.generate import text
