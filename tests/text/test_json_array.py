@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from experiments.chaos.poisoned import GOOD, POISONED_LINES
 from pangu_sigma.text import json_array
-from pangu_sigma.text.documents import Document, Rejected, RejectedLine
-from pangu_sigma.text.json_array import read_array
+from pangu_sigma.text.documents import Document, Rejected, RejectedLine, items_of, json_value
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)),
@@ -29,7 +28,7 @@ def written(folder: Path, content: bytes, name: str = "a.json") -> Path:
 
 def elements(path: Path) -> list[Any]:
     """Each element with its offset; rejected ones as they are."""
-    return list(read_array(path, lambda value, at: (value, at)))
+    return list(items_of(path, json_array.json_array(path), lambda line, at: (json_value(line), at)))
 
 
 @given(
@@ -82,11 +81,11 @@ def test_any_bytes_are_either_elements_or_rejected(tmp_path_factory, content, bl
         (b"[" + GOOD + b",]", 1, "not JSON", 2, len(GOOD) + 2, "Expecting value; 1 bytes"),
         (b"[" + GOOD + b",," + GOOD + b"]", 1, "not JSON", 2, len(GOOD) + 2, f"; {len(GOOD) + 2} bytes from here on"),
         (b"[" + GOOD + b"},  " + GOOD + b"]", 1, "not JSON", 2, len(GOOD) + 1, "',' or ']' expected, not '}'"),
-        (b'["a, b", ' + GOOD + b"]", 1, "not a JSON object", 1, 1, "the line holds a string"),
-        (b"[[" + GOOD + b"]]", 0, "not a JSON object", 1, 1, "the line holds a list"),
-        ("[]".encode("utf-16"), 0, "not a JSON array", 1, 0, "the file begins with '\\udcff'"),
+        (b'["a, b", ' + GOOD + b"]", 1, "not a JSON object", 1, 1, "the line holds 'a, b'"),
+        (b"[[" + GOOD + b"]]", 0, "not a JSON object", 1, 1, "the line holds [{"),
+        ("[]".encode("utf-16"), 0, "not a JSON array", 1, 0, "the file begins with '\\xff'"),
         (b"7", 0, "not a JSON array", 1, 0, "the file begins with '7', not with '['"),
-        (b"\xef\xbbx", 0, "not a JSON array", 1, 0, r"begins with '\udcef'"),
+        (b"\xef\xbbx", 0, "not a JSON array", 1, 0, r"begins with '\xef'"),
     ],
 )
 def test_what_is_no_array_of_objects_is_named_with_its_place(
@@ -108,7 +107,7 @@ def test_a_poisoned_element_costs_no_other_unless_it_is_no_json(tmp_path, domain
     if bad.reason == "not JSON":
         assert bad is items[-1] and bad.detail.endswith(" bytes from here on are not read")
     else:
-        assert bad.reason == case.reason or (case.reason, bad.reason) == ("not UTF-8", "not Unicode text")
+        assert bad.reason == case.reason
         assert bad is items[1] and isinstance(items[2], Document)
 
 
@@ -134,10 +133,11 @@ def test_a_long_element_is_left_out_and_one_without_end_ends_the_reading_in_boun
 
 
 def test_the_number_of_elements_is_returned(tmp_path):
-    def parse(value: Any, at: int) -> Any:
+    def parse(line: bytes, at: int) -> Any:
         raise RejectedLine("no", "at all")
 
-    reader = read_array(written(tmp_path, b"[1, 2,\n3]"), parse)
+    path = written(tmp_path, b"[1, 2,\n3]")
+    reader = items_of(path, json_array.json_array(path), parse)
     assert [(item.line, item.offset) for item in (next(reader), next(reader), next(reader))] == [(1, 1), (2, 4), (3, 7)]
     with pytest.raises(StopIteration) as end:
         next(reader)

@@ -30,12 +30,13 @@ from pangu_sigma.sealed import fingerprint
 from pangu_sigma.text.documents import (
     Rejected,
     RejectedLine,
+    items_of,
     json_object,
     json_value,
     known_domain,
     visible_text,
 )
-from pangu_sigma.text.json_lines import lines_between
+from pangu_sigma.text.json_lines import json_lines
 from pangu_sigma.text.streams import check_input
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -170,10 +171,12 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     samples: list[list[EncodedSample]] = [[] for _ in domains]
     accounts, refused = dict[str, dict[str, Any]](), Quarantine(None)
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
-        lines = lines_between(
-            path, 0, None, lambda line, at: parse_conversation(line, domains, usual), bar.update, option
-        )
-        for item in lines:
+
+        def parse(line: bytes, at: int) -> Conversation:
+            bar.update(len(line))
+            return parse_conversation(line, domains, usual)
+
+        for item in items_of(path, json_lines(path, option=option), parse):
             if isinstance(item, Rejected):
                 quarantine.add(item)
                 refused.add(item)

@@ -16,11 +16,11 @@ from typing import Any
 
 from pangu_sigma.domains import Domains
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import Document, Rejected, json_object, json_value
-from pangu_sigma.text.json_array import read_array
-from pangu_sigma.text.json_lines import line_ends, lines_between
+from pangu_sigma.text.documents import Document, Rejected, items_of, json_object, json_value
+from pangu_sigma.text.json_array import json_array
+from pangu_sigma.text.json_lines import json_lines, line_ends
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.parquet import read_parquet, row_groups
+from pangu_sigma.text.parquet import parquet_rows, row_groups
 from pangu_sigma.text.streams import ARRAYS, INPUTS, PARQUET, check_input
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def input_units(paths: Sequence[Path], size: int) -> list[InputUnit]:
         if path.name.endswith(PARQUET):
             cuts = row_groups(path, size)
         elif path.suffix == ".jsonl":
-            cuts = line_ends(path, path.stat().st_size, size)
+            cuts = line_ends(path, size)
         else:
             cuts = [0, path.stat().st_size]
         units += [InputUnit(path, begin, end) for begin, end in pairwise(cuts)]
@@ -106,12 +106,15 @@ def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Do
     check_input(path, ends=INPUTS)
     domain = layout.domain_of_file(path)
 
-    def parse(value: Any, at: int) -> Document:
-        return layout.document(json_object(value), domain, domains, f"{path}:{at}")
-
     if path.name.endswith(PARQUET):
-        return (yield from read_parquet(path, unit.begin, unit.end, layout.columns(domain), parse))
-    if path.name.endswith(ARRAYS):
-        return (yield from read_array(path, parse))
-    end = unit.end if path.suffix == ".jsonl" else None
-    return (yield from lines_between(path, unit.begin, end, lambda line, at: parse(json_value(line), at)))
+        rows = parquet_rows(path, unit.begin, unit.end, layout.columns(domain))
+    elif path.name.endswith(ARRAYS):
+        rows = json_array(path)
+    else:
+        rows = json_lines(path, unit.begin, unit.end if path.suffix == ".jsonl" else None)
+
+    def parse(row: bytes | dict[str, Any], at: int) -> Document:
+        record = row if isinstance(row, dict) else json_object(json_value(row))
+        return layout.document(record, domain, domains, f"{path}:{at}")
+
+    return (yield from items_of(path, rows, parse))

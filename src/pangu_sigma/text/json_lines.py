@@ -1,37 +1,25 @@
-"""Reader of JSON lines: the items that a parser makes of the lines of a file, or of those between two offsets of a plain file."""
+"""Reader of JSON lines: the lines of a file, or of a part of a plain file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
+from pangu_sigma.text.documents import MAX_LINE_BYTES, RejectedLine, Row
 from pangu_sigma.text.streams import BYTE_ORDER_MARK, broken_stream, open_stream
-
-LineItem = TypeVar("LineItem")
 
 _SKIP_BYTES = 1 << 20
 
 
-def lines_between(
-    path: Path,
-    begin: int,
-    end: int | None,
-    parse: Callable[[bytes, int], LineItem],
-    progress: Callable[[int], object] = lambda _: None,
-    option: str = "--input",
-) -> Generator[LineItem | Rejected, None, int]:
-    """Yield, for each line in order, the item that `parse` returns, or a `Rejected` if `parse` raises RejectedLine. Return the
-    number of lines.
+def json_lines(path: Path, begin: int = 0, end: int | None = None, option: str = "--input") -> Iterator[Row]:
+    """Yield the lines of a file. begin, end: offsets of line ends of a plain file. option: as in `check_input`.
 
-    begin, end: offsets of line ends of a plain file; 0 and None: the whole file. parse: takes a line and its offset. progress:
-    called with the number of bytes of each line. option: as in `check_input`.
-    Blank lines are skipped. A truncated stream yields its whole lines, then one `Rejected`. Raises DataError if the file cannot be
-    read, if a compressed stream is damaged, because its lines may then be other text, and if the file ends before `end`.
+    Raises DataError if the file cannot be read, if a compressed stream is damaged, because its lines may then be other text, and
+    if the file ends before `end`.
     """
-    number, offset, blank = 0, begin, True
+    offset, blank = begin, True
     with open_stream(path) as file:
         if begin:
             file.seek(begin)
@@ -39,32 +27,24 @@ def lines_between(
             try:
                 line, size = _line(file)
             except OSError as error:
-                yield broken_stream(path, number + 1, offset, error, option)
-                return number
+                yield offset, broken_stream(path, offset, error, option)
+                return
             if not line:
                 break
-            number += 1
-            content = line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
+            content = line if offset else line.removeprefix(BYTE_ORDER_MARK)
             if content.strip():
                 blank = False
-                try:
-                    if size > MAX_LINE_BYTES:
-                        raise RejectedLine("line too long", f"{size:,} bytes; at most {MAX_LINE_BYTES:,} are read")
-                    yield parse(content, offset)
-                except RejectedLine as why:
-                    yield Rejected(str(path), number, offset, *why.args)
+                yield offset, content if size <= MAX_LINE_BYTES else RejectedLine.too_long(size)
+            else:
+                yield offset, None
             offset += size
-            progress(size)
         whole = not begin and (end is None or not file.read(1))
     if end is not None and offset < end:
         raise DataError(
             f"{argument(option)} {path}: was changed while it was read: it ends at byte {offset}, not at {end}"
         )
     if blank and whole:
-        yield Rejected(
-            str(path), 1, 0, "empty file", "there are only blanks in it" if offset else "there is no line in it"
-        )
-    return number
+        yield 0, RejectedLine("empty file", f"there {'are only blanks' if offset else 'is no line'} in it")
 
 
 def _line(file: BinaryIO) -> tuple[bytes, int]:
@@ -77,12 +57,12 @@ def _line(file: BinaryIO) -> tuple[bytes, int]:
     return line, size
 
 
-def line_ends(path: Path, total: int, size: int) -> list[int]:
-    """Return the offsets at which a plain file is cut: 0, after the first line end at each multiple of `size`, and `total`.
+def line_ends(path: Path, size: int) -> list[int]:
+    """Return the offsets at which a plain file is cut: 0, after the first line end at each multiple of `size`, and its own size.
 
-    total: bytes of the file. Each byte is read at most once, so a line longer than `size` costs no more than others.
+    Each byte is read at most once, so a line longer than `size` costs no more than others.
     """
-    ends = [0]
+    ends, total = [0], path.stat().st_size
     with path.open("rb") as file:
         while (multiple := (ends[-1] // size + 1) * size) < total:
             file.seek(multiple - 1)

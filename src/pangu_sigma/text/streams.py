@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import Rejected
+from pangu_sigma.text.documents import RejectedLine
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 """Ends of the names of files with a JSON object a line."""
@@ -67,13 +67,13 @@ def open_stream(path: Path) -> BinaryIO:
     return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression=COMPRESSED[path.suffix]))
 
 
-def broken_stream(path: Path, line: int, offset: int, error: OSError, option: str = "--input") -> Rejected:
-    """Return a `Rejected` for a compressed stream that was cut off. Raises DataError for every other failed read.
+def broken_stream(path: Path, offset: int, error: OSError, option: str = "--input") -> RejectedLine:
+    """Return what is wrong with a compressed stream that was cut off. Raises DataError for every other failed read.
 
-    line, offset: the place after the last line that could be read.
+    offset: bytes before what could not be read.
     """
     if "Truncated compressed stream" in str(error):
-        return Rejected(str(path), line, offset, "cut stream", f"{error}; copy the file again")
+        return RejectedLine("cut stream", f"{error}; copy the file again")
     if error.errno is None:  # PyArrow found it in the data
         raise DataError(
             f"{argument(option)} {path}: the {COMPRESSED[path.suffix]} stream is damaged after byte {offset} of its text, or is "
