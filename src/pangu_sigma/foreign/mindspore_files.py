@@ -74,21 +74,18 @@ def _values(path: Path) -> Iterator[_Value]:
 
 def _parsed(head: bytes, left: int) -> _Value:
     """Parse the head of a value. left: bytes of the file from the value on. Raises ValueError for anything else."""
-    end = len(head)
-    value = field_at(head, 0, end, left)
-    tag = field_at(head, value.begin, end, value.end)
-    tensor = field_at(head, tag.end, end, value.end)
+    value = field_at(head, 0, left)
+    tag = field_at(head, value.begin, value.end)
+    tensor = field_at(head, tag.end, value.end)
     if [(one.number, one.way) for one in (value, tag, tensor)] != [(1, OF_BYTES), (1, OF_BYTES), (2, OF_BYTES)]:
         raise ValueError("no value of a tag and a tensor")
     dims: list[int] = []
     kind, at = "", tensor.begin
     while at < tensor.end:
-        found = field_at(head, at, end, tensor.end)
+        found = field_at(head, at, tensor.end)
         if found.number == 3 and found.end == tensor.end == value.end:
             name = head[tag.begin : tag.end].decode()
             return _Value(name, tuple(dims), _KINDS.get(kind, kind[:40]), (found.begin, found.end))
-        if found.end > end:
-            break
         if found.number == 1:
             dims += numbers(head, found)
         elif found.number == 2:

@@ -20,7 +20,7 @@ import numpy as np
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.file_tensors import Joined
-from pangu_sigma.foreign.protobuf import Field, fields, message, numbers
+from pangu_sigma.foreign.protobuf import Field, message, numbers
 
 _MOST_BYTES = 64 << 20
 """Maximum bytes of a strategy file."""
@@ -94,9 +94,9 @@ def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
     name, found = content[named.begin : named.end].decode(), message(content, layout.begin, layout.end)
     if len(found.get(2, [])) > 1:
         raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
-    lists = {number: [fields(content, each.begin, each.end) for each in found.get(number, [])] for number in (1, 2, 3)}
+    lists = ([message(content, each.begin, each.end).get(1, []) for each in found.get(n, [])] for n in (1, 2, 3))
     grid, axes, part = (
-        tuple(n for dims in several for dim in dims for n in numbers(content, dim)) for several in lists.values()
+        tuple(n for dims in several for dim in dims for n in numbers(content, dim)) for several in lists
     )
     rows, step, stretches = (numbers(content, found[number][-1])[0] if number in found else 0 for number in (5, 6, 7))
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
