@@ -5,13 +5,13 @@ Shape suffixes: T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from pangu_sigma.data.prepared import data_of
-from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 
@@ -19,59 +19,38 @@ READ, CONTINUED = 64, 24
 """Tokens of a passage that the model reads, and tokens that follow; fewer for a shorter model.seq_length."""
 
 
-@dataclass(frozen=True)
-class Passage:
-    """Passage of a domain's held-out text. truth: the text that follows `prompt`. answer: the model's most likely continuation.
-    truth_nats, answer_nats: loss of their tokens by the model, in nats a token."""
+def passages_of(engine: Engine, name: str, count: int) -> list[dict[str, Any]]:
+    """Continue the beginnings of `count` held-out documents of a domain; fewer if it has fewer that are long enough.
 
-    domain: str
-    prompt: str
-    truth: str
-    truth_nats: float
-    answer: str
-    answer_nats: float
-
-
-def passages_of(engine: Engine, count: int) -> list[Passage]:
-    """Continue the beginnings of `count` held-out documents of each domain; fewer if a domain has fewer that are long enough.
-
-    Raises DataError if the prepared text of the model is missing or damaged.
+    Returns for each its "domain", its "prompt", the "truth" that follows, the model's most likely "answer", and "truth_nats" and
+    "answer_nats", the loss of their tokens by the model, in nats a token. Raises DataError if the prepared text of the model is
+    missing or damaged.
     """
     config, tokenizer = engine.decoder.config, engine.decoder.tokenizer
-    data, found, most = data_of(config), [], min(READ + CONTINUED, config.model.seq_length)
-    for domain in domains_of(config):
-        tokens = data.tokens(domain.name, "held_out", tokenizer.size)
-        ids_T = tokens.read(0, tokens.tokens)
-        documents = np.split(ids_T, np.flatnonzero(ids_T == tokenizer.eot) + 1)
-        long = [document for document in documents if len(document) > most]
-        found += [_continued(engine, domain, document[:most].tolist()) for document in long[:count]]
+    domain, most = domains_of(config).named(name), min(READ + CONTINUED, config.model.seq_length)
+    tokens = data_of(config).tokens(name, "held_out", tokenizer.size)
+    ids_T, read = tokens.read(0, tokens.tokens), most * READ // (READ + CONTINUED)
+    documents = np.split(ids_T, np.flatnonzero(ids_T == tokenizer.eot) + 1)
+    found, decode = [], tokenizer.decode
+    for ids in [document[:most].tolist() for document in documents if len(document) > most][:count]:
+        scored, answer = engine.complete(
+            [
+                Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0, scored_from=read),
+                Request(domain, tuple(ids[:read]), most - read, logprobs=0),
+            ]
+        )
+        parts = {"truth_nats": scored.prompt[1:], "answer_nats": answer.tokens}
+        nats = {key: -float(np.mean([token.logprob or 0.0 for token in part])) for key, part in parts.items()}
+        texts = {"prompt": decode(ids[:read]), "truth": decode(ids[read:]), "answer": answer.text}
+        found.append({"domain": name, **texts, **nats})
     return found
 
 
-def _continued(engine: Engine, domain: Domain, ids: list[int]) -> Passage:
-    read = len(ids) * READ // (READ + CONTINUED)
-    prompt, truth = ids[:read], ids[read:]
-    scored, answer = engine.complete(
-        [
-            Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0, scored_from=read),
-            Request(domain, tuple(prompt), len(truth), logprobs=0),
-        ]
-    )
-    decode = engine.decoder.tokenizer.decode
-    nats = [-float(np.mean([token.logprob or 0.0 for token in part])) for part in (scored.prompt[1:], answer.tokens)]
-    return Passage(domain.name, decode(prompt), decode(truth), nats[0], answer.text, nats[1])
-
-
-def format_passages(found: Sequence[Passage]) -> str:
-    """Format passages: the end of what was read, and both continuations with their losses."""
+def format_passages(losses: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the "passages" of each domain: the end of what was read, and both continuations with their losses."""
     lines = ["held-out text, how it goes on, and the model's most likely continuation; nats a token"]
-    for passage in found:
-        lines.append(f"{passage.domain:12} … {passage.prompt[-60:]!r}")
-        lines += [
-            f"  {name:10} {nats:6.3f}  {text!r}"
-            for name, nats, text in (
-                ("goes on", passage.truth_nats, passage.truth),
-                ("the model", passage.answer_nats, passage.answer),
-            )
-        ]
+    for passage in (passage for figures in losses.values() for passage in figures["passages"]):
+        lines.append(f"{passage['domain']:12} … {passage['prompt'][-60:]!r}")
+        for said, key in (("goes on", "truth"), ("the model", "answer")):
+            lines.append(f"  {said:10} {passage[f'{key}_nats']:6.3f}  {passage[key]!r}")
     return "\n".join(lines)
