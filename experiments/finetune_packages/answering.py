@@ -20,7 +20,7 @@ from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.text.documents import Rejected, items_of
-from pangu_sigma.text.json_lines import json_lines
+from pangu_sigma.text.json_files import json_lines
 
 ASKED_AT_ONCE = 32
 """Texts that are written at a time; it changes no answer."""

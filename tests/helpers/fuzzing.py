@@ -49,9 +49,9 @@ from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sea
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.documents import Rejected, items_of
-from pangu_sigma.text.json_lines import json_lines
+from pangu_sigma.text.inputs import check_input
+from pangu_sigma.text.json_files import json_lines
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
-from pangu_sigma.text.streams import check_input
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 

@@ -67,7 +67,8 @@ def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Chi
     """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of prepared text with them."""
     old, whole = domains_of(parent.config), parent.table
     config = extracted_config(parent.config, kept, data)
-    tokenizer = parent.tokenizer.of_slots([old.slot_names.index(name) for name in domains_of(config).slot_names])
+    slots = [old.slot_names.index(name) for name in domains_of(config).slot_names]
+    tokenizer = parent.tokenizer.with_rows(parent.tokenizer.slot_rows[slots])
     indices = [old.named(name).index for name in kept]
     table = replace(whole, first_NDV=whole.first_NDV[:, indices], spread_DV=whole.spread_DV[indices])
     child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})

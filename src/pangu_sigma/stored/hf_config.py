@@ -16,7 +16,6 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.sealed import ITS_VERSION
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.text.normalisation import VANISHING
 from pangu_sigma.text.segmentation import PATTERNS
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import EOT, PAD
@@ -116,7 +115,7 @@ def tokenizer_config_json(model: StoredModel) -> dict[str, Any]:
         "auto_map": {"AutoTokenizer": [CODE["AutoTokenizer"], None]},
         "domain": model.config.domains[0].name,
         "domains": size_keys(model.config)["domains"],
-        "patterns": PATTERNS | {"vanishing": VANISHING.pattern},
+        "patterns": PATTERNS,
         "model_max_length": model.config.model.seq_length,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,

@@ -100,20 +100,16 @@ def items_of(
     return number
 
 
-def json_value(line: bytes) -> Any:
-    """Parse a line of JSON. Raises RejectedLine for any other line."""
+def json_object(line: bytes) -> dict[str, Any]:
+    """Parse a line with a JSON object. Raises RejectedLine for any other line."""
     try:
-        return json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         fix = "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz"
         raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}; {fix}") from None
     except (ValueError, RecursionError) as error:
         fix = _OF_AN_ARRAY if line.lstrip().startswith(b"[") else "a line holds a whole object, as `jq -c .` writes it"
         raise RejectedLine("not JSON", f"{error}; {fix}") from None
-
-
-def json_object(value: Any) -> dict[str, Any]:
-    """Return a JSON value that is an object. Raises RejectedLine for any other."""
     if not isinstance(value, dict):
         fix = f"; {_OF_AN_ARRAY}" if isinstance(value, list) else ""
         raise RejectedLine("not a JSON object", f"the line holds {_shown(value)}{fix}")
