@@ -17,14 +17,7 @@ a tensor that holds NaN or infinity is refused: no hash says that it is as it wa
 Weights have the names of model.py, with the last words that torch's modules have: `_LAST_WORDS`. `tid2row` [slots, V] is the row of
 each id in the word table of a slot, -1 for none, int32.
 
-The routing table is int32 tensors. `tid2eid` [N, D, V], named as in DeepSeek-V4's hash-routed layers: expert of each token id,
-numbered over the whole layer; with several segments [layers, segments, D, V], numbered over the segment, and the same for all
-domains if it is common. `tid2eid_spread` [D, V]: number of experts of the domain over which a token id is spread by position;
-always 1 for a random table. `tid2eid_common_spread` [V], if there are common segments: the same in these.
-
-Entry e of `model.rows` has four tensors `rows.<e>.…`. `tid2key` [V] and `before2key` [V + 1], int32, are its tables A and B, which
-say what row a token reads (rre/row_keys.py). `keys` [U], int64, are the numbers of the rows that a token met, ascending, and
-`weight` [U, W], float32, has these rows; all others are zeros.
+convert/README.md says what the tensors of the routing table, int32, and of rows hold. `keys` are int64 and ascend.
 
 Shape suffixes: N segments of the RRE layers, D domains, V vocabulary, U rows that a token met, W their width.
 """
@@ -50,6 +43,7 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays
 from pangu_sigma.config import Config
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.rre.table_file import wrong_tables
 from pangu_sigma.sealed import SEAL, DamagedFile, as_json, check_folder, fingerprint
 from pangu_sigma.stored.hf_config import (
     ROUTING_KEY,
@@ -248,21 +242,17 @@ def _check_keys(path: Path, config: Config, tree: dict[str, Any], arrays: dict[s
     """Raise LayoutError for keys of rows that there are not, that do not ascend, or that are more or fewer than were written."""
     met = []
     for e, entry in enumerate(config.model.rows):
-        name = row_tensor(e, "keys")
-        keys_U = arrays[name]
-        _check_numbers(path, name, keys_U, 0, config.stored_rows(entry) - 1, "")
-        if (keys_U[1:] <= keys_U[:-1]).any():
-            raise LayoutError(f"{path}: {name} does not ascend; {_FIX}")
-        met.append(len(keys_U))
+        name, most = row_tensor(e, "keys"), config.stored_rows(entry)
+        if (np.diff(arrays[name], prepend=-1, append=most) <= 0).any():
+            raise LayoutError(f"{path}: {name} does not ascend from 0 to {most - 1} at most; {_FIX}")
+        met.append(len(arrays[name]))
     if met:
         compare_keys(path / CONFIG_JSON, tree, {ROWS_KEY: met}, "the folder", _FIX)
 
 
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
     """Return the tensors of a routing table by name, int32: experts of own segments are numbered over all domains."""
-    first_D1 = np.arange(len(config.domains), dtype=np.int32)[:, None] * table.experts
-    own_N = np.array([kind == "own" for kind in config.model.routed], bool)
-    numbered_NDV = table.first_NDV + own_N[:, None, None] * first_D1
+    numbered_NDV = table.first_NDV + _first_of_own(config, table.experts)
     shapes = _table_shapes(config, table.spread_DV.shape[-1])
     tensors = {ROUTES: numbered_NDV.reshape(shapes[ROUTES]), SPREAD: table.spread_DV.astype(np.int32)}
     if table.common_spread_V is not None:
@@ -271,6 +261,12 @@ def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
         for e, pair in enumerate(zip(table.row_EV, table.before_EV1, strict=True)):
             tensors |= {row_tensor(e, name): array for name, array in zip(_OF_KEYS, pair, strict=True)}
     return tensors
+
+
+def _first_of_own(config: Config, experts: int) -> np.ndarray:
+    """Return the number of the first expert of each domain in each segment, int32 [N, D, 1]; 0 in common ones."""
+    own_N = np.array([kind == "own" for kind in config.model.routed], np.int32)
+    return own_N[:, None, None] * np.arange(len(config.domains), dtype=np.int32)[:, None] * experts
 
 
 def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]:
@@ -285,38 +281,21 @@ def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]
 
 def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> RoutingTable:
     """Build the routing table from its tensors. Raises LayoutError for experts of another domain, or that there are not."""
-    experts, common, kinds = config.model.experts_per_domain, config.model.common_experts, config.model.routed
-    spread_DV = arrays[SPREAD]
-    table_NDV = arrays[ROUTES].reshape(len(kinds), *spread_DV.shape)
-    first_NDV = np.empty(table_NDV.shape, np.int16)
-    own_N = np.array([kind == "own" for kind in kinds], bool)
-    for domain, name in enumerate(each.name for each in config.domains):
-        first, where = domain * experts, f" in domain {name}"
-        _check_numbers(path, ROUTES, table_NDV[own_N, domain], first, first + experts - 1, where)
-        _check_numbers(path, SPREAD, spread_DV[domain], 1, experts, where)
-        first_NDV[:, domain] = table_NDV[:, domain] - own_N[:, None] * first
-    of_rows = _read_row_tables(path, config, arrays)
-    if not common:
-        return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, None, None, *of_rows)
-    shared_NDV = table_NDV[~own_N]
-    _check_numbers(path, ROUTES, shared_NDV, 0, common - 1, " in common segments")
-    _check_numbers(path, COMMON_SPREAD, arrays[COMMON_SPREAD], 1, common, "")
-    if (shared_NDV != shared_NDV[:, :1]).any():
-        raise LayoutError(f"{path}: {ROUTES} of a common segment is not the same in all domains; {_FIX}")
-    common_N = np.where(own_N, 0, common).astype(np.int16)
-    common_spread_V = arrays[COMMON_SPREAD].astype(np.int16)
-    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, common_N, common_spread_V, *of_rows)
+    model, spread_DV, entries = config.model, arrays[SPREAD], range(len(config.model.rows))
+    first_NDV = arrays[ROUTES].reshape(len(model.routed), *spread_DV.shape)
+    first_NDV = _int16(first_NDV - _first_of_own(config, model.experts_per_domain))
+    common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
+    of_common = map(_int16, (common_N, arrays[COMMON_SPREAD])) if model.common_experts else (None, None)
+    of_rows = (np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS)
+    table = RoutingTable(first_NDV, _int16(spread_DV), model.experts_per_domain, *of_common, *of_rows)
+    wrong = wrong_tables(**vars(table)) or (
+        None if table.has_keys_of(model.rows) else "keys of rows that there are not"
+    )
+    if wrong:
+        raise LayoutError(f"{path}: the tensors {ROUTES}… are no routing table of this model: {wrong}; {_FIX}")
+    return table
 
 
-def _read_row_tables(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> list[np.ndarray | None]:
-    """Return the tables A [E, V] and B [E, V + 1] of rows; None without rows. Raises LayoutError for rows that there are not."""
-    for e, entry in enumerate(config.model.rows):
-        for name in _OF_KEYS:
-            _check_numbers(path, row_tensor(e, name), arrays[row_tensor(e, name)], 0, entry.rows - 1, "")
-    entries = range(len(config.model.rows))
-    return [np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS]
-
-
-def _check_numbers(path: Path, name: str, values: np.ndarray, least: int, most: int, where: str) -> None:
-    if values.size and not (least <= values.min() and values.max() <= most):
-        raise LayoutError(f"{path}: {name} has numbers outside of {least} … {most}{where}; {_FIX}")
+def _int16(values: np.ndarray) -> np.ndarray:
+    """Return values in 16 bits, those that do not fit as the nearest, which no table has."""
+    return values.clip(-1, np.iinfo(np.int16).max).astype(np.int16)
