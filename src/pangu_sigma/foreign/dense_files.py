@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.data.prepared import is_prepared
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel
@@ -52,8 +51,6 @@ def contents(path: Path, but: Collection[str] = ()) -> str:
         return "prepared data"
     if path.suffix in (".yaml", ".yml"):
         return "a configuration; MODEL comes first, CONFIG second"
-    if path.is_file() and path.suffix == ".safetensors" and "config" in metadata_of(path):  # raises for a damaged file
-        return "a file of `export --format safetensors`, which is gone; version 0.1.0 (commit ab9cf900) reads it"
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
     names = sorted({file.name for file in path.iterdir()}.difference(but))

@@ -26,14 +26,6 @@ from pangu_sigma.sections import Activation
 
 
 @dataclass(frozen=True)
-class Unused:
-    """Entry of a file of weights that is not read as a weight, and the reason for that in a few words."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class DenseModel:
     """Dense model in the files of another project.
 
@@ -43,7 +35,7 @@ class DenseModel:
     activation: activation of the FFN; assumed if `activation_known` is False, because the files do not state it.
     tensors: every weight, by the names of `tensor_shapes`; float32 or float16 as stored.
     made_from: tensor → "<name in the files>: <how>", where <how> is copied, transposed or joined.
-    kinds: tensor → dtype in the files. unused: entries of the files that are no weights.
+    kinds: tensor → dtype in the files. unused: entry of the files that is not read as a weight → reason for that in a few words.
     """
 
     path: Path
@@ -59,7 +51,7 @@ class DenseModel:
     tensors: dict[str, LazyArray]
     made_from: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
-    unused: list[Unused] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,10 +74,10 @@ def dense_model_of(
     sources: Mapping[str, Joined],
     rules: Mapping[str, Counterpart],
     facts: Facts,
-    unused: list[Unused],
+    unused: dict[str, str],
 ) -> DenseModel:
     """Build a dense model from tensors of another project. sources: tensors by name. rules: counterpart of each name. unused:
-    entries of the files that are no weights. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
+    as in `DenseModel`. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
     for name in sources:
         if name not in rules:
             raise LayoutError(f"{path}: {name[:120]} is no tensor of PanGu-α ({layout}): these are of another model")
@@ -97,7 +89,7 @@ def dense_model_of(
         shape = source.shape
         if rule.ours == "embedding" and rows is not None and len(shape) == 2 and rows < shape[0]:
             source = _first_rows(source, rows)
-            unused.append(Unused(f"{name}, rows from {rows}", f"padding of the vocabulary: {shape[0]} rows"))
+            unused[f"{name}, rows from {rows}"] = f"padding of the vocabulary: {shape[0]} rows"
         if rule.transposed and len(shape) != 2:
             raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
         tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)

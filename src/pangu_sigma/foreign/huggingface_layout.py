@@ -10,7 +10,7 @@ from typing import Any
 from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, dense_model_of
 from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped, plain_name
 from pangu_sigma.foreign.names import counterparts
 from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
@@ -45,7 +45,7 @@ def open_huggingface(path: Path) -> DenseModel:
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
     file, *others = [path / name for name in _FILES if (path / name).is_file()]
-    unused = [Unused(one.name, f"{file.name} is read instead") for one in others]
+    unused = {one.name: f"{file.name} is read instead" for one in others}
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
     if head is not None and "wte.weight" in sources:
@@ -141,7 +141,7 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
 
 
 def _named(
-    path: Path, found: dict[str, FileTensor], unused: list[Unused]
+    path: Path, found: dict[str, FileTensor], unused: dict[str, str]
 ) -> tuple[dict[str, Joined], FileTensor | None]:
     """Return tensors by the names of names.py, and the output head tied to the embedding table, if it exists."""
     sources: dict[str, Joined] = {}
@@ -150,9 +150,9 @@ def _named(
         short = name.removeprefix("transformer.")
         if short == "lm_head.weight":
             head = stored
-            unused.append(Unused(name, "the word table, which the head is tied to; compared when that is read"))
+            unused[name] = "the word table, which the head is tied to; compared when that is read"
         elif short.endswith((".attn.bias", ".attn.masked_bias")):
-            unused.append(Unused(name, "the causal mask, a constant"))
+            unused[name] = "the causal mask, a constant"
         else:
             short = short.replace(".attn.out_proj.", ".attn.c_proj.")
             if short in sources:

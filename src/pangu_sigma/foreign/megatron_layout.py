@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.dense_model import DenseModel, Facts, dense_model_of
 from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, Joined, plain_name
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut
@@ -59,19 +59,16 @@ def open_megatron(path: Path) -> DenseModel:
         if weights.keys() != ranks[0].keys():
             name = min(weights.keys() ^ ranks[0].keys())
             raise LayoutError(f"{path}: {name[:120]} is in only one of {files[0]} and {file}; {MIXED}")
-    unused += [
-        Unused(name, "random state, not built" if "rng" in name else "state of training, not built")
-        for name in top
-        if name not in (key, "args")
-    ]
+    rest = [name for name in top if name not in (key, "args")]
+    unused |= {name: f"{'random state' if 'rng' in name else 'state of training'}, not built" for name in rest}
     facts = _facts(path, top.get("args"), len(files), sources.get(WORD_TABLE))
     return dense_model_of(path, layout, sources, rules, facts, unused)
 
 
-def _files(path: Path) -> tuple[list[Path], list[Unused]]:
+def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
     """Return the files of the ranks in their order, and the other files beside them."""
     if path.is_file():
-        return [path], []
+        return [path], {}
     unused = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _STATES.match(file.name)]
     folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if (path / name).is_file()), None)
     if tracker is not None:
@@ -85,7 +82,7 @@ def _files(path: Path) -> tuple[list[Path], list[Unused]]:
     whole = folder / RANK_FILE
     unused = [name for name in unused if path / name != whole]
     files = [whole] if whole.is_file() else _of_ranks(folder)
-    return files, [Unused(name, "not of this layout") for name in unused]
+    return files, dict.fromkeys(unused, "not of this layout")
 
 
 def _of_ranks(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.dense_model import DenseModel, Facts, dense_model_of
 from pangu_sigma.foreign.file_tensors import MIXED, Joined, npy_source
 from pangu_sigma.foreign.mindspore_files import open_ckpt
 from pangu_sigma.foreign.names import LATER, TABLES, Counterpart, counterparts
@@ -38,7 +38,7 @@ def open_mindspore(path: Path) -> DenseModel:
         sources, unused = _joined(path, _in_order(path, weights), strategies)
     elif len(weights) == 1:
         sources, unused = _split(open_ckpt(weights[0]))
-        unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
+        unused |= {file.name: "how ranks cut a model; this one is whole" for file in strategies}
     else:
         raise LayoutError(
             f"{path}: {len(weights)} checkpoint files without a strategy; give one of them, or a folder of filerted_<rank>.ckpt "
@@ -70,13 +70,14 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], list[Unused]]:
+def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], dict[str, str]]:
     """Split tensors into weights and training state."""
-    unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
-    return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
+    state = [name for name in tensors if _STATE.match(name)]
+    weights = {name: tensor for name, tensor in tensors.items() if name not in state}
+    return weights, dict.fromkeys(state, "state of training or decoding")
 
 
-def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], list[Unused]]:
+def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], dict[str, str]]:
     """Join the tensors of the ranks' files. Raises LayoutError unless there is one strategy file, which fits them."""
     if len(strategies) != 1:
         raise LayoutError(
@@ -130,7 +131,7 @@ def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cu
         )
 
 
-def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:
+def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: dict[str, str]) -> dict[str, str]:
     """Return the name of each table in `sources`; an .npy file is added where the checkpoint lacks the table."""
     found = {}
     for ours, (file, *names) in TABLES.items():
@@ -139,7 +140,7 @@ def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused:
             raise LayoutError(f"{path}: {there[0]} and {there[1]} are both {ours}; the file is not of one model")
         npy = folder / file if folder and (folder / file).is_file() else None
         if there and npy:
-            unused.append(Unused(file, f"the checkpoint has it too, as {there[0]}"))
+            unused[file] = f"the checkpoint has it too, as {there[0]}"
         elif npy:
             sources[file] = npy_source(npy)
         elif not there:

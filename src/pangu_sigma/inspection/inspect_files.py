@@ -123,7 +123,7 @@ def _notes(model: StoredAlpha) -> list[str]:
         f"{sizes.layers} layers, hidden {sizes.hidden}, FFN {sizes.ffn}, {sizes.heads or 'an unknown number of'} heads, context "
         f"{sizes.seq_length}, {sizes.vocabulary} rows",
         f"GELU {sizes.activation}" + ("" if sizes.activation_known else ", assumed: the files do not say it"),
-        *(f"unused: {each.name} ({each.reason})" for each in model.unused),
+        *(f"unused: {name} ({reason})" for name, reason in model.unused.items()),
     ]
     return notes + ([f"`inherit` needs {argument('--heads')}"] if sizes.heads is None else [])
 

@@ -13,7 +13,7 @@ then a list of names, and one tensor with the paper's 640 experts of a layer wou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, ROWS, WEIGHTS
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import DenseModel, Unused
+from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint, unsealed
@@ -45,13 +45,13 @@ Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
 class StoredModel:
     """Model on the disk, as `open_model` returns it. Properties read their files when first used.
 
-    made_from: origin of each weight, for files of another project. unused: entries of such files that are no weights.
+    made_from: origin of each weight, for files of another project. unused: entry of such files that is no weight → why.
     activation_known: False if the files do not state the activation and it is assumed.
     """
 
     kind: Kind
     made_from: Mapping[str, str] = {}
-    unused: Sequence[Unused] = ()
+    unused: Mapping[str, str] = {}
     activation_known = True
 
     def __init__(self, path: Path, verified: bool = True):
