@@ -28,8 +28,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import conversion
 from pangu_sigma.convert import hf_folder as module
-from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.convert.hf_folder import write_hf_folder
+from pangu_sigma.convert.conversion import convert_model, write_hf_folder
 from pangu_sigma.convert.readmes import model_card
 from pangu_sigma.ecss.rows import RowStore
 from pangu_sigma.ecss.tiers import HostTier

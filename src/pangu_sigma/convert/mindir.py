@@ -74,7 +74,7 @@ def export_mindir(
         openings = {d.name: run.tokenizer.prompt(OPENINGS[d.language], d) for d in domains_of(run.config)}
         files = [
             str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
-        ]  # large graphs have several
+        ]  # of large graphs several
         seal_model_files(folder, {"signature": signature, "weights": at_rest}, files)
         (folder / README_FILE).write_text(export_readme(run, signature, at_rest, openings), encoding="utf-8")
     return output

@@ -157,11 +157,8 @@ def _load(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any
     ours = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
     if theirs := [name for name in request.tasks if name not in ours]:
         logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(theirs))
-    manager = TaskManager(
-        include_path=[str(folder) for folder in folders],
-        include_defaults=bool(theirs),
-        metadata={"data": request.files, "seq_length": config.model.seq_length},
-    )
+    metadata = {"data": request.files, "seq_length": config.model.seq_length}
+    manager = TaskManager(include_path=[*map(str, folders)], include_defaults=bool(theirs), metadata=metadata)
     for name in request.tasks:
         if name not in manager.all_tasks:
             raise ConfigError(
@@ -233,15 +230,10 @@ def _run(
     from lm_eval import evaluator
 
     evaluator.get_git_commit_hash = lambda: None  # it asks git, which complains where there is no repository
-    evaluated = evaluator.simple_evaluate(
-        model=lm,
-        tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
-        num_fewshot=request.num_fewshot,
-        limit=request.limit,
-        bootstrap_iters=0,
-        task_manager=manager,
-        confirm_run_unsafe_code=request.allow_code_execution,
-    )
+    tasks = [*(loaded["groups"] or loaded["tasks"]).values()]
+    options = {"num_fewshot": request.num_fewshot, "limit": request.limit, "bootstrap_iters": 0}
+    options |= {"task_manager": manager, "confirm_run_unsafe_code": request.allow_code_execution}
+    evaluated = evaluator.simple_evaluate(model=lm, tasks=tasks, **options)
     samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
     for name, task in loaded["tasks"].items():
         if beside and task.OUTPUT_TYPE == "generate_until":

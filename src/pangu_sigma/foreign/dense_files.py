@@ -33,16 +33,11 @@ def open_dense_model(path: Path) -> DenseModel:
 
     Raises LayoutError if no layout fits, or if a tensor is missing, unknown, damaged, or of another model.
     """
-    if not path.exists():
-        raise LayoutError(f"{path} does not exist; give a folder or file in one of these layouts: {_listed()}")
-    for fits, opened in _OPENERS:
+    for fits, opened in _OPENERS if path.exists() else ():
         if fits(path):
             return opened(path)
-    raise LayoutError(f"{path} is in no layout that is read: {contents(path)}; give one of these: {_listed()}")
-
-
-def _listed() -> str:
-    return "; ".join(f"{name}: {signs}" for name, signs in LAYOUTS.items())
+    what = f"is in no layout that is read: {contents(path)}" if path.exists() else "does not exist"
+    raise LayoutError(f"{path} {what}; give one of these: {'; '.join(map(': '.join, LAYOUTS.items()))}")
 
 
 def contents(path: Path, but: Collection[str] = ()) -> str:

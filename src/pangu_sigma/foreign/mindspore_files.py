@@ -64,8 +64,7 @@ def _values(path: Path) -> Iterator[_Value]:
                 value = _parsed(head, size - at)
             except ValueError as error:
                 raise LayoutError(
-                    f"{path}: no checkpoint of MindSpore at byte {at} ({error}); it is damaged, cut short or encrypted: "
-                    "download it again"
+                    f"{path}: no checkpoint of MindSpore at byte {at} ({error}), or encrypted; download it again"
                 ) from None
             begin, end = value.content
             yield value._replace(content=(at + begin, at + end))
@@ -105,9 +104,7 @@ def _tensor(path: Path, content: np.ndarray, values: list[_Value]) -> Joined:
     itemsize, length = KINDS[kind].itemsize, sum(end - begin for begin, end in extents)
     ends_within = any((end - begin) % itemsize for begin, end in extents)
     if length != math.prod(shape) * itemsize or min(shape, default=0) < 0 or ends_within:
-        raise LayoutError(
-            f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice in the file"
-        )
+        raise LayoutError(f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice there")
     if len(shape) not in (1, 2):
         raise LayoutError(f"{path}: {name[:80]} is in {len(values)} values and has {len(shape)} axes; convert it")
     parts, at = list[FileTensor](), 0

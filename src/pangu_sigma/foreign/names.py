@@ -40,7 +40,9 @@ _LAYER = {
     ("attention.key.weight", "attention.key.bias", 0): ("attention.dense2 T", "attention.key T", "attn.k_proj T"),
     ("attention.value.weight", "attention.value.bias", 0): ("attention.dense3 T", "attention.value T", "attn.v_proj T"),
     ("attention.output.weight", "attention.output.bias", 1): (
-        *("attention.projection", "attention.dense T", "attn.c_proj T"),
+        "attention.projection",
+        "attention.dense T",
+        "attn.c_proj T",
     ),
     ("ffn.w1", "ffn.b1", 0): ("output.mapping T", "mlp.dense_h_to_4h", "mlp.c_fc"),
     ("ffn.w2", "ffn.b2", 1): ("output.projection", "mlp.dense_4h_to_h T", "mlp.c_proj T"),
@@ -98,9 +100,7 @@ def counterparts(layout: str, path: Path, names: Iterable[str]) -> dict[str, Cou
     found = {match[1] for name in names if (match := re.match(rf"{pattern}\.", name))}
     for index in range(len(found)):
         if str(index) not in found:
-            raise LayoutError(
-                f"{path}: there are {len(found)} layers and none of index {index}; take the whole release"
-            )
+            raise LayoutError(f"{path}: there are {len(found)} layers and none of index {index}; take all files")
     template = pattern.replace(r"(\d+)", "{}").replace("\\", "")
     prefixes = [template.format(index) for index in range(len(found) if last else max(1, len(found)))]
     rules, column = dict(_SHARED[layout]), _COLUMNS.index(layout)

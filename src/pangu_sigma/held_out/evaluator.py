@@ -13,7 +13,7 @@ from mindspore import nn
 from pangu_sigma.bars import Bar
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch
+from pangu_sigma.held_out.batches import HeldOut
 from pangu_sigma.held_out.losses import HeldOutLoss, ratio
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
@@ -98,10 +98,7 @@ class Evaluator:
                 held_out = self._batches[min(number, own - 1)]
                 loss_U = self._step.of(held_out.batch)
                 if self._counts and number < own:
-                    np.add.at(nats_U, self._units(held_out), loss_U.astype(float) * held_out.batch.counted)
+                    units_U = self._first_D[held_out.domains_U] + held_out.units_U
+                    np.add.at(nats_U, units_U, loss_U.astype(float) * held_out.batch.counted)
                 progress.update()
         return nats_U
-
-    def _units(self, batch: HeldOutBatch) -> np.ndarray:
-        """Return the numbers of a batch's units among the units of all domains."""
-        return self._first_D[batch.domains_U] + batch.units_U

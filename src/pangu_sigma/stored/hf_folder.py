@@ -46,6 +46,7 @@ from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.rre.table_file import wrong_tables
 from pangu_sigma.sealed import SEAL, DamagedFile, as_json, check_folder, fingerprint
 from pangu_sigma.stored.hf_config import (
+    FIX,
     ROUTING_KEY,
     ROWS_KEY,
     compare_keys,
@@ -73,7 +74,6 @@ _LAST_WORDS = {
 """Last word of a weight's name → what stands there in the folder; other words are the same."""
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-_FIX = "it was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
 
 
 class StoredFolder(StoredModel):
@@ -84,7 +84,7 @@ class StoredFolder(StoredModel):
     """
 
     kind: Kind = "hf"
-    fix = _FIX
+    fix = FIX
 
     def __init__(self, path: Path, verified: bool = True):
         super().__init__(path, verified)
@@ -98,12 +98,12 @@ class StoredFolder(StoredModel):
                 "checked%s; a changed weight is not noticed",
                 *(path, saved_by_transformers(self._json), ", and that weights are finite" if verified else ""),
             )
-        self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
+        self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json)
 
     def _check(self, name: str) -> None:
         """Verify a file, which must be in the seal if there is one."""
-        if self._sealed and name not in check_folder(self.path, _FIX, name)["files"]:
-            raise LayoutError(f"{self.path / SEAL}: does not list {name}; {_FIX}")
+        if self._sealed and name not in check_folder(self.path, FIX, name)["files"]:
+            raise LayoutError(f"{self.path / SEAL}: does not list {name}; {FIX}")
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -121,41 +121,33 @@ class StoredFolder(StoredModel):
     def _weight_files(self) -> list[str]:
         if not self._sealed:
             return sorted(file.name for file in self.path.iterdir() if _SHARD.fullmatch(file.name))
-        return sorted(filter(_SHARD.fullmatch, check_folder(self.path, _FIX, "model", self._verified)["files"]))
+        return sorted(filter(_SHARD.fullmatch, check_folder(self.path, FIX, "model", self._verified)["files"]))
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
         file = self.path / LINEAGE_FILE
         if not self._sealed:
             return read_lineage(self.path)
-        if LINEAGE_FILE not in check_folder(self.path, _FIX, LINEAGE_FILE)["files"] and file.exists():
+        if LINEAGE_FILE not in check_folder(self.path, FIX, LINEAGE_FILE)["files"] and file.exists():
             raise LayoutError(f"{file}: is not among the files of {SEAL}; remove it: it was added later")
         return read_lineage(self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer, config = super().tokenizer if self._sealed else self._saved_tokenizer(), self.config
-        if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
-            slots, rows = tokenizer.slot_rows.shape
-            raise LayoutError(
-                f"{self.path / TOKENIZER_FOLDER}: has {slots} slots of {rows} rows, {CONFIG_JSON} has {config.slots} of "
-                f"{config.model.slot_rows}; {_FIX}"
-            )
-        compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer), "the folder", _FIX)
+        folder, config = self.path / TOKENIZER_FOLDER, self.config
+        if not self._sealed and not folder.is_dir():
+            raise LayoutError(f"{folder}: save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})")
+        tokenizer = super().tokenizer if self._sealed else Tokenizer.load(folder)
+        slots, rows = tokenizer.slot_rows.shape
+        if (slots, rows) != (config.slots, config.model.slot_rows):
+            raise LayoutError(f"{folder}: has {slots} slots of {rows} rows, not the ones of {CONFIG_JSON}; {FIX}")
+        compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer))
         return tokenizer
-
-    def _saved_tokenizer(self) -> Tokenizer:
-        folder = self.path / TOKENIZER_FOLDER
-        if not folder.is_dir():
-            raise LayoutError(
-                f"{folder}: is not there; save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})"
-            )
-        return Tokenizer.load(folder)
 
     @cached_property
     def table(self) -> RoutingTable:
         table = _read_table(self.path, self.config, self._arrays)
-        compare_keys(self.path / CONFIG_JSON, self._json, {ROUTING_KEY: table.hash}, "the folder", _FIX)
+        compare_keys(self.path / CONFIG_JSON, self._json, {ROUTING_KEY: table.hash})
         return table
 
     @cached_property
@@ -184,19 +176,20 @@ class StoredFolder(StoredModel):
             try:
                 inside = map_arrays(self.path / file)
             except (DamagedFile, OSError) as error:
-                raise LayoutError(f"{error}; {_FIX}") from error
+                raise LayoutError(f"{error}; {FIX}") from error
             if twice := sorted(inside.keys() & arrays.keys()):
-                raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {_FIX}")
+                raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {FIX}")
             arrays |= inside
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
+        if met := [len(arrays[row_tensor(entry, "keys")]) for entry in range(len(self.config.model.rows))]:
+            compare_keys(self.path / CONFIG_JSON, self._json, {ROWS_KEY: met})
         if (arrays[ROW_OF] != self.tokenizer.row_of).any():
-            raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {_FIX}")
-        _check_keys(self.path, self.config, self._json, arrays)
+            raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {FIX}")
         if self._verified and not self._sealed:
             whole = {name: SavedArray.whole(values) for name, values in arrays.items()}
             if bad := find_not_finite({WEIGHTS: whole}):
                 what = f"{bad[0].name} has {bad[0].count} values that are NaN or infinite"
-                raise LayoutError(f"{self.path}: {what}; {_FIX}")
+                raise LayoutError(f"{self.path}: {what}; {FIX}")
         return arrays
 
 
@@ -215,7 +208,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise LayoutError(f"{file}: is not JSON that can be read ({error}); {_FIX}") from error
+        raise LayoutError(f"{file}: is not JSON that can be read ({error}); {FIX}") from error
 
 
 def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict[str, np.ndarray]) -> None:
@@ -228,26 +221,18 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
         wanted |= {keys: ((met,), "int64"), weight: ((met, entry.width), "float32")}
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:
-            raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {_FIX}")
+            raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {FIX}")
         found = arrays[name]
         if (found.shape, found.dtype.name) != (shape, dtype):
             raise LayoutError(
-                f"{path}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape {shape}; {_FIX}"
+                f"{path}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape {shape}; {FIX}"
             )
     for name in sorted(arrays.keys() - wanted.keys()):
-        raise LayoutError(f"{path}: {name} is no tensor of this model; {_FIX}")
-
-
-def _check_keys(path: Path, config: Config, tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Raise LayoutError for keys of rows that there are not, that do not ascend, or that are more or fewer than were written."""
-    met = []
+        raise LayoutError(f"{path}: {name} is no tensor of this model; {FIX}")
     for e, entry in enumerate(config.model.rows):
         name, most = row_tensor(e, "keys"), config.stored_rows(entry)
         if (np.diff(arrays[name], prepend=-1, append=most) <= 0).any():
-            raise LayoutError(f"{path}: {name} does not ascend from 0 to {most - 1} at most; {_FIX}")
-        met.append(len(arrays[name]))
-    if met:
-        compare_keys(path / CONFIG_JSON, tree, {ROWS_KEY: met}, "the folder", _FIX)
+            raise LayoutError(f"{path}: {name} does not ascend from 0 to {most - 1} at most; {FIX}")
 
 
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
@@ -288,11 +273,10 @@ def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> Ro
     of_common = map(_int16, (common_N, arrays[COMMON_SPREAD])) if model.common_experts else (None, None)
     of_rows = (np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS)
     table = RoutingTable(first_NDV, _int16(spread_DV), model.experts_per_domain, *of_common, *of_rows)
-    wrong = wrong_tables(**vars(table)) or (
-        None if table.has_keys_of(model.rows) else "keys of rows that there are not"
-    )
-    if wrong:
-        raise LayoutError(f"{path}: the tensors {ROUTES}… are no routing table of this model: {wrong}; {_FIX}")
+    wrong = wrong_tables(**vars(table))
+    if wrong or not table.has_keys_of(model.rows):
+        wrong = wrong or "keys of rows that there are not"
+        raise LayoutError(f"{path}: the tensors {ROUTES}… are no routing table of this model: {wrong}; {FIX}")
     return table
 
 

@@ -136,9 +136,7 @@ def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
     for pair in pairs:
         if not isinstance(pair, dict) or not pair or not pair.keys() <= {*SIDES}:
             raise RejectedLine("wrong sides", f"a pair has the keys {', '.join(SIDES)}; this is {_shown(pair)}")
-    return tuple(
-        (language, visible_text(side, f"text.{language}")) for pair in pairs for language, side in pair.items()
-    )
+    return tuple((side, visible_text(text, f"text.{side}")) for pair in pairs for side, text in pair.items())
 
 
 def visible_text(value: Any, key: str) -> str:

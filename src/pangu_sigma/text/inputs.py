@@ -66,9 +66,7 @@ def check_input(path: Path, option: str = "--input", ends: tuple[str, ...] = LIN
         raise DataError(f"{option} {path}: cannot be read: {why}; check the path") from error
     for magic, end in _MAGIC.items():
         if begins.startswith(magic) and not path.name.endswith(end):
-            raise DataError(
-                f"{option} {path}: its first bytes are of a {end} file; name it so, such as {path.stem}{end}"
-            )
+            raise DataError(f"{option} {path}: it begins as a {end} file; name it so, such as {path.stem}{end}")
     if not stat.S_ISREG(mode):
         raise DataError(f"{option} {path}: is not a file but a folder, a pipe or a device; write the text to a file")
 

@@ -40,9 +40,7 @@ def parquet_rows(path: Path, begin: int, end: int, keys: list[str] | None) -> It
     """
     with _opened(path) as file:
         if file.metadata.num_row_groups < end:
-            raise DataError(
-                f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
-            )
+            raise DataError(f"{argument('--input')} {path}: was changed while it was read; begin when it is complete")
         columns = _columns(path, file.schema_arrow.names, keys)
         offset = sum(file.metadata.row_group(group).num_rows for group in range(begin))
         if not file.metadata.num_rows and not begin:
