@@ -76,9 +76,8 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
 
 def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], dict[str, str]]:
     """Split tensors into weights and training state."""
-    state = [name for name in tensors if _STATE.match(name)]
-    weights = {name: tensor for name, tensor in tensors.items() if name not in state}
-    return weights, dict.fromkeys(state, "state of training or decoding")
+    unused = {name: "state of training or decoding" for name in tensors if _STATE.match(name)}
+    return {name: tensor for name, tensor in tensors.items() if name not in unused}, unused
 
 
 def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], dict[str, str]]:

@@ -40,9 +40,7 @@ _LAYER = {
     ("attention.key.weight", "attention.key.bias", 0): ("attention.dense2 T", "attention.key T", "attn.k_proj T"),
     ("attention.value.weight", "attention.value.bias", 0): ("attention.dense3 T", "attention.value T", "attn.v_proj T"),
     ("attention.output.weight", "attention.output.bias", 1): (
-        "attention.projection",
-        "attention.dense T",
-        "attn.c_proj T",
+        *("attention.projection", "attention.dense T", "attn.c_proj T"),
     ),
     ("ffn.w1", "ffn.b1", 0): ("output.mapping T", "mlp.dense_h_to_4h", "mlp.c_fc"),
     ("ffn.w2", "ffn.b2", 1): ("output.projection", "mlp.dense_4h_to_h T", "mlp.c_proj T"),

@@ -136,7 +136,8 @@ class StoredFolder(StoredModel):
     def tokenizer(self) -> Tokenizer:
         folder, config = self.path / TOKENIZER_FOLDER, self.config
         if not self._sealed and not folder.is_dir():
-            raise LayoutError(f"{folder}: save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})")
+            fix = f"save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})"
+            raise LayoutError(f"{folder}: is not there; {fix}")
         tokenizer = super().tokenizer if self._sealed else Tokenizer.load(folder)
         slots, rows = tokenizer.slot_rows.shape
         if (slots, rows) != (config.slots, config.model.slot_rows):
@@ -231,7 +232,7 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
         raise LayoutError(f"{path}: {name} is no tensor of this model; {FIX}")
     for e, entry in enumerate(config.model.rows):
         name, most = row_tensor(e, "keys"), config.stored_rows(entry)
-        if (np.diff(arrays[name], prepend=-1, append=most) <= 0).any():
+        if (np.r_[-1, arrays[name]] >= np.r_[arrays[name], most]).any():
             raise LayoutError(f"{path}: {name} does not ascend from 0 to {most - 1} at most; {FIX}")
 
 

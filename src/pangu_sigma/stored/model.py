@@ -140,7 +140,7 @@ class StoredModel:
         if found is None or found.shape != shape:
             has = "is missing" if found is None else f"is of shape {found.shape}"
             raise LayoutError(
-                f"{self.path}: {name} {has} in shard {shard}, the model needs shape {shape}; take its own"
+                f"{self.path}: {name} {has} in shard {shard}, the model needs shape {shape}: another configuration's"
             )
         return found
 
