@@ -32,9 +32,8 @@ def evaluate_run(path: Path, all: bool = False, passages: int = 0) -> DomainFigu
     model = open_model(path, "run", "export", "hf")
     batches = held_out_batches(model)
     most = samples_read(model, batches, all)
-    engine, decoded = None, model.kind != "run"
-    if decoded or passages:
-        engine = open_engine(model, 1)
+    decoded = model.kind != "run"
+    engine = open_engine(model, 1) if decoded or passages else None
     losses = measure_decoded(engine, batches, most) if engine and decoded else measure(model, batches, most)
     more = {name: {"passages": passages_of(engine, name, passages)} for name in losses} if engine and passages else {}
     return {name: loss.figures() | more.get(name, {}) for name, loss in losses.items()}

@@ -126,7 +126,7 @@ def json_array(path: Path) -> Iterator[Row]:
     with _open_stream(path) as file:
         elements = _Elements(file)
         try:
-            yield from json_lines(path) if elements.peek() == "{" else elements
+            yield from json_lines(path) if elements.peek() == "{" else iter(elements)
         except OSError as error:
             yield elements.offset, _broken_stream(path, elements.offset, error)
         except RejectedLine as why:
