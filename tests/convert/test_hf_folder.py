@@ -27,7 +27,6 @@ from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert import conversion
-from pangu_sigma.convert import hf_folder as module
 from pangu_sigma.convert.conversion import convert_model, write_hf_folder
 from pangu_sigma.convert.readmes import model_card
 from pangu_sigma.ecss.rows import RowStore
@@ -268,7 +267,7 @@ def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
 
     for name, source, to in (("write_arrays", run, "hf"), ("seal_folder", run, "hf")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, fail)
+            patch.setattr(conversion, name, fail)
             with pytest.raises(OSError, match="No space left"):
                 convert_model(source, tmp_path / "out", to)
         assert list(tmp_path.iterdir()) == []
