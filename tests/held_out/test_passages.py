@@ -6,6 +6,7 @@ import numpy as np
 
 import pangu_sigma as ps
 from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.generate import text
 from pangu_sigma.held_out import run
 from pangu_sigma.held_out.decoded import CONTINUED, READ, format_passages
 from pangu_sigma.stored.open import open_model
@@ -16,9 +17,8 @@ def test_passages_are_held_out_text_and_have_the_losses_of_their_tokens(graph_mo
     model, opened = ps.load(tiny_run), list[object]()
     for name, value in (("READ", 8), ("CONTINUED", 4)):
         monkeypatch.setattr(f"pangu_sigma.held_out.decoded.{name}", value)
-    for opener in ("held_out.run", "generate.text"):
-        counted = lambda path, *kinds: opened.append(path) or open_model(path, *kinds)  # noqa: E731
-        monkeypatch.setattr(f"pangu_sigma.{opener}.open_model", counted)
+    for opener in (run, text):
+        monkeypatch.setattr(opener, "open_model", lambda path, *kinds: opened.append(path) or open_model(path, *kinds))
     losses = run.evaluate_run(tiny_run, passages=1)
     assert opened == [tiny_run]
     assert list(losses) == ["zh", "en", "code"]
