@@ -19,8 +19,8 @@ from pangu_sigma.finetune.samples import Conversation, parse_conversation
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.sealed import write_atomically
-from pangu_sigma.text.documents import Rejected
-from pangu_sigma.text.json_lines import lines_between
+from pangu_sigma.text.documents import Rejected, items_of
+from pangu_sigma.text.json_files import json_lines
 
 ASKED_AT_ONCE = 32
 """Texts that are written at a time; it changes no answer."""
@@ -87,8 +87,8 @@ def _talks(test: Path, config: Config) -> tuple[list[Conversation], int]:
     """The conversations of a file, and the number of lines that are none."""
     assert config.finetune is not None
     domains, usual = domains_of(config), config.finetune.domain
-    parsed = lines_between(test, 0, None, lambda line, at: parse_conversation(line, domains, usual), option="test file")
-    lines = list(parsed)
+    rows = json_lines(test, option="test file")
+    lines = list(items_of(test, rows, lambda line, at: parse_conversation(line, domains, usual)))
     talks = [line for line in lines if not isinstance(line, Rejected)]
     if not talks:
         raise DataError(f"test file {test}: has no line that can be used")

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -125,15 +125,12 @@ def evaluate(
             return _measured(comparison, format_differences(comparison), [*rows, *theirs])
         from pangu_sigma.held_out.run import evaluate_run
 
-        losses = evaluate_run(folders[0], all_samples)
+        losses = evaluate_run(folders[0], all_samples, passages)
     table = format_losses(losses)
     if passages:
-        from pangu_sigma.held_out.passages import format_passages, passages_of
+        from pangu_sigma.held_out.decoded import format_passages
 
-        found = passages_of(_opened(models[0]).engine, passages)
-        for name, figures in losses.items():
-            figures["passages"] = [asdict(passage) for passage in found if passage.domain == name]
-        table += f"\n\n{format_passages(found)}"
+        table += f"\n\n{format_passages(losses)}"
     return _measured(losses, table, [losses])
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.convert.hf_folder import HF_CODE
+from pangu_sigma.convert.conversion import HF_CODE
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.stored.hf_config import CODE, code_files, tokenizer_config_json

@@ -78,7 +78,7 @@ def test_fragments_that_overlap_leave_gaps_or_reach_out_are_refused(tmp_path: Pa
 
 def test_types_are_refused_by_name(tmp_path: Path):
     wide = written(tmp_path, np.zeros((2, 4), np.float64), "wide")
-    with pytest.raises(LayoutError, match=r"wide \(w\) is float64; weights are read as float32, float16, bfloat16"):
+    with pytest.raises(LayoutError, match=r"wide \(w\) is float64; convert it to one of float32, float16, bfloat16"):
         Joined.only(wide).assembled("w")
     one, half = written(tmp_path, np.zeros(2, np.float32), "one"), written(tmp_path, np.zeros(2, np.float16), "half")
     with pytest.raises(LayoutError, match=r"half is float16, .*one is float32"):

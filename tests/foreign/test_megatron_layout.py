@@ -31,7 +31,7 @@ def test_megatron_and_deepspeed_are_read(tmp_path: Path, dtype: str, ranks: int)
     values = foreign.parent(dtype)
     model = assert_equal(foreign.write_megatron(tmp_path / "m", values, ranks), values)
     assert (model.layout, model.heads, model.activation, model.activation_known) == ("megatron", 8, "erf", True)
-    assert {one.name for one in model.unused} == set(foreign.training_state())
+    assert set(model.unused) == set(foreign.training_state())
     joined = f"joined from {ranks} files, transposed" if ranks > 1 else "transposed"
     assert model.made_from["layers.2.ffn.w2"] == (
         f"language_model.transformer.topQueryLayer.mlp.dense_4h_to_h.weight: {joined}"
@@ -46,7 +46,7 @@ def test_the_folder_of_a_step_and_a_bare_file_are_read(tmp_path: Path):
     step = folder / "iter_0000007"
     for path in (folder, step, step / "mp_rank_00", step / "mp_rank_00" / "model_optim_rng.pt"):
         model = assert_equal(path, values)
-        assert {one.name for one in model.unused} == set(foreign.training_state()), "the file that is read is used"
+        assert set(model.unused) == set(foreign.training_state()), "the file that is read is used"
     (folder / "latest_checkpointed_iteration.txt").unlink()
     assert_equal(folder, values)
     step.rename(folder / "release")
@@ -74,8 +74,8 @@ def test_padding_of_the_vocabulary_is_cut_off_and_listed(tmp_path: Path, rows: i
     model = open_dense_model(foreign.write_megatron(tmp_path / "m", values, 4))
     assert model.vocabulary == kept
     np.testing.assert_array_equal(model.tensors["embedding"].read(), values["embedding"][:kept])
-    padding = [one for one in model.unused if "padding" in one.reason]
-    assert [f"rows from {kept}" in one.name for one in padding] == [True] * (kept < rows)
+    padding = [name for name, reason in model.unused.items() if "padding" in reason]
+    assert [f"rows from {kept}" in name for name in padding] == [True] * (kept < rows)
 
 
 def test_a_shared_tensor_that_differs_between_ranks_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -110,7 +110,7 @@ def test_what_pcl_pangu_saves_and_splits_is_read(tmp_path: Path, ranks: int, hal
             read = model.tensors[ours].read()
             assert read.dtype == (np.float16 if half else np.float32)
             np.testing.assert_array_equal(read.T if transposed else read, wanted[name], f"{path} {name}")
-    assert {one.name for one in open_dense_model(tmp_path / "whole").unused} == {
+    assert set(open_dense_model(tmp_path / "whole").unused) == {
         *("iteration", "optimizer", "random_rng_state", "np_rng_state", "torch_rng_state", "cuda_rng_state"),
         "rng_tracker_states",
     }

@@ -34,7 +34,7 @@ def test_one_file_that_mindspore_saved_is_read(tmp_path: Path, dtype: str):
     for path in (tmp_path / "a.ckpt", tmp_path):
         model = open_dense_model(path)
         foreign.assert_values(model, values)
-        assert {one.name for one in model.unused} == set(state)
+        assert set(model.unused) == set(state)
         assert (model.layout, model.heads, model.activation, model.activation_known) == (
             "mindspore",
             None,
@@ -51,7 +51,7 @@ def test_the_files_of_ranks_are_joined_by_the_strategy(
     values = foreign.parent(dtype)
     model = open_dense_model(foreign.write_release(tmp_path / "a", values, data, tensor, stretches))
     foreign.assert_values(model, values)
-    assert [one.name for one in model.unused] == ["global_step"]
+    assert [*model.unused] == ["global_step"]
     ways = max(1, tensor) * stretches
     how = f"joined from {ways} files" if ways > 1 else "copied"
     assert model.made_from["layers.0.ffn.w2"] == f"backbone.blocks.0.output.projection.weight: {how}"
@@ -107,7 +107,7 @@ def test_a_table_that_is_there_twice_is_taken_from_the_checkpoint_and_the_other_
     np.save(tmp_path / "word_embedding.npy", values["embedding"] + 1)
     model = open_dense_model(tmp_path)
     foreign.assert_values(model, values)
-    assert [one.name for one in model.unused] == ["word_embedding.npy"]
+    assert [*model.unused] == ["word_embedding.npy"]
 
 
 def test_a_model_of_pipeline_stages_is_refused(tmp_path: Path):

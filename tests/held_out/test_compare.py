@@ -131,7 +131,7 @@ def test_domains_without_the_same_tokens_are_left_out_with_the_reason_and_runs_w
     refuse("their tokenizers differ", tokenizer=SimpleNamespace(hash="another"))
     refuse("model.seq_length is 32 and 16", config=SimpleNamespace(model=SimpleNamespace(seq_length=16)))
     refuse(differs)
-    with pytest.raises(ConfigError, match="1 runs against 2; against takes as many as there are runs"):
+    with pytest.raises(ConfigError, match="1 runs against 2; against takes as many as runs"):
         compare_runs([tiny_run], [tiny_run, earlier])
 
 

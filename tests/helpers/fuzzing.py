@@ -48,10 +48,10 @@ from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.text.documents import Rejected
-from pangu_sigma.text.json_lines import lines_between
+from pangu_sigma.text.documents import Rejected, items_of
+from pangu_sigma.text.inputs import check_input
+from pangu_sigma.text.json_files import json_lines
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
-from pangu_sigma.text.streams import check_input
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 
@@ -354,7 +354,7 @@ def task_lines_target(folder: Path) -> Target:
         file = put(here / "a.jsonl", case)
         with watched():
             check_input(file)
-            found = list(lines_between(file, 0, None, lambda line, at: parse_conversation(line, domains, "en")))
+            found = list(items_of(file, json_lines(file), lambda line, at: parse_conversation(line, domains, "en")))
         return any(not isinstance(one, Rejected) or one.reason not in ("not UTF-8", "not JSON") for one in found)
 
     text = "".join(json.dumps(record) + "\n" for record in records).encode()

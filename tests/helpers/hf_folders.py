@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.convert.hf_folder import write_hf_folder
+from pangu_sigma.convert.conversion import write_hf_folder
 from pangu_sigma.domains import domains_of
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.stored.model import StoredModel, expert_name, weight_shapes

@@ -61,8 +61,8 @@ def _in_the_middle(name: str) -> list[tuple[str, Case]]:
     cases = []
     for what, (record, reason) in RECORDS.items():
         content, documents = text_of(name, [GOOD, record, GOOD]), 2
-        if ".jsonl" not in name:  # in an array what is no JSON ends the reading, and text alone has to be UTF-8
-            documents, reason = 1 if reason == "not JSON" else 2, reason.replace("not UTF-8", "not Unicode text")
+        if ".jsonl" not in name:  # in an array what is no JSON ends the reading
+            documents = 1 if reason == "not JSON" else 2
         case = Case(name, packed(name, content), documents, reason, 2, content.index(record))
         cases.append((f"{what} in {name}", case))
     return cases

@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import DenseModel, Unused, tensor_shapes
+from pangu_sigma.foreign.dense_model import DenseModel, tensor_shapes
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import add_to_seal, sealed, unsealed
 from pangu_sigma.stored import alpha as module
@@ -178,7 +178,7 @@ def test_a_foreign_model_says_its_sizes_and_what_it_does_not_say(tmp_path, monke
     model = DenseModel(
         *(tmp_path, "megatron", 8, 32, None, 2, 4, 40_000, "fast_gelu", False, tensors),
         kinds=dict.fromkeys(shapes, "float16"),
-        unused=[Unused("rng_state", "random state")],
+        unused={"rng_state": "random state"},
     )
     monkeypatch.setattr(module, "open_dense_model", lambda path, **_: model)
     found = inspect_files(tmp_path, verify=True)

@@ -44,7 +44,7 @@ def test_nothing_of_it_needs_mindspore(tiny_export):
 def test_a_file_that_is_no_graph_is_refused(tmp_path, content):
     (tmp_path / "model.mindir").write_bytes(content)
     seal_folder(tmp_path, ["model.mindir"], {})
-    with pytest.raises(DamagedFile, match=r"is no MindIR with weights .*run `pangu-sigma export` again"):
+    with pytest.raises(DamagedFile, match=r"no MindIR with weights .*run `pangu-sigma export` again"):
         _ = open_model(tmp_path, "export").arrays
 
 

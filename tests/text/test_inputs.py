@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document, Rejected
-from pangu_sigma.text.inputs import InputUnit, input_files, input_units, read_unit
+from pangu_sigma.text.inputs import INPUTS, InputUnit, check_input, input_files, input_units, read_unit
 from pangu_sigma.text.layout import Layout
 
 RECORDS = [{"domain": ("zh", "en", "fr")[i % 3], "text": f"第{i}章 " * (i % 7), "id": i} for i in range(60)]
@@ -170,3 +170,18 @@ def test_a_folder_means_its_files_in_order_and_says_what_it_leaves_out(tmp_path,
     os.mkfifo(tmp_path / "z.jsonl")
     with pytest.raises(DataError, match=r"z\.jsonl: is not a file but a folder, a pipe or a device"):
         input_files([tmp_path])
+
+
+def test_names_say_the_format(tmp_path, domains):
+    with pytest.raises(DataError, match=r"input .*none\.jsonl: cannot be read: No such file"):
+        check_input(tmp_path / "none.jsonl")
+    for name in ("a.txt", "a.json", "a.jsonl.bz2", "a.JSONL", "a.tar", "jsonl", "a.json~"):
+        with pytest.raises(DataError, match=r"must end in \.jsonl, \.jsonl\.gz, \.jsonl\.zst$"):
+            check_input(tmp_path / name)
+    with pytest.raises(DataError, match=r"must end in \.jsonl, .*, \.parquet$"):
+        check_input(tmp_path / "a.parquet.gz", ends=INPUTS)
+
+
+def test_a_name_that_no_file_can_have_is_one_error():
+    with pytest.raises(DataError, match=r"input a.* cannot be read"):
+        check_input(Path("a\0.jsonl"))

@@ -90,9 +90,9 @@ def test_what_is_no_text_is_said(domains):
     assert document(layout, {"domain": "zh", "body": "b"}, domains).text == "b"
     kind = "text missing or not a string"
     for value, reason, detail in (
-        (3, kind, "body is a number"),
+        (3, kind, "body is 3"),
         (None, kind, "body is null"),
-        ({"zh": "a"}, kind, "body is an object"),
+        ({"zh": "a"}, kind, "body is {'zh': 'a'}"),
         ("a\ud800", "not Unicode text", "body has half a surrogate pair"),
         ("\u3000\n", "empty text", "body has no visible character"),
     ):

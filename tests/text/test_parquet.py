@@ -14,7 +14,7 @@ from pangu_sigma.text import parquet
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.inputs import InputUnit, read_unit
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.parquet import read_parquet, row_groups
+from pangu_sigma.text.parquet import parquet_rows, row_groups
 
 ROWS = [{"domain": "zh", "text": f"第{i}章", "id": i} for i in range(100)]
 
@@ -38,19 +38,16 @@ def test_row_groups_are_in_one_unit_each(tmp_path, size):
 
 def test_only_the_columns_that_are_needed_are_read(tmp_path):
     path = write_records(tmp_path / "a.parquet", ROWS, row_group=10)
-    assert list(read_parquet(path, 2, 3, ["text"], lambda record, row: (record, row)))[:2] == [
-        ({"text": "第20章"}, 20),
-        ({"text": "第21章"}, 21),
-    ]
-    assert list(read_parquet(path, 9, 10, None, lambda record, row: record))[-1] == ROWS[-1]
+    assert list(parquet_rows(path, 2, 3, ["text"]))[:2] == [(20, {"text": "第20章"}), (21, {"text": "第21章"})]
+    assert list(parquet_rows(path, 9, 10, None))[-1] == (99, ROWS[-1])
 
 
 def test_values_that_are_no_text_are_rejected_with_their_row(tmp_path, domains):
     for values, reason, detail in (
-        ([3], "text missing or not a string", "text is a number"),
-        ([b"ab"], "text missing or not a string", "text is a bytes"),
-        ([["a"]], "text missing or not a string", "text is a list"),
-        ([{"zh": "a"}], "text missing or not a string", "text is an object"),
+        ([3], "text missing or not a string", "text is 3"),
+        ([b"ab"], "text missing or not a string", "text is b'ab'"),
+        ([["a"]], "text missing or not a string", "text is ['a']"),
+        ([{"zh": "a"}], "text missing or not a string", "text is {'zh': 'a'}"),
     ):
         (item,) = read_whole(table(tmp_path, domain=["zh"], text=values), domains)
         assert item.reason == reason

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.errors import DataError
+from ascend_ops.errors import BuildError
 from pangu_sigma.text import words as module
 from pangu_sigma.text.words import words
 
@@ -57,6 +57,6 @@ def test_words_next_to_each_other_are_cut_as_jieba_does(oracle, known, data):
 def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PANGU_SIGMA_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(DataError, match=r"g\+\+ is needed"):
-        module._library()
+    with pytest.raises(BuildError, match=r"g\+\+ is needed"):
+        module._jieba.__wrapped__()
     assert list(tmp_path.iterdir()) == []

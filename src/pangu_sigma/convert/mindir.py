@@ -72,9 +72,8 @@ def export_mindir(
         write_config(folder, run.config, "export")
         signature = inputs_and_outputs(run.config)
         openings = {d.name: run.tokenizer.prompt(OPENINGS[d.language], d) for d in domains_of(run.config)}
-        files = [
-            str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
-        ]  # large graphs have several
+        # large graphs have several
+        files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
         seal_model_files(folder, {"signature": signature, "weights": at_rest}, files)
         (folder / README_FILE).write_text(export_readme(run, signature, at_rest, openings), encoding="utf-8")
     return output

@@ -57,9 +57,8 @@ def export_readme(
 
 def _rendered(template: str, model: StoredModel, **facts: Any) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=loader, undefined=StrictUndefined, **blocks)
     environment.filters |= {"comma": "{:,}".format, "text": _text, "code": _code}
     config = model.config
     return environment.get_template(template).render(

@@ -77,29 +77,30 @@ answer by design; `truncated`, items that were cut to fit."""
 
 def benchmark_model(model: Path, request: BenchmarkRequest, file: Path | None = None) -> dict[str, Figures]:
     """Run benchmarks as `run_benchmarks` does. The results of a run are also written to its folder."""
-    stored = open_model(model, *ANSWERING, verified=False)
-    step = stored.step  # of the checkpoint that answers: training may go on meanwhile
-    results = run_benchmarks(model, request, file)
+    stored = open_model(model, *ANSWERING)
+    results = run_benchmarks(stored, request, file)
     if stored.kind == "run":
-        _note_in_run(model, request, results, stored.config, step)
+        _note_in_run(stored, request, results)
     return results
 
 
-def run_benchmarks(model: Path, request: BenchmarkRequest, file: Path | None = None) -> dict[str, Figures]:
+def run_benchmarks(
+    model: Path | StoredModel, request: BenchmarkRequest, file: Path | None = None
+) -> dict[str, Figures]:
     """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
 
     file: file to write the result to as JSON; until then, answers are cached beside it, and the generated answers of each task are
     written beside it, an item a line. Raises, before anything is computed, ConfigError for an unknown task or domain, and where
     programs may or can not be run, and DataError for missing or invalid files.
     """
-    stored = open_model(model, *ANSWERING, verified=False)
+    stored = model if isinstance(model, StoredModel) else open_model(model, *ANSWERING)
     for name in request.tasks:
         domains_of(stored.config).named(request.domain_of(name, stored.config))
     from pangu_sigma.evaluate.harness import HarnessModel
 
     manager, loaded = _load(request, stored.config)
     _check([task for found in loaded.values() for task in found["tasks"].values()], request)
-    engine, results = open_engine(model, lanes=8), dict[str, Figures]()
+    engine, results = open_engine(stored, lanes=8), dict[str, Figures]()
     cache = cache_beside(file, stored, request) if file else None
     for name in request.tasks:
         lm = HarnessModel(engine, request.domain_of(name, stored.config), tags=True)
@@ -112,16 +113,14 @@ def run_benchmarks(model: Path, request: BenchmarkRequest, file: Path | None = N
     return results
 
 
-def _note_in_run(
-    run: Path, request: BenchmarkRequest, results: dict[str, Figures], config: Config, step: int | None
-) -> None:
-    """Write the results to the run folder, and rewrite its report if it has logged steps. step: of the run's checkpoint."""
-    of = {name: {"domain": request.domain_of(name, config), "step": step} for name in results}
-    file = run / BENCHMARKS
+def _note_in_run(run: StoredModel, request: BenchmarkRequest, results: dict[str, Figures]) -> None:
+    """Write the results to the run folder, and rewrite its report if it has logged steps."""
+    of = {name: {"domain": request.domain_of(name, run.config), "step": run.step} for name in results}
+    file = run.path / BENCHMARKS
     try:
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         write_atomically(file, as_json(before | {name: figures | of[name] for name, figures in results.items()}))
-        write_report(run)
+        write_report(run.path)
     except (OSError, ValueError) as error:
         logger.warning("the run's report does not have these benchmarks: %s", error)
 
@@ -158,11 +157,8 @@ def _load(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any
     ours = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
     if theirs := [name for name in request.tasks if name not in ours]:
         logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(theirs))
-    manager = TaskManager(
-        include_path=[str(folder) for folder in folders],
-        include_defaults=bool(theirs),
-        metadata={"data": request.files, "seq_length": config.model.seq_length},
-    )
+    metadata = {"data": request.files, "seq_length": config.model.seq_length}
+    manager = TaskManager(include_path=[*map(str, folders)], include_defaults=bool(theirs), metadata=metadata)
     for name in request.tasks:
         if name not in manager.all_tasks:
             raise ConfigError(
@@ -234,15 +230,10 @@ def _run(
     from lm_eval import evaluator
 
     evaluator.get_git_commit_hash = lambda: None  # it asks git, which complains where there is no repository
-    evaluated = evaluator.simple_evaluate(
-        model=lm,
-        tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
-        num_fewshot=request.num_fewshot,
-        limit=request.limit,
-        bootstrap_iters=0,
-        task_manager=manager,
-        confirm_run_unsafe_code=request.allow_code_execution,
-    )
+    tasks = [*(loaded["groups"] or loaded["tasks"]).values()]
+    options = {"num_fewshot": request.num_fewshot, "limit": request.limit, "bootstrap_iters": 0}
+    options |= {"task_manager": manager, "confirm_run_unsafe_code": request.allow_code_execution}
+    evaluated = evaluator.simple_evaluate(model=lm, tasks=tasks, **options)
     samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
     for name, task in loaded["tasks"].items():
         if beside and task.OUTPUT_TYPE == "generate_until":

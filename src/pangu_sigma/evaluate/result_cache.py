@@ -23,22 +23,19 @@ class ResultCache:
         self._stream: TextIO | None = None
         self._begun = sealed_line(of)
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # what a kill cut off has no end of line
-        if lines and lines[0] + b"\n" == self._begun.encode():
-            self._read(lines[1:])
-            logger.info("%s: going on after %d answers and results of before", file, len(self._values))
-        elif lines:
-            logger.info("%s is of another model or of other options, or is damaged, and is begun anew", file)
-
-    def _read(self, lines: list[bytes]) -> None:
-        """Take the results from the lines of a file. lines: all lines but the header."""
-        for number, line in enumerate(lines, 2):
+        continued = bool(lines) and lines[0] + b"\n" == self._begun.encode()
+        for number, line in enumerate(lines[1:] if continued else [], 2):
             try:
                 result = unsealed_line(line)
             except DamagedFile:
-                logger.warning("%s: line %d is damaged; its result is computed again", self._file, number)
-            else:
-                self._values[result["name"]] = result["value"]
-                self._begun += f"{line.decode()}\n"
+                logger.warning("%s: line %d is damaged; its result is computed again", file, number)
+                continue
+            self._values[result["name"]] = result["value"]
+            self._begun += f"{line.decode()}\n"
+        if continued:
+            logger.info("%s: going on after %d answers and results of before", file, len(self._values))
+        elif lines:
+            logger.info("%s is of another model or of other options, or is damaged, and is begun anew", file)
 
     def get(self, name: str) -> Any:
         """Return the cached result of a name; None if there is none."""

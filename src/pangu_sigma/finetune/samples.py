@@ -27,16 +27,9 @@ from pangu_sigma.finetune.task_batches import EncodedSample, TaskSamples
 from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
 from pangu_sigma.results import aligned
 from pangu_sigma.sealed import fingerprint
-from pangu_sigma.text.documents import (
-    Rejected,
-    RejectedLine,
-    json_object,
-    json_value,
-    known_domain,
-    visible_text,
-)
-from pangu_sigma.text.json_lines import lines_between
-from pangu_sigma.text.streams import check_input
+from pangu_sigma.text.documents import Rejected, RejectedLine, items_of, json_object, known_domain, visible_text
+from pangu_sigma.text.inputs import check_input
+from pangu_sigma.text.json_files import json_lines
 from pangu_sigma.text.tokenizer import Tokenizer
 
 _PAIR, _CONVERSATION = ("prompt", "response"), ("messages",)
@@ -64,7 +57,7 @@ def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversatio
 
     usual: domain of a line that names none. Raises RejectedLine for any other line, and for a mistyped `domain`.
     """
-    record = json_object(json_value(line))
+    record = json_object(line)
     if "domain" not in record and (near := difflib.get_close_matches("domain", record, n=1, cutoff=_NEAR)):
         raise RejectedLine("unknown key", f"unknown key {near[0]!r}, nearest 'domain'")
     domain = known_domain(record["domain"], domains) if "domain" in record else usual
@@ -171,10 +164,12 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     samples: list[list[EncodedSample]] = [[] for _ in domains]
     accounts, refused = dict[str, dict[str, Any]](), list[Rejected]()
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
-        lines = lines_between(
-            path, 0, None, lambda line, at: parse_conversation(line, domains, usual), bar.update, option
-        )
-        for item in lines:
+
+        def parse(line: bytes, at: int) -> Conversation:
+            bar.update(len(line))
+            return parse_conversation(line, domains, usual)
+
+        for item in items_of(path, json_lines(path, option=option), parse):
             if isinstance(item, Rejected):
                 refused.append(item)
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from pangu_sigma.checkpoint.safetensors_file import metadata_of
 from pangu_sigma.data.prepared import is_prepared
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel
@@ -34,16 +33,11 @@ def open_dense_model(path: Path) -> DenseModel:
 
     Raises LayoutError if no layout fits, or if a tensor is missing, unknown, damaged, or of another model.
     """
-    if not path.exists():
-        raise LayoutError(f"{path} does not exist; give a folder or file in one of these layouts: {_listed()}")
-    for fits, opened in _OPENERS:
+    for fits, opened in _OPENERS if path.exists() else ():
         if fits(path):
             return opened(path)
-    raise LayoutError(f"{path} is in no layout that is read: {contents(path)}; give one of these: {_listed()}")
-
-
-def _listed() -> str:
-    return "; ".join(f"{name}: {signs}" for name, signs in LAYOUTS.items())
+    what = f"is in no layout that is read: {contents(path)}" if path.exists() else "does not exist"
+    raise LayoutError(f"{path} {what}; give one of these: {'; '.join(map(': '.join, LAYOUTS.items()))}")
 
 
 def contents(path: Path, but: Collection[str] = ()) -> str:
@@ -52,8 +46,6 @@ def contents(path: Path, but: Collection[str] = ()) -> str:
         return "prepared data"
     if path.suffix in (".yaml", ".yml"):
         return "a configuration; MODEL comes first, CONFIG second"
-    if path.is_file() and path.suffix == ".safetensors" and "config" in metadata_of(path):  # raises for a damaged file
-        return "a file of `export --format safetensors`, which is gone; version 0.1.0 (commit ab9cf900) reads it"
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
     names = sorted({file.name for file in path.iterdir()}.difference(but))

@@ -26,14 +26,6 @@ from pangu_sigma.sections import Activation
 
 
 @dataclass(frozen=True)
-class Unused:
-    """Entry of a file of weights that is not read as a weight, and the reason for that in a few words."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class DenseModel:
     """Dense model in the files of another project.
 
@@ -43,7 +35,7 @@ class DenseModel:
     activation: activation of the FFN; assumed if `activation_known` is False, because the files do not state it.
     tensors: every weight, by the names of `tensor_shapes`; float32 or float16 as stored.
     made_from: tensor → "<name in the files>: <how>", where <how> is copied, transposed or joined.
-    kinds: tensor → dtype in the files. unused: entries of the files that are no weights.
+    kinds: tensor → dtype in the files. unused: entry of the files that is not read as a weight → reason for that in a few words.
     """
 
     path: Path
@@ -59,7 +51,7 @@ class DenseModel:
     tensors: dict[str, LazyArray]
     made_from: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
-    unused: list[Unused] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,10 +74,10 @@ def dense_model_of(
     sources: Mapping[str, Joined],
     rules: Mapping[str, Counterpart],
     facts: Facts,
-    unused: list[Unused],
+    unused: dict[str, str],
 ) -> DenseModel:
     """Build a dense model from tensors of another project. sources: tensors by name. rules: counterpart of each name. unused:
-    entries of the files that are no weights. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
+    as in `DenseModel`. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
     for name in sources:
         if name not in rules:
             raise LayoutError(f"{path}: {name[:120]} is no tensor of PanGu-α ({layout}): these are of another model")
@@ -97,7 +89,7 @@ def dense_model_of(
         shape = source.shape
         if rule.ours == "embedding" and rows is not None and len(shape) == 2 and rows < shape[0]:
             source = _first_rows(source, rows)
-            unused.append(Unused(f"{name}, rows from {rows}", f"padding of the vocabulary: {shape[0]} rows"))
+            unused[f"{name}, rows from {rows}"] = f"padding of the vocabulary: {shape[0]} rows"
         if rule.transposed and len(shape) != 2:
             raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
         tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)
@@ -106,54 +98,36 @@ def dense_model_of(
         how += ["transposed"] if rule.transposed else []
         made_from[rule.ours] = f"{source.parts[0].name}: {', '.join(how) or 'copied'}"
         kinds[rule.ours] = source.kind
-    for table in (tensors["embedding"], tensors["positions"], tensors["layers.0.ffn.w1"]):
+    words, positions, w1 = tables = [tensors[name] for name in ("embedding", "positions", "layers.0.ffn.w1")]
+    for table in tables:
         if table.ndim != 2 or 0 in table.shape:
             raise LayoutError(f"{path}: {table.origin} is of shape {table.shape}, and must be a table; it is damaged")
-    model = DenseModel(
-        path=path,
-        layout=layout,
-        hidden=tensors["embedding"].shape[1],
-        ffn=tensors["layers.0.ffn.w1"].shape[0],
-        heads=facts.heads,
-        layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers.")),
-        seq_length=tensors["positions"].shape[0],
-        vocabulary=tensors["embedding"].shape[0],
-        activation=facts.activation,
-        activation_known=facts.activation_known,
-        tensors=tensors,
-        made_from=made_from,
-        kinds=kinds,
-        unused=unused,
-    )
+    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
+    sizes = (words.shape[1], w1.shape[0], facts.heads, layers, positions.shape[0], words.shape[0])
+    gelu = (facts.activation, facts.activation_known)
+    model = DenseModel(path, layout, *sizes, *gelu, tensors, made_from, kinds, unused)
     _check_sizes(model, facts)
     return model
 
 
 def _first_rows(table: Joined, rows: int) -> Joined:
     """Return the first rows of a table."""
-    parts = [
-        replace(part, values=part.values[: rows - part.corner[0]]) for part in table.parts if part.corner[0] < rows
-    ]
+    begins = [(part, part.corner[0]) for part in table.parts if part.corner[0] < rows]
+    parts = [replace(part, values=part.values[: rows - begin]) for part, begin in begins]
     return replace(table, shape=(rows, table.shape[1]), parts=parts)
 
 
 def _check_sizes(model: DenseModel, facts: Facts) -> None:
     path, sizes = model.path, (model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary)
     if model.heads is not None and (model.heads < 1 or model.hidden % model.heads):
-        raise LayoutError(
-            f"{path}: {model.heads} heads do not divide a hidden size of {model.hidden}; give the right heads"
-        )
+        raise LayoutError(f"{path}: {model.heads} heads do not divide hidden size {model.hidden}; give the right heads")
     for name, shape in tensor_shapes(*sizes).items():
         found = model.tensors[name]
         if found.shape != shape:
-            raise LayoutError(
-                f"{path}: {found.origin or name} is of shape {found.shape}, {name} must be {shape}; {MIXED}"
-            )
+            raise LayoutError(f"{path}: {found.origin or name} is of shape {found.shape}, not {shape}; {MIXED}")
     for name, (key, value) in facts.said.items():
         if getattr(model, name) != value:
-            raise LayoutError(
-                f"{path}: its tensors are of a model with {name}={getattr(model, name)}, {key} says {value}; {MIXED}"
-            )
+            raise LayoutError(f"{path}: its tensors have {name}={getattr(model, name)}, {key} says {value}; {MIXED}")
 
 
 def tensor_shapes(hidden: int, ffn: int, layers: int, seq_length: int, vocabulary: int) -> Shapes:

@@ -86,10 +86,9 @@ def mapped(
         least = len(content) if strides is None else 0
         if not least <= values.nbytes <= len(content) or values.shape != tuple(shape):  # strides may be 0, a size -1
             raise ValueError("another number of bytes")
-    except (TypeError, ValueError, OverflowError, MemoryError) as error:
+    except (TypeError, ValueError, OverflowError, MemoryError):
         raise LayoutError(
-            f"{file}: {name[:120]} has the shape {str(shape)[:80]}, which its {len(content)} bytes cannot have "
-            f"({str(error)[:80]}); the file is damaged: download it again"
+            f"{file}: {name:.99} has the shape {shape!s:.80}, which its {len(content)} bytes cannot have; download it again"
         ) from None
     return FileTensor(file, name, kind, values)
 
@@ -123,9 +122,7 @@ class Joined:
         first = self.parts[0]
         for stored in self.parts:
             if stored.kind not in KINDS:
-                raise LayoutError(
-                    f"{stored.origin} ({name}) is {stored.kind}; weights are read as {', '.join(KINDS)}: convert it"
-                )
+                raise LayoutError(f"{stored.origin} ({name}) is {stored.kind}; convert it to one of {', '.join(KINDS)}")
             if stored.kind != first.kind:
                 raise LayoutError(f"{stored.origin} is {stored.kind}, {first.origin} is {first.kind}; {MIXED}")
         if not self._is_filled():
@@ -200,9 +197,7 @@ def npy_source(file: Path) -> Joined:
         *(RecursionError, MemoryError, TokenError),
     ) as error:
         raise LayoutError(f"{file}: no array of NumPy, or cut short ({str(error)[:80]}); download it again") from None
-    dtype, fortran = array.dtype, not array.flags.c_contiguous
-    if fortran or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
-        raise LayoutError(
-            f"{file}: it holds {dtype}{' in Fortran order' if fortran else ''}; convert it to float32 or float16 in C order"
-        )
+    dtype, order = array.dtype, "" if array.flags.c_contiguous else " in Fortran order"
+    if order or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
+        raise LayoutError(f"{file}: it holds {dtype}{order}; convert it to float32 or float16 in C order")
     return Joined.only(FileTensor(file, file.name, dtype.name, array))

@@ -10,7 +10,7 @@ from typing import Any
 from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, dense_model_of
 from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped, plain_name
 from pangu_sigma.foreign.names import counterparts
 from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
@@ -28,7 +28,8 @@ _SIZES = {
 }
 """Key of config.json → field of `DenseModel`."""
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_MODEL_TYPE = "gpt_pangu"
+_NEEDED = {"model_type": "gpt_pangu", "scale_attn_weights": True, "layer_norm_epsilon": 1e-5}
+"""Key of config.json → its value for PanGu-α; without the last two it is the same."""
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Names of the files of weights; the first file that exists is read."""
 _MOST_BYTES = 16 << 20
@@ -45,14 +46,12 @@ def open_huggingface(path: Path) -> DenseModel:
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
     file, *others = [path / name for name in _FILES if (path / name).is_file()]
-    unused = [Unused(one.name, f"{file.name} is read instead") for one in others]
+    unused = {one.name: f"{file.name} is read instead" for one in others}
     found = _weights(path, file)
     sources, head = _named(path, found, unused)
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
-            raise LayoutError(
-                f"{path}: lm_head.weight is of shape {head.shape}; PanGu-α predicts with its word table: it cannot be used"
-            )
+            raise LayoutError(f"{path}: lm_head.weight is of shape {head.shape}, not the word table: it cannot be used")
         sources["wte.weight"] = replace(sources["wte.weight"], same=[head], strict=True)
     rules = counterparts("huggingface", path, sources)
     return dense_model_of(path, "huggingface", sources, rules, facts, unused)
@@ -72,22 +71,13 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _facts(file: Path, config: dict[str, Any]) -> Facts:
     """Read the properties in config.json. Raises LayoutError when the model computes something else than PanGu-α."""
-    if config.get("model_type") != _MODEL_TYPE:
-        raise LayoutError(
-            f"{file}: model_type is {str(config.get('model_type'))[:40]!r}, and must be {_MODEL_TYPE!r}; "
-            "other models cannot be inherited"
-        )
+    for key, needed in _NEEDED.items():
+        if config.get(key, None if key == "model_type" else needed) != needed:
+            said = repr(config.get(key))[:40]
+            raise LayoutError(f"{file}: {key} is {said}, and must be {needed!r}; other models cannot be inherited")
     named = config.get("activation_function")
     if named is not None and (not isinstance(named, str) or named not in _ACTIVATIONS):
-        raise LayoutError(
-            f"{file}: activation_function is {str(named)[:40]!r}; {', '.join(_ACTIVATIONS)} are computed here"
-        )
-    for key, needed, why in (
-        ("scale_attn_weights", True, "PanGu-α divides its scores by the root of the size of a head"),
-        ("layer_norm_epsilon", 1e-5, "PanGu-α's is 1e-5"),
-    ):
-        if config.get(key, needed) != needed:
-            raise LayoutError(f"{file}: {key} is {str(config[key])[:40]}; {why}: it cannot be used")
+        raise LayoutError(f"{file}: activation_function is {named!r:.40}; computed here: {', '.join(_ACTIVATIONS)}")
     facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
     sizes = {key: config[key] for key in (*_SIZES, "num_heads") if config.get(key) is not None}
     for key, value in sizes.items():
@@ -107,16 +97,11 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
         raise LayoutError(f"{file}: it has no weight_map; download it again")
     found: dict[str, FileTensor] = {}
     for name in sorted({str(name) for name in index.values()}):
-        inside = _tensors(plain_name(path, name, f"a file that {file.name} names"))
-        for tensor, stored in inside.items():
-            if index.get(tensor) != name:
-                raise LayoutError(
-                    f"{path / name}: {tensor[:120]} is in it, {file.name} says {index.get(tensor)}; download both again"
-                )
-            found[tensor] = stored
-    for tensor, name in index.items():
-        if tensor not in found:
-            raise LayoutError(f"{path}: {tensor[:120]} is not in {name}, as {file.name} says; download both again")
+        found |= _tensors(plain_name(path, name, f"a file that {file.name} names"))
+    for tensor in [*index, *found]:
+        at, said = found[tensor].file.name if tensor in found else "no file", index.get(tensor)
+        if at != said:
+            raise LayoutError(f"{path}: {tensor[:120]} is in {at}, {file.name} says {str(said)[:80]}; download both")
     return found
 
 
@@ -141,7 +126,7 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
 
 
 def _named(
-    path: Path, found: dict[str, FileTensor], unused: list[Unused]
+    path: Path, found: dict[str, FileTensor], unused: dict[str, str]
 ) -> tuple[dict[str, Joined], FileTensor | None]:
     """Return tensors by the names of names.py, and the output head tied to the embedding table, if it exists."""
     sources: dict[str, Joined] = {}
@@ -150,9 +135,9 @@ def _named(
         short = name.removeprefix("transformer.")
         if short == "lm_head.weight":
             head = stored
-            unused.append(Unused(name, "the word table, which the head is tied to; compared when that is read"))
+            unused[name] = "the word table, which the head is tied to; compared when that is read"
         elif short.endswith((".attn.bias", ".attn.masked_bias")):
-            unused.append(Unused(name, "the causal mask, a constant"))
+            unused[name] = "the causal mask, a constant"
         else:
             short = short.replace(".attn.out_proj.", ".attn.c_proj.")
             if short in sources:

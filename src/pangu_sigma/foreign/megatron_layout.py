@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.dense_model import DenseModel, Facts, dense_model_of
 from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, Joined, plain_name
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut
@@ -27,7 +27,8 @@ _MOST_PADDING = 128 * 64
 
 TRACKER, TAG_FILE = "latest_checkpointed_iteration.txt", "latest"
 RANK_FILE = "model_optim_rng.pt"
-_RANK, _STATES = re.compile(r"mp_rank_(\d{2,4})$"), re.compile(r"mp_rank_(\d{2,4})_model_states\.pt$")
+_RANK = re.compile(r"mp_rank_(\d{2,4})(_model_states\.pt)?$")
+"""Pattern of a rank's folder, or file in DeepSpeed's layout."""
 
 
 def is_megatron(path: Path) -> bool:
@@ -45,9 +46,7 @@ def open_megatron(path: Path) -> DenseModel:
     top = opened[0]
     key = next((key for key in ("model", "module") if isinstance(top, dict) and isinstance(top.get(key), dict)), None)
     if key is None:
-        raise LayoutError(
-            f"{files[0]}: it has no weights under `model` (Megatron) or `module` (DeepSpeed); give a checkpoint of PanGu-α"
-        )
+        raise LayoutError(f"{files[0]}: no weights under `model` (Megatron) or `module` (DeepSpeed); give a PanGu-α")
     layout = "megatron" if key == "model" else "deepspeed"
     for file, value in zip(files, opened, strict=True):
         if not isinstance(value, dict) or not isinstance(value.get(key), dict):
@@ -59,53 +58,42 @@ def open_megatron(path: Path) -> DenseModel:
         if weights.keys() != ranks[0].keys():
             name = min(weights.keys() ^ ranks[0].keys())
             raise LayoutError(f"{path}: {name[:120]} is in only one of {files[0]} and {file}; {MIXED}")
-    unused += [
-        Unused(name, "random state, not built" if "rng" in name else "state of training, not built")
-        for name in top
-        if name not in (key, "args")
-    ]
+    rest = [name for name in top if name not in (key, "args")]
+    unused |= {name: f"{'random state' if 'rng' in name else 'state of training'}, not built" for name in rest}
     facts = _facts(path, top.get("args"), len(files), sources.get(WORD_TABLE))
     return dense_model_of(path, layout, sources, rules, facts, unused)
 
 
-def _files(path: Path) -> tuple[list[Path], list[Unused]]:
+def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
     """Return the files of the ranks in their order, and the other files beside them."""
     if path.is_file():
-        return [path], []
-    unused = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _STATES.match(file.name)]
-    folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if (path / name).is_file()), None)
+        return [path], {}
+    rest = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _RANK.match(file.name)]
+    folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if name in rest), None)
     if tracker is not None:
-        name = _named_folder(path, tracker)
-        folder = plain_name(path, name, f"the folder that {tracker} names")
-        unused.remove(tracker)
+        folder = plain_name(path, _named_folder(path, tracker), f"the folder that {tracker} names")
     elif steps := [one for one in path.iterdir() if one.is_dir() and re.match(r"iter_\d+$|release$", one.name)]:
         if len(steps) > 1:
             raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
         folder = steps[0]
     whole = folder / RANK_FILE
-    unused = [name for name in unused if path / name != whole]
     files = [whole] if whole.is_file() else _of_ranks(folder)
-    return files, [Unused(name, "not of this layout") for name in unused]
+    unused = [name for name in rest if name != tracker and path / name != whole]
+    return files, dict.fromkeys(unused, "not of this layout")
 
 
 def _of_ranks(folder: Path) -> list[Path]:
     by_rank: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         if match := _RANK.match(file.name):
-            by_rank[int(match[1])] = file / RANK_FILE
-        elif match := _STATES.match(file.name):
-            by_rank[int(match[1])] = file
+            by_rank[int(match[1])] = file if match[2] else file / RANK_FILE
         elif file.name.startswith("mp_rank_"):
-            raise LayoutError(
-                f"{folder}: {file.name} is not of a tensor rank alone; give a model without pipeline stages"
-            )
-    if not by_rank:
-        raise LayoutError(f"{folder}: no mp_rank_<rank>; give the folder that has mp_rank_00")
-    for rank in range(len(by_rank)):
-        if rank not in by_rank or not by_rank[rank].is_file():
-            wanted = by_rank.get(rank, folder / f"mp_rank_{rank:02d}")
-            raise LayoutError(f"{folder}: {wanted.relative_to(folder)} is missing; take the files of all ranks")
-    return [by_rank[rank] for rank in range(len(by_rank))]
+            raise LayoutError(f"{folder}: {file.name} is not of a tensor rank alone; give one without pipeline stages")
+    files = [by_rank.get(rank, folder / f"mp_rank_{rank:02d}") for rank in range(max(1, len(by_rank)))]
+    for file in files:
+        if not file.is_file():
+            raise LayoutError(f"{folder}: {file.relative_to(folder)} is missing; take the files of all ranks")
+    return files
 
 
 def _named_folder(path: Path, tracker: str) -> str:
@@ -115,9 +103,7 @@ def _named_folder(path: Path, tracker: str) -> str:
     if tracker == TAG_FILE or said == "release":
         return said
     if not re.match(r"\d{1,9}$", said, re.ASCII):
-        raise LayoutError(
-            f"{path}: {TRACKER} says {said[:40]!r}, and must have the number of a step, or `release`; correct it"
-        )
+        raise LayoutError(f"{path / TRACKER}: {said!r:.40} must have the number of a step, or `release`; correct it")
     return f"iter_{int(said):07d}"
 
 
@@ -147,9 +133,7 @@ def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
     given = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
         if given.get(name, ranks) != ranks:
-            raise LayoutError(
-                f"{path}: args.{name} is {given[name]}, and {ranks} ranks are here; give the folder with the files of all"
-            )
+            raise LayoutError(f"{path}: args.{name} is {given[name]}, and {ranks} ranks are here; give all files")
     for key, name in (("hidden_size", "hidden"), ("max_position_embeddings", "seq_length")):
         if key in given:
             facts.said[name] = (f"args.{key}", given[key])

@@ -64,8 +64,7 @@ def _values(path: Path) -> Iterator[_Value]:
                 value = _parsed(head, size - at)
             except ValueError as error:
                 raise LayoutError(
-                    f"{path}: no checkpoint of MindSpore at byte {at} ({error}); it is damaged, cut short or encrypted: "
-                    "download it again"
+                    f"{path}: no checkpoint of MindSpore at byte {at} ({error}), or encrypted; download it again"
                 ) from None
             begin, end = value.content
             yield value._replace(content=(at + begin, at + end))
@@ -74,21 +73,18 @@ def _values(path: Path) -> Iterator[_Value]:
 
 def _parsed(head: bytes, left: int) -> _Value:
     """Parse the head of a value. left: bytes of the file from the value on. Raises ValueError for anything else."""
-    end = len(head)
-    value = field_at(head, 0, end, left)
-    tag = field_at(head, value.begin, end, value.end)
-    tensor = field_at(head, tag.end, end, value.end)
+    value = field_at(head, 0, left)
+    tag = field_at(head, value.begin, value.end)
+    tensor = field_at(head, tag.end, value.end)
     if [(one.number, one.way) for one in (value, tag, tensor)] != [(1, OF_BYTES), (1, OF_BYTES), (2, OF_BYTES)]:
         raise ValueError("no value of a tag and a tensor")
     dims: list[int] = []
     kind, at = "", tensor.begin
     while at < tensor.end:
-        found = field_at(head, at, end, tensor.end)
+        found = field_at(head, at, tensor.end)
         if found.number == 3 and found.end == tensor.end == value.end:
             name = head[tag.begin : tag.end].decode()
             return _Value(name, tuple(dims), _KINDS.get(kind, kind[:40]), (found.begin, found.end))
-        if found.end > end:
-            break
         if found.number == 1:
             dims += numbers(head, found)
         elif found.number == 2:
@@ -108,9 +104,7 @@ def _tensor(path: Path, content: np.ndarray, values: list[_Value]) -> Joined:
     itemsize, length = KINDS[kind].itemsize, sum(end - begin for begin, end in extents)
     ends_within = any((end - begin) % itemsize for begin, end in extents)
     if length != math.prod(shape) * itemsize or min(shape, default=0) < 0 or ends_within:
-        raise LayoutError(
-            f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice in the file"
-        )
+        raise LayoutError(f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice there")
     if len(shape) not in (1, 2):
         raise LayoutError(f"{path}: {name[:80]} is in {len(values)} values and has {len(shape)} axes; convert it")
     parts, at = list[FileTensor](), 0

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import DenseModel, Facts, Unused, dense_model_of
+from pangu_sigma.foreign.dense_model import DenseModel, Facts, dense_model_of
 from pangu_sigma.foreign.file_tensors import MIXED, Joined, npy_source
 from pangu_sigma.foreign.mindspore_files import open_ckpt
 from pangu_sigma.foreign.names import LATER, TABLES, Counterpart, counterparts
@@ -38,14 +38,18 @@ def open_mindspore(path: Path) -> DenseModel:
         sources, unused = _joined(path, _in_order(path, weights), strategies)
     elif len(weights) == 1:
         sources, unused = _split(open_ckpt(weights[0]))
-        unused += [Unused(file.name, "how ranks cut a model; this one is whole") for file in strategies]
+        unused |= {file.name: "how ranks cut a model; this one is whole" for file in strategies}
     else:
         raise LayoutError(
-            f"{path}: {len(weights)} checkpoint files without a strategy; give one of them, or a folder of filerted_<rank>.ckpt "
-            "with its strategy file"
+            f"{path}: {len(weights)} checkpoint files without a strategy; give one, or filerted_<rank>.ckpt with theirs"
         )
     tables = _tables(path, folder, sources, unused)
-    _check_not_pipelined(path, sources)
+    blocks = {int(match[1]) for name in sources if (match := re.match(r"backbone\.blocks\.(\d{1,9})\.", name))}
+    if blocks and not any(name.startswith("backbone.top_query_layer.") for name in sources):
+        raise LayoutError(
+            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{max(blocks)} stands for it, as in pipeline stages, "
+            "whose last LayerNorm comes after the query layer, not before it as in our network; it cannot be used"
+        )
     rules = counterparts("mindspore", path, sources)
     rules |= {name: Counterpart(ours) for ours, name in tables.items()}
     later = any(name in sources for name in LATER)  # its network computes fast GELU
@@ -70,19 +74,16 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], list[Unused]]:
+def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], dict[str, str]]:
     """Split tensors into weights and training state."""
-    unused = [Unused(name, "state of training or decoding") for name in tensors if _STATE.match(name)]
-    return {name: tensor for name, tensor in tensors.items() if not _STATE.match(name)}, unused
+    unused = {name: "state of training or decoding" for name in tensors if _STATE.match(name)}
+    return {name: tensor for name, tensor in tensors.items() if name not in unused}, unused
 
 
-def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], list[Unused]]:
+def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], dict[str, str]]:
     """Join the tensors of the ranks' files. Raises LayoutError unless there is one strategy file, which fits them."""
     if len(strategies) != 1:
-        raise LayoutError(
-            f"{path}: {len(strategies)} strategy files; put the one of the release, with `strategy` in its name and ending in "
-            ".ckpt, into the folder"
-        )
+        raise LayoutError(f"{path}: {len(strategies)} strategy files; put only the release's *strategy*.ckpt here")
     strategy = strategies[0]
     cuts = read_strategy(strategy)
     ranks = next(iter(cuts.values())).ranks
@@ -94,9 +95,8 @@ def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict
     parts: dict[str, dict[tuple[int, ...], Joined]] = {name: {} for name in weights}
     for rank, file in enumerate(files):
         for name, tensor in (_of_rank(file, files[0], weights) if rank else weights).items():
-            corner = (
-                cuts[name].first(rank, tensor.shape) if name in cuts else ()
-            )  # what MindSpore did not cut has no layout
+            # what MindSpore did not cut has no layout
+            corner = cuts[name].first(rank, tensor.shape) if name in cuts else ()
             parts[name].setdefault(corner, tensor)  # of equal parts, that of the lowest rank is read
     return {name: cuts[name].joined(held) if name in cuts else held[()] for name, held in parts.items()}, unused
 
@@ -106,15 +106,12 @@ def _of_rank(file: Path, other: Path, weights: dict[str, Joined]) -> dict[str, J
     found, _ = _split(open_ckpt(file))
     if found.keys() != weights.keys():
         name = min(found.keys() ^ weights.keys())
-        raise LayoutError(
-            f"{file.parent}: {name[:120]} is in only one of {other.name} and {file.name}; download both again"
-        )
+        raise LayoutError(f"{file.parent}: {name[:120]} is in only one of {other.name} and {file.name}; download both")
     for name, tensor in found.items():
         wanted = weights[name]
         if (tensor.shape, tensor.kind) != (wanted.shape, wanted.kind):
             raise LayoutError(
-                f"{file}: {name[:120]} is {tensor.kind} of shape {tensor.shape}, in {other.name} it is {wanted.kind} of shape "
-                f"{wanted.shape}; {MIXED}"
+                f"{file}: {name:.99} is {tensor.kind} {tensor.shape}, in {other.name} {wanted.kind} {wanted.shape}; {MIXED}"
             )
     return found
 
@@ -125,12 +122,10 @@ def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cu
         return
     before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
     if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
-        raise LayoutError(
-            f"{file}: {name[:120]} is of shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}"
-        )
+        raise LayoutError(f"{file}: {name:.99} has shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}")
 
 
-def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: list[Unused]) -> dict[str, str]:
+def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: dict[str, str]) -> dict[str, str]:
     """Return the name of each table in `sources`; an .npy file is added where the checkpoint lacks the table."""
     found = {}
     for ours, (file, *names) in TABLES.items():
@@ -139,20 +134,10 @@ def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused:
             raise LayoutError(f"{path}: {there[0]} and {there[1]} are both {ours}; the file is not of one model")
         npy = folder / file if folder and (folder / file).is_file() else None
         if there and npy:
-            unused.append(Unused(file, f"the checkpoint has it too, as {there[0]}"))
+            unused[file] = f"the checkpoint has it too, as {there[0]}"
         elif npy:
             sources[file] = npy_source(npy)
         elif not there:
             raise LayoutError(f"{path}: {file} is missing, and no checkpoint has {ours}; put it beside the checkpoints")
         found[ours] = there[0] if there else file
     return found
-
-
-def _check_not_pipelined(path: Path, sources: dict[str, Joined]) -> None:
-    blocks = {int(match[1]) for name in sources if (match := re.match(r"backbone\.blocks\.(\d{1,9})\.", name))}
-    if blocks and not any(name.startswith("backbone.top_query_layer.") for name in sources):
-        raise LayoutError(
-            f"{path}: backbone.top_query_layer is missing and backbone.blocks.{max(blocks)} stands for it: this model was trained "
-            "in pipeline stages, and its last LayerNorm comes after the query layer, not before it as in our network; it cannot be "
-            "used"
-        )

@@ -98,9 +98,7 @@ def counterparts(layout: str, path: Path, names: Iterable[str]) -> dict[str, Cou
     found = {match[1] for name in names if (match := re.match(rf"{pattern}\.", name))}
     for index in range(len(found)):
         if str(index) not in found:
-            raise LayoutError(
-                f"{path}: there are {len(found)} layers and none of index {index}; take the whole release"
-            )
+            raise LayoutError(f"{path}: there are {len(found)} layers and none of index {index}; take all files")
     template = pattern.replace(r"(\d+)", "{}").replace("\\", "")
     prefixes = [template.format(index) for index in range(len(found) if last else max(1, len(found)))]
     rules, column = dict(_SHARED[layout]), _COLUMNS.index(layout)

@@ -125,10 +125,7 @@ class _Weights(pickle._Unpickler):
             return _BUILT[full]
         if _INERT.fullmatch(full):
             return OpaqueObject(full)
-        raise LayoutError(
-            f"{self.file}: its pickle asks for {full}, which is not loaded: it could execute anything; save the weights "
-            "alone and use that file"
-        )
+        raise LayoutError(f"{self.file}: its pickle asks for {full}, which could run anything; save the weights alone")
 
     def persistent_load(self, pid: Any) -> Storage:
         """Return the storage that a persistent id describes."""

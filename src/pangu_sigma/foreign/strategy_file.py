@@ -20,7 +20,7 @@ import numpy as np
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.file_tensors import Joined
-from pangu_sigma.foreign.protobuf import Field, fields, message, numbers
+from pangu_sigma.foreign.protobuf import Field, message, numbers
 
 _MOST_BYTES = 64 << 20
 """Maximum bytes of a strategy file."""
@@ -76,44 +76,34 @@ def read_strategy(file: Path) -> dict[str, Cut]:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
     content = file.read_bytes()
     try:
-        cuts = dict(_item(file, content, item) for item in message(content, 0, len(content)).get(3, []))
-    except LayoutError:
-        raise
+        cuts = dict(_item(content, item) for item in message(content, 0, len(content)).get(3, []))
+        if len({cut.ranks for cut in cuts.values()}) != 1:
+            raise ValueError("it says of no parameter how it was cut, or of pipeline stages, which are not read")
     except (ValueError, LookupError) as error:
-        raise LayoutError(f"{file}: no strategy file of MindSpore ({str(error)[:80]}); download it again") from None
-    if not cuts:
-        raise LayoutError(f"{file}: it says of no parameter how it was cut; take the strategy file of the release")
-    if len({cut.ranks for cut in cuts.values()}) > 1:
-        raise LayoutError(f"{file}: its parameters are on different numbers of ranks (pipeline stages), and not read")
+        said = str(error)[:200]
+        raise LayoutError(f"{file}: no strategy file of MindSpore ({said}); take the one of the release") from None
     return cuts
 
 
-def _item(file: Path, content: bytes, item: Field) -> tuple[str, Cut]:
+def _item(content: bytes, item: Field) -> tuple[str, Cut]:
+    """Return the name of a parameter, and how it was cut. Raises ValueError or LookupError for what cannot be, or is not read."""
     inner = message(content, item.begin, item.end)
     named, layout = inner[1][-1], inner[2][-1]
     name, found = content[named.begin : named.end].decode(), message(content, layout.begin, layout.end)
     if len(found.get(2, [])) > 1:
-        raise LayoutError(f"{file}: {name[:80]} is cut along several axes of the grid at once, and not read")
-    lists = {number: [fields(content, each.begin, each.end) for each in found.get(number, [])] for number in (1, 2, 3)}
-    grid, axes, part = (
-        tuple(n for dims in several for dim in dims for n in numbers(content, dim)) for several in lists.values()
-    )
+        raise ValueError(f"{name[:80]} is cut along several axes of the grid at once")
+    lists = ([message(content, each.begin, each.end).get(1, []) for each in found.get(n, [])] for n in (1, 2, 3))
+    grid, axes, part = (tuple(n for dims in some for dim in dims for n in numbers(content, dim)) for some in lists)
     rows, step, stretches = (numbers(content, found[number][-1])[0] if number in found else 0 for number in (5, 6, 7))
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
     if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
-        raise LayoutError(
-            f"{file}: {name[:80]} has dev_matrix {grid} and tensor_map {axes}, which cannot be; download it again"
-        )
+        raise ValueError(f"{name[:80]} has dev_matrix {grid[:16]} and tensor_map {axes[:16]}")
     if rows:
-        raise LayoutError(
-            f"{file}: {name[:80]} is cut by fields of its rows, as PanGu-α is not: this is of another model"
-        )
+        raise ValueError(f"{name[:80]} is cut by fields of its rows, as PanGu-α is not")
     used = [axis for axis in axes if axis >= 0]
     equal = ranks // math.prod(grid[-1 - axis] for axis in set(used))
     stretches = equal if stretches == -1 else stretches
     if len(set(used)) < len(used) or not 0 <= stretches <= equal or not 0 <= step <= ranks:
-        raise LayoutError(
-            f"{file}: {name[:80]} has tensor_map {axes} and is cut into {stretches} stretches for the optimizer, {step} ranks "
-            f"apart, which {equal} equal ranks cannot hold; download it again"
-        )
+        how = f"is cut into {stretches} stretches for the optimizer, {step} ranks apart"
+        raise ValueError(f"{name[:80]} has tensor_map {axes} and {how}, which {equal} equal ranks cannot hold")
     return name, Cut(grid, axes, part, max(1, step), max(1, stretches))

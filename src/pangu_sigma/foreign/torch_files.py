@@ -38,8 +38,7 @@ def open_torch_file(path: Path) -> Any:
         magic = stream.read(4)
     if magic[:1] == b"\x80":
         raise LayoutError(
-            f"{path}: a pickle, as torch before 1.6 wrote, which only version 0.1.0 (commit ab9cf900) reads; save it again with "
-            "a newer torch"
+            f"{path}: a pickle, as torch before 1.6 wrote, which version 0.1.0 (commit ab9cf900) reads; save it again"
         )
     if magic != b"PK\3\4":
         raise LayoutError(f"{path}: neither a zip file nor a pickle; it is damaged or encrypted: download it again")
@@ -55,9 +54,8 @@ def open_torch_file(path: Path) -> Any:
     if len(pickled) != 1:
         raise LayoutError(f"{path}: it has {len(pickled)} members data.pkl and must have one; it is no file of torch")
     root, content = pickled[0].removesuffix("data.pkl"), map_file(path)
-    stored = {
-        name.removeprefix(root): _storage(path, content, one) for name, one in members.items() if name.startswith(root)
-    }
+    inside = {name.removeprefix(root): one for name, one in members.items() if name.startswith(root)}
+    stored = {name: _storage(path, content, one) for name, one in inside.items()}
     if "byteorder" in stored and _content(stored["byteorder"]) == b"big":
         raise LayoutError(f"{path}: its values are big-endian; save it again on a little-endian machine")
     storages = {name.removeprefix("data/"): one for name, one in stored.items() if name.startswith("data/")}

@@ -18,6 +18,7 @@ from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
 from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 from pangu_sigma.stored.export import StoredExport
+from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import ANSWERING, open_model
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -46,22 +47,22 @@ class Generated:
 
 
 def open_engine(
-    path: Path, lanes: int = 8, weights: Precision | None = None, without: Ablation | None = None
+    path: Path | StoredModel, lanes: int = 8, weights: Precision | None = None, without: Ablation | None = None
 ) -> Engine:
     """Make the engine of a model that `open_decoder` can open. Arguments and errors are those of `open_decoder`."""
     return Engine(open_decoder(path, lanes, weights, without))
 
 
 def open_decoder(
-    path: Path, lanes: int = 4, weights: Precision | None = None, without: Ablation | None = None
+    path: Path | StoredModel, lanes: int = 4, weights: Precision | None = None, without: Ablation | None = None
 ) -> Decoder:
     """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model, a Hugging Face style folder, or a
-    dense PanGu-α in the files of others, which has one domain, zh.
+    dense PanGu-α in the files of others, which has one domain, zh. path: of it, or the model if it is open.
 
     lanes: number of texts that it can read at a time. weights: precision of the matrices in memory; None: the precision in which
     an export stores them, else float32. without: parts that the model answers without. Errors: see `open_model`.
     """
-    model = open_model(path, *ANSWERING)
+    model = path if isinstance(path, StoredModel) else open_model(path, *ANSWERING)
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
     if without is None:
         return CpuDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)

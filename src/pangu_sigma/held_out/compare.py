@@ -39,9 +39,7 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
     Raises ConfigError if the numbers of runs differ, or if no domain has the same held-out tokens in all runs.
     """
     if len(runs) != len(others):
-        raise ConfigError(
-            f"{len(runs)} runs against {len(others)}; {argument('--against')} takes as many as there are runs"
-        )
+        raise ConfigError(f"{len(runs)} runs against {len(others)}; {argument('--against')} takes as many as runs")
     losses, left_out = measure_together([*runs, *others], all)
     return {**differences_of(losses, runs, others), "left_out": left_out}
 
@@ -53,10 +51,8 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path
     batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
     most = samples_read(opened[first], batches[first], all)
     apart = left_out(list(opened.values()), list(batches.values()), most)
-    measured = {path: measure(run, batches[path], most) for path, run in opened.items()}
-    return {
-        path: {name: loss for name, loss in of.items() if name not in apart} for path, of in measured.items()
-    }, apart
+    losses = {path: measure(run, batches[path], most) for path, run in opened.items()}
+    return {path: {name: of[name] for name in of if name not in apart} for path, of in losses.items()}, apart
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
@@ -138,9 +134,7 @@ def format_differences(comparison: dict[str, Any]) -> str:
             cells[:2] = ["not finite" if v is None else cell for v, cell in zip(values[:2], cells, strict=False)]
             rows.append([name, pair["run"], pair["against"], *cells])
         if len(pairs) > 1:
-            over_pairs = format_numbers(
-                [mean[key] for key in ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")], [4] * 4
-            )
+            over_pairs = format_numbers([*mean.values()][:4], [4] * 4)  # as `Difference.figures` names them
             of_nats, of_bits = format_numbers([mean["se_of_text"], mean["bits_per_byte_se_of_text"]], [4] * 2)
             rows.append([name, f"mean of {len(pairs)}, ± over pairs", "", "", "", *over_pairs, ""])
             rows.append([name, "its ± over samples", "", "", "", "", of_nats, "", of_bits, ""])

@@ -6,7 +6,6 @@ Shape suffixes: B sequences, M blocks, N segments, A active experts, U units, wh
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Protocol
 
 import numpy as np
 from mindspore import nn
@@ -14,7 +13,7 @@ from mindspore import nn
 from pangu_sigma.bars import Bar
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.store import ExpertStore
-from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch
+from pangu_sigma.held_out.batches import HeldOut
 from pangu_sigma.held_out.losses import HeldOutLoss, ratio
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
@@ -41,16 +40,6 @@ class EvaluationStep(nn.Cell):
         return self(*map(as_input, (arrays.active_A, *arrays.of_pass(0)))).asnumpy()
 
 
-class LossGraph(Protocol):
-    """Interface to the forward pass by which an `Evaluator` gets the losses of a held-out batch; see `EvaluationStep`."""
-
-    def of(self, batch: Batch) -> np.ndarray:
-        """Return the weighted loss of each unit of a batch. A unit is a sequence, or a block if the graph is that of training."""
-
-    def set_train(self, mode: bool) -> object:
-        """Switch dropout on for training (True) or off (False)."""
-
-
 class Evaluator:
     """Evaluator of the held-out loss of each domain, in training and afterwards. It does not change the network."""
 
@@ -58,13 +47,14 @@ class Evaluator:
         self,
         batches: BatchLoader,
         most: int,
-        forward: LossGraph,
+        forward: nn.Cell,
         network: nn.Cell,
         ranks: Ranks = SINGLE_PROCESS,
         together: bool = False,
         counts: bool = True,
     ):
-        """batches: batches of the held-out split. most: maximum number of samples of each domain. forward: graph of `network`.
+        """batches: batches of the held-out split. most: maximum number of samples of each domain. forward: graph of `network`,
+        whose `of` returns the weighted loss of each unit of a batch, as in `EvaluationStep`.
         ranks: processes that evaluate together; each evaluates its share of the batches of its expert group.
         together: True if `forward` is the training graph, which takes batches shaped as in training and has collectives.
         counts: True if this rank's losses are added to the total: one of the ranks that read the same tokens does so.
@@ -108,10 +98,7 @@ class Evaluator:
                 held_out = self._batches[min(number, own - 1)]
                 loss_U = self._step.of(held_out.batch)
                 if self._counts and number < own:
-                    np.add.at(nats_U, self._units(held_out), loss_U.astype(float) * held_out.batch.counted)
+                    units_U = self._first_D[held_out.domains_U] + held_out.units_U
+                    np.add.at(nats_U, units_U, loss_U.astype(float) * held_out.batch.counted)
                 progress.update()
         return nats_U
-
-    def _units(self, batch: HeldOutBatch) -> np.ndarray:
-        """Return the numbers of a batch's units among the units of all domains."""
-        return self._first_D[batch.domains_U] + batch.units_U

@@ -10,18 +10,19 @@ from pangu_sigma.data.prepared import encodes, read_prepared_tokenizer
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.generate.text import open_engine
 from pangu_sigma.held_out.batches import samples_of_evaluation
-from pangu_sigma.held_out.decoded import measure_decoded
+from pangu_sigma.held_out.decoded import measure_decoded, passages_of
 from pangu_sigma.held_out.losses import DomainFigures, HeldOutLoss
 from pangu_sigma.process import use_cpu
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, kind_of, open_model
 
 
-def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
+def evaluate_run(path: Path, all: bool = False, passages: int = 0) -> DomainFigures:
     """Measure the held-out losses of a run, an exported model or a Hugging Face style folder. Returns `HeldOutLoss.figures` by
     domain.
 
-    all: True to read all held-out samples, False for those that training evaluates. Raises ConfigError or DataError.
+    all: True to read all held-out samples, False for those that training evaluates. passages: number of passages that are continued
+    in each domain; they are added as "passages". Raises ConfigError or DataError.
     """
     if kind_of(path) == "alpha" and is_dense_model(path):
         raise ConfigError(
@@ -32,8 +33,10 @@ def evaluate_run(path: Path, all: bool = False) -> DomainFigures:
     batches = held_out_batches(model)
     most = samples_read(model, batches, all)
     decoded = model.kind != "run"
-    losses = measure_decoded(open_engine(path, 1), batches, most) if decoded else measure(model, batches, most)
-    return {name: loss.figures() for name, loss in losses.items()}
+    engine = open_engine(model, 1) if decoded or passages else None
+    losses = measure_decoded(engine, batches, most) if engine and decoded else measure(model, batches, most)
+    more = {name: {"passages": passages_of(engine, name, passages)} for name in losses} if engine and passages else {}
+    return {name: loss.figures() | more.get(name, {}) for name, loss in losses.items()}
 
 
 def held_out_batches(run: StoredModel, like: Config | None = None) -> BatchLoader:

@@ -65,9 +65,9 @@ def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
 
 def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Child:
     """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of prepared text with them."""
-    old, whole = domains_of(parent.config), parent.table
+    old, whole, words = domains_of(parent.config), parent.table, parent.tokenizer
     config = extracted_config(parent.config, kept, data)
-    tokenizer = parent.tokenizer.of_slots([old.slot_names.index(name) for name in domains_of(config).slot_names])
+    tokenizer = words.with_rows(words.slot_rows[[*map(old.slot_names.index, domains_of(config).slot_names)]])
     indices = [old.named(name).index for name in kept]
     table = replace(whole, first_NDV=whole.first_NDV[:, indices], spread_DV=whole.spread_DV[indices])
     child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})

@@ -201,7 +201,7 @@ def mapped(
         missing = [f"which rows are copied is known when text is prepared: prepare-data, into {config.data.path}"]
     counts = count_by_origin(config, [slot.counts for slot in slots], {"replicated": config.num_params().experts})
     numbers = [f"{kind}: {count:,} parameters" for kind, count in counts.items() if count]
-    unused = [f"unused: {each.name} ({each.reason})" for each in parent.unused]
+    unused = [f"unused: {name} ({reason})" for name, reason in parent.unused.items()]
     return origins, "\n".join([*_table(origins), *unused, *numbers, *missing])
 
 

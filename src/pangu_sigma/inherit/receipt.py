@@ -131,7 +131,7 @@ def receipt_of(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         parent_hash=values_hash(parent) if inherits else parent.hash,
         parameters=child.parameters or count_by_origin(child.config, slots, _experts_by_origin(child), had_rows),
         slots=slots,
-        unused={each.name: each.reason for each in parent.unused},
+        unused=dict(parent.unused),
         activation=child.config.model.activation,
         parent_activation=parent.sizes.activation,
         options=child.options,

@@ -29,12 +29,8 @@ def inspect(config: Config) -> dict[str, Any]:
     """
     m, count = config.model, config.num_params()
     segments = [
-        {
-            "kind": kind,
-            "stored": config.stored_experts(kind),
-            "active_at_most": config.active_of(kind),
-            "params_each": m.expert_params(s),
-        }
+        {"kind": kind, "stored": config.stored_experts(kind)}
+        | {"active_at_most": config.active_of(kind), "params_each": m.expert_params(s)}
         for s, kind in enumerate(m.segments if m.rre_layers else [])
     ]
     active = config.active_expert_params
@@ -91,36 +87,28 @@ def format_extraction(found: dict[str, Any]) -> str:
 def format_inspection(inspection: dict[str, Any]) -> str:
     """Format the result of `inspect` as a table."""
     params, layers, experts, size = (inspection[key] for key in ("params", "layers", "experts", "bytes"))
-    slots = inspection["embedding_slots"]
+    slots, copies = inspection["embedding_slots"], "weights and two moments"
+    sizes = {key: _binary_size(value) for key, value in size.items() if key != "expert_store_on"}
+    in_step = f"{experts['stored_per_layer']}, at most {experts['active_per_layer_at_most']} in a step"
     rows = [
         *((label, _short_number(params[key])) for key, label in _PARAMETERS.items()),
         ("  met by a token", f"{_short_number(params['active_per_token'])}, without embeddings"),
         ("layers", f"{layers['dense']} dense + {layers['rre']} RRE"),
         ("domains", f"{inspection['domains']}"),
         ("embedding slots", f"{slots['count']} of {slots['rows_each']:,} rows"),
-        (
-            "experts in a layer",
-            f"{experts['stored_per_layer']}, at most {experts['active_per_layer_at_most']} in a step",
-        ),
+        ("experts in a layer", in_step),
         *_segment_rows(experts["segments"]),
         *(
             (f"rows, entry {e}", f"{each['stored']:,} of order {each['order']} ({each['kind']}), width {each['width']}")
             for e, each in enumerate(inspection["rows"])
         ),
         ("tokens in a step", f"{inspection['tokens_per_step']:,}"),
-        (
-            "expert store",
-            f"{_binary_size(size['expert_store'])} on the {size['expert_store_on']}, weights and two moments",
-        ),
-        ("active experts", f"{_binary_size(size['active_expert_weights'])} on the device, and as much for gradients"),
-        *(
-            [("rows", f"{_binary_size(size['rows_at_most'])} at most, those that all steps can meet")]
-            if inspection["rows"]
-            else []
-        ),
-        ("dense parameters", f"{_binary_size(size['dense_and_adam'])}, weights and two moments"),
+        ("expert store", f"{sizes['expert_store']} on the {size['expert_store_on']}, {copies}"),
+        ("active experts", f"{sizes['active_expert_weights']} on the device, and as much for gradients"),
+        ("rows", f"{sizes['rows_at_most']} at most, those that all steps can meet"),
+        ("dense parameters", f"{sizes['dense_and_adam']}, {copies}"),
     ]
-    return format_rows(inspection["name"], rows)
+    return format_rows(inspection["name"], [row for row in rows if row[0] != "rows" or inspection["rows"]])
 
 
 def format_rows(head: str, rows: Sequence[tuple[str, str]]) -> str:
@@ -151,9 +139,5 @@ def _short_number(number: int) -> str:
 
 def _binary_size(number: int) -> str:
     """Format a size in binary units: 2 ** 30 gives '1.0 GiB'."""
-    value, unit = float(number), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.1f} {unit}"
+    power = min(4, max(0, number.bit_length() - 1) // 10)
+    return f"{number / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -123,7 +123,7 @@ def _notes(model: StoredAlpha) -> list[str]:
         f"{sizes.layers} layers, hidden {sizes.hidden}, FFN {sizes.ffn}, {sizes.heads or 'an unknown number of'} heads, context "
         f"{sizes.seq_length}, {sizes.vocabulary} rows",
         f"GELU {sizes.activation}" + ("" if sizes.activation_known else ", assumed: the files do not say it"),
-        *(f"unused: {each.name} ({each.reason})" for each in model.unused),
+        *(f"unused: {name} ({reason})" for name, reason in model.unused.items()),
     ]
     return notes + ([f"`inherit` needs {argument('--heads')}"] if sizes.heads is None else [])
 
@@ -144,8 +144,11 @@ def _row_notes(model: StoredModel, listed: list[tuple[str, str, tuple[int, ...],
     return notes
 
 
-ADAM, ROW_KEYS, EXPERT_ROLE = "Adam state", "keys of rows", "experts"
-"""Roles of arrays that are not dense weights."""
+ADAM, ROW_KEYS = "Adam state", "keys of rows"
+"""Roles of arrays that are no parameters."""
+_ROLES = {"experts": "experts", "embedding": "word tables", "positions": "positions", "query_positions": "positions"}
+_ROLES |= {"attention": "attention", "ffn": "dense FFN", "row_scale": "scales of rows"}
+"""Word in the name of a weight → its role in the network; the first that is there counts, LayerNorm if none is."""
 
 
 def _role_of(shard: str, name: str) -> str:
@@ -156,17 +159,8 @@ def _role_of(shard: str, name: str) -> str:
         return ADAM
     if shard.startswith(ROWS):
         return ROW_KEYS if name == "keys" else "rows"
-    if shard.startswith(EXPERTS):
-        return EXPERT_ROLE
-    words = name.split(".")
-    if "experts" in words:
-        return EXPERT_ROLE
-    if words[0] == "embedding":
-        return "word tables"
-    if words[0] in ("positions", "query_positions"):
-        return "positions"
-    kinds = {"attention": "attention", "ffn": "dense FFN", "row_scale": "scales of rows"}
-    return next((role for word, role in kinds.items() if word in words), "LayerNorm")
+    words = ["experts"] if shard.startswith(EXPERTS) else name.split(".")
+    return next((role for word, role in _ROLES.items() if word in words), "LayerNorm")
 
 
 def _count(tensors: Listed) -> dict[str, dict[str, Any]]:

@@ -45,12 +45,12 @@ def read_tables(path: Path, fix: str = DAMAGED) -> dict[str, Any]:
         raise DataError(f"{path}: is not what was written ({error}); {fix}") from error
     experts = arrays["experts"]
     arrays["experts"] = int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0
-    if wrong := _wrong(**arrays):
+    if wrong := wrong_tables(**arrays):
         raise DataError(f"{path}: {wrong}; {fix}")
     return arrays
 
 
-def _wrong(
+def wrong_tables(
     first_NDV: np.ndarray,
     spread_DV: np.ndarray,
     experts: int,

@@ -18,8 +18,7 @@ from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.model import Kind, Listed, StoredModel
-from pangu_sigma.text.alpha import AlphaTokenizer
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.tokenizer import AlphaTokenizer, Tokenizer
 from pangu_sigma.text.vocabulary import ALPHA_SIZE
 
 logger = logging.getLogger(__name__)

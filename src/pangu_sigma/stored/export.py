@@ -30,13 +30,7 @@ EXPORT_AGAIN = "run `pangu-sigma export` again, or copy the folder again"
 SCALE_ENDING = ".scale"
 """Suffix of the name of the array with the row scales of an int8 matrix."""
 
-_KINDS: dict[int, np.dtype[Any]] = {
-    1: np.dtype("<f4"),
-    3: np.dtype("i1"),
-    6: np.dtype("<i4"),
-    7: np.dtype("<i8"),
-    10: np.dtype("<f2"),
-}
+_KINDS = {1: "<f4", 3: "i1", 6: "<i4", 7: "<i8", 10: "<f2"}
 """data_type of a TensorProto → NumPy dtype."""
 
 
@@ -67,9 +61,7 @@ class StoredExport(StoredModel):
         try:
             return dict(_parameters(self.path))
         except (ValueError, KeyError, OSError) as error:
-            raise DamagedFile(
-                f"{self.path / GRAPH_FILE}: is no MindIR with weights ({error}); {EXPORT_AGAIN}"
-            ) from error
+            raise DamagedFile(f"{self.path / GRAPH_FILE}: no MindIR with weights ({error}); {EXPORT_AGAIN}") from error
 
     def array(self, shard: str, name: str) -> LazyArray | None:
         full = name if shard == WEIGHTS else f"experts.{shard.removeprefix(EXPERTS)}.{name}"
@@ -97,9 +89,7 @@ class StoredExport(StoredModel):
         keys, weight = (self.arrays.get(f"rows.{entry}.{name}") for name in ("numbers", "weight"))
         width = self.config.model.rows[entry].width
         if keys is None or weight is None or keys.ndim != 1 or weight.shape != (*keys.shape, width):
-            raise DamagedFile(
-                f"{self.path / GRAPH_FILE}: has no rows of entry {entry} of width {width}; {EXPORT_AGAIN}"
-            )
+            raise DamagedFile(f"{self.path / GRAPH_FILE}: lacks rows of entry {entry} of width {width}; {EXPORT_AGAIN}")
         return keys[:-1].copy(), weight[:-1]  # a search needs keys that are aligned
 
     def listed(self) -> Listed:
@@ -132,7 +122,7 @@ def _parameter(graph: memoryview, of: Field, map_once: Callable[[str], np.ndarra
         begin, length = inner[2][-1].value, inner[3][-1].value
     elif 9 in found:
         begin, length = found[9][-1].begin, found[9][-1].value
-    content, dtype = map_once(file), _KINDS[found[2][-1].value]
+    content, dtype = map_once(file), np.dtype(_KINDS[found[2][-1].value])
     if length != math.prod(dims) * dtype.itemsize or begin + length > len(content):
         raise ValueError(f"{name} of shape {dims} has {length} bytes")
     return name, np.ndarray(dims, dtype, content, begin)

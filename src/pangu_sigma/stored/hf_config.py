@@ -16,7 +16,6 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.sealed import ITS_VERSION
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.text.normalisation import VANISHING
 from pangu_sigma.text.segmentation import PATTERNS
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import EOT, PAD
@@ -37,6 +36,8 @@ CODE = {
     "AutoTokenizer": "tokenization_pangu_sigma.PanGuSigmaTokenizer",
 }
 """Classes that `transformers` loads from the files of code in the folder, each by the name of its automatic class."""
+FIX = "it was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
+"""Advice to the user for a file of a folder."""
 _SAVED_BY = "transformers_version"
 """Key that `save_pretrained` of transformers writes to config.json, and we do not."""
 
@@ -116,7 +117,7 @@ def tokenizer_config_json(model: StoredModel) -> dict[str, Any]:
         "auto_map": {"AutoTokenizer": [CODE["AutoTokenizer"], None]},
         "domain": model.config.domains[0].name,
         "domains": size_keys(model.config)["domains"],
-        "patterns": PATTERNS | {"vanishing": VANISHING.pattern},
+        "patterns": PATTERNS,
         "model_max_length": model.config.model.seq_length,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
@@ -129,39 +130,34 @@ def saved_by_transformers(tree: Any) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def read_config_json(file: Path, tree: Any, fix: str) -> tuple[Config, int, str | None]:
+def read_config_json(file: Path, tree: Any) -> tuple[Config, int, str | None]:
     """Parse a Hugging Face style folder's `config.json`, read as `tree`, into configuration, step and data hash. Raises LayoutError
-    for another format or contradictions. fix: advice to the user, for the message."""
+    for another format or contradictions."""
     if not isinstance(tree, dict):
-        raise LayoutError(f"{file}: holds no keys; {fix}")
-    if type(tree.get(FORMAT_KEY)) is not int or tree[FORMAT_KEY] != HF_FORMAT:
-        raise LayoutError(
-            f"{file}: {FORMAT_KEY} is {_short(tree.get(FORMAT_KEY))}, this version reads {HF_FORMAT}; {ITS_VERSION}"
-        )
+        raise LayoutError(f"{file}: holds no keys; {FIX}")
+    if type(found := tree.get(FORMAT_KEY)) is not int or found != HF_FORMAT:
+        raise LayoutError(f"{file}: {FORMAT_KEY} is {_short(found)}, this version reads {HF_FORMAT}; {ITS_VERSION}")
     if (dtype := tree.get("dtype")) != "float32" and saved_by_transformers(tree):
-        raise LayoutError(
-            f"{file}: the folder was saved in {_short(dtype)}; load it with dtype=float32 and save it again"
-        )
+        raise LayoutError(f"{file}: it was saved in {_short(dtype)}; load it with dtype=float32 and save it again")
     whole = tree.get(WHOLE)
     try:
         config = parse_config(whole["config"])  # type: ignore[index]
         step, data_hash = whole["step"], whole["data_hash"]  # type: ignore[index]
     except ConfigError as error:
-        raise LayoutError(f"{file}: {WHOLE}.config: {error}; {fix}") from error
+        raise LayoutError(f"{file}: {WHOLE}.config: {error}; {FIX}") from error
     except (KeyError, TypeError) as error:
-        raise LayoutError(f"{file}: {WHOLE} has no config, step and data_hash; {fix}") from error
+        raise LayoutError(f"{file}: {WHOLE} has no config, step and data_hash; {FIX}") from error
     if type(step) is not int or step < 0 or not isinstance(data_hash, str | None):
-        raise LayoutError(f"{file}: {WHOLE}.step or data_hash is not what was written; {fix}")
-    compare_keys(file, tree, size_keys(config), f"{WHOLE}.config", fix)
+        raise LayoutError(f"{file}: {WHOLE}.step or data_hash is not what was written; {FIX}")
+    compare_keys(file, tree, size_keys(config), f"{WHOLE}.config")
     return absolute_paths(config), step, data_hash
 
 
-def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str, fix: str) -> None:
-    """Raise LayoutError for the first key of a `config.json`, read as `tree`, that differs from `wanted`. source, fix: origin of
-    `wanted` and advice to the user, for the message."""
+def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str = "the folder") -> None:
+    """Raise LayoutError for the first key of a `config.json`, read as `tree`, that differs from `wanted`, which `source` says."""
     for key, value in wanted.items():
         if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
-            raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {fix}")
+            raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {FIX}")
 
 
 def _short(value: Any) -> str:

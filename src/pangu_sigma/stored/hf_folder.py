@@ -17,14 +17,7 @@ a tensor that holds NaN or infinity is refused: no hash says that it is as it wa
 Weights have the names of model.py, with the last words that torch's modules have: `_LAST_WORDS`. `tid2row` [slots, V] is the row of
 each id in the word table of a slot, -1 for none, int32.
 
-The routing table is int32 tensors. `tid2eid` [N, D, V], named as in DeepSeek-V4's hash-routed layers: expert of each token id,
-numbered over the whole layer; with several segments [layers, segments, D, V], numbered over the segment, and the same for all
-domains if it is common. `tid2eid_spread` [D, V]: number of experts of the domain over which a token id is spread by position;
-always 1 for a random table. `tid2eid_common_spread` [V], if there are common segments: the same in these.
-
-Entry e of `model.rows` has four tensors `rows.<e>.…`. `tid2key` [V] and `before2key` [V + 1], int32, are its tables A and B, which
-say what row a token reads (rre/row_keys.py). `keys` [U], int64, are the numbers of the rows that a token met, ascending, and
-`weight` [U, W], float32, has these rows; all others are zeros.
+convert/README.md says what the tensors of the routing table, int32, and of rows hold. `keys` are int64 and ascend.
 
 Shape suffixes: N segments of the RRE layers, D domains, V vocabulary, U rows that a token met, W their width.
 """
@@ -50,8 +43,10 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays
 from pangu_sigma.config import Config
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.rre.table_file import wrong_tables
 from pangu_sigma.sealed import SEAL, DamagedFile, as_json, check_folder, fingerprint
 from pangu_sigma.stored.hf_config import (
+    FIX,
     ROUTING_KEY,
     ROWS_KEY,
     compare_keys,
@@ -79,7 +74,6 @@ _LAST_WORDS = {
 """Last word of a weight's name → what stands there in the folder; other words are the same."""
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-_FIX = "it was changed or is damaged; take it again, or write it again with `pangu-sigma export RUN --format hf`"
 
 
 class StoredFolder(StoredModel):
@@ -90,7 +84,7 @@ class StoredFolder(StoredModel):
     """
 
     kind: Kind = "hf"
-    fix = _FIX
+    fix = FIX
 
     def __init__(self, path: Path, verified: bool = True):
         super().__init__(path, verified)
@@ -104,12 +98,12 @@ class StoredFolder(StoredModel):
                 "checked%s; a changed weight is not noticed",
                 *(path, saved_by_transformers(self._json), ", and that weights are finite" if verified else ""),
             )
-        self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json, _FIX)
+        self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json)
 
     def _check(self, name: str) -> None:
         """Verify a file, which must be in the seal if there is one."""
-        if self._sealed and name not in check_folder(self.path, _FIX, name)["files"]:
-            raise LayoutError(f"{self.path / SEAL}: does not list {name}; {_FIX}")
+        if self._sealed and name not in check_folder(self.path, FIX, name)["files"]:
+            raise LayoutError(f"{self.path / SEAL}: does not list {name}; {FIX}")
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -127,41 +121,34 @@ class StoredFolder(StoredModel):
     def _weight_files(self) -> list[str]:
         if not self._sealed:
             return sorted(file.name for file in self.path.iterdir() if _SHARD.fullmatch(file.name))
-        return sorted(filter(_SHARD.fullmatch, check_folder(self.path, _FIX, "model", self._verified)["files"]))
+        return sorted(filter(_SHARD.fullmatch, check_folder(self.path, FIX, "model", self._verified)["files"]))
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
         file = self.path / LINEAGE_FILE
         if not self._sealed:
             return read_lineage(self.path)
-        if LINEAGE_FILE not in check_folder(self.path, _FIX, LINEAGE_FILE)["files"] and file.exists():
+        if LINEAGE_FILE not in check_folder(self.path, FIX, LINEAGE_FILE)["files"] and file.exists():
             raise LayoutError(f"{file}: is not among the files of {SEAL}; remove it: it was added later")
         return read_lineage(self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer, config = super().tokenizer if self._sealed else self._saved_tokenizer(), self.config
-        if tokenizer.slot_rows.shape != (config.slots, config.model.slot_rows):
-            slots, rows = tokenizer.slot_rows.shape
-            raise LayoutError(
-                f"{self.path / TOKENIZER_FOLDER}: has {slots} slots of {rows} rows, {CONFIG_JSON} has {config.slots} of "
-                f"{config.model.slot_rows}; {_FIX}"
-            )
-        compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer), "the folder", _FIX)
+        folder, config = self.path / TOKENIZER_FOLDER, self.config
+        if not self._sealed and not folder.is_dir():
+            fix = f"save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})"
+            raise LayoutError(f"{folder}: is not there; {fix}")
+        tokenizer = super().tokenizer if self._sealed else Tokenizer.load(folder)
+        slots, rows = tokenizer.slot_rows.shape
+        if (slots, rows) != (config.slots, config.model.slot_rows):
+            raise LayoutError(f"{folder}: has {slots} slots of {rows} rows, not the ones of {CONFIG_JSON}; {FIX}")
+        compare_keys(self.path / CONFIG_JSON, self._json, tokenizer_keys(tokenizer))
         return tokenizer
-
-    def _saved_tokenizer(self) -> Tokenizer:
-        folder = self.path / TOKENIZER_FOLDER
-        if not folder.is_dir():
-            raise LayoutError(
-                f"{folder}: is not there; save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})"
-            )
-        return Tokenizer.load(folder)
 
     @cached_property
     def table(self) -> RoutingTable:
         table = _read_table(self.path, self.config, self._arrays)
-        compare_keys(self.path / CONFIG_JSON, self._json, {ROUTING_KEY: table.hash}, "the folder", _FIX)
+        compare_keys(self.path / CONFIG_JSON, self._json, {ROUTING_KEY: table.hash})
         return table
 
     @cached_property
@@ -190,19 +177,20 @@ class StoredFolder(StoredModel):
             try:
                 inside = map_arrays(self.path / file)
             except (DamagedFile, OSError) as error:
-                raise LayoutError(f"{error}; {_FIX}") from error
+                raise LayoutError(f"{error}; {FIX}") from error
             if twice := sorted(inside.keys() & arrays.keys()):
-                raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {_FIX}")
+                raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {FIX}")
             arrays |= inside
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
+        if met := [len(arrays[row_tensor(entry, "keys")]) for entry in range(len(self.config.model.rows))]:
+            compare_keys(self.path / CONFIG_JSON, self._json, {ROWS_KEY: met})
         if (arrays[ROW_OF] != self.tokenizer.row_of).any():
-            raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {_FIX}")
-        _check_keys(self.path, self.config, self._json, arrays)
+            raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {FIX}")
         if self._verified and not self._sealed:
             whole = {name: SavedArray.whole(values) for name, values in arrays.items()}
             if bad := find_not_finite({WEIGHTS: whole}):
                 what = f"{bad[0].name} has {bad[0].count} values that are NaN or infinite"
-                raise LayoutError(f"{self.path}: {what}; {_FIX}")
+                raise LayoutError(f"{self.path}: {what}; {FIX}")
         return arrays
 
 
@@ -221,7 +209,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise LayoutError(f"{file}: is not JSON that can be read ({error}); {_FIX}") from error
+        raise LayoutError(f"{file}: is not JSON that can be read ({error}); {FIX}") from error
 
 
 def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict[str, np.ndarray]) -> None:
@@ -234,35 +222,23 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
         wanted |= {keys: ((met,), "int64"), weight: ((met, entry.width), "float32")}
     for name, (shape, dtype) in wanted.items():
         if name not in arrays:
-            raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {_FIX}")
+            raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {FIX}")
         found = arrays[name]
         if (found.shape, found.dtype.name) != (shape, dtype):
             raise LayoutError(
-                f"{path}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape {shape}; {_FIX}"
+                f"{path}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape {shape}; {FIX}"
             )
     for name in sorted(arrays.keys() - wanted.keys()):
-        raise LayoutError(f"{path}: {name} is no tensor of this model; {_FIX}")
-
-
-def _check_keys(path: Path, config: Config, tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Raise LayoutError for keys of rows that there are not, that do not ascend, or that are more or fewer than were written."""
-    met = []
+        raise LayoutError(f"{path}: {name} is no tensor of this model; {FIX}")
     for e, entry in enumerate(config.model.rows):
-        name = row_tensor(e, "keys")
-        keys_U = arrays[name]
-        _check_numbers(path, name, keys_U, 0, config.stored_rows(entry) - 1, "")
-        if (keys_U[1:] <= keys_U[:-1]).any():
-            raise LayoutError(f"{path}: {name} does not ascend; {_FIX}")
-        met.append(len(keys_U))
-    if met:
-        compare_keys(path / CONFIG_JSON, tree, {ROWS_KEY: met}, "the folder", _FIX)
+        name, most = row_tensor(e, "keys"), config.stored_rows(entry)
+        if (np.r_[-1, arrays[name]] >= np.r_[arrays[name], most]).any():
+            raise LayoutError(f"{path}: {name} does not ascend from 0 to {most - 1} at most; {FIX}")
 
 
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
     """Return the tensors of a routing table by name, int32: experts of own segments are numbered over all domains."""
-    first_D1 = np.arange(len(config.domains), dtype=np.int32)[:, None] * table.experts
-    own_N = np.array([kind == "own" for kind in config.model.routed], bool)
-    numbered_NDV = table.first_NDV + own_N[:, None, None] * first_D1
+    numbered_NDV = table.first_NDV + _first_of_own(config, table.experts)
     shapes = _table_shapes(config, table.spread_DV.shape[-1])
     tensors = {ROUTES: numbered_NDV.reshape(shapes[ROUTES]), SPREAD: table.spread_DV.astype(np.int32)}
     if table.common_spread_V is not None:
@@ -271,6 +247,12 @@ def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
         for e, pair in enumerate(zip(table.row_EV, table.before_EV1, strict=True)):
             tensors |= {row_tensor(e, name): array for name, array in zip(_OF_KEYS, pair, strict=True)}
     return tensors
+
+
+def _first_of_own(config: Config, experts: int) -> np.ndarray:
+    """Return the number of the first expert of each domain in each segment, int32 [N, D, 1]; 0 in common ones."""
+    own_N = np.array([kind == "own" for kind in config.model.routed], np.int32)
+    return own_N[:, None, None] * np.arange(len(config.domains), dtype=np.int32)[:, None] * experts
 
 
 def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]:
@@ -285,38 +267,20 @@ def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]
 
 def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> RoutingTable:
     """Build the routing table from its tensors. Raises LayoutError for experts of another domain, or that there are not."""
-    experts, common, kinds = config.model.experts_per_domain, config.model.common_experts, config.model.routed
-    spread_DV = arrays[SPREAD]
-    table_NDV = arrays[ROUTES].reshape(len(kinds), *spread_DV.shape)
-    first_NDV = np.empty(table_NDV.shape, np.int16)
-    own_N = np.array([kind == "own" for kind in kinds], bool)
-    for domain, name in enumerate(each.name for each in config.domains):
-        first, where = domain * experts, f" in domain {name}"
-        _check_numbers(path, ROUTES, table_NDV[own_N, domain], first, first + experts - 1, where)
-        _check_numbers(path, SPREAD, spread_DV[domain], 1, experts, where)
-        first_NDV[:, domain] = table_NDV[:, domain] - own_N[:, None] * first
-    of_rows = _read_row_tables(path, config, arrays)
-    if not common:
-        return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, None, None, *of_rows)
-    shared_NDV = table_NDV[~own_N]
-    _check_numbers(path, ROUTES, shared_NDV, 0, common - 1, " in common segments")
-    _check_numbers(path, COMMON_SPREAD, arrays[COMMON_SPREAD], 1, common, "")
-    if (shared_NDV != shared_NDV[:, :1]).any():
-        raise LayoutError(f"{path}: {ROUTES} of a common segment is not the same in all domains; {_FIX}")
-    common_N = np.where(own_N, 0, common).astype(np.int16)
-    common_spread_V = arrays[COMMON_SPREAD].astype(np.int16)
-    return RoutingTable(first_NDV, spread_DV.astype(np.int16), experts, common_N, common_spread_V, *of_rows)
+    model, spread_DV, entries = config.model, arrays[SPREAD], range(len(config.model.rows))
+    first_NDV = arrays[ROUTES].reshape(len(model.routed), *spread_DV.shape)
+    first_NDV = _int16(first_NDV - _first_of_own(config, model.experts_per_domain))
+    common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
+    of_common = map(_int16, (common_N, arrays[COMMON_SPREAD])) if model.common_experts else (None, None)
+    of_rows = (np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS)
+    table = RoutingTable(first_NDV, _int16(spread_DV), model.experts_per_domain, *of_common, *of_rows)
+    wrong = wrong_tables(**vars(table))
+    if wrong or not table.has_keys_of(model.rows):
+        wrong = wrong or "keys of rows that there are not"
+        raise LayoutError(f"{path}: the tensors {ROUTES}… are no routing table of this model: {wrong}; {FIX}")
+    return table
 
 
-def _read_row_tables(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> list[np.ndarray | None]:
-    """Return the tables A [E, V] and B [E, V + 1] of rows; None without rows. Raises LayoutError for rows that there are not."""
-    for e, entry in enumerate(config.model.rows):
-        for name in _OF_KEYS:
-            _check_numbers(path, row_tensor(e, name), arrays[row_tensor(e, name)], 0, entry.rows - 1, "")
-    entries = range(len(config.model.rows))
-    return [np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS]
-
-
-def _check_numbers(path: Path, name: str, values: np.ndarray, least: int, most: int, where: str) -> None:
-    if values.size and not (least <= values.min() and values.max() <= most):
-        raise LayoutError(f"{path}: {name} has numbers outside of {least} … {most}{where}; {_FIX}")
+def _int16(values: np.ndarray) -> np.ndarray:
+    """Return values in 16 bits, those that do not fit as the nearest, which no table has."""
+    return values.clip(-1, np.iinfo(np.int16).max).astype(np.int16)

@@ -13,7 +13,7 @@ then a list of names, and one tensor with the paper's 640 experts of a layer wou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from pangu_sigma.checkpoint.parts import EXPERTS, ROWS, WEIGHTS
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.config import Config
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.dense_model import DenseModel, Unused
+from pangu_sigma.foreign.dense_model import DenseModel
 from pangu_sigma.model.arrays import dense_shapes, stored_shapes
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import SEAL, fingerprint, unsealed
@@ -45,13 +45,13 @@ Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
 class StoredModel:
     """Model on the disk, as `open_model` returns it. Properties read their files when first used.
 
-    made_from: origin of each weight, for files of another project. unused: entries of such files that are no weights.
+    made_from: origin of each weight, for files of another project. unused: entry of such files that is no weight → why.
     activation_known: False if the files do not state the activation and it is assumed.
     """
 
     kind: Kind
     made_from: Mapping[str, str] = {}
-    unused: Sequence[Unused] = ()
+    unused: Mapping[str, str] = {}
     activation_known = True
 
     def __init__(self, path: Path, verified: bool = True):
@@ -140,8 +140,7 @@ class StoredModel:
         if found is None or found.shape != shape:
             has = "is missing" if found is None else f"is of shape {found.shape}"
             raise LayoutError(
-                f"{self.path}: {name} {has} in shard {shard}, the model needs shape {shape}; its weights are of another "
-                "configuration"
+                f"{self.path}: {name} {has} in shard {shard}, the model needs shape {shape}: another configuration's"
             )
         return found
 
@@ -159,9 +158,7 @@ class StoredModel:
         shard, width = f"{ROWS}{entry}", self.config.model.rows[entry].width
         keys, weight = self.array(shard, "keys"), self.array(shard, "weight")
         if keys is None or weight is None or weight.shape != (*keys.shape, width):
-            raise LayoutError(
-                f"{self.path}: has no rows of entry {entry} of width {width}; they are of another configuration"
-            )
+            raise LayoutError(f"{self.path}: lacks rows of entry {entry} of width {width}; use its own configuration")
         return keys.read(), weight.read()
 
     def listed(self) -> Listed:
@@ -222,13 +219,11 @@ LINEAGE_FIX = "take it from a copy, or make the model again with the command tha
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
     """Read lineage.json, the record of the weights' origin; None if the folder has none. Raises DamagedFile if it was changed."""
-    return _read_record(folder / LINEAGE_FILE, LINEAGE_FIX)
+    file = folder / LINEAGE_FILE
+    return unsealed(file, LINEAGE_FIX, record=True) if file.exists() else None
 
 
 def read_tuning_result(run: Path) -> dict[str, Any] | None:
     """Read the result of a fine-tuning; None if it is not finished. Raises DamagedFile if the file was changed."""
-    return _read_record(run / TUNING_RESULT, "take it from a copy, or tune again in another folder")
-
-
-def _read_record(file: Path, fix: str) -> dict[str, Any] | None:
+    file, fix = run / TUNING_RESULT, "take it from a copy, or tune again in another folder"
     return unsealed(file, fix, record=True) if file.exists() else None

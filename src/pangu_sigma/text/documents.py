@@ -8,8 +8,11 @@ file count as lines.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from reprlib import repr as _shown  # of a nested value the beginning
+from typing import Any, TypeVar
 
 from pangu_sigma.domains import Domains
 
@@ -24,11 +27,6 @@ MAX_LINE_BYTES = 64 << 20
 _SHOWN = 200
 """Maximum characters of a `Rejected.detail`: people read the quarantine."""
 _OF_AN_ARRAY = "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"
-_JSON_KINDS: dict[Any, str] = {
-    **{dict: "an object", list: "a list", str: "a string", bool: "true or false"},
-    **{int: "a number", float: "a number", type(None): "null or missing"},
-}
-"""Names of the kinds of JSON values for messages, in the order in which they are asked for: a bool is an int, too."""
 
 
 @dataclass(frozen=True)
@@ -74,35 +72,54 @@ class RejectedLine(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
 
+    @classmethod
+    def too_long(cls, size: int, what: str = "") -> RejectedLine:
+        """Return the exception for a line, or texts of a row, of `size` bytes. what: words behind that number."""
+        return cls("line too long", f"{size:,} bytes{what}; at most {MAX_LINE_BYTES:,} are read")
 
-def json_value(line: bytes) -> Any:
-    """Parse a line of JSON. Raises RejectedLine for any other line."""
+
+Row = tuple[int, bytes | dict[str, Any] | RejectedLine | None]
+"""Offset of a line of a file, as in `Rejected`, and its JSON or record; why it cannot be used, or all from it on; None if blank."""
+Item = TypeVar("Item")
+
+
+def items_of(
+    path: Path, rows: Iterable[Row], parse: Callable[[Any, int], Item]
+) -> Generator[Item | Rejected, None, int]:
+    """Yield, for each row of a file that is not blank, what `parse` makes of it, or a `Rejected` if `parse` raises RejectedLine.
+    Return the number of rows, blank ones included. parse: takes the JSON or record of a row, and its offset."""
+    number = 0
+    for number, (offset, row) in enumerate(rows, 1):
+        try:
+            if isinstance(row, RejectedLine):
+                raise row
+            if row is not None:
+                yield parse(row, offset)
+        except RejectedLine as why:
+            yield Rejected(str(path), number if offset else 1, offset, *why.args)  # of blank lines the first
+    return number
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Parse a line with a JSON object. Raises RejectedLine for any other line."""
     try:
-        return json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         fix = "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz"
         raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}; {fix}") from None
     except (ValueError, RecursionError) as error:
         fix = _OF_AN_ARRAY if line.lstrip().startswith(b"[") else "a line holds a whole object, as `jq -c .` writes it"
         raise RejectedLine("not JSON", f"{error}; {fix}") from None
-
-
-def json_object(value: Any) -> dict[str, Any]:
-    """Return a JSON value that is an object. Raises RejectedLine for any other."""
     if not isinstance(value, dict):
         fix = f"; {_OF_AN_ARRAY}" if isinstance(value, list) else ""
-        raise RejectedLine("not a JSON object", f"the line holds {_kind_of(value)}{fix}")
+        raise RejectedLine("not a JSON object", f"the line holds {_shown(value)}{fix}")
     return value
-
-
-def _kind_of(value: Any) -> str:
-    return next((name for kind, name in _JSON_KINDS.items() if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
 def known_domain(name: Any, domains: Domains) -> str:
     """Check the domain `name` of a line and return it. Raises RejectedLine unless the configuration has this domain."""
     if not isinstance(name, str):
-        raise RejectedLine("domain missing or not a string", f"domain is {name!r}")
+        raise RejectedLine("domain missing or not a string", f"domain is {_shown(name)}")
     if name not in (domain.name for domain in domains):
         raise RejectedLine(
             "unknown domain",
@@ -118,21 +135,20 @@ def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
     pairs: list[Any] = value if isinstance(value, list) and value else [value]
     for pair in pairs:
         if not isinstance(pair, dict) or not pair or not pair.keys() <= {*SIDES}:
-            raise RejectedLine("wrong sides", f"a pair has the keys {', '.join(SIDES)}; this is {pair!r}")
-    return tuple(
-        (language, visible_text(side, f"text.{language}")) for pair in pairs for language, side in pair.items()
-    )
+            raise RejectedLine("wrong sides", f"a pair has the keys {', '.join(SIDES)}; this is {_shown(pair)}")
+    return tuple((side, visible_text(text, f"text.{side}")) for pair in pairs for side, text in pair.items())
 
 
 def visible_text(value: Any, key: str) -> str:
     """Check the text under `key` of a line and return it. Raises RejectedLine unless it is Unicode with a visible character."""
     if not isinstance(value, str):
-        raise RejectedLine("text missing or not a string", f"{key} is {_kind_of(value)}")
+        raise RejectedLine(
+            "text missing or not a string", f"{key} is {'null or missing' if value is None else _shown(value)}"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        what = f"{key} has half a surrogate pair at character {error.start}, or is not UTF-8 there"
-        raise RejectedLine("not Unicode text", what) from None
+        raise RejectedLine("not Unicode text", f"{key} has half a surrogate pair at character {error.start}") from None
     if not any(character.isprintable() and not character.isspace() for character in value):
         raise RejectedLine("empty text", f"{key} has no visible character")
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,15 +17,22 @@ from typing import Any
 
 from pangu_sigma.domains import Domains
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import Document, Rejected, json_object, json_value
-from pangu_sigma.text.json_array import read_array
-from pangu_sigma.text.json_lines import line_ends, lines_between
+from pangu_sigma.text.documents import Document, Rejected, items_of, json_object
+from pangu_sigma.text.json_files import json_array, json_lines, line_ends
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.parquet import read_parquet, row_groups
-from pangu_sigma.text.streams import ARRAYS, INPUTS, PARQUET, check_input
+from pangu_sigma.text.parquet import parquet_rows, row_groups
 
 logger = logging.getLogger(__name__)
 
+LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+"""Ends of the names of files with a JSON object a line."""
+ARRAYS = (".json", ".json.gz", ".json.zst")
+"""Ends of the names of files with a JSON array."""
+INPUTS = (*LINES, *ARRAYS, ".parquet")
+"""Ends of the names of all files that `prepare-data` reads."""
+
+_MAGIC = {b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"(\xb5/\xfd": ".zst"}
+"""First bytes of files that have a format of their own, and the end of their names."""
 _SHOWN = 100
 """Number of files left out of a folder that the log names."""
 
@@ -37,6 +45,30 @@ class InputUnit:
     path: Path
     begin: int
     end: int
+
+
+def check_input(path: Path, option: str = "--input", ends: tuple[str, ...] = LINES) -> None:
+    """Raise DataError unless `path` is a regular file that can be opened, with a name that ends in one of `ends`.
+
+    option: command-line option that gave the path, for the error.
+    """
+    option, begins = argument(option), b""
+    if not path.name.endswith(ends):
+        missing = "" if path.exists() else "there is no such file or folder; "
+        raise DataError(f"{option} {path}: {missing}the name must end in {', '.join(ends)}")
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):  # opening a pipe would wait, reading a device may never end
+            with path.open("rb") as file:
+                begins = file.read(4)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{option} {path}: cannot be read: {why}; check the path") from error
+    for magic, end in _MAGIC.items():
+        if begins.startswith(magic) and not path.name.endswith(end):
+            raise DataError(f"{option} {path}: it begins as a {end} file; name it so, such as {path.stem}{end}")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{option} {path}: is not a file but a folder, a pipe or a device; write the text to a file")
 
 
 def input_files(paths: Sequence[Path]) -> list[Path]:
@@ -86,10 +118,10 @@ def input_units(paths: Sequence[Path], size: int) -> list[InputUnit]:
     """
     units = []
     for path in input_files(paths):
-        if path.name.endswith(PARQUET):
+        if path.suffix == ".parquet":
             cuts = row_groups(path, size)
         elif path.suffix == ".jsonl":
-            cuts = line_ends(path, path.stat().st_size, size)
+            cuts = line_ends(path, size)
         else:
             cuts = [0, path.stat().st_size]
         units += [InputUnit(path, begin, end) for begin, end in pairwise(cuts)]
@@ -106,12 +138,15 @@ def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Do
     check_input(path, ends=INPUTS)
     domain = layout.domain_of_file(path)
 
-    def parse(value: Any, at: int) -> Document:
-        return layout.document(json_object(value), domain, domains, f"{path}:{at}")
+    if path.suffix == ".parquet":
+        rows = parquet_rows(path, unit.begin, unit.end, layout.columns(domain))
+    elif path.name.endswith(ARRAYS):
+        rows = json_array(path)
+    else:
+        rows = json_lines(path, unit.begin, unit.end if path.suffix == ".jsonl" else None)
 
-    if path.name.endswith(PARQUET):
-        return (yield from read_parquet(path, unit.begin, unit.end, layout.columns(domain), parse))
-    if path.name.endswith(ARRAYS):
-        return (yield from read_array(path, parse))
-    end = unit.end if path.suffix == ".jsonl" else None
-    return (yield from lines_between(path, unit.begin, end, lambda line, at: parse(json_value(line), at)))
+    def parse(row: bytes | dict[str, Any], at: int) -> Document:
+        record = row if isinstance(row, dict) else json_object(row)
+        return layout.document(record, domain, domains, f"{path}:{at}")
+
+    return (yield from items_of(path, rows, parse))

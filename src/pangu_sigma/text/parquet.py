@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import MAX_LINE_BYTES, Rejected, RejectedLine
-from pangu_sigma.text.json_lines import LineItem
+from pangu_sigma.text.documents import MAX_LINE_BYTES, RejectedLine, Row
 
 _BATCH_ROWS = 16
 """Rows that are read at once. Few, because nothing says how long they are: a text of 64 MiB that a dictionary repeats is a few
@@ -34,33 +33,23 @@ def row_groups(path: Path, size: int) -> list[int]:
     return cuts if cuts[-1] == metadata.num_row_groups > 0 else [*cuts, metadata.num_row_groups]
 
 
-def read_parquet(
-    path: Path, begin: int, end: int, keys: list[str] | None, parse: Callable[[dict[str, Any], int], LineItem]
-) -> Generator[LineItem | Rejected, None, int]:
-    """Yield, for each row of row groups begin … end - 1, what `parse` makes of it, or a `Rejected`. Return the number of rows.
+def parquet_rows(path: Path, begin: int, end: int, keys: list[str] | None) -> Iterator[Row]:
+    """Yield the rows of row groups begin … end - 1 of a file. keys: keys that records need; None: all.
 
-    keys: keys that records need; None: all. parse: takes a record and the number of rows before it in the file.
     Raises DataError if a column is missing, if the file is damaged, and if it has fewer row groups.
     """
-    number = 0
     with _opened(path) as file:
         if file.metadata.num_row_groups < end:
-            raise DataError(
-                f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
-            )
+            raise DataError(f"{argument('--input')} {path}: was changed while it was read; begin when it is complete")
         columns = _columns(path, file.schema_arrow.names, keys)
-        before = sum(file.metadata.row_group(group).num_rows for group in range(begin))
+        offset = sum(file.metadata.row_group(group).num_rows for group in range(begin))
         if not file.metadata.num_rows and not begin:
-            yield Rejected(str(path), 1, 0, "empty file", "there is no row in it")
+            yield 0, RejectedLine("empty file", "there is no row in it")
         for group in range(begin, end):
             for batch in file.iter_batches(_BATCH_ROWS, [group], columns, use_threads=False):
                 for row in range(batch.num_rows):
-                    number += 1
-                    try:
-                        yield parse(_record(batch, row), before + number - 1)
-                    except RejectedLine as why:
-                        yield Rejected(str(path), number, before + number - 1, *why.args)
-    return number
+                    yield offset, _record(batch, row)
+                    offset += 1
 
 
 @contextmanager
@@ -91,13 +80,11 @@ def _columns(path: Path, names: list[str], keys: list[str] | None) -> list[str]:
     return list(dict.fromkeys(needed))
 
 
-def _record(batch: Any, row: int) -> dict[str, Any]:
-    """Return a row of a batch. Raises RejectedLine for text that is not UTF-8 or too long."""
+def _record(batch: Any, row: int) -> dict[str, Any] | RejectedLine:
+    """Return a row of a batch, or why it cannot be used: text that is not UTF-8 or too long."""
     try:
         record = {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
     except UnicodeDecodeError as error:
-        raise RejectedLine("not UTF-8", f"byte {error.start} of a text: {error.reason}") from None
+        return RejectedLine("not UTF-8", f"byte {error.start} of a text: {error.reason}")
     size = sum(len(value.encode()) for value in record.values() if isinstance(value, str))
-    if size > MAX_LINE_BYTES:
-        raise RejectedLine("line too long", f"{size:,} bytes of text; at most {MAX_LINE_BYTES:,} are read")
-    return record
+    return record if size <= MAX_LINE_BYTES else RejectedLine.too_long(size, " of text")

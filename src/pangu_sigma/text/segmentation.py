@@ -2,16 +2,26 @@
 
 A run for PanGu-α is already segmented into words, exactly as PanGu-α did it. Words do not depend on the slot's SentencePiece
 model, so they are found once for each document. This module does not use token ids.
+
+Of Chinese text, encoding and decoding change the characters that PanGu-α's text normaliser changes, and no others. SentencePiece's
+rules `nmt_nfkc`, which are in PanGu-α's model, fold a character to its NFKC form: `，` to `,`, `１` to `1`, `㎏` to `kg`. Some
+characters become a blank or nothing instead; these vanish, because PanGu-α's blanks only separate words. Characters are never
+composed with each other, because jieba makes each composable character a word of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
+import unicodedata
 from typing import NamedTuple
 
-from pangu_sigma.text.normalisation import VANISHING
-from pangu_sigma.text.words import words
+import numpy as np
+import sentencepiece
+
+from pangu_sigma.text.sentencepieces import META, alpha_model
+from pangu_sigma.text.words import NEWLINE, SPACE, words
 
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Han characters and radicals, as the inside of a regular expression's [ ]."""
@@ -23,7 +33,18 @@ _CHINESE_RUN = re.compile(f"([{_MARKS}]{{0,8}}[{HAN}](?:[\\W\\d_]*[{HAN}{_MARKS}
 _HAN = re.compile(f"[{HAN}]")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 
-PATTERNS = {"chinese_run": _CHINESE_RUN.pattern, "han": _HAN.pattern, "latin_word": _LATIN_WORD.pattern}
+VANISHING = re.compile(
+    "([\x01-\x09\x0b-\x1f\x7f\x8f\x9f\xa0\u1680\u2000-\u200f\u2028\u2029\u202f\u205f\u3000\ufeff\ufffd"  # to a blank or nothing
+    "\xa8\xaf\xb4\xb8\u02d8-\u02dd\u037a\u0384\u0385\u1fbd\u1fbf-\u1fc1\u1fcd-\u1fcf\u1fdd-\u1fdf\u1fed\u1fee\u1ffd\u1ffe\u2017"
+    "\u203e\u309b\u309c\ufc5e-\ufc63\ufdfa\ufdfb\ufe49-\ufe4c\ufe70\ufe72\ufe74\ufe76\ufe78\ufe7a\ufe7c\ufe7e\uffe3"  # with a blank
+    f"{META}{SPACE}{NEWLINE}]+)"
+)
+"""Pattern of characters that PanGu-α's model loses: characters that its normaliser drops, and ▂ and ▃, which it reads as blank and
+newline. These characters decide token ids: a change needs a new format version of the tokenizer."""
+
+PATTERNS = {"chinese_run": _CHINESE_RUN.pattern, "han": _HAN.pattern, "latin_word": _LATIN_WORD.pattern} | {
+    "vanishing": VANISHING.pattern
+}
 """Patterns that decide runs and tags, by name, for tokenizers outside of this package (tokenizer_config.json of `export`)."""
 
 
@@ -73,3 +94,21 @@ def _chinese(text: str) -> tuple[Run, ...]:
 def is_chinese(text: str) -> bool:
     """Return True if text has more Han characters than Latin words; this decides the tag where no language is stated."""
     return len(_HAN.findall(text)) > len(_LATIN_WORD.findall(text))
+
+
+def folded_characters(text: str) -> int:
+    """Return the number of characters of `text` that PanGu-α's normaliser replaces by their NFKC form."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return int(np.count_nonzero(_is_folded()[codes]))
+
+
+@functools.cache
+def _is_folded() -> np.ndarray:
+    """Return which code points are folded, bool [code points]. PanGu-α's rules are older than Python's, so its model is run."""
+    folded = np.zeros(0x110000, dtype=bool)
+    normaliser = sentencepiece.SentencePieceProcessor(model_proto=alpha_model())
+    every = (chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000)  # NFKC changes none from there on
+    others = [c for c in every if unicodedata.normalize("NFKC", c) != c and not VANISHING.match(c)]
+    for c, normal in zip(others, normaliser.normalize(others), strict=True):
+        folded[ord(c)] = normal != META + c
+    return folded

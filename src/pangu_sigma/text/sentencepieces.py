@@ -120,10 +120,9 @@ def read_english(path: Path) -> bytes:
     key = f"vocabulary.english_model={str(path)!r}"
     try:
         model = parse_model(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot be read: {error.strerror}; give a SentencePiece .model") from error
-    except DataError as error:
-        raise ConfigError(f"{key}: {error}; give a SentencePiece .model") from error
+    except (OSError, DataError) as error:
+        why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+        raise ConfigError(f"{key}: {why}; give a SentencePiece .model") from error
     kind = model.trainer_spec.model_type
     if kind not in (sentencepiece_model.TrainerSpec.UNIGRAM, sentencepiece_model.TrainerSpec.BPE):
         raise ConfigError(f"{key}: is a word or character model; give a unigram or BPE model")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,8 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.sections import MOST_ROWS
 from pangu_sigma.text.documents import Document, Segments
-from pangu_sigma.text.normalisation import folded_characters
-from pangu_sigma.text.segmentation import Run, is_chinese, runs_of
-from pangu_sigma.text.sentencepieces import META, append_bytes, encode_ids, restricted_model
+from pangu_sigma.text.segmentation import Run, folded_characters, is_chinese, runs_of
+from pangu_sigma.text.sentencepieces import META, alpha_model, append_bytes, compact_model, encode_ids, restricted_model
 from pangu_sigma.text.vocabulary import (
     ALPHA_SIZE,
     EOT,
@@ -80,10 +80,6 @@ class Tokenizer:
         size = len(_vocabulary(alpha, english))
         return cls(alpha, english, np.tile(np.arange(size, dtype=np.int32), (slots, 1)))
 
-    def of_slots(self, slots: Sequence[int]) -> Tokenizer:
-        """Return a tokenizer with only these embedding slots, in this order; ids and rows stay the same."""
-        return self.with_rows(self.slot_rows[list(slots)])
-
     def with_rows(self, slot_rows: np.ndarray) -> Tokenizer:
         """Return a tokenizer of the same ids with other embedding rows: slot_rows as in the class."""
         return Tokenizer(self._alpha, self._english, slot_rows)
@@ -100,7 +96,10 @@ class Tokenizer:
             try:
                 ids.append(self._encode_run(run, self._model(domain.slot, run.alpha)))
             except RuntimeError:  # SentencePiece's, which does not say why
-                _refuse_half_pairs(run.text)
+                if strange := re.search("[\ud800-\udfff]", run.text):
+                    raise DataError(
+                        f"text has half a surrogate pair, {strange[0]!r}, no character; take it out or decode the text anew"
+                    ) from None
                 raise
         return np.concatenate(ids)
 
@@ -227,6 +226,24 @@ class Tokenizer:
         return digest.hexdigest()
 
 
+class AlphaTokenizer(Tokenizer):
+    """PanGu-α's tokenizer, for a domain of Chinese: row i of its one slot is piece i. Raises DataError without pcl-pangu.
+
+    It reads text as PanGu-α does: what no piece spells is <unk>, and characters that its normaliser drops are gone. Tags and bytes
+    of the merged vocabulary have ids, and no rows.
+    """
+
+    def __init__(self) -> None:
+        pieces, english = alpha_model(), compact_model([])
+        super().__init__(pieces, english, Tokenizer.whole(pieces, english, 1).slot_rows)
+        self.slot_rows = np.ascontiguousarray(self.slot_rows[:, :ALPHA_SIZE])
+        self.row_of[:, ALPHA_SIZE:] = -1
+        self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+
+    def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+        return encode_ids(" ".join(run.text) if run.spelled else run.text, self._plain)
+
+
 @functools.lru_cache(maxsize=2)
 def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
     """Parse two models into a vocabulary, cached: preparing makes two tokenizers."""
@@ -250,15 +267,6 @@ def tag_language(language: str, text: str, domain: Domain) -> str:
             "java only, so use one of them, or format: text"
         )
     return domain.language
-
-
-def _refuse_half_pairs(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"text has half a surrogate pair, {text[error.start]!r}, which is no character; take it out or decode the text anew"
-        ) from None
 
 
 def _inverse(slot_rows: np.ndarray, size: int) -> np.ndarray:

@@ -11,12 +11,11 @@ import ctypes
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ascend_ops.library import cache_folder, compile_library
-from pangu_sigma.errors import DataError
 
 SPACE, NEWLINE = "\u2582", "\u2583"
 """Characters that stand for a space and a newline in PanGu-α's vocabulary; its blank only separates words."""
@@ -27,34 +26,31 @@ _FIRST_HAN, _LAST_HAN = 0x4E00, 0x9FD5
 _MIN_FLOAT = -3.14e100
 
 
-class _Jieba(NamedTuple):
-    """Compiled `CutWords`, its model, and the tables that the model points to, kept alive here."""
-
-    cut: Any
-    model: int
-    tables: tuple[np.ndarray, ...]
-
-
 def words(text: str) -> str:
     """Segment Chinese text as jieba does, and return the words joined with blanks, PanGu-α's input to SentencePiece.
 
-    Blanks and newlines of the text become SPACE and NEWLINE. Lone surrogates pass through, as in jieba. Raises DataError if this
+    Blanks and newlines of the text become SPACE and NEWLINE. Lone surrogates pass through, as in jieba. Raises BuildError if this
     segmenter's C++ code cannot be compiled.
     """
-    jieba = _jieba()
+    cut, model, _ = _jieba()
     out = bytearray(8 * len(text) + 4)  # a blank and a character for each; an empty buffer would have no address
-    size = jieba.cut(
-        jieba.model, text.encode("utf-32-le", "surrogatepass"), len(text), ctypes.byref(ctypes.c_char.from_buffer(out))
-    )
+    to = ctypes.byref(ctypes.c_char.from_buffer(out))
+    size = cut(model, text.encode("utf-32-le", "surrogatepass"), len(text), to)
     return out[: 4 * size].decode("utf-32-le", "surrogatepass")
 
 
 @functools.cache
-def _jieba() -> _Jieba:
-    """Load jieba's default dictionary and tables, so that `add_word` elsewhere in the process changes nothing here."""
+def _jieba() -> tuple[Any, int, tuple[np.ndarray, ...]]:
+    """Load jieba's default dictionary and tables, so that `add_word` elsewhere in the process changes nothing here.
+
+    Returns the compiled `CutWords`, its model, and the tables that the model points to, to keep them alive.
+    """
     import jieba
     from jieba import finalseg
 
+    compiled = cache_folder() / f"words_{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    if not compiled.exists():
+        compile_library(compiled, ["-std=c++17", "-O2", "-shared", "-fPIC", str(_SOURCE)], "the segmentation")
     with jieba.Tokenizer().get_dict_file() as file:
         dictionary = (file.read().decode().strip() + "\n").encode("utf-32-le")
     emits = (finalseg.emit_P[state] for state in _STATES)
@@ -63,22 +59,10 @@ def _jieba() -> _Jieba:
         np.array([[finalseg.trans_P[a].get(b, _MIN_FLOAT) for b in _STATES] for a in _STATES]),
         np.array([[emit.get(chr(c), _MIN_FLOAT) for c in range(_FIRST_HAN, _LAST_HAN + 1)] for emit in emits]),
     )
-    library = ctypes.CDLL(str(_library()))
+    library = ctypes.CDLL(str(compiled))
     library.NewModel.restype = ctypes.c_void_p
     library.NewModel.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_void_p] * 3]
     library.CutWords.restype = ctypes.c_size_t
     library.CutWords.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p]
     model = library.NewModel(dictionary, len(dictionary) // 4, *(table.ctypes.data for table in tables))
-    return _Jieba(library.CutWords, model, tables)
-
-
-def _library() -> Path:
-    """Compile words.cc into the cache of compiled libraries, unless it is there."""
-    target = cache_folder() / f"words_{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]}.so"
-    if target.exists():
-        return target
-    try:
-        compile_library(target, ["-std=c++17", "-O2", "-shared", "-fPIC", str(_SOURCE)], "the segmentation")
-    except RuntimeError as error:
-        raise DataError(str(error)) from error
-    return target
+    return library.CutWords, model, tables

@@ -52,7 +52,7 @@ def test_a_slot_takes_the_rows_of_its_name_or_of_the_only_slot_in_its_own_langua
     tree["domains"][0]["slot"] = "law"
     assert kept.ids(kept.tokenizer.vocabulary, domains_of(parse_config(tree)), 0) == [], "two slots, none of that name"
     only = domains_of(parse_config(tree | {"domains": tree["domains"][1:]}))
-    one = KeptVocabulary(kept.run, kept.tokenizer.of_slots([1]), only)
+    one = KeptVocabulary(kept.run, kept.tokenizer.with_rows(kept.tokenizer.slot_rows[[1]]), only)
     tree["domains"][1]["slot"] = tree["domains"][2]["slot"] = "law"
     rows_R = kept.tokenizer.slot_rows[1]
     assert one.ids(kept.tokenizer.vocabulary, domains_of(parse_config(tree)), 0) == rows_R[rows_R >= 0].tolist()

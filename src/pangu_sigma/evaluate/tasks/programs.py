@@ -76,15 +76,8 @@ def _command() -> list[str]:
     for folder in reversed(Path(prefix).parents[:-1]):  # bubblewrap would give them a home's own mode
         command += ["--perms", "0755", "--dir", str(folder)]
     command += ["--ro-bind", prefix, prefix, "--remount-ro", "/dev", "--remount-ro", "/"]
-    return [
-        *command,
-        *(_AS_NOBODY.split() if os.geteuid() == 0 else []),
-        *_LIMITS.split(),
-        python,
-        "-I",
-        "-c",
-        _CHECKER,
-    ]
+    nobody = _AS_NOBODY.split() if os.geteuid() == 0 else []
+    return [*command, *nobody, *_LIMITS.split(), python, "-I", "-c", _CHECKER]
 
 
 def pass_at_k(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -60,9 +60,7 @@ class TaskFiles:
         for each in (path, path.with_name(f"{file}.gz")):
             if each.is_file():
                 return each
-        raise FileNotFoundError(
-            f"{path} is not there; {self.folder} is published at {self.published}, and its file {file} belongs there"
-        )
+        raise FileNotFoundError(f"{path} is not there; {self.folder} is published at {self.published}: put it there")
 
     def room(self, *others: str | int) -> int:
         """Return how many characters of a text, at least 1, fit beside `others` (texts or lengths), an <eot> and one new token."""
@@ -171,11 +169,9 @@ def squad(file: str, answer: int, **source: Any) -> DatasetDict:
 
     def items(article: Item) -> list[Item]:
         return [
-            _question(
-                of, _text(paragraph, "context"), asked, [_text(each, "text") for each in asked["answers"]], answer
-            )
+            _question(of, _text(paragraph, "context"), qa, [_text(each, "text") for each in qa["answers"]], answer)
             for paragraph in article["paragraphs"]
-            for asked in paragraph["qas"]
+            for qa in paragraph["qas"]
         ]
 
     return of.dataset(of.entries(file, lambda tree: list(tree["data"])), items)

@@ -8,7 +8,7 @@ from helpers.texts import tiny_config
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
-from pangu_sigma.text.alpha import AlphaTokenizer
+from pangu_sigma.text.tokenizer import AlphaTokenizer
 from pangu_sigma.text.vocabulary import ALPHA_SIZE, UNK
 
 

@@ -1,0 +1,209 @@
+"""Readers of JSON, plain or compressed: JSON lines, and an array of objects, as WuDaoCorpora is published, on one line or many.
+
+Both read in bounded memory, one object at a time. Python's parser finds the end of an element of an array. So what is no JSON ends
+the reading of an array, and it is said how much is not read. PyArrow decompresses, which reports a stream that was cut off; the
+package `zstandard` reads such a stream as if it were whole.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from pangu_sigma.errors import DataError, argument
+from pangu_sigma.text.documents import MAX_LINE_BYTES, RejectedLine, Row
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""UTF-8 byte order mark, removed from the start of a file."""
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+"""Ends of the names of compressed files, and their format."""
+_SKIP_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
+"""Bytes read at once, at least."""
+_BLANKS = re.compile("[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """Open a file and return its bytes, decompressed if the name ends in .gz or .zst. Raises OSError."""
+    if path.suffix not in _COMPRESSED:
+        return path.open("rb")
+    import pyarrow  # here: it takes 0.2 s
+
+    return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression=_COMPRESSED[path.suffix]))
+
+
+def _broken_stream(path: Path, offset: int, error: OSError, option: str = "--input") -> RejectedLine:
+    """Return what is wrong with a compressed stream that was cut off. Raises DataError for every other failed read.
+
+    offset: bytes before what could not be read.
+    """
+    if "Truncated compressed stream" in str(error):
+        return RejectedLine("cut stream", f"{error}; copy the file again")
+    if error.errno is None:  # PyArrow found it in the data
+        raise DataError(
+            f"{argument(option)} {path}: the {_COMPRESSED[path.suffix]} stream is damaged after byte {offset} of its text, or is "
+            f"none ({error}), so any line before may be other text, too; copy the file again, or, if it is not compressed, name it "
+            f"*{Path(path.stem).suffix}"
+        ) from error
+    raise DataError(f"{argument(option)} {path}: cannot be read at byte {offset}: {error}; check the disk") from error
+
+
+def json_lines(path: Path, begin: int = 0, end: int | None = None, option: str = "--input") -> Iterator[Row]:
+    """Yield the lines of a file. begin, end: offsets of line ends of a plain file. option: as in `check_input`.
+
+    Raises DataError if the file cannot be read, if a compressed stream is damaged, because its lines may then be other text, and
+    if the file ends before `end`.
+    """
+    offset, blank = begin, True
+    with _open_stream(path) as file:
+        if begin:
+            file.seek(begin)
+        while end is None or offset < end:
+            try:
+                line, size = _line(file)
+            except OSError as error:
+                yield offset, _broken_stream(path, offset, error, option)
+                return
+            if not line:
+                break
+            content = line if offset else line.removeprefix(_BYTE_ORDER_MARK)
+            if content.strip():
+                blank = False
+                yield offset, content if size <= MAX_LINE_BYTES else RejectedLine.too_long(size)
+            else:
+                yield offset, None
+            offset += size
+        whole = not begin and (end is None or not file.read(1))
+    if end is not None and offset < end:
+        raise DataError(
+            f"{argument(option)} {path}: was changed while it was read: it ends at byte {offset}, not at {end}"
+        )
+    if blank and whole:
+        yield 0, RejectedLine("empty file", f"there {'are only blanks' if offset else 'is no line'} in it")
+
+
+def _line(file: BinaryIO) -> tuple[bytes, int]:
+    """Read the next line and its size; only the beginning of a line over MAX_LINE_BYTES is kept, to bound memory."""
+    line = rest = file.readline(MAX_LINE_BYTES + 1)
+    size = len(line)
+    while size > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
+        rest = file.readline(_SKIP_BYTES)
+        size += len(rest)
+    return line, size
+
+
+def line_ends(path: Path, size: int) -> list[int]:
+    """Return the offsets at which a plain file is cut: 0, after the first line end at each multiple of `size`, and its own size.
+
+    Each byte is read at most once, so a line longer than `size` costs no more than others.
+    """
+    ends, total = [0], path.stat().st_size
+    with path.open("rb") as file:
+        while (multiple := (ends[-1] // size + 1) * size) < total:
+            file.seek(multiple - 1)
+            found = multiple - 1
+            while (text := file.readline(_SKIP_BYTES)) and not text.endswith(b"\n"):
+                found += len(text)
+            found += len(text)
+            if found >= total:
+                break
+            ends.append(found)
+    return [*ends, total]
+
+
+def json_array(path: Path) -> Iterator[Row]:
+    """Yield the elements of the array in a file.
+
+    A file that begins with an object is read as JSON lines, which many publish under this name. What is no JSON ends the
+    elements, and is the last one. Raises DataError as `json_lines`.
+    """
+    with _open_stream(path) as file:
+        elements = _Elements(file)
+        try:
+            yield from json_lines(path) if elements.peek() == "{" else iter(elements)
+        except OSError as error:
+            yield elements.offset, _broken_stream(path, elements.offset, error)
+        except RejectedLine as why:
+            yield elements.offset, why
+
+
+class _Elements:
+    """Elements of the array in a stream, as its bytes. These are parsed as Latin-1: whatever they spell, an element ends there."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._text, self._before, self._at, self._ended = file, "", 0, 0, False
+
+    @property
+    def offset(self) -> int:
+        """Number of bytes before what comes next."""
+        return self._before + self._at
+
+    def __iter__(self) -> Iterator[Row]:
+        if not (mark := self.peek()):
+            yield 0, RejectedLine("empty file", f"there {'are only blanks' if self.offset else 'is nothing'} in it")
+            return
+        if mark != "[":
+            self._end("not a JSON array", f"the file begins with {mark!a}, not with '['; it must be UTF-8")
+        self._at += 1
+        if self.peek() == "]":
+            self._end("empty file", "there is no element in the array")
+        while mark != "]":
+            self.peek()
+            yield self.offset, self._element()
+            mark = self.peek()
+            if mark not in (",", "]"):
+                self._end("not JSON", f"',' or ']' expected, not {mark!a}" if mark else "the array has no end")
+            self._at += 1
+        if self.peek():
+            self._end("not a JSON array", "join arrays with `jq -c '.[]' FILE > lines.jsonl`")
+
+    def peek(self) -> str:
+        """Go to the next character that is no blank, and return it; "" at the end of the file."""
+        while True:
+            marked = not self.offset and self._text.startswith(_BYTE_ORDER_MARK.decode("latin-1"))
+            blanks = _BLANKS.match(self._text, len(_BYTE_ORDER_MARK) if marked else self._at)
+            assert blanks is not None, "none match, too"
+            self._at = blanks.end()
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._more()
+
+    def _element(self) -> bytes | RejectedLine:
+        while True:
+            try:
+                end = _DECODER.raw_decode(self._text, self._at)[1]
+                if self._ended or end + 2 < len(self._text):  # else a number may go on
+                    element, self._at = self._text[self._at : end].encode("latin-1"), end
+                    return element if len(element) <= MAX_LINE_BYTES else RejectedLine.too_long(len(element))
+            except (ValueError, RecursionError) as error:
+                said = getattr(error, "msg", str(error))
+                if isinstance(error, RecursionError) or self._ended:
+                    self._end("not JSON", said)
+                if len(self._text) - self._at > MAX_LINE_BYTES:
+                    self._end("not JSON", f"{said}, or an element is longer than {MAX_LINE_BYTES:,} bytes")
+            self._more()
+
+    def _more(self) -> None:
+        """Read on: as much again as is there, so that a long element is not parsed often."""
+        self._before, self._text, self._at, size, blocks = self.offset, self._text[self._at :], 0, 0, list[bytes]()
+        least = max(len(self._text), _BLOCK_BYTES, len(_BYTE_ORDER_MARK))
+        try:
+            while size < least and (block := self._file.read1(_BLOCK_BYTES)):  # type: ignore[attr-defined]
+                blocks.append(block)
+                size += len(block)
+        except OSError:
+            if not blocks:  # else the next call raises it
+                raise
+        self._text += b"".join(blocks).decode("latin-1")
+        self._ended = not blocks
+
+    def _end(self, reason: str, detail: str) -> NoReturn:
+        """Read to the end, so that a checksum is verified. Raises RejectedLine with the number of bytes that are not used."""
+        left = len(self._text) - self._at + sum(map(len, iter(partial(self._file.read, _BLOCK_BYTES), b"")))
+        raise RejectedLine(reason, f"{detail}; {left:,} bytes from here on are not read" if left else detail)
