@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
 from pangu_sigma.errors import UserError
-from pangu_sigma.npu.host.access import Host, ToolError
-from pangu_sigma.npu.host.npu_smi import chip_called, list_npus
+from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.npu_smi import Unanswered, chip_called, list_npus
 
 CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
 """Environment variable with the name of the Ascend chip."""
@@ -85,7 +85,7 @@ def chip_of_host(host: Host) -> ChosenChip | None:
     """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if the NPUs are unknown or of several chips."""
     try:
         names = {npu.name for npu in list_npus(host)}
-    except ToolError:
+    except Unanswered:
         return None
     chip = chip_called(names.pop()) if len(names) == 1 else None
     return ChosenChip(chip, "npu-smi info") if chip else None
