@@ -586,8 +586,8 @@ def plan(
     made, tree, shown, ok = loaded(config, overrides), dict[str, Any](), list[str](), True
     if devices is not None:
         planned = (compile_plan if compile else make_plan)(made, devices)
-        tree, shown = planned.as_dict(), [format_plan(planned)]
-        ok = planned.fits and not planned.differences
+        tree, shown = planned, [format_plan(planned)]
+        ok = planned["fits"] and not planned["differences"]
     if scan:
         scanned = scan_devices(made)
         tree, shown = tree | scanned, [*shown, *format_tree(scanned)]

@@ -18,7 +18,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.npu.communicators import check_layout
-from pangu_sigma.npu.host.devices import devices_of
+from pangu_sigma.npu.host.environment import devices_of
 from pangu_sigma.ranks import launch as ranks_launch
 from pangu_sigma.writable import check_folder_writable, refuse_link
 

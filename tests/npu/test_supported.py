@@ -59,8 +59,8 @@ def test_what_cannot_run_on_any_terms_is_not_planned(sections: dict[str, Any], m
 @pytest.mark.parametrize(("sections", "message"), COMPARED)
 def test_a_plan_for_comparison_says_that_it_does_not_run(sections: dict[str, Any], message: str):
     plan = make_plan(by_hand(**sections), 4)
-    assert f"refused: {plan.refused}\n" in format_plan(plan)
-    assert make_plan(by_hand(), 4).refused is None
+    assert f"refused: {plan['refused']}\n" in format_plan(plan)
+    assert make_plan(by_hand(), 4)["refused"] is None
 
 
 def test_experts_that_a_dense_model_does_not_have_are_no_hindrance():

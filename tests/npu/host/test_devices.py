@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.ascend_host import AscendHost
 
-from pangu_sigma.npu.host.devices import devices_of
+from pangu_sigma.npu.host.environment import devices_of
 from pangu_sigma.ranks.processes import LaunchError
 
 

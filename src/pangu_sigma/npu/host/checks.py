@@ -31,9 +31,8 @@ def npus_if_any(host: Host | None = None) -> Check:
     """Check the NPUs and their software. A machine without NPUs passes, since everything runs on the CPU. host: None for this
     machine."""
     host = host or Host()
-    found = ", ".join(
-        [f"{len(host.npus)} devices" if host.npus else "no device", f"CANN in {host.cann}" if host.cann else "no CANN"]
-    )
+    devices_found = f"{len(host.npus)} devices" if host.npus else "no device"
+    found = f"{devices_found}, CANN in {host.cann}" if host.cann else f"{devices_found}, no CANN"
     if not host.npus:
         return Check("Ascend", True, f"{found}; runs use the CPU")
     missing = missing_for_ascend(host)

@@ -72,24 +72,19 @@ def list_npus(host: Host) -> list[Npu]:
 def npus_in(text: str) -> list[Npu]:
     """Parse the NPUs in the output of `npu-smi info`."""
     listed: list[Npu] = []
-    above: list[str] = []
+    above: list[str] = []  # the cells of the first line of an NPU
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        numbers = cells[0].split()
+        numbers = cells[0].split()  # of the second line the chip and, if given, its physical number
         if len(cells) == 3 and ":" in cells[1] and above and all(number.isdigit() for number in numbers):
-            listed.append(_npu(above, cells, numbers))
+            card, name = above[0].split()
+            total = _TOTAL.findall(cells[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
+            number = numbers[1] if len(numbers) > 1 else card
+            listed.append(Npu(int(number), int(card), int(numbers[0]), name, above[1], int(total)))
             above = []
         elif len(cells) == 3 and len(numbers) == 2 and numbers[0].isdigit():
             above = cells
     return sorted(listed, key=lambda npu: npu.number)
-
-
-def _npu(above: list[str], below: list[str], numbers: list[str]) -> Npu:
-    """above, below: the cells of the NPU's two lines. numbers: of the lower one, the chip and, if given, its physical number."""
-    card, name = above[0].split()
-    total = _TOTAL.findall(below[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
-    number = numbers[1] if len(numbers) > 1 else card
-    return Npu(int(number), int(card), int(numbers[0]), name, above[1], int(total))
 
 
 def chip_called(name: str) -> Chip | None:
