@@ -208,15 +208,8 @@ def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[P
 def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
     """Return the number that each symbol of a strategy stands for."""
     p = parallel
-    sizes = {
-        "D": p.stage_ranks // p.tensor,
-        "T": p.tensor,
-        "E": p.groups * p.expert,
-        "G": p.groups,
-        "P": p.expert,
-        "R": p.data,
-    }
-    return {**sizes, 1: 1}
+    sizes: dict[str | int, int] = {"D": p.stage_ranks // p.tensor, "T": p.tensor, "E": p.groups * p.expert}
+    return sizes | {"G": p.groups, "P": p.expert, "R": p.data, 1: 1}
 
 
 def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
