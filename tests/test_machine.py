@@ -78,7 +78,7 @@ def test_a_demanded_host_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(machine, "_kernel_error", lambda: 0.0)
     host = AscendHost(tmp_path, "910b", 1)
     names = [check.name for check in run_checks(partial(node_checks, host.host))]
-    assert {"mindspore", "g++", "NPU devices", "HCCL interface"} <= set(names)
+    assert {"mindspore", "g++", "NPU devices", "CANN"} <= set(names)
     assert "Ascend" not in names
     host.environment["PANGU_SIGMA_CHIP"] = "911"
     last = run_checks(partial(node_checks, host.host))[-1]

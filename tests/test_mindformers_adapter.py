@@ -200,7 +200,7 @@ def test_every_key_means_its_own():
         ("model.model_config.ecss.store=file", "model.model_config.ecss.store: 'file' is not allowed"),
         (
             "model.model_config.rows=[{order: 1, rows: 9, width: 192}]",
-            "model.model_config.rows: MindFormers' trainer, whose dataset has no host beside it, has no place for rows; use",
+            "model.model_config.rows: [{'order': 1, 'rows': 9, 'width': 192}] is not allowed: MindFormers' trainer, whose",
         ),
         ("optimizer.beta=0.9", "optimizer.beta: unknown key; nearest valid key: optimizer.betas"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1: 1.5 is not allowed: it must be less than 1"),
@@ -299,9 +299,12 @@ def test_mindformers_goes_on_from_a_checkpoint_of_the_projects_trainer(tiny_run,
 @pytest.mark.slow
 def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mode, tmp_path):
     register()
-    from pangu_sigma.mindformers_adapter.dataset import make_dataset
     from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig, PanGuSigmaForCausalLM
-    from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
+    from pangu_sigma.mindformers_adapter.train_one_step import (
+        PanGuSigmaAdam,
+        PanGuSigmaTrainOneStepCell,
+        make_dataset,
+    )
 
     config = toy_config(ecss={"enabled": False})
     batches = toy_batches(config, tmp_path)

@@ -35,7 +35,7 @@ from pangu_sigma.loaded import generate as generate
 from pangu_sigma.loaded import load as load
 from pangu_sigma.machine import doctor as doctor
 from pangu_sigma.npu.communicators import check_layout
-from pangu_sigma.npu.host.devices import devices_of
+from pangu_sigma.npu.host.environment import devices_of
 from pangu_sigma.npu.supported import check_machine
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.ranks import launch as ranks_launch
@@ -668,7 +668,8 @@ def plan(
     made, tree, shown, ok = loaded(config, overrides), dict[str, Any](), list[str](), True
     if devices is not None:
         planned = (compile_plan if compile else plans.make_plan)(made, devices)
-        tree, shown, ok = planned.as_dict(), [plans.format_plan(planned)], planned.fits and not planned.differences
+        tree, shown = planned, [plans.format_plan(planned)]
+        ok = planned["fits"] and not planned["differences"]
     if scan:
         scanned = plans.scan(made)
         tree, shown = tree | scanned, [*shown, *plans.format_tree(scanned)]

@@ -107,16 +107,6 @@ class AscendHost:
         )
         self.tool("npu-smi", f"printf %s {shlex.quote(text)}")
 
-    def interfaces(self, **addresses: str) -> None:
-        """Let `ip -o addr show` print these interfaces besides lo."""
-        lines = ["1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever preferred_lft forever"]
-        for number, (name, address) in enumerate(addresses.items(), 2):
-            lines.append(
-                f"{number}: {name}    inet {address}/24 brd 10.0.0.255 scope global {name}\\       valid_lft forever"
-            )
-            self.write(f"sys/class/net/{name}/operstate", "up\n")
-        self.tool("ip", f"printf '%s\\n' {' '.join(map(shlex.quote, lines))}")
-
     def _files(self, vendor: Path, unit: str) -> None:
         for node in (*(f"davinci{number}" for number in range(self.npus)), "davinci_manager", "devmm_svm", "hisi_hdc"):
             self.write(f"dev/{node}")
@@ -131,5 +121,4 @@ class AscendHost:
 
     def _tools(self) -> None:
         self.npu_smi()
-        self.interfaces(enp61s0f0="10.0.0.5", docker0="172.17.0.1")
         self.tool("g++", "")

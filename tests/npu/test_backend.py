@@ -16,8 +16,8 @@ from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.npu import backend as ascend
 from pangu_sigma.npu.backend import AscendBackend
-from pangu_sigma.npu.cuts import _dense_array
-from pangu_sigma.npu.saved_parts import dense_part, expert_part, writes_part
+from pangu_sigma.npu.cuts import HOST, _dense_array, _expert_array
+from pangu_sigma.npu.saved_parts import part_of, writes
 from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.sections import ParallelConfig, Segment
@@ -68,10 +68,10 @@ def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict,
     dense, parallel = _dense_array(config, 1, name, shape), config.parallel
     written = np.zeros(shape, int)
     for rank in last_stage(parallel):
-        part = dense_part(dense, parallel, rank)
+        part = part_of(dense, parallel, rank)
         assert part.whole == shape
         columns = slice(part.offset[0], part.offset[0] + dense.computed[1]) if part.offset else ...
-        if writes_part(dense, "dense", "p", config, rank):
+        if writes(dense, config, rank):
             written[part.numbers(), columns] += 1
     assert (written == 1).all()
 
@@ -83,14 +83,16 @@ def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, kind:
     config = configured(axes)
     parallel, experts, number = config.parallel, 8 if kind == "own" else 4, ["own", "common"].index(kind)
     divided = parallel.tensor if name[:2] in ("w1", "b1") else 1
+    array = _expert_array(config, 1, number, name.split(".")[0], (experts, *shape), HOST)
     own = (shape[0] // divided, *shape[1:]) if shape else ()
     written = np.zeros((experts, *shape), int)
     for rank in last_stage(parallel):
         held = share_of(config, rank).routed[number].held
-        part = expert_part((len(held), *own), held, experts, name, parallel, rank)
+        part = part_of(array, parallel, rank, held)
+        assert array.kept == (len(held), *own)
         assert part.whole == (experts, *shape)
         columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
-        if writes_part(None, f"experts_layer_{number}", name, config, rank):
+        if writes(array, config, rank):
             written[part.numbers(), columns] += 1
     assert (written == 1).all()
 

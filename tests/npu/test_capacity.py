@@ -12,8 +12,7 @@ from pangu_sigma.npu.capacity import (
     CapacityError,
     DispatchLayout,
     Receivers,
-    check_arrived,
-    check_sent,
+    check_room,
     sent_rows,
 )
 
@@ -42,15 +41,15 @@ def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
     sent, names = np.zeros((2, 1, 2, 4), np.int64), ["RRE layer 0", "RRE layer 1"]
     sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
     arrived = Receivers("compacted", 1, np.array([0, 0, 1, 1])).arrived(sent)
-    check_sent(sent, 7, 12, 4, names)
-    check_arrived(arrived, 7, 3, names)
+    check_room(sent, 7, 3, names, sent=True)
+    check_room(arrived, 7, 3, names, sent=False)
     with pytest.raises(
         CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
     ) as error:
-        check_sent(sent, 3, 12, 4, names)
+        check_room(sent, 3, 3, names, sent=True)
     assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
     with pytest.raises(CapacityError, match=r"RRE layer 1: 7 rows arrive where 5 have room") as error:
-        check_arrived(arrived, 5, 3, names)
+        check_room(arrived, 5, 3, names, sent=False)
     assert "parallel.arrival_factor to 2.34 or more" in str(error.value)
 
 

@@ -12,9 +12,9 @@ from helpers.small_clusters import by_hand
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.npu import supported
-from pangu_sigma.npu.host.npus import MissingRequirement
 from pangu_sigma.npu.plan.plan import format_plan, laid_out, make_plan
 from pangu_sigma.npu.supported import check_ascend, check_machine
+from pangu_sigma.results import failed
 
 ROWS = [{"order": 2, "rows": 9, "width": 8}]
 
@@ -59,8 +59,8 @@ def test_what_cannot_run_on_any_terms_is_not_planned(sections: dict[str, Any], m
 @pytest.mark.parametrize(("sections", "message"), COMPARED)
 def test_a_plan_for_comparison_says_that_it_does_not_run(sections: dict[str, Any], message: str):
     plan = make_plan(by_hand(**sections), 4)
-    assert f"refused: {plan.refused}\n" in format_plan(plan)
-    assert make_plan(by_hand(), 4).refused is None
+    assert f"refused: {plan['refused']}\n" in format_plan(plan)
+    assert make_plan(by_hand(), 4)["refused"] is None
 
 
 def test_experts_that_a_dense_model_does_not_have_are_no_hindrance():
@@ -69,7 +69,7 @@ def test_experts_that_a_dense_model_does_not_have_are_no_hindrance():
 
 def test_a_machine_without_npus_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.delenv("MS_SIMULATION_LEVEL", raising=False)
-    monkeypatch.setattr(supported, "missing_for_ascend", lambda: MissingRequirement("no NPU", "install the driver"))
+    monkeypatch.setattr(supported, "missing_for_ascend", lambda host: failed("no NPU", "install the driver"))
     message = r"^device ascend: no NPU; install the driver, or train on the CPU\. `pangu-sigma doctor --device"
     with pytest.raises(ConfigError, match=message):
         check_machine()

@@ -21,7 +21,7 @@ from helpers.strangers import strangers
 
 from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
-from pangu_sigma.npu.host.devices import devices_of
+from pangu_sigma.npu.host.environment import devices_of
 from pangu_sigma.ranks.launch import Job, check_job, check_ports, dry_run
 from pangu_sigma.ranks.processes import LaunchError
 

@@ -3,13 +3,8 @@
 The YAML's output_dir is a run folder of this project: `pangu-sigma evaluate`, `generate` and `export` read it, and training resumes
 from its newest checkpoint, whichever of the two trainers wrote it.
 
-    import mindformers, pangu_sigma.mindformers_adapter as adapter
-    adapter.register()
-    config = mindformers.MindFormerConfig("model_configs/mindformers/sigma_tiny.yaml")
-    mindformers.build_context(config)
-    mindformers.Trainer(args=config).train()
-
-is what `python -m pangu_sigma.mindformers_adapter CONFIG` does; registration.py is for MindFormers' own run entry.
+`python -m pangu_sigma.mindformers_adapter CONFIG` trains (__main__.py shows the calls); registration.py is for MindFormers' own run
+entry.
 """
 
 from __future__ import annotations
@@ -40,11 +35,4 @@ def quiet_mindformers() -> Iterator[None]:
 def register() -> None:
     """Register the adapter's classes with MindFormers under their names, which a YAML gives as `type`."""
     with quiet_mindformers():
-        from pangu_sigma.mindformers_adapter import (  # noqa: F401
-            checkpoint_monitor,
-            dataset,
-            model,
-            tokenizer_adapter,
-            train_one_step,
-            trainer,
-        )
+        from pangu_sigma.mindformers_adapter import tokenizer_adapter, trainer  # noqa: F401 (trainer imports the others)

@@ -9,7 +9,7 @@ from typing import Any
 from mindformers.models import PreTrainedTokenizer
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaConfig
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -23,18 +23,18 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
     """
 
     def __init__(self, tokenizer_dir: str, model_config: dict[str, Any], domain: str, **keys: Any):
-        """tokenizer_dir: tokenizer folder of a run. model_config: that section of the YAML.
-        domain: name of the text's domain.
+        """tokenizer_dir: tokenizer folder of a run. model_config: that section of the YAML. domain: name of the text's domain.
         Raises DataError for a damaged folder, ConfigError for an unknown domain.
         """
-        config: Config = PanGuSigmaConfig(**model_config).sigma
-        self.sigma = Tokenizer.load(Path(tokenizer_dir))
+        domains, self.sigma = domains_of(PanGuSigmaConfig(**model_config).sigma), Tokenizer.load(Path(tokenizer_dir))
         try:
-            self.domain = domains_of(config).named(domain)
+            self.domain = domains.named(domain)
         except ConfigError as error:
             raise ConfigError(f"processor.tokenizer.domain: {error}") from None
-        self.names = _distinct(self.sigma.vocabulary.pieces)
-        self.ids = {name: i for i, name in enumerate(self.names)}
+        self.ids: dict[str, int] = {}
+        for i, piece in enumerate(self.sigma.vocabulary.pieces):
+            self.ids[f"{piece}#{i}" if piece in self.ids else piece] = i
+        self.names = [*self.ids]
         controls = {"unk_token": Tokenizer.unk, "pad_token": Tokenizer.pad, "eos_token": Tokenizer.eot}
         special = {key: self.names[i] for key, i in controls.items()}
         super().__init__(**{**special, "split_special_tokens": True, **keys})
@@ -66,10 +66,3 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         """Write a tokenizer folder, which can be `tokenizer_dir`, and return its files."""
         self.sigma.save(Path(save_directory))
         return tuple(str(file) for file in sorted(Path(save_directory).iterdir()))
-
-
-def _distinct(pieces: list[str]) -> list[str]:
-    names: dict[str, None] = {}
-    for i, piece in enumerate(pieces):
-        names[f"{piece}#{i}" if piece in names else piece] = None
-    return list(names)

@@ -12,6 +12,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.utils import get_real_group_size
 from mindformers.trainer import CausalLanguageModelingTrainer
 from mindformers.wrapper import build_wrapper
+from mindspore import nn
 from mindspore.dataset import GeneratorDataset
 
 from pangu_sigma.checkpoint.run_folder import one_writer
@@ -20,7 +21,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
-from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam, PanGuSigmaTrainOneStepCell
+from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam
 from pangu_sigma.mindformers_adapter.yaml_keys import sigma_config
 from pangu_sigma.training.progress import resume
 from pangu_sigma.training.start import start_run
@@ -44,15 +45,12 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
                 "with msrun --worker_num=1"
             )
         with one_writer(Path(config.output_dir)):
-            self._train(config, kwargs)
-
-    def _train(self, config: Any, arguments: dict[str, Any]) -> None:
-        self.folder = start_run(Path(config.output_dir), self.sigma)
-        self.progress, self.checkpoint = resume(self.folder, Cursor([0] * len(self.sigma.domains)))
-        if self.progress.step >= self.sigma.train.steps:
-            logger.info("%s has all of its %d steps", self.folder.path, self.sigma.train.steps)
-            return
-        super().train(config=config, **arguments)
+            self.folder = start_run(Path(config.output_dir), self.sigma)
+            self.progress, self.checkpoint = resume(self.folder, Cursor([0] * len(self.sigma.domains)))
+            if self.progress.step >= self.sigma.train.steps:
+                logger.info("%s has all of its %d steps", self.folder.path, self.sigma.train.steps)
+                return
+            super().train(config=config, **kwargs)
 
     def create_train_dataset(self, default_args: dict[str, Any] | None = None) -> GeneratorDataset:
         data = Path(self.sigma.data.path)
@@ -69,19 +67,10 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
         arguments = {"params": network.trainable_params(), "learning_rate": self.lr_scheduler}
         return build_optim(self.config.optimizer, default_args=arguments)
 
-    def create_model_wrapper(
-        self, network: PanGuSigmaForCausalLM, optimizer: PanGuSigmaAdam
-    ) -> PanGuSigmaTrainOneStepCell:
-        cell = build_wrapper(
-            {"type": self.config.runner_wrapper.type},
-            default_args={
-                "network": network,
-                "optimizer": optimizer,
-                "config": self.sigma,
-                "folder": self.folder,
-                "progress": self.progress,
-            },
-        )
+    def create_model_wrapper(self, network: PanGuSigmaForCausalLM, optimizer: PanGuSigmaAdam) -> nn.Cell:
+        parts = {"network": network, "optimizer": optimizer, "config": self.sigma}
+        parts |= {"folder": self.folder, "progress": self.progress}
+        cell = build_wrapper({"type": self.config.runner_wrapper.type}, default_args=parts)
         if self.checkpoint is not None:
             restore(cell.shards, self.checkpoint)
         return cell

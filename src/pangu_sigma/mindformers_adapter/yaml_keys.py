@@ -26,15 +26,12 @@ KEYS = {
     **{f"model.model_config.{section}": section for section in SECTIONS},
     "model.model_config.compute_dtype": "train.compute_dtype",
     "train_dataset.data_loader.dataset_dir": "data.path",
-    "train_dataset.data_loader.domains_per_step": "data.domains_per_step",
-    "train_dataset.data_loader.domain_sets": "data.domain_sets",
-    "train_dataset.data_loader.shuffle": "data.shuffle",
+    **{f"train_dataset.data_loader.{key}": f"data.{key}" for key in ("domains_per_step", "domain_sets", "shuffle")},
     "train_dataset.data_loader.steps": "train.steps",
     "optimizer.betas.0": "train.optimizer.beta1",
     "optimizer.betas.1": "train.optimizer.beta2",
     "optimizer.eps": "train.optimizer.eps_dense",
-    "optimizer.eps_experts": "train.optimizer.eps_experts",
-    "optimizer.weight_decay": "train.optimizer.weight_decay",
+    **{f"optimizer.{key}": f"train.optimizer.{key}" for key in ("eps_experts", "weight_decay")},
     "lr_schedule.learning_rate": "train.optimizer.peak_lr",
     "lr_schedule.lr_end": "train.optimizer.end_lr",
     "lr_schedule.warmup_steps": "train.optimizer.warmup_steps",
@@ -66,10 +63,10 @@ FIXED = {
 """YAML keys with one allowed value. Data sinking is off because the host works between steps; there is one epoch because samples
 are drawn by step; accumulation is the step's own (runner_wrapper.accumulation); the adapter trains on one device."""
 
+_GOES_ON = "a training goes on from the newest checkpoint in output_dir, if it has one"
 EMPTY = {
-    "load_checkpoint": "a training goes on from the newest checkpoint in output_dir",
-    "resume_training": "a training goes on from the newest checkpoint in output_dir, if it has one",
-    "model.model_config.checkpoint_name_or_path": "a training goes on from the newest checkpoint in output_dir",
+    **dict.fromkeys(("load_checkpoint", "resume_training", "model.model_config.checkpoint_name_or_path"), _GOES_ON),
+    "model.model_config.rows": "MindFormers' trainer, whose dataset has no host beside it, has no place for rows",
     "do_eval": "`pangu-sigma evaluate` measures the held-out loss of output_dir",
 }
 """YAML keys that must be empty, and the reason. MindFormers itself writes some of these keys."""
@@ -100,10 +97,9 @@ a line."""
 def sigma_config(yaml: dict[str, Any]) -> Config:
     """Convert a YAML in MindFormers' style to the project's configuration.
 
-    yaml: tree of the file, or of the file with the keys that MindFormers adds.
-    Raises ConfigError, which names the YAML's key, for an unknown or missing key, a value that is invalid, or unlike the only
-    allowed one (in FIXED), a key that must be empty (in EMPTY), the callback CheckpointMonitor of MindFormers, the file store for
-    experts, and a model with rows.
+    yaml: tree of the file, or of the file with the keys that MindFormers adds. Raises ConfigError, which names the YAML's key, for
+    an unknown or missing key, a value that is invalid, or unlike the only allowed one (in FIXED), a key that must be empty (in
+    EMPTY), the callback CheckpointMonitor of MindFormers, and the file store for experts.
     """
     given = dict(_leaves(_by_type(yaml), ""))
     for path, value in FIXED.items():
@@ -119,11 +115,6 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
     tree = override({}, [(ours, given[path]) for path, ours in KEYS.items() if path in given])
     try:
         config = parse_config(_with_decay(tree))
-        if config.model.rows:
-            raise ConfigError(
-                "model.rows: MindFormers' trainer, whose dataset has no host beside it, has no place for rows; use a model with "
-                "model.rows=[] there"
-            )
     except ConfigError as error:
         raise ConfigError("\n".join(map(_in_their_words, str(error).splitlines()))) from None
     if config.ecss.store == "file":
@@ -138,9 +129,9 @@ def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"callbacks: {listed!r} is not allowed: it must be a list of sections with a type")
     callbacks = {str(callback.get("type")): callback for callback in listed}
     if "CheckpointMonitor" in callbacks:
+        why = "its files hold neither the position in the data nor what the ids mean; use PanGuSigmaCheckpoint, which has the same"
         raise ConfigError(
-            "callbacks: CheckpointMonitor is not allowed: its files hold neither the position in the data nor what the ids mean; "
-            "use PanGuSigmaCheckpoint, which has the same save_checkpoint_steps and keep_checkpoint_max"
+            f"callbacks: CheckpointMonitor is not allowed: {why} save_checkpoint_steps and keep_checkpoint_max"
         )
     return {**yaml, "callbacks": callbacks}
 

@@ -1,8 +1,4 @@
-"""Ascend backend of the training loop: the Ascend step, and checkpoints of arrays that MindSpore has divided among ranks.
-
-Nothing here has run on a device. Tests run one rank on the CPU, MindSpore compiles the step of many ranks (npu/plan/compile.py),
-and a test covers the arithmetic of which rank writes what.
-"""
+"""Ascend backend of the training loop: the Ascend step, and checkpoints of arrays that MindSpore has divided among ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from pangu_sigma.held_out.evaluator import Evaluator
 from pangu_sigma.npu.context import use_ascend
 from pangu_sigma.npu.inputs import step_inputs
 from pangu_sigma.npu.planner import ExchangePlanner
-from pangu_sigma.npu.saved_parts import dense_of, parameter_parts, writes_part
+from pangu_sigma.npu.saved_parts import saved_parts
 from pangu_sigma.npu.step import AscendStep
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.connect import connect
@@ -75,11 +71,11 @@ class AscendBackend(Backend):
         return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
-        rank, config = built.ranks.rank, built.config
+        rank = built.ranks.rank
         built.store.settle()
         files: Files = {}
-        for shard, name, parameter, part in parameter_parts(built.shards, built.store, config.parallel, rank):
-            if writes_part(dense_of(built.shards, name), shard, name, config, rank):
+        for shard, name, parameter, part, written in saved_parts(built.shards, built.store, built.config, rank):
+            if written:
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
         return files | row_files(built.store.rows, built.ranks)
 
@@ -90,7 +86,7 @@ class AscendBackend(Backend):
         built.step.compile(*step_inputs(built.config))  # MindSpore divides the parameters when it compiles
         built.store.settle()
         parts: Parts = {}
-        for shard, name, _, part in parameter_parts(built.shards, built.store, built.config.parallel, built.ranks.rank):
+        for shard, name, _, part, _ in saved_parts(built.shards, built.store, built.config, built.ranks.rank):
             parts.setdefault(shard, {})[name] = part
 
         def put(parameter: Parameter, values: np.ndarray) -> None:

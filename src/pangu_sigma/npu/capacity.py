@@ -15,9 +15,10 @@ fixed, so rows can exceed the capacity. Every rank knows it before the step, fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -32,8 +33,7 @@ class CapacityError(UserError, ValueError):
     """Error of a batch whose rows for experts exceed the capacity, if `parallel.overflow` does not allow dropping them."""
 
 
-@dataclass(frozen=True)
-class Capacity:
+class Capacity(NamedTuple):
     """Limits on the rows that ranks exchange. sent: C, the most rows from one rank for one expert, None without a limit.
     arrived: the most rows that arrive for one expert, or if dropless for all experts of a rank together."""
 
@@ -82,10 +82,9 @@ def exchange_plan(
 ) -> ExchangePlan:
     """Make the routing plan of a segment on one rank, for G micro-batches.
 
-    experts_GT: expert of each of the rank's tokens, by its number among all K.
-    ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
-    active: active_A and used_A1 of the rank's own list. peer: number of this rank in its group.
-    kept_GPK: number of rows from each rank of the group to each expert that fit the capacity `room` (`Receivers.kept`).
+    experts_GT: expert of each of the rank's tokens, by its number among all K. ids_PA: expert at each entry of the active list of
+    each rank of the group, -1 for unused entries. active: active_A and used_A1 of the rank's own list. peer: number of this rank in
+    its group. kept_GPK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.kept`).
     """
     passes = [_plan_pass(layout, *each, ids_PA, peer, room) for each in zip(experts_GT, kept_GPK, strict=True)]
     arrays = (np.stack(arrays).astype(np.int32) for arrays in zip(*passes, strict=True))
@@ -118,10 +117,8 @@ def _plan_pass(
 
 
 def _without_gaps(counts_PA: np.ndarray, peer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of rows of each rank, and the first row of each entry, if rows follow each other without gaps.
-
-    A rank sends itself one more, empty row at the end: MindSpore's AlltoAllV has no result if nothing arrives.
-    """
+    """Return the number of rows of each rank, and the first row of each entry, if rows follow each other without gaps. A rank sends
+    itself one more, empty row at the end: MindSpore's AlltoAllV has no result if nothing arrives."""
     extra_P1 = (np.arange(len(counts_PA)) == peer).astype(counts_PA.dtype)[:, None]
     counts = np.hstack([counts_PA, extra_P1])
     return counts.sum(axis=1), _starts(counts.ravel()).reshape(counts.shape)[:, :-1].ravel()
@@ -135,11 +132,8 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 def _assign_rows(
     experts_T: np.ndarray, ids_Q: np.ndarray, kept_K: np.ndarray, first_Q: np.ndarray, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Assign each token the next free row of its expert, as long as there is one. Returns order and inverse.
-
-    ids_Q: expert at each of the P·A entries, -1 for none. kept_K: number of rows of each expert. first_Q: first row of each entry.
-    rows: R.
-    """
+    """Assign each token the next free row of its expert, as long as there is one. Returns order and inverse. ids_Q: expert at each
+    of the P·A entries, -1 for none. kept_K: number of rows of each expert. first_Q: first row of each entry. rows: R."""
     entry_K = np.full(len(kept_K), -1)
     entry_K[ids_Q[ids_Q >= 0]] = np.flatnonzero(ids_Q >= 0)
     entry_T = entry_K[experts_T]
@@ -156,10 +150,8 @@ def _assign_rows(
 def _bring_together(
     taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_R: np.ndarray
 ) -> np.ndarray:
-    """Return `arrive`, which gathers the rows of each entry, ordered by sender and then by number.
-
-    taken_PA: number of rows from each sender for each entry. arrived_PA: first of these rows. leave_R: all -1; filled in place.
-    """
+    """Return `arrive`, which gathers the rows of each entry, ordered by sender and then by number. taken_PA: number of rows from
+    each sender for each entry. arrived_PA: first of these rows. leave_R: all -1; filled in place."""
     count_Q = taken_PA.ravel()
     of_row = np.repeat(np.arange(len(count_Q)), count_Q)
     number = np.arange(len(of_row)) - _starts(count_Q)[of_row]
@@ -184,11 +176,8 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 @dataclass(frozen=True)
 class Receivers:
     """Ranks that receive the rows counted by `sent_rows`, which its methods take as sent_NGDK: rows that each of D data-parallel
-    ranks sends to each of K experts, in each of N segments and G micro-batches.
-
-    groups: number of groups; data-parallel ranks are numbered by group, expert rank, replica.
-    holder_K: for each expert, which of the P expert ranks of its group stores it.
-    """
+    ranks sends to each of K experts, in each of N segments and G micro-batches. groups: number of groups; data-parallel ranks are
+    numbered by group, expert rank, replica. holder_K: for each expert, which of the P expert ranks of its group stores it."""
 
     layout: DispatchLayout
     groups: int
@@ -227,30 +216,14 @@ class Receivers:
 _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
 
 
-def check_sent(sent_NGDK: np.ndarray, capacity: int, tokens: int, active: int, names: Sequence[str]) -> None:
-    """Raise CapacityError if a rank sends more rows to an expert than `capacity`.
-
-    sent_NGDK: rows that each of D data-parallel ranks sends to each expert in each of G micro-batches. tokens: number of tokens of
-    such a rank in a micro-batch. active: number of experts that share them under an even load. names: of the segments.
-    """
-    most = int(sent_NGDK.max())
-    if most > capacity:
-        layer, _, _, expert = np.unravel_index(sent_NGDK.argmax(), sent_NGDK.shape)
-        needed = np.ceil(most * active / tokens * 100) / 100
-        raise CapacityError(
-            f"{names[int(layer)]}: a rank has {most} rows for expert {expert}, whose capacity is {capacity}; "
-            f"set parallel.capacity_factor to {needed:g} or more {_ADVICE}"
-        )
-
-
-def check_arrived(arrived: np.ndarray, room: int, even: float, names: Sequence[str]) -> None:
-    """Raise CapacityError if more rows arrive than `room`. arrived: from `Receivers.arrived`. even: rows under an even load. names:
-    of the segments."""
-    most = int(arrived.max())
+def check_room(rows: np.ndarray, room: int, even: float, names: Sequence[str], sent: bool) -> None:
+    """Raise CapacityError if a rank sends more rows to an expert than `room`, or if more arrive. rows: those of `sent_rows` if
+    `sent`, else of `Receivers.arrived`. even: rows under an even load. names: of the segments."""
+    most = int(rows.max())
     if most > room:
-        layer = np.unravel_index(arrived.argmax(), arrived.shape)[0]
-        needed = np.ceil(most / even * 100) / 100
-        raise CapacityError(
-            f"{names[int(layer)]}: {most} rows arrive where {room} have room; "
-            f"set parallel.arrival_factor to {needed:g} or more {_ADVICE}"
-        )
+        segment, *_, expert = np.unravel_index(rows.argmax(), rows.shape)
+        what, key = f"{most} rows arrive where {room} have room", "arrival_factor"
+        if sent:
+            what, key = f"a rank has {most} rows for expert {expert}, whose capacity is {room}", "capacity_factor"
+        needed = math.ceil(round(100 * most / even, 6)) / 100
+        raise CapacityError(f"{names[int(segment)]}: {what}; set parallel.{key} to {needed:g} or more {_ADVICE}")

@@ -49,9 +49,8 @@ def check_layout(config: Config) -> None:
     tokens of a block over its tensor ranks."""
     parallel, tensor = config.parallel, config.parallel.tensor
     if parallel.ranks not in (1, 2, 4) and parallel.ranks % 8:
-        raise ConfigError(
-            f"parallel: {axes_text(parallel)} is {parallel.ranks}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs"
-        )
+        is_many = f"parallel: {axes_text(parallel)} is {parallel.ranks}"
+        raise ConfigError(f"{is_many}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs")
     if (group := _refused_group(parallel, bool(config.model.common_experts))) is not None:
         ranks = ", ".join(map(str, group[:6])) + (", …" if len(group) > 6 else "")
         raise ConfigError(
@@ -75,9 +74,8 @@ def _refused_group(parallel: ParallelConfig, copies: bool) -> list[int] | None:
     layout = Layout(parallel)
     for axes in (axes for axes in GROUPS if axes != COPIES or copies):
         groups = layout.groups(*axes)
-        for first in np.unique(groups[:, 0] % _HOST, return_index=True)[
-            1
-        ]:  # moved by whole hosts, a group stays what it is
+        _, firsts = np.unique(groups[:, 0] % _HOST, return_index=True)  # moved by whole hosts, a group stays what it is
+        for first in firsts:
             if not _is_feasible(groups[first]):
                 return groups[first].tolist()
     return None

@@ -37,27 +37,28 @@ ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 @dataclass(frozen=True)
 class Array:
-    """Weight, Adam state or gradient accumulator of a training run, with its shape in the whole model and on one rank."""
+    """Weight, Adam state or gradient accumulator of a training run, with its shape in the whole model and on one rank.
+
+    computed: shape that the rank computes with: its slice under tensor and expert parallelism. kept: shape that the rank keeps
+        between steps: its rows of `computed` under optimizer parallelism.
+    replicas: number of ranks that compute with the same slice. copies: number of slices with the same values: those of common
+        experts, of which each group has a copy.
+    used_as: dtype in which the network reads the array: float32 for tables and LayerNorm, else the compute dtype. Copies, gathered
+        slices and gradients that are summed over ranks have this dtype.
+    count: number of arrays that this one represents: with the argument `alike`, those of all layers of its kind; else 1.
+    """
 
     name: str
     kind: Literal["weight", "moment", "variance", "step", "accumulator"]
     shape: Shape
-    """Shape in the whole model."""
     computed: Shape
-    """Shape that the rank computes with: its slice under tensor and expert parallelism."""
     kept: Shape
-    """Shape that the rank keeps between steps: its rows of `computed` under optimizer parallelism."""
     replicas: int
-    """Number of ranks that compute with the same slice."""
     dtype: str
     used_as: str
-    """Dtype in which the network reads the array: float32 for tables and LayerNorm, else the compute dtype. Copies, gathered slices
-    and gradients that are summed over ranks have this dtype."""
     device: str
     copies: int = 1
-    """Number of slices with the same values: those of common experts, of which each group has a copy."""
     count: int = 1
-    """Number of arrays that this one represents: with the argument `alike`, those of all layers of its kind; else 1."""
 
     @property
     def divided(self) -> bool:
@@ -78,12 +79,7 @@ class Array:
 def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return the weights and Adam state of a stage, dense parameters first. alike: True for one array per kind of layer."""
     dense = dense_weights(config, stage, alike)
-    return [
-        *dense,
-        *(replace(array, name=f"{array.name}.moment", kind="moment") for array in dense),
-        *(replace(array, name=f"{array.name}.variance", kind="variance") for array in dense),
-        *expert_arrays(config, stage, alike),
-    ]
+    return [*dense, *_moments(dense, "float32"), *expert_arrays(config, stage, alike)]
 
 
 def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
@@ -102,10 +98,8 @@ def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[A
 
 
 def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without.
-
-    The first axis counts experts. Moments have the dtype `ecss.moments` on the host, float32 on the NPU. alike: see `all_arrays`.
-    """
+    """Return weights and Adam state of the experts that a rank stores: on its host with ECSS, on the NPU without. The first axis
+    counts experts. Moments have the dtype `ecss.moments` on the host, float32 on the NPU. alike: see `all_arrays`."""
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
     layers = rre_layers_of_stage(config, stage)
@@ -115,47 +109,48 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
         stored, (_, s) = config.stored_experts(config.model.routed[n]), config.model.in_layer(n)
         for name, shape in expert_shapes(config.model, s).items():
             weight = _expert_array(config, count, n, name, (stored, *shape), device)
-            moment = replace(weight, name=f"{weight.name}.moment", kind="moment", dtype=moments)
-            variance = replace(weight, name=f"{weight.name}.variance", kind="variance", dtype=moments)
-            arrays += [weight, moment, variance]
+            arrays += [weight, *_moments([weight], moments)]
         step = _expert_array(config, count, n, "step", (stored,), device)
         arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
+
+
+def _moments(weights: list[Array], dtype: str) -> list[Array]:
+    kinds: tuple[Literal["moment", "variance"], ...] = ("moment", "variance")
+    return [replace(a, name=f"{a.name}.{kind}", kind=kind, dtype=dtype) for kind in kinds for a in weights]
 
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return the parameters of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]. They
     are on the host and hold nothing: their gradients are on the NPU, and the weights come there as values."""
     buffers = []
-    for weight in expert_arrays(config, stage, alike) if config.ecss.enabled else []:
-        if weight.kind == "weight":
+    for weight in expert_arrays(config, stage, alike):
+        if config.ecss.enabled and weight.kind == "weight":
             local = active_entries(config, config.model.routed[int(weight.name.split(".")[1])])
             rows = (1,) if len(weight.shape) == 2 else ()
             # common ones, too, once for each group: only slices of their own let ranks of different groups compute apart
             count = config.parallel.groups * config.parallel.expert * local
             shape, computed = (count, *rows, *weight.shape[1:]), (local, *rows, *weight.computed[1:])
-            name = weight.name.replace("experts", "active", 1)
-            buffers.append(
-                replace(
-                    weight, name=name, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=HOST
-                )
-            )
+            buffer = replace(weight, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=HOST)
+            buffers.append(replace(buffer, name=weight.name.replace("experts", "active", 1)))
     return buffers
 
 
 def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the arrays that accumulate gradients of micro-batches, if an update has several; each has its weight's dtype.
-
-    Their size is that of the rank's tensor-parallel slice of the weight: ZeRO does not divide them among data-parallel ranks.
-
-    The last stage has one more, for the word table that it receives. alike: as in `all_arrays`.
-    """
+    """Return the arrays that accumulate gradients of micro-batches, if an update has several; each has its weight's dtype, and the
+    shape of the rank's tensor-parallel slice: ZeRO does not divide them among data-parallel ranks. The last stage has one more, for
+    the word table that it receives. alike: as in `all_arrays`."""
     if config.train.accumulation == 1:
         return []
     summed = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
     if 0 < stage == config.parallel.stages - 1:
         summed.append(word_table(config))
     return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed, device=NPU) for a in summed]
+
+
+def arrays_of_step(config: Config, stage: int) -> list[Array]:
+    """Return all arrays that a rank has in a step: weights, Adam state, buffers of the active experts, gradient accumulators."""
+    return [*all_arrays(config, stage), *active_buffers(config, stage), *accumulator_arrays(config, stage)]
 
 
 def active_elements(config: Config, stage: int = 0) -> int:
@@ -181,14 +176,10 @@ def word_table(config: Config) -> Array:
 
 
 TENSOR_AXES = {
-    **{"embedding": 1, "positions": 1, "query_positions": 1},
-    **{
-        f"attention.{name}.{part}": axis
-        for name in ("query", "key", "value")
-        for part, axis in (("weight", 1), ("bias", 0))
-    },
-    "attention.output.weight": 0,
-    **{f"{ffn}{name}": 0 for ffn in ("", "ffn.") for name in ("w1", "b1", "w2")},
+    **dict.fromkeys(("embedding", "positions", "query_positions"), 1),
+    **{f"attention.{name}.weight": 1 for name in ("query", "key", "value")},
+    **{f"attention.{name}.bias": 0 for name in ("query", "key", "value")},
+    **{"attention.output.weight": 0, **{f"{ffn}{name}": 0 for ffn in ("", "ffn.") for name in ("w1", "b1", "w2")}},
 }
 """Axis that tensor parallelism divides, by the name of the array in its layer or in its expert; other arrays are whole."""
 
@@ -206,13 +197,9 @@ def _tables(config: Config, stage: int) -> Shapes:
     return {name: shape for name, shape in shapes.items() if name in has}
 
 
-def _used_as(config: Config, name: str) -> str:
-    """Return the dtype in which the network reads a dense weight, see `Array.used_as`."""
-    return "float32" if "norm." in name or name in _TABLES else config.train.compute_dtype
-
-
 def _dense_array(config: Config, count: int, name: str, shape: Shape) -> Array:
-    parallel, axis, used_as = config.parallel, tensor_axis(name), _used_as(config, name)
+    parallel, axis = config.parallel, tensor_axis(name)
+    used_as = "float32" if "norm." in name or name in _TABLES else config.train.compute_dtype
     computed = _divide(shape, axis, parallel.tensor)
     replicas = parallel.stage_ranks if axis is None else parallel.stage_ranks // parallel.tensor
     travels = name == "embedding" and parallel.stages > 1

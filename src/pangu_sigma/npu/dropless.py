@@ -15,9 +15,6 @@ rank, and every collective is written here. The group list, where a rank's own e
 An empty row belongs to the last expert and is all zeros, and so is its gradient; it changes no sum. That costs products of a few
 per cent of the rows, and no value is ever read from uninitialised memory.
 
-Nothing here has run on a device: it was compiled for one, and its arithmetic was run with a stand-in for GroupedMatmul, which has
-no CPU kernel.
-
 Shape suffixes: T tokens of a rank, H hidden, of which a tensor rank has h = H/tensor columns on the way, F ffn of a tensor rank, P
 expert ranks, A active experts of a rank, W rows that its experts multiply.
 """
@@ -123,9 +120,8 @@ class DroplessFFN(nn.Cell):
 
 
 class LocalDispatch(nn.Cell):
-    """Cell inside `DroplessDispatch` that computes on the slices of one rank: sends h of the H columns of the rank's tokens to the
-    P ranks of the expert group, and returns the W rows that arrive for its own experts, [W, h], sorted by expert. The arguments
-    are those of `DroplessDispatch`."""
+    """The part of `DroplessDispatch` on the slices of one rank: sends h of the H columns of the rank's tokens to the P ranks of the
+    expert group, and returns the W rows that arrive for its own experts, [W, h], sorted by expert."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -140,9 +136,8 @@ class LocalDispatch(nn.Cell):
 
 
 class LocalCombine(nn.Cell):
-    """Cell inside `DroplessCombine` that computes on the slices of one rank: sends h of the H columns of its experts' outputs, W
-    rows, back to the P ranks of the expert group, and returns the rows of its own tokens, [T, h]. Indices: as in
-    `DroplessDispatch`."""
+    """The part of `DroplessCombine` on the slices of one rank: sends h of the H columns of its experts' outputs, W rows, back to
+    the P ranks of the expert group, and returns the rows of its own tokens, [T, h]."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
         super().__init__()
@@ -157,8 +152,8 @@ class LocalCombine(nn.Cell):
 
 
 class LocalFFN(ActivatedFFN):
-    """Cell inside `DroplessFFN`, whose arguments it has, that computes on the slices of weights that one rank holds. It sums its
-    outputs over the tensor group, whose ranks divide F."""
+    """The part of `DroplessFFN` on the slices of weights of one rank. It sums its outputs over the tensor group, whose ranks divide
+    F."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__(activation)

@@ -24,11 +24,8 @@ from pangu_sigma.sections import Activation, ParallelConfig
 
 
 def compacted_experts(parallel: ParallelConfig, entries: int, activation: Activation) -> Experts:
-    """Return the three cells of an RRE layer on Ascend, dispatch, FFN and combine, for the layout `compacted`.
-
-    entries: length A of a rank's active list. In the arguments of the cells, `order` is (order_R, arrive_W) and `inverse` is
-    (inverse_T, leave_R) of an `ExchangePlan`. A rank sends R rows, and its experts multiply W rows.
-    """
+    """Return the three cells of an RRE layer on Ascend, dispatch, FFN and combine, for the layout `compacted`. entries: length A
+    of a rank's active list."""
     return Experts(CompactedDispatch(parallel, entries), PaddedFFN(activation), CompactedCombine(parallel, entries))
 
 
@@ -43,42 +40,16 @@ class CompactedDispatch(nn.Cell):
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
-        self.send, self.to_experts = ExpertDispatch(), ToExperts(parallel, entries)
+        self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
+        self.send, self.compact = ExpertDispatch(), ColumnGather()
+        self.pack, self.arrange, self.line_up = ops.Transpose(), ops.Transpose(), ops.Transpose()
 
     def construct(self, x_TH, order, inverse):
         order_R, arrive_W = order
         inverse_T, leave_R = inverse
-        return self.to_experts(self.send(x_TH, order_R, inverse_T), arrive_W, leave_R)
-
-
-class CompactedCombine(nn.Cell):
-    """Combine cell of an RRE layer on Ascend, compacted layout: sends the experts' outputs back to the ranks of their tokens, and
-    adds the residual. construct(rows, inverse, order, residual_TH) -> [T, H], with the indices of `CompactedDispatch`."""
-
-    def __init__(self, parallel: ParallelConfig, entries: int):
-        super().__init__()
-        self.take, self.to_tokens = ExpertCombine(), ToTokens(parallel, entries)
-
-    def construct(self, rows, inverse, order, residual_TH):
-        order_R, arrive_W = order
-        inverse_T, leave_R = inverse
-        return self.take(self.to_tokens(rows, leave_R, arrive_W), inverse_T, order_R, residual_TH)
-
-
-class ToExperts(nn.Cell):
-    """Cell inside `CompactedDispatch` that sends rows to the ranks of their experts: construct(rows_RH, arrive_W, leave_R) -> the
-    rows that `CompactedDispatch` returns. A rank sends R rows, and its experts multiply W rows. arrive: the sent row that becomes
-    each of the W rows; leave: its inverse."""
-
-    def __init__(self, parallel: ParallelConfig, entries: int):
-        super().__init__()
-        self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
-        self.pack, self.arrange, self.line_up = ops.Transpose(), ops.Transpose(), ops.Transpose()
-        self.compact = ColumnGather()
-
-    def construct(self, rows_RH, arrive_W, leave_R):
         groups, ranks, data, entries = self.sizes
-        hidden = F.shape(rows_RH)[-1]
+        hidden = F.shape(x_TH)[-1]
+        rows_RH = self.send(x_TH, order_R, inverse_T)
         rows = F.reshape(rows_RH, (groups, ranks, data, ranks, entries, -1, hidden))  # G Ps D Pd A C H
         rows = self.pack(rows, (0, 3, 1, 2, 4, 5, 6))  # G Pd Ps D A C H
         rows = self.arrange(rows, (0, 1, 3, 2, 4, 5, 6))  # G Pd D Ps A C H
@@ -88,17 +59,20 @@ class ToExperts(nn.Cell):
         return F.reshape(rows, (groups * ranks * entries, -1, hidden))
 
 
-class ToTokens(nn.Cell):
-    """Cell inside `CompactedCombine` that sends rows back to the ranks of their tokens: construct(rows, leave_R, arrive_W) ->
-    rows_RH. rows: in the shape that `ToExperts` returns. R, W, arrive and leave: as in `ToExperts`."""
+class CompactedCombine(nn.Cell):
+    """Combine cell of an RRE layer on Ascend, compacted layout: sends the experts' outputs back to the ranks of their tokens, and
+    adds the residual. construct(rows, inverse, order, residual_TH) -> [T, H]. rows: in the shape that `CompactedDispatch` returns;
+    the indices are those that it takes."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
         self.sizes = (parallel.groups, parallel.expert, parallel.data, entries)
+        self.take, self.spread = ExpertCombine(), ColumnGather()
         self.separate, self.unarrange, self.unpack = ops.Transpose(), ops.Transpose(), ops.Transpose()
-        self.spread = ColumnGather()
 
-    def construct(self, rows, leave_R, arrive_W):
+    def construct(self, rows, inverse, order, residual_TH):
+        order_R, arrive_W = order
+        inverse_T, leave_R = inverse
         groups, ranks, data, entries = self.sizes
         hidden = F.shape(rows)[-1]
         rows = F.reshape(rows, (groups, ranks, entries, data, -1, hidden))
@@ -107,4 +81,4 @@ class ToTokens(nn.Cell):
         rows = F.reshape(rows, (groups, ranks, data, ranks, entries, -1, hidden))  # G Pd D Ps A C H
         rows = self.unarrange(rows, (0, 1, 3, 2, 4, 5, 6))  # G Pd Ps D A C H
         rows = self.unpack(rows, (0, 2, 3, 1, 4, 5, 6))  # G Ps D Pd A C H
-        return F.reshape(rows, (-1, hidden))
+        return self.take(F.reshape(rows, (-1, hidden)), inverse_T, order_R, residual_TH)

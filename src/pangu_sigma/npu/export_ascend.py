@@ -24,14 +24,6 @@ _COMPILES = "PANGU_SIGMA_EXPORTS_FOR_ASCEND"
 """Environment variable that is set in the compiling process."""
 
 
-def _compile_elsewhere() -> int:
-    """Export in a process of its own, and return its exit status; its messages are on standard error."""
-    with_cann = "ASCEND_HOME_PATH" in os.environ
-    environment = (child_environment() if with_cann else ascend_environment(1, 0)) | {_COMPILES: "1"}
-    command = [sys.executable, "-m", "pangu_sigma.npu.export_ascend", *sys.argv[1:]]
-    return subprocess.run(command, env=environment).returncode
-
-
 def _compile(run: Path, output: Path, weights: StoredPrecision) -> int:
     from pangu_sigma.convert.mindir import export_mindir
     from pangu_sigma.npu.context import target_ascend
@@ -49,7 +41,9 @@ def main() -> int:
     parser.add_argument("weights", nargs="?", choices=["float32", "float16", "int8"], default="float16")
     options = parser.parse_args()
     if _COMPILES not in os.environ:
-        return _compile_elsewhere()
+        environment = child_environment() if "ASCEND_HOME_PATH" in os.environ else ascend_environment(1, 0)
+        command = [sys.executable, "-m", "pangu_sigma.npu.export_ascend", *sys.argv[1:]]
+        return subprocess.run(command, env=environment | {_COMPILES: "1"}).returncode
     status = exit_status(lambda: _compile(options.run, options.output, options.weights))
     sys.stderr.flush()
     os._exit(status)

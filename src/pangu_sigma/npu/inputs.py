@@ -20,42 +20,38 @@ ROWS = 6
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:
     """Return the number of slices along each axis of each input of the Ascend step: MindSpore's parallel strategies."""
     ranks = config.parallel.stage_ranks // config.parallel.tensor
-    by_row, by_rank = (ranks, 1), (ranks,)
-    batch = (by_row, by_row, by_row, by_rank, by_row, by_row, *[by_row] * bool(config.model.rows))
-    return (*batch, *[by_rank] * (len(plan_arrays(config)) * len(config.model.routed)))
+    return tuple((ranks, *(1,) * (len(shape) - 1)) for shape, _ in _inputs(config))
 
 
 def step_inputs(config: Config) -> tuple[Tensor, ...]:
     """Return zeros in the shapes of one rank's inputs, with which the Ascend step is compiled before there are data."""
+    return tuple(Tensor(np.zeros(shape, dtype)) for shape, dtype in _inputs(config))
+
+
+def _inputs(config: Config) -> list[tuple[tuple[int, ...], type]]:
+    """Return shape and dtype of each input of the step on a rank, in the order of `inputs_of`."""
     parallel, model, passes = config.parallel, config.model, config.train.accumulation
     sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     blocks = passes * config.data.domains_per_step // parallel.groups
-    ints = [(sequences, model.seq_length)] * 3 + [(blocks,), (sequences, model.seq_length)]
+    tokens, rows = (sequences, model.seq_length), (sequences * model.seq_length, model.hidden)
     lengths = {kind: plan_arrays(config, kind) for kind in model.kinds}
     plans = [(passes * lengths[kind][name],) for name in lengths["own"] for kind in model.routed]
-
-    def zeros(shape: tuple[int, ...]) -> Tensor:
-        return Tensor(np.zeros(shape, np.int32))
-
-    weights = Tensor(np.zeros((sequences, model.seq_length), np.float32))
-    e = Tensor(np.zeros((sequences * model.seq_length, model.hidden), np.float32))
-    return (*map(zeros, ints), weights, *[e] * bool(model.rows), *map(zeros, plans))
+    inputs: list[tuple[tuple[int, ...], type]] = [
+        (shape, np.int32) for shape in (tokens, tokens, tokens, (blocks,), tokens)
+    ]
+    inputs += [(shape, np.float32) for shape in (tokens, *[rows] * bool(model.rows))]
+    return inputs + [(shape, np.int32) for shape in plans]
 
 
 def inputs_of(batch: Batch, config: Config, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[np.ndarray, ...]:
     """Return a batch as the inputs of the Ascend step, its micro-batches concatenated. batch: sequences of this rank, with routing
     plans in an Ascend layout. e: the rows of its tokens, if the model has rows."""
+    of_batch = ("rows_GBS", "positions_GBS", "documents_GBS", "slots_GM", "labels_GBS", "weights_GBS")
+    of_rows = [e_GTH] if isinstance(e_GTH, np.ndarray) else []
     plans = [getattr(plan, name) for name in plan_arrays(config) for plan in batch.plans]
-    whole = (
-        batch.rows_GBS,
-        batch.positions_GBS,
-        batch.documents_GBS,
-        batch.slots_GM,
-        batch.labels_GBS,
-        batch.weights_GBS,
-        *([e_GTH] if isinstance(e_GTH, np.ndarray) else []),
+    return tuple(
+        array.reshape(-1, *array.shape[2:]) for array in (*(getattr(batch, n) for n in of_batch), *of_rows, *plans)
     )
-    return tuple(array.reshape(-1, *array.shape[2:]) for array in (*whole, *plans))
 
 
 def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
@@ -95,10 +91,8 @@ class StepSettings(nn.Cell):
 
 def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:
     """Return an int32 parameter of each length, which only host operators read."""
-    tables = [
-        Parameter(Tensor(np.zeros(length, np.int32)), f"{name}.{i}", requires_grad=False)
-        for i, length in enumerate(lengths)
-    ]
+    zeros = (Tensor(np.zeros(length, np.int32)) for length in lengths)
+    tables = [Parameter(zero, f"{name}.{i}", requires_grad=False) for i, zero in enumerate(zeros)]
     for table in tables:
         table.parallel_optimizer = False
     return ParameterTuple(tables)

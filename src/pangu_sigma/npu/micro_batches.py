@@ -5,7 +5,7 @@ cells of different stages, sends hidden states forward and gradients back, and o
 the two (1F1B).
 
 MindSpore requires the following in both cases: StridedSlice cuts the inputs, operators with a mark add the results, and every
-weight has a parameter `accu_grads.<its name>` that is zero before the step (`accumulators`).
+weight has a parameter `accu_grads.<its name>` that is zero before the step.
 """
 
 from __future__ import annotations
@@ -48,21 +48,22 @@ class MicroBatches(nn.Cell):
 
 class GradientAccumulation(nn.Cell):
     """Loss and gradients of the Ascend step over all micro-batches of an update.
-    construct(*inputs) -> (scaled loss of each block, gradients of this stage's weights, gradients of other stages' weights,
-    gradient of the rows of all tokens, () without rows)
-    inputs: the inputs of the step."""
+    construct(*inputs of the step) -> (scaled loss of each block, gradients of this stage's weights, gradients of other stages'
+    weights, gradient of the rows of all tokens, () without rows)"""
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
-        """network: cell that returns the scaled loss.
-        weights: the weights that this rank keeps.
-        received: weights of another stage whose gradients this rank computes."""
+        """network: cell that returns the scaled loss. weights: the weights that this rank keeps. received: weights of another stage
+        whose gradients this rank computes."""
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
         self.own, passes = len(weights), config.train.accumulation
         differentiated = ParameterTuple([*weights, *received])
         forward = network if passes == 1 else MicroBatches(network, passes, config.parallel)
         self.has_rows = bool(config.model.rows)
         self.loss_and_grads = ms.value_and_grad(forward, ROWS if self.has_rows else None, weights=differentiated)
-        self.accumulators = None if passes == 1 else accumulators(differentiated)
+        # in the dtypes of the weights; MindSpore finds them by the weights' names, which must be final
+        self.accumulators = None if passes == 1 else differentiated.clone("accu_grads", "zeros")
+        for total in self.accumulators or ():
+            total.requires_grad = False
         self.map = ops.HyperMap()
 
     def construct(self, *inputs):
@@ -95,11 +96,3 @@ def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Pr
                 cut.shard((strategy,))
         made.append(cut)
     return made[0], made[1]
-
-
-def accumulators(weights: ParameterTuple) -> ParameterTuple:
-    """Create a gradient accumulator for each weight, in its dtype. MindSpore finds it by the weight's name, which must be final."""
-    sums = weights.clone("accu_grads", "zeros")
-    for total in sums:
-        total.requires_grad = False
-    return sums

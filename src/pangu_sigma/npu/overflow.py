@@ -73,7 +73,6 @@ class OverflowCheck(nn.Cell):
         return norm, finite
 
     def sum_over_ranks(self, value):
-        """Return the sum of a value over the ranks of the run."""
         return value if self.all_reduce is None else self.all_reduce(value)
 
 

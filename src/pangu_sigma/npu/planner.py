@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.npu.capacity import Receivers, check_arrived, check_sent, exchange_plan, sent_rows
+from pangu_sigma.npu.capacity import Receivers, check_room, exchange_plan, sent_rows
 from pangu_sigma.npu.rows import Room, dispatch_layout, even_rows_received, room_of
 from pangu_sigma.ranks.layout import Layout, active_in_group, data_rank_of, share_of, takers_of_group
 from pangu_sigma.rre.plan import RoutingPlan, active_list
@@ -72,8 +72,9 @@ class ExchangePlanner:
             return
         names = [config.model.segment_name(n) for n in numbers]
         if room.sent is not None:
-            check_sent(sent_NGDK, room.sent, tokens, active_in_group(config, kind), names)
-        check_arrived(self._receivers[kind].arrived(sent_NGDK), room.arrived, even_rows_received(config, kind), names)
+            check_room(sent_NGDK, room.sent, tokens / active_in_group(config, kind), names, sent=True)
+        arrived, even = self._receivers[kind].arrived(sent_NGDK), even_rows_received(config, kind)
+        check_room(arrived, room.arrived, even, names, sent=False)
 
     def _receivers_of(self, kind: Segment) -> Receivers:
         stored, peers = self._config.stored_experts(kind), self._config.parallel.expert

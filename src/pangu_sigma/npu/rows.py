@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pangu_sigma.chips import CHIP_DATA
+from pangu_sigma.chips import CHIP_DATA, ChipData
 from pangu_sigma.config import Config
 from pangu_sigma.npu.capacity import Capacity, DispatchLayout
 from pangu_sigma.ranks.layout import active_entries, active_in_group
@@ -17,6 +17,11 @@ from pangu_sigma.sections import Segment
 
 Room = dict[Segment, Capacity]
 """Limits on the rows that ranks exchange, for each kind of segments."""
+
+
+def chip_of(config: Config) -> ChipData:
+    """Return the chip, with its server, that a configuration is for."""
+    return CHIP_DATA[config.parallel.chip]
 
 
 def tokens_of_rank(config: Config) -> int:
@@ -47,7 +52,7 @@ def dispatch_layout(config: Config) -> DispatchLayout:
     With stages every chip has the layout of 910A, because the other one needs a Morph (an operator that wraps a graph): if a weight
     goes into one, MindSpore 2.9 adds gradients of micro-batches in a circle, and does not compile the graph.
     """
-    return "dropless" if CHIP_DATA[config.parallel.chip].dropless and config.parallel.stages == 1 else "compacted"
+    return "dropless" if chip_of(config).dropless and config.parallel.stages == 1 else "compacted"
 
 
 def gather_operator(config: Config) -> Literal["ours", "cann"]:

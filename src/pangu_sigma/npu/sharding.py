@@ -51,10 +51,6 @@ Strategy = tuple[tuple[str | int, ...], ...]
 EXPERT_TENSORS: Strategy = (("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("E", 1, 1))
 """How ranks divide the tensors of the active experts of a segment."""
 
-BY_COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
-BY_ROWS: dict[str, Strategy] = {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))}
-"""Strategies of a `Linear` that is cut by columns (its output), or by rows (its input)."""
-
 
 def _erf(*axes: str) -> dict[str, Strategy]:
     """Return the strategies of the operators that an `ActivatedFFN` with erf has beside `activate`."""
@@ -102,14 +98,12 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     },
     Gather: {"gather": (("D", 1), ("D",), ("D", 1))},
     GatherAdd: {"gather": (("D", 1), ("D",), ("D", 1)), "gather_add": (("D", 1), ("D",), ("D", 1), ("D", 1))},
-    exchange.CompactedDispatch: {},
-    exchange.CompactedCombine: {},
-    exchange.ToExperts: {
+    exchange.CompactedDispatch: {
         "pack": (("G", "P", "R", 1, 1, 1, "T"),),
         "arrange": (("G", "P", 1, "R", 1, 1, "T"),),
         "line_up": (("G", "P", "R", 1, 1, "T"),),
     },
-    exchange.ToTokens: {
+    exchange.CompactedCombine: {
         "separate": (("G", "P", 1, "R", 1, "T"),),
         "unarrange": (("G", "P", "R", 1, 1, 1, "T"),),
         "unpack": (("G", 1, "P", "R", 1, 1, "T"),),
@@ -143,13 +137,12 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
 }
 """Strategy of each operator of each cell, by the name of the attribute that holds it."""
 
+_BY_COLUMNS: dict[str, Strategy] = {"matmul": (("D", 1), (1, "T")), "add": (("D", "T"), ("T",))}
 ROLES: dict[str, dict[str, Strategy]] = {
-    "query": BY_COLUMNS,
-    "key": BY_COLUMNS,
-    "value": BY_COLUMNS,
-    "output": BY_ROWS,
+    **dict.fromkeys(("query", "key", "value"), _BY_COLUMNS),
+    "output": {"matmul": (("D", "T"), ("T", 1)), "add": (("D", 1), (1,))},
 }
-"""Strategies of the four `Linear`s of an `Attention`."""
+"""Strategies of the four `Linear`s of an `Attention`: three are cut by columns (their output), one by rows (its input)."""
 
 
 def apply_strategies(network: ActiveExperts, config: Config, own: int) -> None:
@@ -214,15 +207,9 @@ def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[P
 
 def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
     """Return the number that each symbol of a strategy stands for."""
-    return {
-        "D": parallel.stage_ranks // parallel.tensor,
-        "T": parallel.tensor,
-        "E": parallel.groups * parallel.expert,
-        "G": parallel.groups,
-        "P": parallel.expert,
-        "R": parallel.data,
-        1: 1,
-    }
+    p = parallel
+    sizes: dict[str | int, int] = {"D": p.stage_ranks // p.tensor, "T": p.tensor, "E": p.groups * p.expert}
+    return sizes | {"G": p.groups, "P": p.expert, "R": p.data, 1: 1}
 
 
 def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:

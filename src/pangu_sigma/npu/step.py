@@ -7,14 +7,10 @@
     Update                 Adam of the dense parameters, loss scale                  here, device_adam.py
       → host               the gradients of experts: a worker updates those that had tokens   ecss/worker.py
 
-The worker goes on while the graph ends and the next step goes through the layers below; a look-up waits for its own segment.
-
-It differs from `training/step.py` where auto-parallel needs it. Auto-parallel shards the parameters that the network
-multiplies with. It shards nothing outside the network (norm, Adam), where every tensor is this rank's own; of the
-host's store, which is in no graph, a rank has its own part. With stages it removes from the whole graph every
-operator that touches a parameter of another stage, so nothing outside the network may read one. Nothing that the
-network reads may be written before it in the step: MindSpore 2.9 moves such reads to the front, where they find the
-values of the step before (tests/npu/plan/test_compile.py).
+It differs from `training/step.py` where auto-parallel needs it. Auto-parallel shards the parameters that the network multiplies
+with, and nothing outside the network (norm, Adam), where every tensor is this rank's own. With stages it removes from the whole
+graph every operator that touches a parameter of another stage, so nothing outside the network may read one. Nothing that the
+network reads may be written before it in the step (README.md).
 
 No cell here prefixes the names of its parameters with its own (`auto_prefix=False`): checkpoints, accumulators and the plan use the
 names that they are declared with.
@@ -82,10 +78,7 @@ class AscendStep(nn.Cell):
         apply_strategies(self.network, config, stage)
         dense = parameters_of_stage(network, config, stage)
         self.dense = DeviceAdam(config, dense)
-        weights = [
-            *dense,
-            *self.network.own(),
-        ]  # all are parameters for auto-parallel, so in one list; `Update` splits it again
+        weights = [*dense, *self.network.own()]  # parameters of auto-parallel, in one list; `Update` splits it again
         self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
         self.sum_common = SumOverGroups(weights, Groups(Layout(config.parallel), rank))
         self.verdict = OverflowCheck(weights, config.parallel)
@@ -110,33 +103,29 @@ class AscendStep(nn.Cell):
         """Give the network the loss scale, after another hand than the step's has set it."""
         self.network.scale.set_data(Tensor([float(self.scale.value.asnumpy())], ms.float32))
 
-    def take(self, rate: float, batch: Batch, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[Tensor, ...]:
+    def take(
+        self, rate: float, batch: Batch, e_GTH: np.ndarray | tuple[()] = (), learns: float = 1.0
+    ) -> tuple[Tensor, ...]:
         """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate. e: rows of its
-        tokens (`model.rows`)."""
-        self.prepare(rate, batch)
-        return self.run(batch, e_GTH)
+        tokens (`model.rows`). learns: 1.0, or 0.0 to update nothing."""
+        self.prepare(rate, batch, learns)
+        with self.store.step_guard():
+            result = self(*map(as_tensor, inputs_of(batch, self.config, e_GTH)))
+        if not self.config.ecss.by_worker(npu=True):
+            self.store.settle()
+        return result
 
     def of(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each block (sequences of one domain) of the rank. The training graph runs without updating.
 
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.
         """
-        self.prepare(0.0, batch, learns=0.0)
-        return self.run(batch, self.store.rows_of(batch.own_row_keys))[0].asnumpy()
+        return self.take(0.0, batch, self.store.rows_of(batch.own_row_keys), learns=0.0)[0].asnumpy()
 
     def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
-        """Write the settings of the next step, which takes `batch`, and tell the worker where the experts are. rate: learning rate.
-        learns: 1.0, or 0.0 to update nothing."""
+        """Write the settings of the next step, and tell the worker where the experts are. The arguments are those of `take`."""
         self.settings.write(rate, batch, learns)
         self.worker_update.register()
-
-    def run(self, batch: Batch, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[Tensor, ...]:
-        """Run the graph on the rank's share of a batch, which `prepare` took. e: as in `take`."""
-        with self.store.step_guard():
-            result = self(*map(as_tensor, inputs_of(batch, self.config, e_GTH)))
-        if not self.config.ecss.by_worker(npu=True):
-            self.store.settle()
-        return result
 
     def fill(self, seed: int) -> None:
         """Draw the experts' initial values from a seed; they do not depend on the number of stages, groups and expert ranks."""
@@ -195,13 +184,8 @@ def _network(config: Config, rank: int) -> PanGuSigma:
             return dropless_experts(groups, config.model.hidden, activation, gather_operator(config) == "cann")
         return compacted_experts(config.parallel, active_entries(config, kind), activation)
 
-    return PanGuSigma(
-        config.model,
-        config.slots,
-        getattr(ms, config.train.compute_dtype),
-        routed=routed,
-        dense=MatMulFFN,
-    )
+    dtype = getattr(ms, config.train.compute_dtype)
+    return PanGuSigma(config.model, config.slots, dtype, routed=routed, dense=MatMulFFN)
 
 
 def _columns(config: Config) -> Config:

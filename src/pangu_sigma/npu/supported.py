@@ -10,7 +10,7 @@ import os
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.npu.communicators import check_layout
-from pangu_sigma.npu.host.npus import missing_for_ascend
+from pangu_sigma.npu.host.access import Host, missing_for_ascend
 from pangu_sigma.npu.rows import dispatch_layout
 
 
@@ -49,9 +49,9 @@ def check_ascend(config: Config) -> None:
 
 def check_machine() -> None:
     """Raise ConfigError if this machine has no NPUs, or no driver for them."""
-    missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend()
+    missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend(Host())
     if missing is not None:
         raise ConfigError(
-            f"{argument('--device')} ascend: {missing.problem}; {missing.fix}, or train on the CPU. `pangu-sigma doctor --device "
+            f"{argument('--device')} ascend: {missing.found}; {missing.fix}, or train on the CPU. `pangu-sigma doctor --device "
             "ascend` checks all of it"
         )

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from helpers.ascend_host import AscendHost
 
-from pangu_sigma.npu.host import access
-from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host import npu_smi
+from pangu_sigma.npu.host.access import Host, missing_for_ascend
 from pangu_sigma.npu.host.checks import host_checks
-from pangu_sigma.npu.host.npus import missing_for_ascend
+from pangu_sigma.npu.host.environment import ChosenChip
 from pangu_sigma.results import Check
 
 NFS = "36 25 0:32 / {mount} rw,relatime shared:9 - nfs4 10.0.0.9:/runs rw,vers=4.1,hard,local_lock=none,addr=10.0.0.9\n"
@@ -39,7 +39,7 @@ def shared(machine: AscendHost, more: str = NFS) -> Path:
 @pytest.mark.parametrize(("chip", "npus"), [("910a", 8), ("910b", 8), ("910_93", 16), ("910b4", 1)])
 def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
     machine = AscendHost(tmp_path, chip, npus)
-    checks = list(host_checks(machine.host, chip, "--chip", shared(machine)))
+    checks = list(host_checks(machine.host, ChosenChip(chip, "--chip"), shared(machine)))
     assert [check for check in checks if not check.ok] == []
     assert [check.name for check in checks] == [
         *(
@@ -49,20 +49,17 @@ def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
             "CANN",
             "MindSpore's plugin",
             "ascend_ops",
-            "HCCL interface",
             "run folder",
         ),
     ]
     found = {check.name: check.found for check in checks}
     assert found["chip"].startswith(f"{npus} x Ascend 910")
     assert found["chip"].endswith("as --chip says")
-    assert found["HCCL interface"] == "enp61s0f0 (10.0.0.5), HCCL_SOCKET_IFNAME not set"
     assert "nfs4, with locks" in found["run folder"]
     assert found["ascend_ops"].endswith(f"calls of them are compiled into {machine.root}/tmp/kernels")
-    asked = machine.root / "dev", machine.environment, machine.root / "mindspore"
-    assert missing_for_ascend(*asked) is None
+    assert missing_for_ascend(machine.host) is None
     machine.remove("mindspore/lib/plugin/libmindspore_ascend.so.2")
-    assert missing_for_ascend(*asked).problem.startswith("MindSpore has no plugin for Ascend")
+    assert missing_for_ascend(machine.host).found.startswith("MindSpore has no plugin for Ascend")
 
 
 def gone(*names: str) -> Callable[[AscendHost], None]:
@@ -166,29 +163,19 @@ FAULTS = {
         variable(MS_COMPILER_CACHE_PATH="/proc/kernels"),
         "ascend_ops: MindSpore's g.. needs a folder: MS_COMPILER_CACHE_PATH /proc/kernels: cannot write into /proc: .*; export MS_",
     ),
-    # networks
-    "an address of another host": (
-        variable(HCCL_IF_IP="10.0.0.99"),
-        "HCCL interface: HCCL_IF_IP=10.0.0.99 is no address of this host; set it to an address of this host",
-    ),
-    "an interface that is not there": (
-        variable(HCCL_SOCKET_IFNAME="=eth0"),
-        "HCCL interface: HCCL_SOCKET_IFNAME==eth0: this host has no such interface .*here: lo, enp61s0f0, docker0",
-    ),
-    "an interface that is down": (
-        file("sys/class/net/enp61s0f0/operstate", "down\n"),
-        "HCCL interface: HCCL_SOCKET_IFNAME not set: HCCL takes enp61s0f0, which is down; set HCCL_SOCKET_IFNAME",
-    ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_is_named_with_what_to_do(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(access, "SECONDS", 0.3 if "hangs" in name else 30)
+    monkeypatch.setattr(npu_smi, "SECONDS", 0.3 if "hangs" in name else 30)
     machine = AscendHost(tmp_path, npus=2)
     break_it, message = FAULTS[name]
     break_it(machine)
-    told = [f"{check.name}: {check.found}; {check.fix}" for check in failed(machine.host, wanted="910b", by="--chip")]
+    told = [
+        f"{check.name}: {check.found}; {check.fix}"
+        for check in failed(machine.host, wanted=ChosenChip("910b", "--chip"))
+    ]
     patterns = message.split("\n")
     assert len(told) == len(patterns), told
     for line, pattern in zip(told, patterns, strict=True):
@@ -260,21 +247,12 @@ def test_our_operators_are_missed_where_cann_has_none_in_their_place(tmp_path):
     for chip in ("910a", "910b", "910_93"):
         machine = AscendHost(tmp_path / chip, chip, 2)
         machine.environment.pop("ASCEND_CUSTOM_OPP_PATH")
-        check = next(check for check in host_checks(machine.host, chip, "--chip") if check.name == "ascend_ops")
+        check = next(
+            check for check in host_checks(machine.host, ChosenChip(chip, "--chip")) if check.name == "ascend_ops"
+        )
         if chip == "910a":
             assert check.found == "ASCEND_CUSTOM_OPP_PATH names no folder vendors/pangu_sigma"
             assert check.fix.startswith("bash ascend_ops/build.sh")
         else:
             assert check.ok
             assert check.found.startswith("not installed; this chip needs none, but for stages or parallel.gather=ours")
-
-
-@pytest.mark.parametrize(
-    ("asked", "taken"),
-    [("enp", "enp61s0f0"), ("^enp,lo", "docker0"), ("=docker0", "docker0"), ("^=enp61s0f0", "docker0"), ("lo", "lo")],
-)
-def test_interfaces_are_matched_as_hccl_does(tmp_path, asked, taken):
-    machine = AscendHost(tmp_path, npus=2)
-    machine.environment["HCCL_SOCKET_IFNAME"] = asked
-    found = {check.name: check.found for check in host_checks(machine.host)}
-    assert found["HCCL interface"].startswith(f"{taken} (")

@@ -19,9 +19,11 @@ from pangu_sigma.npu.host.environment import (
     chip_environment,
     chip_in_environment,
     chip_of_host,
+    devices_of,
     known_chip,
     main,
 )
+from pangu_sigma.ranks.processes import LaunchError
 
 ROOT = Path(__file__).parents[3]
 
@@ -102,3 +104,11 @@ def test_the_page_and_the_container_file_name_what_is_there():
     assert len(files) > 10
     assert sorted(name for name in files if not (ROOT / name).exists()) == []
     assert len(page.splitlines()) <= 200
+
+
+def test_a_host_of_another_family_is_refused_with_the_chip_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", f"{AscendHost(tmp_path, '910b', 1).tools}:{os.environ['PATH']}")
+    with pytest.raises(
+        LaunchError, match=r"^parallel\.chip=910a: .* has Ascend 910B3 .*; use parallel\.chip=910b3, or"
+    ):
+        devices_of("910a").check(1)

@@ -4,48 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from helpers.ascend_host import AscendHost
 
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.config_file import config_path, load_config
-from pangu_sigma.npu.host import checks
+from pangu_sigma.npu.host.access import Host
 from pangu_sigma.npu.host.checks import node_checks, npus_if_any
-from pangu_sigma.npu.host.npus import MissingRequirement
 from pangu_sigma.results import Check
 
 
-def devices(folder: Path, number: int) -> Path:
-    """A /dev with so many NPUs."""
-    for name in [f"davinci{i}" for i in range(number)]:
-        (folder / name).touch()
-    return folder
-
-
 def test_a_machine_without_an_npu_passes(tmp_path: Path):
-    assert npus_if_any(tmp_path, {}) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
-    cann = npus_if_any(tmp_path, {"ASCEND_HOME_PATH": "/cann"})
+    assert npus_if_any(Host(tmp_path, {})) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
+    cann = npus_if_any(Host(tmp_path, {"ASCEND_HOME_PATH": "/cann"}))
     assert (cann.ok, cann.found) == (True, "no device, CANN in /cann; runs use the CPU")
-    other = npus_if_any(tmp_path, {"ASCEND_TOOLKIT_HOME": "", "ASCEND_HOME_PATH": "/cann"})
+    other = npus_if_any(Host(tmp_path, {"ASCEND_TOOLKIT_HOME": "", "ASCEND_HOME_PATH": "/cann"}))
     assert other == cann
 
 
 def test_devices_without_cann_fail_and_say_what_to_do(tmp_path: Path):
-    check = npus_if_any(devices(tmp_path, 2), {})
+    machine = AscendHost(tmp_path, npus=2)
+    machine.environment.clear()
+    check = npus_if_any(machine.host)
     assert not check.ok
     assert check.found.startswith("2 devices, no CANN: no CANN: neither ASCEND_TOOLKIT_HOME")
     assert "set_env.sh" in check.fix
 
 
-def test_devices_with_all_they_need_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checks, "missing_for_ascend", lambda dev, environment: None)
-    dev, environment = devices(tmp_path, 8), {"ASCEND_HOME_PATH": "/cann"}
-    assert npus_if_any(dev, environment).found == "8 devices, CANN in /cann"
-    monkeypatch.setattr(
-        checks, "missing_for_ascend", lambda dev, environment: MissingRequirement("MindSpore has no plugin", "do this")
-    )
-    check = npus_if_any(dev, environment)
-    assert (check.ok, check.fix) == (False, "do this")
+def test_devices_with_all_they_need_pass(tmp_path: Path):
+    machine = AscendHost(tmp_path, npus=8)
+    assert npus_if_any(machine.host) == Check("Ascend", True, f"8 devices, CANN in {machine.cann}")
+    machine.remove("mindspore/lib/plugin/libmindspore_ascend.so.2")
+    check = npus_if_any(machine.host)
+    assert (check.ok, "MindSpore has no plugin" in check.found) == (False, True)
+    assert check.fix.startswith("install the wheel")
 
 
 def chip_checks(machine: AscendHost, chip: str | None = None, run: Path | None = None) -> dict[str, Check]:

@@ -45,8 +45,8 @@ def check(config: Config) -> list[Compiled]:
     """What must hold of every plan; the step of the first rank of each stage."""
     parallel, passes = config.parallel, config.train.accumulation
     stages = [compile_step(config, rank) for rank in range(0, parallel.ranks, parallel.stage_ranks)]
-    plan = add_compiled(make_plan(config, parallel.ranks), stages)
-    assert plan.differences == []
+    plan = add_compiled(make_plan(config, parallel.ranks), config, stages)
+    assert plan["differences"] == []
     for stage, compiled in enumerate(stages):
         assert 2 / 3 < compiled.peak_gib / (compile_memory(config, compiled.rank) / GIB) < 4 / 3
         routed = len(rre_layers_of_stage(config, stage)) * len(config.model.segments)

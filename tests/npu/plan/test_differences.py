@@ -4,43 +4,45 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from helpers.small_clusters import by_hand
 
+from pangu_sigma.npu.cuts import arrays_of_step
 from pangu_sigma.npu.plan.compile import Compiled, CompiledCollective, PlacedParameter
 from pangu_sigma.npu.plan.differences import add_compiled
-from pangu_sigma.npu.plan.plan import Plan, format_plan, make_plan
+from pangu_sigma.npu.plan.plan import format_plan, make_plan
+from pangu_sigma.npu.plan.traffic import collectives
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan() -> dict[str, Any]:
     return make_plan(by_hand(), 4)
 
 
-def as_predicted(plan: Plan) -> Compiled:
+def as_predicted() -> Compiled:
     """A step of the only stage that is just as the plan has it."""
-    (stage,) = plan.stages
-    calls = [CompiledCollective(c.op, c.phase, c.group_size, c.count, c.nbytes, [0, 1]) for c in stage.collectives]
-    placed = [PlacedParameter(a.name, list(a.kept), a.dtype, a.device) for a in stage.arrays]
+    calls = [CompiledCollective(c.op, c.phase, c.group_size, c.count, c.nbytes, [0, 1]) for c in collectives(by_hand())]
+    placed = [PlacedParameter(a.name, list(a.kept), a.dtype, a.device) for a in arrays_of_step(by_hand(), 0)]
     stored = [array for array in placed if array.name.startswith("experts.")]
     used = [array for array in placed if array not in stored]
     handed = sorted(array.slice for array in used if array.name.startswith("active."))
     return Compiled(0, 12.0, 1.5, calls, used, stored, {"FetchStored": 1}, {}, {}, handed, [])
 
 
-def differences(plan: Plan, step: Compiled) -> list[str]:
-    found = add_compiled(plan, [step]).differences
+def differences(plan: dict[str, Any], step: Compiled) -> list[str]:
+    found = add_compiled(plan, by_hand(), [step])["differences"]
     assert found is not None
     return found
 
 
-def test_a_step_as_predicted_has_no_difference(plan: Plan):
-    assert differences(plan, as_predicted(plan)) == []
+def test_a_step_as_predicted_has_no_difference(plan: dict[str, Any]):
+    assert differences(plan, as_predicted()) == []
 
 
-def test_a_parameter_that_is_absent_cut_otherwise_or_elsewhere_is_named(plan: Plan):
-    step = as_predicted(plan)
+def test_a_parameter_that_is_absent_cut_otherwise_or_elsewhere_is_named(plan: dict[str, Any]):
+    step = as_predicted()
     table, positions, query, *others = step.parameters
     changed = replace(step, parameters=[replace(table, slice=[1, 2]), replace(positions, device="CPU"), *others])
     assert differences(plan, changed) == [
@@ -50,8 +52,8 @@ def test_a_parameter_that_is_absent_cut_otherwise_or_elsewhere_is_named(plan: Pl
     ]
 
 
-def test_calls_and_bytes_are_compared_by_operator_phase_and_group(plan: Plan):
-    step = as_predicted(plan)
+def test_calls_and_bytes_are_compared_by_operator_phase_and_group(plan: dict[str, Any]):
+    step = as_predicted()
     norm = next(c for c in step.collectives if c.phase == "norm")
     more = CompiledCollective("AllGather", "norm", 2, 1, 1000, [0, 1])
     changed = replace(step, collectives=[c for c in step.collectives if c is not norm] + [more])
@@ -61,34 +63,33 @@ def test_calls_and_bytes_are_compared_by_operator_phase_and_group(plan: Plan):
     ]
 
 
-def test_an_array_of_the_store_in_the_graph_is_named(plan: Plan):
-    step = as_predicted(plan)
+def test_an_array_of_the_store_in_the_graph_is_named(plan: dict[str, Any]):
+    step = as_predicted()
     first, *_ = step.stored
     assert differences(plan, replace(step, parameters=[*step.parameters, first])) == [
         f"{first.name} is in the graph of stage 0, whose NPUs would have a copy"
     ]
 
 
-def test_a_gradient_of_experts_that_is_lost_on_the_way_is_told(plan: Plan):
+def test_a_gradient_of_experts_that_is_lost_on_the_way_is_told(plan: dict[str, Any]):
     """MindSpore returned 0.0 for sums over micro-batches that no other rank shares."""
-    step = as_predicted(plan)
+    step = as_predicted()
     _, *others = step.handed
     assert differences(plan, replace(step, handed=[[], *others])) == [
         f"the gradients of experts on stage 0 have the shapes {[[], *others]}, predicted {step.handed}"
     ]
 
 
-def test_what_is_written_in_front_of_the_network_is_named(plan: Plan):
-    assert differences(plan, replace(as_predicted(plan), early_writes=["active.0.w1"])) == [
+def test_what_is_written_in_front_of_the_network_is_named(plan: dict[str, Any]):
+    assert differences(plan, replace(as_predicted(), early_writes=["active.0.w1"])) == [
         "active.0.w1 is written in front of the network of stage 0, which may read it before"
     ]
 
 
-def test_tree_and_text_of_a_compiled_plan_hold_what_mindspore_made(plan: Plan):
-    step = as_predicted(plan)
+def test_tree_and_text_of_a_compiled_plan_hold_what_mindspore_made(plan: dict[str, Any]):
+    step = as_predicted()
     first, *others = step.collectives
-    compiled = add_compiled(plan, [replace(step, collectives=[replace(first, nbytes=10**9), *others])])
-    tree = compiled.as_dict()
+    tree = add_compiled(plan, by_hand(), [replace(step, collectives=[replace(first, nbytes=10**9), *others])])
     assert json.loads(json.dumps(tree)) == tree
     assert tree["compiled"] == [{"rank": 0, "seconds": 12.0, "peak_gib": 1.5, "on_the_host": {"FetchStored": 1}}]
     assert tree["collectives"][0] == {
@@ -96,6 +97,6 @@ def test_tree_and_text_of_a_compiled_plan_hold_what_mindspore_made(plan: Plan):
         "ranks": [0, 1], "nbytes": 10**9, "stage": 0,
     }  # fmt: skip
     assert tree["parameters"][0].keys() == {"name", "slice", "dtype", "device", "stage"}
-    text = format_plan(compiled)
+    text = format_plan(tree)
     assert "FetchStored=1" in text
     assert f"differences: {tree['differences'][0]}" in text

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
-from pangu_sigma.npu.plan.memory import communicators, host_items, npu_items, total
+from pangu_sigma.npu.plan.memory import communicators, host_items, npu_items
 from pangu_sigma.npu.plan.suggest import with_parallel
 from pangu_sigma.npu.plan.traffic import collectives
 from pangu_sigma.npu.rows import capacity, exchanged_rows, multiplied_rows, tokens_of_rank
@@ -26,14 +26,6 @@ DENSE_KEPT = (TABLES + 2 * ATTENTION + FFN) // 2 + 2 * (ATTENTION_BIASES + 2 * N
 """Two replicas divide the matrices; vectors are whole."""
 
 
-def npu(config: Config) -> dict[str, int]:
-    return {item.name: item.nbytes for item in npu_items(config)}
-
-
-def host(config: Config) -> dict[str, int]:
-    return {item.name: item.nbytes for item in host_items(config)}
-
-
 def test_an_npu_counted_by_hand():
     config = by_hand()
     assert (tokens_of_rank(config), capacity(config)) == (8, 8)
@@ -41,7 +33,7 @@ def test_an_npu_counted_by_hand():
     every_layer = 8 * 8 * (2 + 8) + 4 * 2 * 8 * 4 + 2 * 1 * 4 * 4 * (4 + 2)
     dense = every_layer + 2 * 8 * 8 + 2 * 2 * 8 * 8
     routed = every_layer + 2 * 16 * 8 + 2 * 2 * 16 * 8 + 2 * 8 * 8
-    assert npu(config) == {
+    assert npu_items(config) == {
         "dense: weights": 4 * DENSE_KEPT,
         "dense: gradients": 4 * DENSE_KEPT,
         "dense: moments": 8 * DENSE_KEPT,
@@ -61,12 +53,12 @@ def test_an_npu_counted_by_hand():
 def test_logits_are_the_fullest_moment_of_a_large_vocabulary():
     """512 rows for 4 of 8 tokens, three times in float32; the slot and its gradient in float16."""
     config = by_hand(model={"slot_rows": 512})
-    assert npu(config)["largest transient"] == 3 * 4 * 4 * 512 + 2 * 2 * 512 * 8
+    assert npu_items(config)["largest transient"] == 3 * 4 * 4 * 512 + 2 * 2 * 512 * 8
 
 
 def test_recompute_keeps_inputs_and_one_layer():
     """The first layer's input and the query rows are still cut by hidden; the last norm is in no layer."""
-    plain, recomputed = npu(by_hand()), npu(with_parallel(by_hand(), recompute=True))
+    plain, recomputed = npu_items(by_hand()), npu_items(with_parallel(by_hand(), recompute=True))
     assert recomputed["activations kept"] == 2 * (8 * 8 + 2 * 8 * 4) + 4 * 8 * 8
     assert recomputed["largest transient"] == 2 * plain["largest transient"]
 
@@ -74,11 +66,11 @@ def test_recompute_keeps_inputs_and_one_layer():
 def test_gradients_are_summed_in_pieces_of_fusion_mib():
     """But not less than the largest, an FFN matrix, and not more than all but the embedding's. A single rank sums nothing."""
     for mib, expected in ((0, 4 * 2560 * 5120), (64, 64 << 20)):
-        found = npu(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [f"parallel.fusion_mib={mib}"]))
+        found = npu_items(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [f"parallel.fusion_mib={mib}"]))
         assert found["dense: gradients being summed"] == expected
     others = TABLES - 16 * 4 + 2 * (ATTENTION + ATTENTION_BIASES + 2 * NORM) + FFN_SLICE + NORM
-    assert npu(with_parallel(by_hand(), fusion_mib=64))["dense: gradients being summed"] == 4 * others
-    assert npu(by_hand(parallel={"expert": 1, "tensor": 1}))["dense: gradients being summed"] == 0
+    assert npu_items(with_parallel(by_hand(), fusion_mib=64))["dense: gradients being summed"] == 4 * others
+    assert npu_items(by_hand(parallel={"expert": 1, "tensor": 1}))["dense: gradients being summed"] == 0
 
 
 @settings(deadline=None)
@@ -98,21 +90,21 @@ def test_every_group_that_communicates_has_its_buffers(config: Config):
 
 def test_a_host_counted_by_hand():
     stored = 4 * 2 * FFN_SLICE
-    assert host(by_hand()) == {
+    assert host_items(by_hand()) == {
         "experts: weights": 4 * stored + 4 * 4 * 2,
         "experts: moments": 8 * stored,
         "rows on their way": 4 * 4 * 2 * FFN_SLICE,
         "processes": 4 * 4 * GIB,
         "operating system": 16 * GIB,
     }
-    assert host(by_hand(ecss={"moments": "bfloat16"}))["experts: moments"] == 4 * stored
-    assert host(by_hand(train={"accumulation": 2}))["rows on their way"] == 4 * 5 * 2 * FFN_SLICE
+    assert host_items(by_hand(ecss={"moments": "bfloat16"}))["experts: moments"] == 4 * stored
+    assert host_items(by_hand(train={"accumulation": 2}))["rows on their way"] == 4 * 5 * 2 * FFN_SLICE
 
 
 def test_experts_in_files_take_at_most_their_cache():
-    assert host(by_hand(ecss={"store": "file"}))["experts: mapped files"] == 12 * 4 * 2 * FFN_SLICE + 32
+    assert host_items(by_hand(ecss={"store": "file"}))["experts: mapped files"] == 12 * 4 * 2 * FFN_SLICE + 32
     small = by_hand(ecss={"store": "file", "cache_gib": 1e-6})
-    assert host(small)["experts: mapped files"] == int(4 * 1e-6 * GIB)
+    assert host_items(small)["experts: mapped files"] == int(4 * 1e-6 * GIB)
 
 
 ROWS = [{"order": 1, "rows": 5, "width": 2}, {"order": 2, "rows": 1 << 29, "width": 6, "kind": "own"}]
@@ -122,17 +114,17 @@ def test_rows_take_what_a_run_can_meet_on_every_rank():
     """4 sequences of 4 tokens a step: 160 tokens meet as many rows, each in a page of its own, or the only 5."""
     config = by_hand(model={"rows": ROWS}, train={"steps": 10})
     rows, whole = 5 * 7 * 4 + 160 * (19 * 4 + 4096), 4 * 4 * 8 * 4
-    assert host(config) == host(by_hand()) | {
+    assert host_items(config) == host_items(by_hand()) | {
         "rows: all that can be met": 4 * rows,
         "rows: gradients of the batch": 4 * whole,
     }
-    assert npu(config)["rows of tokens and their gradients"] == 8 * 8 * (4 + 4 + 2 * 2)  # of 8 tokens
+    assert npu_items(config)["rows of tokens and their gradients"] == 8 * 8 * (4 + 4 + 2 * 2)  # of 8 tokens
     twice = by_hand(model={"rows": ROWS}, train={"accumulation": 2})
-    assert npu(twice)["rows of tokens and their gradients"] == 8 * 8 * (2 * 4 * (1 + 2 + 1) + 2 * 2)
+    assert npu_items(twice)["rows of tokens and their gradients"] == 8 * 8 * (2 * 4 * (1 + 2 + 1) + 2 * 2)
 
 
 def test_without_ecss_all_stored_experts_are_on_the_npu():
-    with_ecss, without = npu(by_hand()), npu(by_hand(ecss={"enabled": False}))
+    with_ecss, without = npu_items(by_hand()), npu_items(by_hand(ecss={"enabled": False}))
     stored = 2 * FFN_SLICE
     experts = {name: nbytes for name, nbytes in without.items() if name.startswith("experts")}
     assert experts == {
@@ -144,14 +136,15 @@ def test_without_ecss_all_stored_experts_are_on_the_npu():
     rest = with_ecss.keys() - {"experts: active weights", "experts: gradients of the active"}
     assert all(with_ecss[name] == without[name] for name in rest)
     assert not any(
-        name.startswith("experts") and nbytes for name, nbytes in host(by_hand(ecss={"enabled": False})).items()
+        name.startswith("experts") and nbytes for name, nbytes in host_items(by_hand(ecss={"enabled": False})).items()
     )
 
 
 def test_a_host_of_sixteen_holds_what_two_hosts_of_eight_do():
     """But for what the system takes once."""
     eight, sixteen = (
-        host(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("parallel.chip", chip)])) for chip in ("910b", "910_93")
+        host_items(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [("parallel.chip", chip)]))
+        for chip in ("910b", "910_93")
     )
     once = {"operating system": 1}
     assert sixteen == {name: once.get(name, 2) * nbytes for name, nbytes in eight.items()}
@@ -161,14 +154,14 @@ def test_a_host_of_sixteen_holds_what_two_hosts_of_eight_do():
 @given(clusters())
 def test_recompute_never_needs_more(config: Config):
     assume(config.model.layers > 1)  # one layer alone is recomputed whole
-    kept, recomputed = (total(npu_items(with_parallel(config, recompute=r))) for r in (False, True))
+    kept, recomputed = (sum(npu_items(with_parallel(config, recompute=r)).values()) for r in (False, True))
     assert recomputed <= kept
 
 
 @settings(deadline=None)
 @given(clusters())
 def test_optimizer_parallelism_never_keeps_more_between_steps(config: Config):
-    whole, divided = (npu(with_parallel(config, optimizer=o)) for o in (False, True))
+    whole, divided = (npu_items(with_parallel(config, optimizer=o)) for o in (False, True))
     for name in ("dense: weights", "dense: gradients", "dense: moments"):
         assert divided[name] <= whole[name]
 
@@ -179,5 +172,5 @@ def test_more_sequences_and_more_capacity_never_need_less(config: Config, factor
     train = config.train.model_copy(update={"batch_size": factor * config.train.batch_size})
     larger = config.model_copy(update={"train": train})
     roomier = with_parallel(config, capacity_factor=factor * config.parallel.capacity_factor)
-    assert total(npu_items(config)) < total(npu_items(larger))
-    assert total(npu_items(config)) <= total(npu_items(roomier))
+    assert sum(npu_items(config).values()) < sum(npu_items(larger).values())
+    assert sum(npu_items(config).values()) <= sum(npu_items(roomier).values())

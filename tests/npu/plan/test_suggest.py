@@ -16,7 +16,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.plan.cost import step_time
-from pangu_sigma.npu.plan.memory import host_items, host_peak, npu_items, total
+from pangu_sigma.npu.plan.memory import host_items, host_peak, npu_items
 from pangu_sigma.npu.plan.suggest import fastest_layouts, fits, least_devices, suggest_layout, what_fits, with_parallel
 from pangu_sigma.sections import ParallelConfig
 
@@ -60,7 +60,7 @@ def every_layout(config: Config, devices: int) -> Iterator[Config]:
 
 def has_room(config: Config) -> bool:
     chip = CHIP_DATA[config.parallel.chip]
-    return total(npu_items(config)) <= chip.memory and total(host_items(config)) <= chip.host_memory
+    return sum(npu_items(config).values()) <= chip.memory and sum(host_items(config).values()) <= chip.host_memory
 
 
 def best_of_all(config: Config, devices: int) -> float | None:
@@ -190,7 +190,7 @@ def test_what_fits_is_the_least_change_that_fits():
     for batch, passes, room in ((128, 4, True), (256, 2, False), (512, 1, False)):
         train = config.train.model_copy(update={"batch_size": batch, "accumulation": passes})
         tried = config.model_copy(update={"train": train})
-        assert (total(npu_items(tried)) <= CHIP_DATA["910a"].memory) == room
+        assert (sum(npu_items(tried).values()) <= CHIP_DATA["910a"].memory) == room
 
 
 def test_stages_stay_where_they_come_out_even():
@@ -216,7 +216,7 @@ def test_what_fits_asks_the_host_too():
     config = with_parallel(shipped("sigma_1t"), **suggest_layout(shipped("sigma_1t"), 64).model_dump())
     assert what_fits(config) is None
     changed = config.train.model_copy(update={"batch_size": 64, "accumulation": 8})
-    needed = total(host_peak(config.model_copy(update={"train": changed})))
+    needed = sum(host_peak(config.model_copy(update={"train": changed})).values())
     assert needed > 2 * CHIP_DATA["910a"].host_memory
     assert least_devices(config) == 256
 

@@ -1,27 +1,24 @@
-"""Access to a host for its checks: files below a root, and tools of the vendor and of the system. Tests replace both."""
+"""A host of NPUs for its checks: its files, tools and environment, and what it lacks for NPUs, from files and without loading
+libraries."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SECONDS = 30.0
-"""Timeout of a host's tool in seconds; our choice. npu-smi takes 1 or 2 s, and hangs if the driver hangs."""
+from pangu_sigma.results import Check, failed, passed
+
+_CANN_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
+"""Environment variables that CANN's set_env.sh sets to its folder."""
+_DRIVER_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
+"""Device nodes of the NPUs' driver: its manager, memory shared with the host, and the channel to the NPUs."""
 _TOOL_FOLDERS = ("usr/local/Ascend/driver/tools", "usr/local/sbin", "usr/local/bin")
 """Folders where the driver's package puts its tools; not every PATH has them."""
-
-
-class ToolError(Exception):
-    """Error of a host's tool that is missing, fails, or does not end. fix: advice to the user."""
-
-    def __init__(self, problem: str, fix: str):
-        super().__init__(problem)
-        self.fix = fix
 
 
 @dataclass(frozen=True)
@@ -36,55 +33,66 @@ class Host:
     mindspore: Path | None = None
     mindspore_version: str = field(default_factory=lambda: _version("mindspore"))
 
-    def path(self, name: str) -> Path:
-        """Return the path of a file or folder of the host, such as `/etc/hccn.conf`."""
-        return self.root / name.lstrip("/")
+    @property
+    def npus(self) -> list[str]:
+        """Names of the NPUs' device nodes, one for each NPU."""
+        return sorted(path.name for path in (self.root / "dev").glob("davinci[0-9]*"))
 
-    def read(self, name: str) -> str | None:
-        """Return the text of a file; None if it is missing or cannot be read."""
-        try:
-            return self.path(name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
+    @property
+    def cann(self) -> Path | None:
+        """Folder of CANN from the environment, which may be missing; None if CANN is not set up."""
+        return next((Path(self.environment[name]) for name in _CANN_VARIABLES if self.environment.get(name)), None)
 
     def tool(self, name: str) -> str | None:
         """Return the path of a tool; None if it is neither on PATH nor in the NPU driver's folders."""
         folders = [self.environment.get("PATH", os.defpath), *(str(self.root / folder) for folder in _TOOL_FOLDERS)]
         return shutil.which(name, path=os.pathsep.join(folders))
 
-    def run(self, name: str, *arguments: str) -> str:
-        """Run a tool of the host and return its output. Raises ToolError if the tool is missing, fails, or does not end."""
-        command = " ".join([name, *arguments])
-        program = self.tool(name)
-        if program is None:
-            raise ToolError(
-                f"{name} is not on PATH", f"{_WHOSE.get(name, f'install {name}')}, or add its folder to PATH"
-            )
-        try:
-            done = subprocess.run(
-                [program, *arguments], env=dict(self.environment), capture_output=True, text=True, timeout=SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            raise ToolError(
-                f"{command} did not answer in {SECONDS:g} s", "the driver hangs: see dmesg, restart the host"
-            ) from None
-        except OSError as error:
-            raise ToolError(f"{command}: {error.strerror}", f"let this user run {program}") from error
-        if done.returncode:
-            message = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-            raise ToolError(f"{command} ended with {done.returncode}, saying: {message}", f"mend what {name} names")
-        return done.stdout
+    def paths(self, variable: str) -> list[Path]:
+        """Return the folders that an environment variable lists."""
+        return [Path(path) for path in self.environment.get(variable, "").split(os.pathsep) if path]
 
 
-_WHOSE = {
-    "npu-smi": "install the Ascend driver, or mount its npu-smi, tools and libraries into the container",
-}
+def missing_for_ascend(host: Host) -> Check | None:
+    """Return the first failed check of what NPUs need; None if nothing is missing, as far as files tell."""
+    return next((check for check in (devices(host), toolkit(host), plugin(host)) if not check.ok), None)
 
 
-def assignments(text: str) -> dict[str, str]:
-    """Parse the `key=value` lines of a text to a dict."""
-    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
+def devices(host: Host) -> Check:
+    """Check that /dev has the device nodes of NPUs and of their driver, open to this user."""
+    nodes, dev = host.npus, host.root / "dev"
+    if not nodes:
+        return failed(
+            f"no NPU: {dev} has no davinci0", "install the Ascend driver, or pass the devices on to the container"
+        )
+    if absent := [node for node in _DRIVER_NODES if not (dev / node).exists()]:
+        fix = "load the driver (`npu-smi info` does), or pass them on to the container: --device /dev/NAME"
+        return failed(f"{len(nodes)} NPUs, but /dev has no {', '.join(absent)}", fix)
+    if closed := [name for name in (*nodes, *_DRIVER_NODES) if not os.access(dev / name, os.R_OK | os.W_OK)]:
+        return failed(f"{', '.join(closed)}: no permission", "add this user to the group of the driver, HwHiAiUser")
+    return passed(f"{len(nodes)}, open to this user")
+
+
+def toolkit(host: Host) -> Check:
+    """Check that programs of this shell can use CANN."""
+    if host.cann is None:
+        fix = "install CANN, then `source <its folder>/set_env.sh` in this shell"
+        return failed(f"no CANN: neither {' nor '.join(_CANN_VARIABLES)} is set", fix)
+    if not any(host.cann.glob("**/libascendcl.so")):
+        fix = "CANN was moved or removed: source the set_env.sh of the one that is installed"
+        return failed(f"{host.cann} has no libascendcl.so", fix)
+    return passed(str(host.cann))
+
+
+def plugin(host: Host) -> Check:
+    """Check that MindSpore has its Ascend plugin."""
+    spec = importlib.util.find_spec("mindspore")  # finds, and does not import
+    installed = Path(spec.origin).parent if spec and spec.origin else Path("mindspore")
+    folder = (host.mindspore or installed) / "lib" / "plugin"
+    if not any(folder.glob("libmindspore_ascend.so*")):
+        fix = "install the wheel of MindSpore for this CPU and Python that has it: pip install -r requirements.txt"
+        return failed(f"MindSpore has no plugin for Ascend in {folder}", fix)
+    return passed(f"of MindSpore {host.mindspore_version}")
 
 
 def _version(package: str) -> str:

@@ -1,36 +1,42 @@
-"""All checks of a host with NPUs, in the order to read them: later ones need earlier ones."""
+"""All checks of a host with NPUs, in the order to read them: its NPUs, the software, and the storage of a run folder."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import fcntl
+import re
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from pangu_sigma.checkpoint.run_folder import run_config
-from pangu_sigma.chips import Chip, family
-from pangu_sigma.npu.host import npu_checks as npu
-from pangu_sigma.npu.host import shared_checks as shared
+from pangu_sigma.chips import CHIP_DATA, Chip, family
 from pangu_sigma.npu.host import software_checks as software
-from pangu_sigma.npu.host.access import Host, ToolError
+from pangu_sigma.npu.host.access import Host, devices, missing_for_ascend, plugin
 from pangu_sigma.npu.host.environment import ChosenChip, chip_in_environment
-from pangu_sigma.npu.host.npu_smi import Npu, chip_called, list_npus
-from pangu_sigma.npu.host.npus import DEV, cann, missing_for_ascend, npus
-from pangu_sigma.results import Check, failed
+from pangu_sigma.npu.host.npu_smi import Npu, Unanswered, chip_called, list_npus
+from pangu_sigma.results import Check, failed, passed
 from pangu_sigma.stored.open import kind_of
 
+_MB = 1 << 20
+_SHARED = re.compile(
+    r"nfs|lustre|ceph|gpfs|beegfs|cifs|smb|glusterfs|wekafs|juicefs|dpc|ocfs2|gfs2|orangefs|panfs|9p|virtiofs"
+)
+"""File systems that several hosts may mount at once."""
+_OWN_LOCKS = {"nolock", "noflock", "localflock", "local_lock=all", "local_lock=flock"}
+"""Mount options of NFS and Lustre with which locks are local to this host, or not available."""
 
-def npus_if_any(dev: Path = DEV, environment: Mapping[str, str] = os.environ) -> Check:
-    """Check the NPUs and their software. A machine without NPUs passes, since everything runs on the CPU."""
-    devices, toolkit = npus(dev), cann(environment)
-    found = [f"{len(devices)} devices" if devices else "no device", f"CANN in {toolkit}" if toolkit else "no CANN"]
-    if not devices:
-        return Check("Ascend", True, ", ".join(found) + "; runs use the CPU")
-    missing = missing_for_ascend(dev, environment)
-    if missing is None:
-        return Check("Ascend", True, ", ".join(found))
-    return Check("Ascend", False, f"{', '.join(found)}: {missing.problem}", missing.fix)
+
+def npus_if_any(host: Host | None = None) -> Check:
+    """Check the NPUs and their software. A machine without NPUs passes, since everything runs on the CPU. host: None for this
+    machine."""
+    host = host or Host()
+    devices_found = f"{len(host.npus)} devices" if host.npus else "no device"
+    found = f"{devices_found}, CANN in {host.cann}" if host.cann else f"{devices_found}, no CANN"
+    if not host.npus:
+        return Check("Ascend", True, f"{found}; runs use the CPU")
+    missing = missing_for_ascend(host)
+    return Check("Ascend", False, f"{found}: {missing.found}", missing.fix) if missing else Check("Ascend", True, found)
 
 
 def node_checks(host: Host, chip: Chip | None = None, run: Path | None = None) -> Iterator[Check]:
@@ -42,42 +48,110 @@ def node_checks(host: Host, chip: Chip | None = None, run: Path | None = None) -
         configured = ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")
     if requested and configured and family(requested.name) != family(configured.name):
         found = f"{configured.by} says {configured.name}, and {requested.by} {requested.name}"
-        yield Check(
-            "configured chip", False, found, "say the same in both: parallel.chip in the configuration, or --chip"
-        )
-    expected = requested or configured
-    yield from host_checks(host, expected.name if expected else None, expected.by if expected else "", run)
+        fix = "say the same in both: parallel.chip in the configuration, or --chip"
+        yield Check("configured chip", False, found, fix)
+    yield from host_checks(host, requested or configured, run)
 
 
-def host_checks(host: Host, wanted: Chip | None = None, by: str = "", run: Path | None = None) -> Iterator[Check]:
+def host_checks(host: Host, wanted: ChosenChip | None = None, run: Path | None = None) -> Iterator[Check]:
     """Run all checks of an Ascend host. A fault is reported once; checks that it makes impossible are skipped.
 
-    wanted: the expected chip; None for any chip. by: origin of `wanted`, for messages. run: run folder whose storage is checked.
+    wanted: the expected chip; None for any chip. run: run folder whose storage is checked.
     """
-    listed: list[Npu] = []
-    checks: list[tuple[str, Callable[[], Check]]] = [("NPU devices", lambda: npu.devices(host, listed))]
+    listed, silent = list[Npu](), None
     try:
         listed = list_npus(host)
-    except ToolError as silent:
-        checks += [("npu-smi", partial(failed, str(silent), silent.fix))]
-    chip = wanted or (chip_called(listed[0].name) if listed else None)
-    if listed:
-        checks += [("chip", partial(npu.chip, listed, wanted, by)), ("NPU health", partial(npu.health, listed))]
-    checks += [("CANN", partial(software.toolkit, host, chip)), ("MindSpore's plugin", partial(software.plugin, host))]
-    if chip is not None:
-        checks += [("ascend_ops", partial(software.operators, host, chip))]
-    checks += [("HCCL interface", partial(shared.interface, host))]
-    if run is not None:
-        checks += [("run folder", partial(shared.run_folder, host, run))]
-    for name, check in checks:
-        yield replace(_look(check), name=name)
+    except Unanswered as error:
+        silent = failed(str(error), error.fix)
+    found = chip_called(listed[0].name) if listed else None
+    chip = wanted.name if wanted else found
+    checks = {
+        "NPU devices": _devices(host, listed),
+        "npu-smi": silent,
+        "chip": _chip(listed, found, wanted) if listed else None,
+        "NPU health": _health(listed) if listed else None,
+        "CANN": software.cann(host, chip),
+        "MindSpore's plugin": plugin(host),
+        "ascend_ops": software.operators(host, chip) if chip else None,
+        "run folder": _run_folder(host, run) if run else None,
+    }
+    yield from (replace(check, name=name) for name, check in checks.items() if check is not None)
 
 
-def _look(check: Callable[[], Check]) -> Check:
-    """Run a check; a tool without an answer and a malformed file count as failed checks."""
+def _devices(host: Host, listed: list[Npu]) -> Check:
+    """Check the device nodes, which are as many as npu-smi lists NPUs. listed: empty if npu-smi failed."""
+    check = devices(host)
+    if check.ok and listed and len(listed) != len(host.npus):
+        fix = "an NPU that only /dev has is lost: see dmesg, restart the host; else pass the others on to the container"
+        return failed(f"{len(host.npus)} in /dev, and npu-smi lists {len(listed)}", fix)
+    return check
+
+
+def _chip(listed: list[Npu], known: Chip | None, wanted: ChosenChip | None) -> Check:
+    """Check that the chip is the expected one, and that the number of NPUs and their memory are those of a server.
+
+    known: the first NPU's chip. wanted: the expected chip; None for any chip.
+    """
+    names = sorted({npu.name for npu in listed})
+    if len(names) > 1 or known is None:
+        return failed(f"npu-smi names {', '.join(names)}", "use NPUs of one kind: 910A, 910B or 910_93 (Ascend910)")
+    data, found = CHIP_DATA[known], f"{len(listed)} x {CHIP_DATA[known].title} (npu-smi: {names[0]})"
+    if wanted and family(wanted.name) != family(known):
+        fix = f"use --chip {known}, in the configuration parallel.chip={known}, or another machine"
+        return failed(f"{found}; {wanted.by} says {wanted.name}", fix)
+    if len(listed) not in (1, 2, 4, 8, data.per_host):  # of a host, MindSpore takes these numbers
+        fix = "an NPU that npu-smi does not list is lost: see dmesg and `lspci -d 19e5:`, restart the host"
+        return failed(f"{found}; a server has {data.per_host}", fix)
+    planned = wanted.name if wanted else known
+    total, expected = min(npu.total for npu in listed), CHIP_DATA[planned].memory // _MB
+    if total < expected:
+        fix = "plan for the chip that is here: --chip, whose memory `plan` counts with"
+        return failed(f"{found}; HBM of {total} MB, and {planned} is planned with {expected} MB", fix)
+    if wanted is None:
+        return passed(found)
+    same = CHIP_DATA[wanted.name] == data
+    return passed(f"{found}, as {wanted.by} says" if same else f"{found}; {wanted.by} says {wanted.name}, another bin")
+
+
+def _health(listed: list[Npu]) -> Check:
+    """Check that the driver reports the health of every NPU as OK."""
+    ill = [npu for npu in listed if npu.health != "OK"]
+    if not ill:
+        return passed(f"all {len(listed)} OK")
+    one = f"-i {ill[0].card} -c {ill[0].chip}"
+    fix = f"`npu-smi info -t health {one}` has the error code; reset it by `npu-smi set -t reset {one}`; if it stays, leave "
+    return failed(", ".join(f"NPU {npu.number} {npu.health}" for npu in ill), fix + "this host out")
+
+
+def _run_folder(host: Host, folder: Path) -> Check:
+    """Check that the run folder is on storage that all nodes share, where a lock that one node holds is seen by the others."""
+    if not folder.is_dir():
+        return failed(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
+    kind, options = _mount_of(host, folder.resolve())
     try:
-        return check()
-    except ToolError as silent:
-        return failed(str(silent), silent.fix)
-    except (OSError, ValueError) as problem:
-        return failed(f"{type(problem).__name__}: {problem}", "mend what the message names")
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor_") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        fix = "use a folder that this user may write and whose file system has locks"
+        return failed(f"{folder} ({kind}): {error.strerror}", fix)
+    if not _SHARED.search(kind):
+        fix = "put it on storage that all nodes mount: NFS, Lustre, …"
+        return failed(f"{folder} is on {kind}, a disk of this host", fix)
+    if own := sorted(_OWN_LOCKS & options):
+        fix = "mount it with locks that all nodes see: NFS without nolock and local_lock, Lustre with flock"
+        return failed(f"{folder} is on {kind}, mounted with {', '.join(own)}", fix)
+    return passed(f"{folder} on {kind}, with locks")
+
+
+def _mount_of(host: Host, folder: Path) -> tuple[str, set[str]]:
+    """Return the file system and the options of a folder's mount, from /proc/self/mountinfo (see proc(5))."""
+    deepest, kind, options = -1, "an unknown file system", set[str]()
+    table = host.root / "proc/self/mountinfo"
+    for line in table.read_text(encoding="utf-8", errors="replace").splitlines() if table.is_file() else ():
+        left, _, right = line.partition(" - ")
+        _, _, _, _, point, own, *_ = left.split()
+        mounted = Path(point.encode().decode("unicode_escape"))  # blanks are \040
+        if folder.is_relative_to(mounted) and len(mounted.parts) >= deepest:
+            kind, _, more = right.split(maxsplit=2)
+            deepest, options = len(mounted.parts), {*own.split(","), *more.split(",")}
+    return kind, options

@@ -1,4 +1,4 @@
-"""Environment variables that CANN, HCCL and MindSpore read on Ascend, by chip, and detection of the chip.
+"""Environment variables that CANN, HCCL and MindSpore read on Ascend, by chip, detection of the chip, and the NPUs of a launch.
 
 A variable that is set already keeps its value. The launcher gives them to its ranks; `run_scripts/ascend_env.sh` takes them from
 here for any other shell: as a program this prints them. They are from CANN's documentation of environment variables; none of them
@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
+from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip, family
 from pangu_sigma.errors import UserError
-from pangu_sigma.npu.host.access import Host, ToolError
-from pangu_sigma.npu.host.npu_smi import chip_called, list_npus
+from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.npu_smi import Unanswered, chip_called, list_npus
+from pangu_sigma.ranks.launch import Devices
+from pangu_sigma.ranks.processes import LaunchError
 
 CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
 """Environment variable with the name of the Ascend chip."""
@@ -75,9 +79,8 @@ def chip_in_environment(environment: Mapping[str, str]) -> ChosenChip | None:
 
 def known_chip(name: str, source: str) -> Chip:
     """Check that a name is that of a chip, and return it. source: origin of the name, for the message. Raises UnknownChip."""
-    for chip in CHIP_NAMES:
-        if name == chip:
-            return chip
+    if found := next((chip for chip in CHIP_NAMES if name == chip), None):
+        return found
     raise UnknownChip(f"{source}={name} is not a chip: {', '.join(CHIP_NAMES)}")
 
 
@@ -85,31 +88,50 @@ def chip_of_host(host: Host) -> ChosenChip | None:
     """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if the NPUs are unknown or of several chips."""
     try:
         names = {npu.name for npu in list_npus(host)}
-    except ToolError:
+    except Unanswered:
         return None
     chip = chip_called(names.pop()) if len(names) == 1 else None
     return ChosenChip(chip, "npu-smi info") if chip else None
 
 
-def main(arguments: list[str], host: Host) -> str:
-    """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for a chip.
+def devices_of(chip: Chip) -> Devices:
+    """Return the NPUs of ranks that are launched on nodes of this chip."""
+    data = CHIP_DATA[chip]
+    return Devices(
+        data.title, f"parallel.chip={chip}", data.per_host, chip_environment(chip), partial(_check_node, chip)
+    )
 
-    The chip is named by the first argument, else by PANGU_SIGMA_CHIP, else by npu-smi; else it is 910A. It is printed
-    to standard error. Raises UnknownChip.
+
+def _check_node(chip: Chip, ranks: int) -> None:
+    """Raise LaunchError if npu-smi lists NPUs of another family, or if this node has fewer NPUs than `ranks`."""
+    host, name = Host(), socket.gethostname()
+    detected = chip_of_host(host)
+    if detected is not None and family(detected.name) != family(chip):
+        raise LaunchError(
+            f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {name} has "
+            f"{CHIP_DATA[detected.name].title} ({detected.by}); use parallel.chip={detected.name}, or other nodes"
+        )
+    found = len(host.npus)
+    if found < ranks:
+        raise LaunchError(
+            f"{name} has {found} NPUs and is to run {ranks} ranks, one on each; take more nodes, or change the "
+            "parallel section"
+        )
+
+
+def main(arguments: list[str], host: Host) -> str:
+    """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for the chip that the
+    first argument, else PANGU_SIGMA_CHIP, else npu-smi names; else it is 910A. It is printed to standard error. Raises UnknownChip.
     """
-    environment = host.environment
     if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
         chosen = ChosenChip(known_chip(arguments[0], "chip"), "the argument")
     else:
         nobody = ChosenChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor npu-smi")
-        chosen = chip_in_environment(environment) or chip_of_host(host) or nobody
+        chosen = chip_in_environment(host.environment) or chip_of_host(host) or nobody
     print(f"chip {chosen.name} ({CHIP_DATA[chosen.name].title}), said by {chosen.by}", file=sys.stderr)
     variables = {CHIP_VARIABLE: chosen.name} | chip_environment(chosen.name)
-    return "\n".join(
-        f"export {name}={shlex.quote(value)}"
-        for name, value in variables.items()
-        if name == CHIP_VARIABLE or name not in environment
-    )
+    new = {name: value for name, value in variables.items() if name == CHIP_VARIABLE or name not in host.environment}
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in new.items())
 
 
 if __name__ == "__main__":

@@ -11,10 +11,14 @@ Two lines an NPU; only 910_93 has Phy-ID, because two of its NPUs are in one pac
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
 
 from pangu_sigma.chips import Chip
-from pangu_sigma.npu.host.access import Host, ToolError
+from pangu_sigma.npu.host.access import Host
+
+SECONDS = 30.0
+"""Timeout of npu-smi in seconds; our choice. It takes 1 or 2 s, and hangs if the driver hangs."""
 
 _BIN = re.compile(r"910B([1-4])")
 _FIRST = ("910A", "910B", "910PROA", "910PROB", "910PREMIUMA", "910")
@@ -34,35 +38,53 @@ class Npu:
     total: int
 
 
+class Unanswered(Exception):
+    """Error of npu-smi that is missing, fails, or does not end. fix: advice to the user."""
+
+    def __init__(self, problem: str, fix: str):
+        super().__init__(problem)
+        self.fix = fix
+
+
 def list_npus(host: Host) -> list[Npu]:
-    """Return the NPUs that npu-smi lists, by ascending number. Raises ToolError, also if there is no NPU."""
-    if listed := npus_in(host.run("npu-smi", "info")):
+    """Return the NPUs that npu-smi lists, by ascending number. Raises Unanswered, also if there is no NPU."""
+    program = host.tool("npu-smi")
+    if program is None:
+        fix = "install the Ascend driver, or mount its npu-smi, tools and libraries into the container, or add its folder to PATH"
+        raise Unanswered("npu-smi is not on PATH", fix)
+    try:
+        done = subprocess.run(
+            [program, "info"], env=dict(host.environment), capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        problem = f"npu-smi info did not answer in {SECONDS:g} s"
+        raise Unanswered(problem, "the driver hangs: see dmesg, restart the host") from None
+    if done.returncode:
+        message = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise Unanswered(f"npu-smi info ended with {done.returncode}, saying: {message}", "mend what npu-smi names")
+    if listed := npus_in(done.stdout):
         return listed
-    fix = "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
-    raise ToolError("npu-smi info lists no NPU", fix)
+    raise Unanswered(
+        "npu-smi info lists no NPU", "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
+    )
 
 
 def npus_in(text: str) -> list[Npu]:
     """Parse the NPUs in the output of `npu-smi info`."""
     listed: list[Npu] = []
-    above: list[str] = []
+    above: list[str] = []  # the cells of the first line of an NPU
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        numbers = cells[0].split()
+        numbers = cells[0].split()  # of the second line the chip and, if given, its physical number
         if len(cells) == 3 and ":" in cells[1] and above and all(number.isdigit() for number in numbers):
-            listed.append(_npu(above, cells, numbers))
+            card, name = above[0].split()
+            total = _TOTAL.findall(cells[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
+            number = numbers[1] if len(numbers) > 1 else card
+            listed.append(Npu(int(number), int(card), int(numbers[0]), name, above[1], int(total)))
             above = []
         elif len(cells) == 3 and len(numbers) == 2 and numbers[0].isdigit():
             above = cells
     return sorted(listed, key=lambda npu: npu.number)
-
-
-def _npu(above: list[str], below: list[str], numbers: list[str]) -> Npu:
-    """above, below: the cells of the NPU's two lines. numbers: of the lower one, the chip and, if given, its physical number."""
-    card, name = above[0].split()
-    total = _TOTAL.findall(below[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
-    number = numbers[1] if len(numbers) > 1 else card
-    return Npu(int(number), int(card), int(numbers[0]), name, above[1], int(total))
 
 
 def chip_called(name: str) -> Chip | None:

@@ -1,15 +1,13 @@
-"""Checks of the software below MindSpore: CANN with its operators for the chip, MindSpore's plugin, and our operators."""
+"""Checks of the software below MindSpore: CANN with its operators for the chip, and our operators."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from pangu_sigma.chips import CHIP_DATA, Chip, family
-from pangu_sigma.npu.host.access import Host, assignments
+from pangu_sigma.npu.host.access import Host, toolkit
 from pangu_sigma.npu.host.environment import KERNELS_VARIABLE, chip_environment
-from pangu_sigma.npu.host.npus import cann, missing_cann, missing_plugin
 from pangu_sigma.results import Check, failed, passed
 from pangu_sigma.writable import NotWritable, check_folder_writable
 
@@ -19,55 +17,46 @@ CANN_OF = {"2.9": "9.0.0", "2.10": "9.1.0"}
 COMPUTE_UNITS = {"910a": "ascend910", "910b": "ascend910b", "910_93": "ascend910_93"}
 """CANN's name, in folders of compiled operators, for each family of chips."""
 
-_KERNELS = "built-in/op_impl/ai_core/tbe/kernel"
+_KERNELS = "op_impl/ai_core/tbe/kernel"
 _OURS = "pangu_sigma"
 """Name under which `ascend_ops/install.sh` installs our operators: its folder is vendors/pangu_sigma."""
 
 
-def toolkit(host: Host, chip: Chip | None) -> Check:
+def cann(host: Host, chip: Chip | None) -> Check:
     """Check that CANN is set up in this shell, in a version that fits the installed MindSpore, with its operators for the chip."""
-    folder = cann(host.environment)
-    if missing := missing_cann(host.environment):
-        return failed(missing.problem, missing.fix)
-    version = _cann_version(folder) if folder else None
-    if version is None:
-        fix = "install the whole toolkit: compiler/version.info is where MindSpore looks, too"
-        return failed(f"{folder} does not say its version", fix)
-    wanted = CANN_OF.get(".".join(host.mindspore_version.split(".")[:2]))
-    if wanted and _numbers(version)[:2] != _numbers(wanted)[:2]:
+    folder, usable = host.cann, toolkit(host)
+    if folder is None or not usable.ok:
+        return usable
+    info = folder / "compiler/version.info"  # where MindSpore looks, too
+    said = re.search(r"^Version=(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
+    if said is None:
+        return failed(f"{folder} does not say its version", f"install the whole toolkit, which has {info}")
+    version, wanted = said[1], CANN_OF.get(".".join(host.mindspore_version.split(".")[:2]))
+    if wanted and version.split(".")[:2] != wanted.split(".")[:2]:
         fix = f"install CANN {wanted} and source its set_env.sh"
         return failed(f"{version} in {folder}; MindSpore {host.mindspore_version} wants {wanted}", fix)
     if chip is not None:
         unit = COMPUTE_UNITS[family(chip)]
-        path = Path(host.environment.get("ASCEND_OPP_PATH") or (folder or Path("CANN")) / "opp") / _KERNELS / unit
+        path = Path(host.environment.get("ASCEND_OPP_PATH") or folder / "opp") / "built-in" / _KERNELS / unit
         if not path.is_dir() or not any(path.iterdir()):
             fix = f"install CANN's package of operators for this chip (Ascend-cann-…-ops) in the toolkit's version; it makes {path}"
             return failed(f"{version} without operators for {unit}: {path} is not there or empty", fix)
     return passed(f"{version} in {folder} (wants {wanted or 'a version that is not known here'})")
 
 
-def plugin(host: Host) -> Check:
-    """Check that MindSpore has its Ascend plugin."""
-    if missing := missing_plugin(host.mindspore):
-        return failed(missing.problem, missing.fix)
-    return passed(f"of MindSpore {host.mindspore_version}")
-
-
 def operators(host: Host, chip: Chip) -> Check:
     """Check that this project's compiled operators (`ascend_ops/`) are where CANN and MindSpore look for them, and that MindSpore
     can compile its calls of them: every rank runs g++ when it starts."""
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
-    path = next((p for p in _paths(host, "ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
+    path = next((p for p in host.paths("ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
     if path is None and CHIP_DATA[chip].dropless:
         return passed(f"not installed; this chip needs none, but for stages or parallel.gather=ours: {fix}")
     if path is None:
         return failed(f"ASCEND_CUSTOM_OPP_PATH names no folder vendors/{_OURS}", fix)
     unit = COMPUTE_UNITS[family(chip)]
-    if not (path / "op_api/lib").is_dir():
-        return failed(f"{path} has no op_api/lib: it was moved or removed", fix)
-    if path / "op_api/lib" not in _paths(host, "LD_LIBRARY_PATH"):
+    if path / "op_api/lib" not in host.paths("LD_LIBRARY_PATH"):
         return failed(f"LD_LIBRARY_PATH has no {path}/op_api/lib, which MindSpore loads", fix)
-    if not (path / "op_impl/ai_core/tbe/kernel" / unit).is_dir():
+    if not (path / _KERNELS / unit).is_dir():
         return failed(f"{path} was not built for {unit}", f"bash ascend_ops/build.sh {unit}, then install.sh again")
     if host.tool("g++") is None:
         return failed("g++ is not on PATH, and MindSpore runs it on every rank for each operator", "install g++")
@@ -79,30 +68,6 @@ def operators(host: Host, chip: Chip) -> Check:
     try:
         check_folder_writable(folder, KERNELS_VARIABLE)
     except NotWritable as problem:
-        return failed(
-            f"MindSpore's g++ needs a folder: {problem}", f"export {KERNELS_VARIABLE}=FOLDER, on a disk of the host"
-        )
+        fix = f"export {KERNELS_VARIABLE}=FOLDER, on a disk of the host"
+        return failed(f"MindSpore's g++ needs a folder: {problem}", fix)
     return passed(f"in {path}, built for {unit}; calls of them are compiled into {folder}")
-
-
-def _cann_version(folder: Path) -> str | None:
-    """Return a toolkit's version, from the file that MindSpore reads, else from the installer's."""
-    installed = sorted(folder.glob("*-linux/ascend_toolkit_install.info"))
-    for file, key in ((folder / "compiler/version.info", "Version"), *((f, "version") for f in installed)):
-        try:
-            version = assignments(file.read_text(encoding="utf-8")).get(key)
-        except OSError:
-            continue
-        if version:
-            return version
-    return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return the numbers at the start of a version: 26.0.RC1 → (26, 0)."""
-    begin = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, begin[0].split("."))) if begin else ()
-
-
-def _paths(host: Host, variable: str) -> list[Path]:
-    return [Path(path) for path in host.environment.get(variable, "").split(os.pathsep) if path]

@@ -1,8 +1,5 @@
-"""Stand-ins for the CANN libraries, so that MindSpore's Ascend plugin loads on a machine without CANN.
-
-With them `device_target="Ascend"` is accepted and `MS_SIMULATION_LEVEL=0` compiles a whole graph for any number of ranks:
-MindSpore's own passes place the collectives and slice the parameters. Nothing runs and no kernel exists: this checks the layout of
-a step and no number that it computes.
+"""Stand-ins for the CANN libraries, so that MindSpore's Ascend plugin loads on a machine without CANN: `MS_SIMULATION_LEVEL=0`
+compiles a whole graph for any number of ranks. Nothing runs and no kernel exists.
 
 A process that uses the stand-ins must turn off the check for HCCL's Python package (`GlobalComm.CHECK_ENVS`), call `name_soc`,
 because MindSpore decides several things by the NPU's name and under simulation asks nobody for it, and exit through `os._exit`,
@@ -27,26 +24,11 @@ from pangu_sigma.process import child_environment
 
 MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"
 
-_LIBRARIES = [
-    "libge_runner",
-    "libgraph",
-    "libascendcl",
-    "libmsprofiler",
-    "libhccl",
-    "libruntime",
-    "libplatform",
-    "libc_sec",
-    "libnnopbase",
-    "libascend_hal",
-    "libprofapi",
-    "libregister",
-    "libmmpa",
-    "libascendalog",
-    "libatb",
-    "libacl_op_compiler",
-    "libacl_tdt_channel",
-]
-"""Libraries that the plugin loads."""
+_LIBRARIES = (
+    "libge_runner libgraph libascendcl libmsprofiler libhccl libruntime libplatform libc_sec libnnopbase libascend_hal libprofapi "
+    "libregister libmmpa libascendalog libatb libacl_op_compiler libacl_tdt_channel driver/libascend_hal"
+)
+"""Libraries that the plugin loads, by blanks."""
 
 _LOOKED_UP = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
 """Symbols that the plugin looks up with dlsym when it loads."""
@@ -127,68 +109,54 @@ def build_cann_stub() -> Path:
 
 
 def _build(root: Path) -> None:
-    lib64, work = root / "cann" / "lib64", root / "build"
-    (lib64 / "driver").mkdir(parents=True)
-    (root / "cann" / "opp").mkdir()
-    acl = root / "cann" / "include" / "acl"
-    acl.mkdir(parents=True)
+    lib64, work, acl = root / "cann/lib64", root / "build", root / "cann/include/acl"
+    for folder in (lib64 / "driver", root / "cann/opp", acl, work):
+        folder.mkdir(parents=True)
     (acl / "acl_base.h").write_text("#include <cstdint>\n")  # all that MindSpore's glue for aclnn operators needs of it
-    work.mkdir()
     plugin = _plugin_libraries()
     linked = _missing_symbols(plugin)
     looked_up = _looked_up_names(plugin) - set(linked) - _DEFINED_THERE
-    (work / "linked.c").write_text(_linked_source(linked))
-    (work / "late.c").write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(looked_up)))
-    (work / "status.cc").write_text(_STATUS_FACTORY)
-    (work / "empty.c").write_text("")
-    (work / "name_soc.cc").write_text(_NAMES)
+    late = "".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(looked_up))
+    sources = {"linked.c": _linked_source(linked), "late.c": late, "empty.c": ""}
+    sources |= {"status.cc": _STATUS_FACTORY, "name_soc.cc": _NAMES}
+    for name, text in sources.items():
+        (work / name).write_text(text)
     _run_tool(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
     _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc", "name_soc.cc")
     objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
     for name in ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal"):
         objects[name] = ["late.o"]
-    for name in [*_LIBRARIES, "driver/libascend_hal"]:
-        soname = f"{Path(name).name}.so"
-        _run_tool(
-            work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), f"-Wl,-soname,{soname}"
-        )
+    for name in _LIBRARIES.split():
+        soname = f"-Wl,-soname,{Path(name).name}.so"
+        _run_tool(work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), soname)
     core = [f"-L{MINDSPORE_LIB}", "-lmindspore_core"]
     _run_tool(work, "g++", "-shared", "-o", f"{lib64}/libname_soc.so", "name_soc.o", *core)
 
 
-def _plugin_libraries() -> list[str]:
+def _plugin_libraries() -> list[Path]:
     plugin = MINDSPORE_LIB / "plugin"
-    parts = sorted((plugin / "ascend").rglob("*.so*"))
     whole = [plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]
-    return [str(path) for path in [*parts, *whole, MINDSPORE_LIB / "libmindspore_ge_backend.so"]]
+    return [*sorted((plugin / "ascend").rglob("*.so*")), *whole, MINDSPORE_LIB / "libmindspore_ge_backend.so"]
 
 
-def _missing_symbols(libraries: list[str]) -> list[str]:
+def _missing_symbols(libraries: list[Path]) -> list[str]:
     """Return the symbols that the plugin needs and that neither MindSpore, Python nor the system defines."""
-    known: set[str] = set()
     system = Path("/lib/x86_64-linux-gnu").glob("lib*.so*")
-    for library in [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]:
-        known.update(line[-1].split("@")[0] for line in _symbols(str(library), "--defined-only"))
-    needed = set()
-    for library in libraries:
-        for kind, name in (line[-2:] for line in _symbols(library, "--undefined-only")):
-            foreign = "@" not in name and not name.startswith(("Py", "_Py"))
-            if kind not in "wv" and foreign and name not in known:
-                needed.add(name)
-    return sorted(needed)
+    defining = [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]
+    known = {line[-1].split("@")[0] for library in defining for line in _symbols(library, "--defined-only")}
+    undefined = (line[-2:] for library in libraries for line in _symbols(library, "--undefined-only"))
+    foreign = {name for kind, name in undefined if kind not in "wv" and "@" not in name}
+    return sorted(name for name in foreign - known if not name.startswith(("Py", "_Py")))
 
 
-def _symbols(library: str, which: str) -> list[list[str]]:
+def _symbols(library: Path, which: str) -> list[list[str]]:
     listing = subprocess.run(["nm", "-D", which, library], capture_output=True, text=True).stdout
     return [line.split() for line in listing.splitlines() if line.strip()]
 
 
-def _looked_up_names(libraries: list[str]) -> set[str]:
-    names: set[str] = set()
-    for library in libraries:
-        text = subprocess.run(["strings", "-n", "5", library], capture_output=True, text=True).stdout
-        names.update(word for word in text.splitlines() if _LOOKED_UP.fullmatch(word))
-    return names
+def _looked_up_names(libraries: list[Path]) -> set[str]:
+    text = subprocess.run(["strings", "-n", "5", *libraries], capture_output=True, text=True).stdout
+    return {word for word in text.splitlines() if _LOOKED_UP.fullmatch(word)}
 
 
 def _linked_source(names: list[str]) -> str:

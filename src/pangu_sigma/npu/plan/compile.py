@@ -47,18 +47,15 @@ class PlanRefused(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class CompiledCollective(CollectiveCalls):
-    """Identical calls of a collective that MindSpore placed in a compiled step. Bytes of a call: the larger of input and output."""
+    """Identical calls of a collective that MindSpore placed in a compiled step. ranks: the first ones of the group; for a Send or a
+    Receive, the rank at the other end."""
 
     ranks: list[int] = field(compare=False)
-    """First ranks of the group; for a Send or a Receive, the rank at the other end."""
 
 
 @dataclass(frozen=True)
 class PlacedParameter:
-    """Slice of a parameter that one rank holds in a compiled step.
-
-    device: the host if only operators on the host use the parameter, else the NPU.
-    """
+    """Slice of a parameter that one rank holds in a compiled step. device: the host if it alone uses it, else the NPU."""
 
     name: str
     slice: list[int]
@@ -68,28 +65,28 @@ class PlacedParameter:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Training step of one rank that MindSpore compiled without a device."""
+    """Training step of one rank that MindSpore compiled without a device.
+
+    peak_gib: peak memory of the compiling process in GiB. parameters: those of the graph. stored: arrays of the store of experts,
+        which must not be in the graph: MindSpore would copy them to the NPU in each step.
+    host_operators: number of operators that are pinned to the host, by name. operators: of all operators of the step.
+    additions: number of times that the step adds a gradient to the accumulator of a weight, by the weight's name.
+    handed: shapes of the gradients of experts that the step hands to the host, sorted.
+    early_writes: parameters to which the step assigns values that do not follow from the network's results. MindSpore's later
+        passes may take away the order that keeps such a write in front of what reads it.
+    """
 
     rank: int
     seconds: float
     peak_gib: float
-    """Peak memory of the compiling process in GiB."""
     collectives: list[CompiledCollective]
     parameters: list[PlacedParameter]
-    """Those of the graph."""
     stored: list[PlacedParameter]
-    """Arrays of the store of experts, which must not be in the graph: MindSpore would copy them to the NPU in each step."""
     host_operators: dict[str, int]
-    """Number of operators that are pinned to the host, by name."""
     additions: dict[str, int]
-    """Number of times that the step adds a gradient to the accumulator of a weight, by the weight's name."""
     operators: dict[str, int]
-    """Number of operators of the whole step, by name."""
     handed: list[list[int]]
-    """Shapes of the gradients of experts that the step hands to the host, sorted."""
     early_writes: list[str]
-    """Parameters to which the step assigns values that do not follow from the network's results. MindSpore's later passes may take
-    away the order that keeps such a write in front of what reads it."""
 
 
 def compile_memory(config: Config, rank: int = 0) -> int:
@@ -140,9 +137,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     groups: dict[tuple[Any, ...], list[int]] = {}
     hosted, additions, operators = Counter[str](), Counter[str](), Counter[str]()
     shapes: dict[str, tuple[list[int], str]] = {}
-    on_host: set[str] = set()
-    on_device: set[str] = set()
-    loaded: dict[str, str] = {}
+    on_host, on_device, loaded = set[str](), set[str](), dict[str, str]()
     order, handed = _Order(), list[list[int]]()
     for line in lines:
         if line.startswith("%para"):
@@ -157,7 +152,8 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
         result, operator, inputs = made[1], made[2], re.findall(r"%\w[^,\s)]*", made[3])
         order.read_operator(result, operator, inputs)
         given = [loaded.get(name, name) for name in inputs]
-        used = {_plain_name(_bare(name)) for name in given if name.startswith("%para")}
+        used = {_plain_name(name) for name in given if name.startswith("%para")}
+        operators[operator] += 1
         if operator in ("Load", "Depend") and given:
             loaded[result] = given[0]
         if 'primitive_target: "CPU"' in line:
@@ -165,16 +161,14 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             hosted[custom[1] if custom else operator] += 1
             on_host |= used
             if custom and custom[1] == "StartUpdate":  # the other inputs are lists
-                inputs_of = re.findall(r"Tensor\[\w+\]\]?, \(([^)]*)\)", next(lines).split("->")[0])
-                handed += [shape for shape in map(_sizes, inputs_of) if len(shape) != 1]
-        else:
-            on_device |= used if operator not in _NOT_A_USE else set()
+                handed += [shape for _, shape in _tensors(next(lines).split("->")[0]) if len(shape) != 1]
+        elif operator not in _NOT_A_USE:
+            on_device |= used
         if operator == "AssignAdd":
             additions.update(name.removesuffix(".accumulated") for name in used)
-        operators[operator] += 1
         if operator in COLLECTIVES:
-            key = _collective(operator, line, next(lines), ranks)
-            groups.setdefault(key[:-1], []).append(key[-1])
+            *key, nbytes = _collective(operator, line, next(lines), ranks)
+            groups.setdefault(tuple(key), []).append(nbytes)
     return {
         "collectives": [
             CompiledCollective(op, phase, size, len(sizes), sum(sizes), list(first))
@@ -205,9 +199,7 @@ class _Order:
         """Note an operator: its result, its name, and what it is given."""
         self.result, self.operator = result, operator
         # what is behind the first input of these is an order, and no data
-        self.inputs[result] = (
-            [] if operator == "UpdateState" else given[: 1 if operator in ("Load", "Depend") else None]
-        )
+        self.inputs[result] = given[: {"UpdateState": 0, "Load": 1, "Depend": 1}.get(operator)]
         if operator == "Assign":
             self.assigned.append((given[0], given[1]))
 
@@ -218,7 +210,7 @@ class _Order:
 
     def early_writes(self) -> list[str]:
         """Return the names for `Compiled.early_writes`."""
-        return sorted({_plain_name(_bare(name)) for name, value in self.assigned if not self._follows(value)})
+        return sorted({_plain_name(name) for name, value in self.assigned if not self._follows(value)})
 
     def _follows(self, value: str) -> bool:
         found, todo = set[str](), [value]
@@ -232,27 +224,24 @@ class _Order:
         return False
 
 
-def _bare(name: str) -> str:
-    return re.sub(r"%para\d+_", "", name)
-
-
 def _parameter(line: str) -> tuple[str, str, list[int]]:
     """Parse name, dtype and shape of a line such as `%para13_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=…>`."""
-    match = re.match(r"%para\d+_(\S+): <(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([^)]*)\)", line)
-    if match is None:
+    name, found = re.match(r"%para\d+_\S+(?=: <)", line), _tensors(line)
+    if name is None or not found:
         raise PlanRefused(f"the saved graph has a parameter that cannot be read: {line.strip()[:200]}")
-    return _plain_name(match[1]), match[2].lower(), _sizes(match[3])
+    return _plain_name(name[0]), *found[0]
 
 
-def _sizes(shape: str) -> list[int]:
-    return [int(size) for size in shape.split(",") if size.strip()]
+def _tensors(types: str) -> list[tuple[str, list[int]]]:
+    """Parse dtype and shape of every tensor in a text."""
+    found = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
+    return [(dtype.lower(), [int(size) for size in shape.split(",") if size.strip()]) for dtype, shape in found]
 
 
 def _plain_name(name: str) -> str:
-    """Return a parameter's name as in `npu/cuts.py`. MindSpore puts its cells before it, and the purpose of a clone."""
-    kind = re.match(r"(moment|variance|accu_grads)\.", name)
-    plain = re.sub(r"^(moment\.|variance\.|accu_grads\.)?(loss\.network\.)?", "", name)
-    return f"{plain}.{kind[1].replace('accu_grads', 'accumulated')}" if kind else plain
+    """Return a parameter's name as in `npu/cuts.py`. MindSpore puts a number, its cells, and the purpose of a clone before it."""
+    _, kind, plain = re.findall(r"^(%para\d+_)?(moment\.|variance\.|accu_grads\.)?(?:loss\.network\.)?(.*)", name)[0]
+    return f"{plain}.{kind[:-1].replace('accu_grads', 'accumulated')}" if kind else plain
 
 
 _NOT_A_USE = ("Load", "UpdateState", "Depend", "MakeTuple", "Return")
@@ -306,12 +295,8 @@ def _phase(op: str, line: str) -> str:
 
 
 def _nbytes_of(types: str) -> int:
-    tensors = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
-    tensors = [(dtype.lower(), shape) for dtype, shape in tensors if dtype != "Int64"]  # the lengths of an AlltoAllV
-    return sum(
-        math.prod(int(n) for n in shape.split(",") if n.strip()) * (ITEM_SIZE.get(dtype) or np.dtype(dtype).itemsize)
-        for dtype, shape in tensors
-    )
+    tensors = (tensor for tensor in _tensors(types) if tensor[0] != "int64")  # the lengths of an AlltoAllV
+    return sum(math.prod(shape) * (ITEM_SIZE.get(dtype) or np.dtype(dtype).itemsize) for dtype, shape in tensors)
 
 
 def _wait(process: subprocess.Popen[bytes], what: str) -> None:
@@ -322,18 +307,16 @@ def _wait(process: subprocess.Popen[bytes], what: str) -> None:
                 time.sleep(0.5)
                 bar.update()
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.kill()  # nothing if it has ended
+        process.wait()
 
 
 def _reason(log: str) -> str:
     """Return MindSpore's messages without call stacks: the first of its parallel passes, else the exception."""
-    messages = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log)
-    lines = [line.strip() for line in messages if line.strip()]
-    failed = re.search(r"^failed: (.*)", log, re.MULTILINE)
-    if failed:
-        lines.append(failed[1])
+    found = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log) + re.findall(
+        r"^failed: (.*)", log, re.MULTILINE
+    )
+    lines = [line.strip() for line in found if line.strip()]
     return "MindSpore refuses this plan: " + ("; ".join(dict.fromkeys(lines[:4])) or log.strip()[-2000:])
 
 

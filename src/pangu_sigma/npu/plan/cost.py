@@ -26,17 +26,18 @@ from dataclasses import dataclass
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import stages_of_host
 from pangu_sigma.npu.cuts import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
-from pangu_sigma.npu.plan.memory import chip_of, row_gradient_bytes
 from pangu_sigma.npu.plan.traffic import (
     EXCHANGES,
+    PredictedCollective,
     collectives,
     pcie_bytes,
+    row_gradient_bytes,
     row_pcie_bytes,
     sent_bytes,
     spread,
     sums_of_rows,
 )
-from pangu_sigma.npu.rows import multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.rows import chip_of, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
 
 MATMUL_EFFICIENCY = 0.457
@@ -53,10 +54,8 @@ docs/experiments/speed.md)."""
 
 @dataclass(frozen=True)
 class StepTime:
-    """Estimated seconds of one training step on the ranks of a stage, item by item; `step` is their sum.
-
-    bubble: wait for other stages. all_to_all: seconds of hccs and network that the exchange of experts' rows takes.
-    """
+    """Estimated seconds of one training step on the ranks of a stage, item by item; `step` is their sum. bubble: wait for other
+    stages. all_to_all: seconds of hccs and network that the exchange of experts' rows takes."""
 
     compute: float
     hccs: float
@@ -76,13 +75,13 @@ class StepTime:
 
 
 def step_time(config: Config, experts_moved: float = 1.0) -> StepTime:
-    """Estimate the step time of the slowest stage, with ECSS as configured.
-
-    experts_moved: number of experts moved and updated, divided by the number of active experts.
-    """
+    """Estimate the step time of the slowest stage, with ECSS as configured. experts_moved: number of experts moved and updated,
+    divided by the number of active experts."""
     p = config.parallel.stages
     sent = [_sent(config, stage) for stage in range(p)]
-    passes = (_compute(config, s) + sum(c.seconds for c in calls if c.in_passes) for s, calls in enumerate(sent))
+    passes = (
+        _compute(config, s) + sum(h + n for c, h, n in calls if c.phase in _PASSES) for s, calls in enumerate(sent)
+    )
     bubble = (p - 1) / config.train.accumulation * max(passes)
     times = (_stage_time(config, s, calls, experts_moved, bubble) for s, calls in enumerate(sent))
     return max(times, key=lambda time: time.step)
@@ -96,34 +95,17 @@ def step_time_all_experts(config: Config) -> StepTime:
     return step_time(config, experts_moved=elements / active_elements(config, last))
 
 
-def tokens_per_second(config: Config, time: StepTime) -> float:
-    """Return the training speed: tokens of one step on all ranks, divided by the seconds of the step."""
-    return config.step_tokens / time.step
-
-
 def flops(config: Config, stage: int = 0) -> float:
-    """Return the floating-point operations of a rank's matrix multiplications in a step; a multiply-add counts two.
-
-    The backward pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Experts' rows
-    include padding, which is multiplied too.
-    """
-    logits = 0.0
-    if stage == config.parallel.stages - 1:
-        logits = 2 * (tokens_of_rank(config) / config.parallel.tensor) * config.model.slot_rows * config.model.hidden
-    return config.train.accumulation * (
-        _forward_flops(config, stage) * (4 if config.parallel.recompute else 3) + 3 * logits
-    )
-
-
-def _forward_flops(config: Config, stage: int) -> float:
-    """Return the floating-point operations of a stage's layers in the forward pass of a micro-batch."""
-    m, t = config.model, config.parallel.tensor
-    tokens, routed = tokens_of_rank(config), len(rre_layers_of_stage(config, stage))
+    """Return the floating-point operations of a rank's matrix multiplications in a step; a multiply-add counts two. The backward
+    pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Experts' rows include
+    padding, which is multiplied too."""
+    m, t, tokens = config.model, config.parallel.tensor, tokens_of_rank(config)
+    layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
     attention = 2 * tokens * 4 * m.hidden**2 / t + 4 * tokens * m.seq_length * m.hidden / t
-    dense_ffn = 4 * tokens * m.hidden * m.ffn / t
-    routed_ffn = 4 * multiplied_rows(config) * m.hidden * m.ffn / t
-    layers = len(layers_of_stage(config, stage))
-    return layers * attention + (layers - routed) * dense_ffn + routed * routed_ffn
+    dense_ffn, routed_ffn = (4 * rows * m.hidden * m.ffn / t for rows in (tokens, multiplied_rows(config)))
+    forward = layers * attention + (layers - routed) * dense_ffn + routed * routed_ffn
+    logits = 2 * (tokens / t) * m.slot_rows * m.hidden if stage == config.parallel.stages - 1 else 0.0
+    return config.train.accumulation * (forward * (4 if config.parallel.recompute else 3) + 3 * logits)
 
 
 def host_update_bytes(config: Config, stage: int = 0) -> int:
@@ -141,46 +123,37 @@ def _row_update_bytes(config: Config) -> int:
     return row_gradient_bytes(config) + sum(count * 8 * (3 * entry.width + 1) for entry, count in met)
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """Seconds of a collective's calls, by link. in_passes: True if it belongs to the forward and backward passes."""
+_PASSES = ("forward", "backward", "recompute")
 
-    op: str
-    in_passes: bool
-    hccs: float
-    network: float
-
-    @property
-    def seconds(self) -> float:
-        return self.hccs + self.network
+_Sent = list[tuple[PredictedCollective, float, float]]
+"""The collectives of a stage, each with the seconds of its calls inside hosts (HCCS) and between them (network)."""
 
 
-def _sent(config: Config, stage: int) -> list[_Sent]:
+def _sent(config: Config, stage: int) -> _Sent:
     times, chip = [], chip_of(config)
     for c in (*collectives(config, stage), *sums_of_rows(config)):
         hccs, network = sent_bytes(config, c, stage)
-        in_passes = c.phase in ("forward", "backward", "recompute")
         messages = c.count * (c.group_size - spread(config, c.axes).here) if c.op in EXCHANGES else 0
-        seconds = network / chip.network + messages * MESSAGE_SECONDS
-        times.append(_Sent(c.op, in_passes, hccs / chip.hccs, seconds))
+        times.append((c, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
     return times
 
 
-def _stage_time(config: Config, stage: int, sent: list[_Sent], experts_moved: float, bubble: float) -> StepTime:
-    chip, (there, back) = chip_of(config), pcie_bytes(config, stage)
+def _stage_time(config: Config, stage: int, sent: _Sent, experts_moved: float, bubble: float) -> StepTime:
+    chip = chip_of(config)
     host = stage * config.parallel.stage_ranks // chip.per_host
     ranks = Counter(stages_of_host(config.parallel, host, chip.per_host))
     updated = sum(count * host_update_bytes(config, s) for s, count in ranks.items())
+    over_pcie = (experts_moved * pcie_bytes(config, stage) + row_pcie_bytes(config)) / chip.pcie
     return StepTime(
         compute=_compute(config, stage),
-        hccs=sum(c.hccs for c in sent),
-        network=sum(c.network for c in sent),
+        hccs=sum(hccs for _, hccs, _ in sent),
+        network=sum(network for _, _, network in sent),
         npu_update=_npu_update_bytes(config, stage) / chip.hbm,
-        fetch=(experts_moved * there + row_pcie_bytes(config)) / chip.pcie,
-        gradients_back=(experts_moved * back + row_pcie_bytes(config)) / chip.pcie,
+        fetch=over_pcie,
+        gradients_back=over_pcie,
         host_update=(experts_moved * updated + ranks.total() * _row_update_bytes(config)) / HOST_UPDATE_BANDWIDTH,
         bubble=bubble,
-        all_to_all=sum(c.seconds for c in sent if c.op in EXCHANGES),
+        all_to_all=sum(hccs + network for c, hccs, network in sent if c.op in EXCHANGES),
     )
 
 

@@ -1,16 +1,8 @@
 """Memory of one NPU and of one host, item by item. Pure Python. All ranks of a stage are alike: everything divides evenly.
 
 Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
-dtype, W rows that the experts of a rank multiply. The backward pass of the compiled step (`npu/step.py`) reads these tensors of
-its forward pass:
-
-    every layer   T·H·(c + 8)           output of the first LayerNorm; inputs of both in float32
-                  4·c·T·H/t             q, k, v, and their mixture
-                  B·n/t·S·S·(4 + c)     softmax in float32, and its cast (none when c is 4)
-    dense FFN     c·T·H + 2·c·T·F/t     output of the second LayerNorm; before and after the activation
-    RRE FFN       N·c·W·H + 2·c·W·F/t   rows that arrived, for each of N segments; before and after the activation
-    query layer   c·T·H                 the query table's rows, gathered over tensor ranks
-    last norm     4·T·H                 its input in float32
+dtype, W rows that the experts of a rank multiply. `layer_bytes` has what the backward pass of the
+compiled step (`npu/step.py`) reads of its forward pass.
 
 These are the tensors of one micro-batch: the next one begins when the gradients of the previous one are computed. With stages,
 stage s of p has started p - s micro-batches before the first gradient comes back (1F1B), and keeps the tensors of all of them.
@@ -33,9 +25,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from pangu_sigma.chips import CHIP_DATA, GIB, ChipData
+from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.host_memory import row_bytes
 from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR, stages_of_host
@@ -44,13 +35,13 @@ from pangu_sigma.npu.cuts import (
     ITEM_SIZE,
     Array,
     accumulator_arrays,
-    active_elements,
     dense_weights,
     expert_arrays,
     summed_alone,
     word_table,
 )
-from pangu_sigma.npu.rows import multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.plan.traffic import pcie_bytes, row_gradient_bytes
+from pangu_sigma.npu.rows import chip_of, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
 
 MIB = 1 << 20
@@ -67,114 +58,83 @@ TIGHT_FRACTION = 0.1
 reserves above, the allocator's peak and the lifetimes of tensors are assumptions, and together may be wrong by some GiB."""
 
 
-def chip_of(config: Config) -> ChipData:
-    """Return the chip, with its server, that a configuration is planned for."""
-    return CHIP_DATA[config.parallel.chip]
-
-
-class MemoryItem(NamedTuple):
-    """Item of a plan's memory."""
-
-    name: str
-    nbytes: int
-
-
-def total(items: Iterable[MemoryItem]) -> int:
-    """Return the bytes of all memory items together."""
-    return sum(item.nbytes for item in items)
-
-
-def npu_items(config: Config, stage: int = 0) -> list[MemoryItem]:
-    """Return the memory items of one NPU at the peak of a step."""
-    groups = len(communicators(config, stage))
+def npu_items(config: Config, stage: int = 0) -> dict[str, int]:
+    """Return the bytes of one NPU at the peak of a step, item by item."""
     summed = accumulator_arrays(config, stage, alike=True)
-    return [
-        *_dense_items(config, stage),
-        *_expert_items(config, stage),
-        *([MemoryItem("gradients added up", _nbytes(summed, "accumulator"))] if summed else []),
-        *_activation_items(config, stage),
-        MemoryItem("communication buffers", COMMUNICATOR_BUFFERS * groups),
-        MemoryItem("reserve", NPU_RESERVE),
-    ]
+    return {
+        **_dense_items(config, stage),
+        **_expert_items(config, stage),
+        **({"gradients added up": _nbytes(summed, "accumulator")} if summed else {}),
+        **_activation_items(config, stage),
+        "communication buffers": COMMUNICATOR_BUFFERS * len(communicators(config, stage)),
+        "reserve": NPU_RESERVE,
+    }
 
 
-def npu_peak(config: Config) -> list[MemoryItem]:
+def npu_peak(config: Config) -> dict[str, int]:
     """Return the memory items of an NPU of the pipeline stage that needs most memory; of the first of several equal ones."""
-    return max((npu_items(config, stage) for stage in range(config.parallel.stages)), key=total)
+    return max((npu_items(config, stage) for stage in range(config.parallel.stages)), key=_total)
 
 
-def host_peak(config: Config) -> list[MemoryItem]:
+def host_peak(config: Config) -> dict[str, int]:
     """Return the memory items of the host that needs most memory; of the first of equal ones. Ranks fill the hosts in order."""
     size = chip_of(config).per_host
     # without stages no host has more ranks than the first
     hosts = math.ceil(config.parallel.ranks / size) if config.parallel.stages > 1 else 1
     different = {tuple(stages_of_host(config.parallel, h, size)): h for h in reversed(range(hosts))}
-    return max((host_items(config, host) for host in sorted(different.values())), key=total)
+    return max((host_items(config, host) for host in sorted(different.values())), key=_total)
 
 
-def host_items(config: Config, host: int = 0) -> list[MemoryItem]:
-    """Return the memory items of one host."""
+def host_items(config: Config, host: int = 0) -> dict[str, int]:
+    """Return the bytes of one host, item by item."""
     stages = stages_of_host(config.parallel, host, chip_of(config).per_host)
     of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
     stored = [array for stage in stages for array in of_stage[stage]]
-    rows = sum(_active_bytes(config, stage) for stage in stages) if stored else 0
-    items = [
-        MemoryItem("experts: weights", _nbytes(stored, "weight", "step")),
-        MemoryItem("experts: moments", _nbytes(stored, "moment", "variance")),
-    ]
+    active = sum(pcie_bytes(config, stage) for stage in stages) if stored else 0
+    items = _stored_items(stored)
     if config.ecss.store == "file":
-        mapped = int(len(stages) * config.ecss.cache_gib * GIB)
-        items = [MemoryItem("experts: mapped files", min(mapped, total(items)))]
+        items = {"experts: mapped files": min(int(len(stages) * config.ecss.cache_gib * GIB), _total(items))}
     if config.model.rows:
-        gradients = len(stages) * row_gradient_bytes(config)
-        items += [
-            MemoryItem("rows: all that can be met", len(stages) * row_bytes(config)),
-            MemoryItem("rows: gradients of the batch", gradients),
-        ]
-    return [
-        *items,
-        # active weights and what stands for them, gradients twice
-        MemoryItem("rows on their way", (4 + summed_alone(config)) * rows),
-        MemoryItem("processes", len(stages) * PROCESS_RESERVE),
-        MemoryItem("operating system", HOST_RESERVE),
-    ]
+        items["rows: all that can be met"] = len(stages) * row_bytes(config)
+        items["rows: gradients of the batch"] = len(stages) * row_gradient_bytes(config)
+    # active weights and what stands for them, gradients twice
+    items["rows on their way"] = (4 + summed_alone(config)) * active
+    return items | {"processes": len(stages) * PROCESS_RESERVE, "operating system": HOST_RESERVE}
 
 
-def row_gradient_bytes(config: Config) -> int:
-    """Return the bytes of the gradients of the rows of a step's tokens (`model.rows`), which each rank sums over all ranks."""
-    return 4 * config.step_tokens * config.model.hidden if config.model.rows else 0
+def _total(items: dict[str, int]) -> int:
+    return sum(items.values())
 
 
-def _active_bytes(config: Config, stage: int) -> int:
-    return active_elements(config, stage) * _item(config)
+def _stored_items(stored: list[Array]) -> dict[str, int]:
+    weights, moments = _nbytes(stored, "weight", "step"), _nbytes(stored, "moment", "variance")
+    return {"experts: weights": weights, "experts: moments": moments}
 
 
 def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
     """Return the communication groups, of two or more ranks, of a stage's rank, each as the axes along which its ranks differ.
-
-    Sends between stages need no group of their own: they use the group of all ranks.
-    """
+    Sends between stages need no group of their own: they use the group of all ranks."""
     groups = [TENSOR, REPLICAS, STAGE, ALL]
     if rre_layers_of_stage(config, stage):
         groups += [EXPERT, DATA, HOLDERS, *([COPIES] if config.model.common_experts else [])]
     return {real for axes in groups if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
 
 
-def _dense_items(config: Config, stage: int) -> list[MemoryItem]:
+def _dense_items(config: Config, stage: int) -> dict[str, int]:
     table, weights = word_table(config), dense_weights(config, stage, alike=True)
     others = [w for w in weights if w.name != table.name]
     kept = _nbytes(weights, "weight")
     in_use = sum(a.count * a.used_nbytes for a in others if a.divided or a.used_as != a.dtype)
     # gathered, or sent by the first stage; other stages look up rows of the table that they keep, or have none
     embedding = table.used_nbytes if stage == config.parallel.stages - 1 else 0
-    return [
-        MemoryItem("dense: weights", kept),
-        MemoryItem("dense: gradients", kept),
-        MemoryItem("dense: moments", 2 * kept),
-        MemoryItem("dense: weights in use", in_use),
-        MemoryItem("dense: embedding in use", embedding),
-        MemoryItem("dense: gradients being summed", _summed_bytes(config, others)),
-    ]
+    return {
+        "dense: weights": kept,
+        "dense: gradients": kept,
+        "dense: moments": 2 * kept,
+        "dense: weights in use": in_use,
+        "dense: embedding in use": embedding,
+        "dense: gradients being summed": _summed_bytes(config, others),
+    }
 
 
 def _summed_bytes(config: Config, weights: list[Array]) -> int:
@@ -184,79 +144,65 @@ def _summed_bytes(config: Config, weights: list[Array]) -> int:
     return max(largest, min(together, config.parallel.fusion_mib * MIB))
 
 
-def _expert_items(config: Config, stage: int) -> list[MemoryItem]:
-    active = _active_bytes(config, stage)
+def _expert_items(config: Config, stage: int) -> dict[str, int]:
+    active = pcie_bytes(config, stage)
     if config.ecss.enabled:
-        return [
-            MemoryItem("experts: active weights", active),
-            MemoryItem("experts: gradients of the active", active),
-        ]
+        return {"experts: active weights": active, "experts: gradients of the active": active}
     stored = expert_arrays(config, stage, alike=True)
     elements = sum(array.count * math.prod(array.computed) for array in stored if array.kind == "weight")
     copies = elements * _item(config)
-    return [
-        MemoryItem("experts: weights", _nbytes(stored, "weight", "step")),
-        MemoryItem("experts: moments", _nbytes(stored, "moment", "variance")),
-        MemoryItem("experts: weights in use", copies if _item(config) < 4 else 0),
-        MemoryItem("experts: gradients", copies),
-    ]
+    in_use = {"experts: weights in use": copies if _item(config) < 4 else 0, "experts: gradients": copies}
+    return _stored_items(stored) | in_use
 
 
-def _activation_items(config: Config, stage: int) -> list[MemoryItem]:
-    m, t, layers = config.model, config.parallel.tensor, layer_bytes(config, stage)
-    row = tokens_of_rank(config) * m.hidden
+def _activation_items(config: Config, stage: int) -> dict[str, int]:
+    m, t, layers, item = config.model, config.parallel.tensor, layer_bytes(config, stage), _item(config)
+    row, passes = tokens_of_rank(config) * m.hidden, config.train.accumulation
     first, last = stage == 0, stage == config.parallel.stages - 1
     kept, fullest = sum(layers), max(layers)
     if config.parallel.recompute:
         # of its inputs, the first layer's and the query rows are cut; the norm is before an only layer
         cut = int(first and m.layers > 1) + int(last)
-        kept = _item(config) * ((len(layers) + int(last) - cut) * row + cut * row // t)
+        kept = item * ((len(layers) + int(last) - cut) * row + cut * row // t)
         fullest *= 2
-    ahead = min(config.parallel.stages - stage, config.train.accumulation)
+    ahead = min(config.parallel.stages - stage, passes)
     masks = ahead if config.parallel.recompute else 1  # an input of every layer
     peaks = [fullest]  # the backward pass of one layer
     if last:
-        peaks.append(_logits_bytes(config))
+        # in float32, for the tokens that this rank predicts: log-softmax, its gradient, the gradient of the logits; in the compute
+        # dtype, gathered over tensor ranks: the slot of each block, and its gradient
+        slots = config.data.domains_per_step // config.parallel.groups * m.slot_rows * m.hidden
+        peaks.append(12 * (tokens_of_rank(config) // t * m.slot_rows) + 2 * item * slots)
     if first:  # the embedding's gradient, from the lookup and whole
         peaks.append(2 * word_table(config).used_nbytes)
-    return [
-        MemoryItem("activations kept", ahead * (kept + int(last) * 4 * row)),
-        *_row_items(config),
-        MemoryItem("largest transient", max(peaks)),
-        MemoryItem("attention mask", masks * _sequences(config) * m.seq_length**2 * 4),
-    ]
-
-
-def _row_items(config: Config) -> list[MemoryItem]:
-    """Return the item of the rows of all tokens: in float32 the rows and an array as large for the gradient, of several
-    micro-batches one for each and their sum; in the compute dtype the rows and the gradient of one micro-batch."""
-    elements, passes = tokens_of_rank(config) * config.model.hidden, config.train.accumulation
-    nbytes = (4 * passes * (1 + passes + (passes > 1)) + 2 * _item(config)) * elements
-    return [MemoryItem("rows of tokens and their gradients", nbytes)] if config.model.rows else []
+    # in float32 the rows of all tokens and an array as large for the gradient, of several micro-batches one for each and their sum;
+    # in the compute dtype the rows and the gradient of one micro-batch
+    rows = (4 * passes * (1 + passes + (passes > 1)) + 2 * item) * row
+    return {
+        "activations kept": ahead * (kept + int(last) * 4 * row),  # and the input of the last norm in float32
+        **({"rows of tokens and their gradients": rows} if m.rows else {}),
+        "largest transient": max(peaks),
+        "attention mask": masks * _sequences(config) * m.seq_length**2 * 4,
+    }
 
 
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:
     """Return, for each layer of a stage, the bytes that its backward pass reads on one rank, if nothing is recomputed."""
     m, t, c = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), multiplied_rows(config)
-    scores = _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
-    shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t + scores
+    # the output of the first LayerNorm, and the inputs of both in float32; query, key, value, and their mixture
+    shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t
+    shared += (
+        _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
+    )  # softmax in float32, and its cast
+    # the output of the second LayerNorm, or the rows that arrived for each segment; before and after the activation
     dense = shared + c * tokens * m.hidden + 2 * c * tokens * m.ffn // t
     routed = shared + len(m.segments) * c * rows * m.hidden + 2 * c * rows * m.ffn // t
-    query = c * tokens * m.hidden
+    query = c * tokens * m.hidden  # the query table's rows, gathered over tensor ranks
     return [
         (dense if layer < m.dense_layers else routed) + (query if layer == m.layers - 1 else 0)
         for layer in layers_of_stage(config, stage)
     ]
-
-
-def _logits_bytes(config: Config) -> int:
-    """Return the bytes around the logits. In float32, for the tokens that this rank predicts: log-softmax, its gradient, the
-    gradient of the logits. In the compute dtype, gathered over tensor ranks: the slot of each block, and its gradient."""
-    m, parallel = config.model, config.parallel
-    blocks = config.data.domains_per_step // parallel.groups
-    logits = tokens_of_rank(config) // parallel.tensor * m.slot_rows
-    return 12 * logits + 2 * _item(config) * blocks * m.slot_rows * m.hidden
 
 
 def _sequences(config: Config) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.chips import family
@@ -14,8 +14,9 @@ from pangu_sigma.config_file import override, parse_config
 from pangu_sigma.errors import argument
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.plan.cost import step_time
-from pangu_sigma.npu.plan.memory import chip_of, host_peak, npu_peak, total
+from pangu_sigma.npu.plan.memory import host_peak, npu_peak
 from pangu_sigma.npu.plan.traffic import link_bytes
+from pangu_sigma.npu.rows import chip_of
 from pangu_sigma.sections import MOST_RANKS, ParallelConfig
 
 _MOST_TRIED = 4_096
@@ -27,8 +28,7 @@ def with_parallel(config: Config, **keys: int | bool) -> Config:
     return parse_config(config.model_dump() | {"parallel": config.parallel.model_dump() | keys})
 
 
-@dataclass(frozen=True)
-class TimedLayout:
+class TimedLayout(NamedTuple):
     """Layout that fits on the NPUs, with its estimated seconds of a step (`cost.py`)."""
 
     parallel: ParallelConfig
@@ -36,19 +36,15 @@ class TimedLayout:
 
 
 def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
-    """Return every layout on `devices` NPUs that fits, the fastest first. Ties go to fewer bytes sent, then to less memory.
-
-    All axes are tried except stages, which stay as configured if they divide `devices` and are 1 otherwise: their cost and benefit
-    depend on train.accumulation, which is set with them. Recompute is tried on and off. A tensor group has at most as many ranks as
-    a host has NPUs.
-    """
+    """Return every layout on `devices` NPUs that fits, the fastest first. Ties go to fewer bytes sent, then to less memory. All
+    axes are tried except stages, which stay as configured if they divide `devices` and are 1 otherwise: their benefit depends on
+    train.accumulation, which is set with them. Recompute is tried on and off. A tensor group is at most as large as a host."""
     ranked = []
     for choice in _layouts(config, devices):
-        npu = total(npu_peak(choice))
-        if npu <= chip_of(choice).memory and _host_fits(choice):
+        if fits(choice):
             seconds = step_time(choice).step
             links = [link_bytes(choice, stage) for stage in range(choice.parallel.stages)]
-            sent = sum(link.hccs + link.network for link in links)
+            sent, npu = sum(link["hccs"] + link["network"] for link in links), sum(npu_peak(choice).values())
             ranked.append((float(f"{seconds:.9g}"), sent, npu, TimedLayout(choice.parallel, seconds)))
     ranked.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
     return [layout for *_, layout in ranked]
@@ -66,19 +62,15 @@ def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | No
     layouts = fastest_layouts(config, devices) if layouts is None else layouts
     if layouts:
         return layouts[0].parallel
-    choices = list(_layouts(config, devices))
-    if not choices:
-        raise ConfigError(_cannot(config, devices))
-    return choices[-1].parallel
+    if choices := list(_layouts(config, devices)):
+        return choices[-1].parallel
+    raise ConfigError(_cannot(config, devices))
 
 
 def fits(config: Config) -> bool:
     """Return True if every NPU and every host has enough memory."""
-    return total(npu_peak(config)) <= chip_of(config).memory and _host_fits(config)
-
-
-def _host_fits(config: Config) -> bool:
-    return total(host_peak(config)) <= chip_of(config).host_memory
+    chip = chip_of(config)
+    return sum(npu_peak(config).values()) <= chip.memory and sum(host_peak(config).values()) <= chip.host_memory
 
 
 def least_devices(config: Config) -> int | None:
@@ -87,11 +79,9 @@ def least_devices(config: Config) -> int | None:
 
 
 def what_fits(config: Config) -> dict[str, int | bool | str] | None:
-    """Return keys to set so that `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none suffice.
-
-    The keys are ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then the largest batch that
-    suffices, with as many more passes for the same update.
-    """
+    """Return keys to set so that `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none suffice:
+    ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then the largest batch that suffices, with as
+    many more passes for the same update."""
     return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
 
 

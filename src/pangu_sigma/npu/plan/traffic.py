@@ -1,34 +1,22 @@
 """Traffic of a rank in one step: its collectives, and their bytes by link. Pure Python.
 
-The rules follow, with T tokens of a rank, R rows that it sends in an RRE layer, W rows that its experts multiply, H hidden, V rows
-of a slot and t tensor ranks. They are what MindSpore makes of the strategies of `npu/sharding.py`; a test holds them against
-compiled graphs, every call and byte.
+They are what MindSpore makes of the strategies of `npu/sharding.py`; a test holds them against compiled graphs, in every call
+and byte. The tables of `_forward` and `_routed` have a micro-batch's forward pass: hidden states of tokens [T, H] and rows of
+experts; with uneven parts the room is what the graph knows, and about T rows travel. The rest follows from them:
 
-    embeddings    AllGather [T, H] in the tensor group: of tables cut by hidden; once more for the LayerNorm, if it is float32 alone
-    attention     AllReduce [T, H] of the output rows, in the tensor group
-    dense FFN     AllReduce [T, H]
-    RRE FFN       for each segment of the layer
-                  AlltoAll [R, H/t] among the expert ranks, AllGather [W, H] in the tensor group: rows are there
-                  AllReduce [W, H] in the tensor group, AlltoAll [R, H/t], AllGather [R, H]: and back
-                  with uneven parts AlltoAllV [T + 1, H/t] there and [W + 1, H/t] back, which is the room: about T rows travel;
-                  then AllGather [T, H], whose gradient is one for all segments
-    logits        AllGather [V, H] of each block's slot; the ranks of a tensor group divide the tokens
+    backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather, Receive for Send; without
+                  stages the loss has one AllReduce, because its operand is the same for all micro-batches
+    recompute     forward again inside layers, except operators that no gradient needs: FFN output, the rows' way back
+    stages        Send of [T, H] to the next one, Receive from the one before; the first sends the word table to the last, each
+                  tensor rank its columns, once a step
     labels        AllGather of all labels and of their weights, if a tensor rank predicts neither whole sequences of a block nor
                   an even fraction of one
-    loss          AllReduce of a number for each block
-    stages        Send of [T, H] to the next one, Receive from the one before
-    backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather, Receive for Send
-    recompute     forward again inside layers, except operators that no gradient needs: FFN output, the rows' way back
+    gradient      once a step, float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the
+                  others; and AllReduce of active experts' tensors that several ranks hold, in the compute dtype; of common
+                  experts, of which each group has a copy, once more over groups
+    weight        once a step, AllGather of every divided dense weight, before it is used
 
-All of that happens for every micro-batch; without stages the loss has one AllReduce backward, because its operand is the same for
-all of them. Then come
-
-    gradient      float32: ReduceScatter of every dense weight that optimizer parallelism divides, AllReduce of the others; and
-                  AllReduce of active experts' tensors that several ranks hold, in the compute dtype; of common experts, of which
-                  each group has a copy, once more over groups
-
-and once a step an AllGather of every divided dense weight, before it is used. Each parameter counts as one collective;
-`parallel.fusion_mib` merges them. With stages the first stage sends the word table to the last, each tensor rank its columns.
+Each parameter counts as one collective; `parallel.fusion_mib` merges them.
 
 Rows (`model.rows`) are added in the compute dtype, before the first LayerNorm, which then takes no float32 of the embeddings.
 Behind the step their gradients are summed over all ranks, sequence by sequence; this is no part of the graph (`sums_of_rows`).
@@ -57,8 +45,7 @@ from pangu_sigma.npu.cuts import (
     expert_arrays,
     word_table,
 )
-from pangu_sigma.npu.plan.memory import chip_of, row_gradient_bytes
-from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.rows import chip_of, dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
 
@@ -71,16 +58,18 @@ STAGES = ("stages",)
 
 @dataclass(frozen=True)
 class CollectiveCalls:
-    """Identical calls of one collective by one rank in one training step."""
+    """Identical calls of one collective by one rank in one training step.
+
+    phase: forward, recompute, backward, gradient (sum over ranks with other tokens), weight (gather of a dense matrix that
+        optimizer parallelism divides) or norm.
+    nbytes: of all `count` calls; for each, the larger of its input and output on this rank.
+    """
 
     op: str
     phase: str
-    """Phase of the step: forward, recompute, backward, gradient (sum over ranks with other tokens), weight (gather of a dense
-    matrix that optimizer parallelism divides) or norm."""
     group_size: int
     count: int
     nbytes: int
-    """Bytes of all `count` calls: for each, its input or its output on this rank, whichever is larger."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +83,18 @@ class PredictedCollective(CollectiveCalls):
     purpose: str
 
 
-@dataclass(frozen=True)
-class LinkBytes:
-    """Bytes that a rank sends in a training step: to its host and back (pcie), inside the host (hccs), between hosts (network)."""
-
-    pcie: int
-    hccs: int
-    network: int
-
-
 def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
     """Predict the collectives of a training step in groups of more than one rank."""
     calls = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
     return [c for c in calls if c.group_size > 1 and c.count]
 
 
-def link_bytes(config: Config, stage: int = 0) -> LinkBytes:
-    """Return the bytes that the rank of a stage that sends most over the network sends in a step, by link."""
+def link_bytes(config: Config, stage: int = 0) -> dict[str, int]:
+    """Return the bytes that the rank of a stage that sends most over the network sends in a step: to its host and back (pcie),
+    inside the host (hccs), between hosts (network)."""
     sent = [sent_bytes(config, c, stage) for c in (*collectives(config, stage), *sums_of_rows(config))]
-    pcie = sum(pcie_bytes(config, stage)) + 2 * row_pcie_bytes(config)
-    return LinkBytes(pcie, sum(hccs for hccs, _ in sent), sum(network for _, network in sent))
+    pcie = 2 * (pcie_bytes(config, stage) + row_pcie_bytes(config))
+    return {"pcie": pcie, "hccs": sum(hccs for hccs, _ in sent), "network": sum(network for _, network in sent)}
 
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
@@ -160,14 +141,15 @@ def _spread(sizes: tuple[int, ...], axes: tuple[str, ...], per_host: int) -> Spr
     return min((Spread(int(counts.min()), len(counts)) for counts in hosts), key=lambda s: (-s.hosts, s.here))
 
 
-def pcie_bytes(config: Config, stage: int = 0) -> tuple[int, int]:
-    """Return the bytes of active experts' weights to the NPU, and of their gradients back, in the compute dtype; 0 without ECSS.
-    Both travel once a step, whatever the number of micro-batches. Copies of accumulators of gradients that the runtime may keep on
-    both sides are not counted."""
-    if not config.ecss.enabled:
-        return 0, 0
-    one_way = active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype]
-    return one_way, one_way
+def pcie_bytes(config: Config, stage: int = 0) -> int:
+    """Return the bytes of active experts' weights to the NPU, in the compute dtype, once a step whatever the number of passes; 0
+    without ECSS. As many bytes of gradients come back. Copies of accumulators that the runtime may keep are not counted."""
+    return active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype] if config.ecss.enabled else 0
+
+
+def row_gradient_bytes(config: Config) -> int:
+    """Return the bytes of the gradients of the rows of a step's tokens (`model.rows`), which each rank sums over all ranks."""
+    return 4 * config.step_tokens * config.model.hidden if config.model.rows else 0
 
 
 def row_pcie_bytes(config: Config) -> int:
@@ -197,12 +179,13 @@ def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
         yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
         if config.parallel.recompute and again:
             yield PredictedCollective(op, "recompute", size, forward, forward * nbytes, axes, purpose)
-    if stage == stages - 1 and _shares_end_inside_sequences(config):
-        labels = 4 * config.train.batch_size * config.model.seq_length
-        calls, size = 2 * passes, _size(config, REPLICAS)
-        yield PredictedCollective(
-            "AllGather", "forward", size, calls, calls * labels, REPLICAS, "labels and their weights"
-        )
+    blocks, tensor = config.data.domains_per_step // config.parallel.groups, config.parallel.tensor
+    sequences = tokens_of_rank(config) // blocks // config.model.seq_length
+    # a tensor rank predicts neither whole sequences of a block nor an even fraction of one
+    if stage == stages - 1 and sequences % tensor and tensor % sequences:
+        labels, calls, size = 4 * config.train.batch_size * config.model.seq_length, 2 * passes, _size(config, REPLICAS)
+        purpose = "labels and their weights"
+        yield PredictedCollective("AllGather", "forward", size, calls, calls * labels, REPLICAS, purpose)
 
 
 LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to experts", "rows from experts"
@@ -258,13 +241,6 @@ def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]
         if ahead:
             yield PredictedCollective("Receive", "forward", 2, count, nbytes, STAGES, purpose)
             yield PredictedCollective("Send", "backward", 2, count, nbytes, STAGES, purpose)
-
-
-def _shares_end_inside_sequences(config: Config) -> bool:
-    """Return True if a tensor rank predicts neither whole sequences of a block nor an even fraction of one."""
-    blocks, tensor = config.data.domains_per_step // config.parallel.groups, config.parallel.tensor
-    sequences = tokens_of_rank(config) // blocks // config.model.seq_length
-    return sequences % tensor > 0 and tensor % sequences > 0
 
 
 def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
