@@ -87,11 +87,11 @@ def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, option
     arguments = ["conf.yaml", *options, "--output", "runs/x", "--dry-run"]
     done = run(repository / "run_scripts" / script, *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
-    printed = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("msrun ")]
+    printed = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("for rank in ")]
     assert len(printed) == commands
     for words in printed:
         assert words[words.index("train") :][:4] == ["train", "conf.yaml", "--output", "runs/x"]
-        assert "--log_dir=runs/x/logs/START" in words
+        assert ">runs/x/logs/START/worker_$rank.log" in words
     assert ("HCCL_CONNECT_TIMEOUT" in done.stdout) == (script != "msrun_cpu.sh")  # the settings for NPUs
     assert set(folder.rglob("*")) == before
 
@@ -120,7 +120,7 @@ def test_export_ascend_keeps_its_arguments_to_itself(repository, folder, tmp_pat
 def test_a_shipped_configuration_is_found_by_name_from_any_folder(repository, folder):
     done = run(repository / "run_scripts" / "msrun_cpu.sh", "sigma_tiny", "--dry-run", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "--log_dir=runs/sigma_tiny/logs/START" in done.stdout
+    assert ">runs/sigma_tiny/logs/START/worker_$rank.log" in done.stdout
 
 
 def test_the_run_entry_of_mindformers_takes_paths_of_the_user(repository, folder):

@@ -23,8 +23,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pangu_sigma.mindformers_adapter import quiet_mindformers
+from pangu_sigma.ranks.processes import SCHEDULER_COMMAND
 from pangu_sigma.ranks.ranks import end_as_rank
-from pangu_sigma.ranks.worker import SCHEDULER_COMMAND
 
 _LOADED = ("api", "training.loop", "training.log.report", "training.log.summary")
 

@@ -1,4 +1,4 @@
-"""`pangu-sigma` started as several ranks on this machine, as msrun does it: a process a rank, and a scheduler."""
+"""`pangu-sigma` started as several ranks on this machine, as `launch` does it: a process a rank, and a scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.chaos.forked import Forked, scheduler
 from experiments.chaos.launched import free_port
 from pangu_sigma.cli import main
-from pangu_sigma.ranks.worker import SCHEDULER_COMMAND
+from pangu_sigma.ranks.processes import SCHEDULER_COMMAND
 
 MAIN = "import sys; from pangu_sigma.cli import program; sys.exit(program())"
 CRASHES_AT_EXIT = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGSEGV)\n"

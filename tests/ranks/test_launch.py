@@ -1,14 +1,12 @@
-"""Launchers of real processes, started by msrun: what fails is noticed, what is stopped can save, and nothing is left behind."""
+"""Launchers of real processes: what fails is noticed, what is stopped can save, and nothing is left behind."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,19 +137,16 @@ def test_asking_twice_kills_at_once(tmp_path):
         assert it.left() == []
 
 
-@pytest.mark.parametrize(
-    "seconds", [0.0, 1.0, None], ids=["at the start", "while msrun starts ranks", "while they run"]
-)
-def test_nothing_survives_a_launcher_that_is_killed(tmp_path, seconds):
+@pytest.mark.parametrize("ranks_run", [False, True], ids=["at the start", "while they run"])
+def test_nothing_survives_a_launcher_that_is_killed(tmp_path, ranks_run):
     with launched(DEAF, tmp_path) as it:
-        if seconds is None:
+        if ranks_run:
             it.rank(0), it.rank(1)
             assert len(it.left()) == 3, "two ranks and the scheduler"
         else:
             eventually(it.left)
-            time.sleep(seconds)
         it.process.kill()
-        eventually(lambda: not it.left())  # those that still start end when they come to the gate
+        eventually(lambda: not it.left())
         time.sleep(1)
         assert it.left() == []
 
@@ -165,24 +160,21 @@ def test_what_ranks_started_ends_with_them(tmp_path):
         assert it.left() == []
 
 
-def test_a_rank_that_cannot_even_start_is_named(tmp_path):
+def test_a_program_that_is_missing_is_named(tmp_path):
     with launched(["no-such-program"], tmp_path, ranks=1) as it:
         assert it.wait() == 1
         assert it.left() == []
-    assert "rank 0 ended with status 1" in it.errors
     assert "FileNotFoundError" in it.errors
+    assert "no-such-program" in it.errors
 
 
-def test_a_rank_that_ends_before_it_is_known_is_named(tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif sys.orig_argv[1:3] == ['-m', 'pangu_sigma.ranks.worker']: sys.exit(print('broken') or 5)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    with launched(SLEEPS, tmp_path / "logs", ranks=1) as it:
-        assert it.wait() == 1
-        assert it.left() == []
-    assert "rank 0 ended before it was let start" in it.errors
-    assert "worker_0.log:\nbroken\n" in it.errors
+def test_a_second_launch_with_the_same_port_is_refused(tmp_path):
+    with launched(SLEEPS, tmp_path / "0", port=(port := free_port())) as it:
+        eventually(it.left)
+        with launched(SLEEPS, tmp_path / "1", port=port) as other:
+            assert other.wait() == 1
+        assert not (tmp_path / "1").exists()
+    assert f"error: another launch uses port {port} here" in other.errors or f":{port} cannot be used" in other.errors
 
 
 @contextmanager
@@ -247,7 +239,9 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
     ranks = 64 * per_host
     job = Job(["train", "a b.yaml"], tmp_path / "logs", ranks, 64, address="10.0.0.1", devices=devices_of(chip))
     lines = dry_run(job).splitlines()
-    assert lines[0] == f"# on every node: {per_host} of the {per_host} {CHIP_DATA[chip].title} of a server"
+    assert lines[0] == (
+        f"# on every node: {per_host} of the {per_host} {CHIP_DATA[chip].title} of a server, each with its share of the cores"
+    )
     exported = {line.removeprefix("export ") for line in lines if line.startswith("export ")}
     assert {"HCCL_CONNECT_TIMEOUT=900", "HCCL_EXEC_TIMEOUT=1836", "HCCL_BUFFSIZE=200"} | wanted <= exported
     assert not unwanted & {line.split("=")[0] for line in exported}
@@ -255,17 +249,14 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
     assert said == [
         f"# node {node} of 64: ranks {node * per_host} … {node * per_host + per_host - 1}" for node in range(64)
     ]
-    commands = [shlex.split(line) for line in lines if line.startswith("msrun ")]
-    assert [f"--node_rank={node}" in command for node, command in enumerate(commands)] == [True] * 64
-    for command in commands:
-        assert {
-            f"--worker_num={ranks}",
-            f"--local_worker_num={per_host}",
-            "--master_addr=10.0.0.1",
-            "--bind_core=True",
-        } <= set(command)
-        assert command[command.index("--bind-cores") + 1] == str(per_host)
-        assert command[-2:] == ["train", "a b.yaml"]
+    assert {f"MS_WORKER_NUM={ranks}", "MS_SCHED_HOST=10.0.0.1", "MS_SCHED_PORT=8118"} <= exported
+    assert [line.startswith("MS_ROLE=MS_SCHED ") for line in lines].count(True) == 1, "on node 0"
+    commands = [line for line in lines if line.startswith("for rank in ")]
+    for node, command in enumerate(commands):
+        assert command.startswith(f"for rank in $(seq {node * per_host} {node * per_host + per_host - 1}); do ")
+        assert " RANK_ID=$rank " in command
+        assert f" DEVICE_ID=$((rank-{node * per_host})) train 'a b.yaml' >" in command
+    assert len(commands) == 64
     assert list(tmp_path.iterdir()) == [], "nothing is started or written"
 
 
@@ -325,15 +316,6 @@ def test_a_port_in_use_is_refused_on_node_0_alone(tmp_path, offset):
         check_ports(Job([], tmp_path, 8, 2, 1, port=port))
     with pytest.raises(LaunchError, match=r"192\.0\.2\.1:8118 cannot be used"):
         check_ports(Job([], tmp_path, 8, address="192.0.2.1"))
-
-
-def test_a_missing_msrun_is_refused(tmp_path, monkeypatch):
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match="msrun is not on PATH"):
-        check_job(Job([], tmp_path, 1))
 
 
 @pytest.mark.parametrize("name", ["cpu", "node", "cluster"])

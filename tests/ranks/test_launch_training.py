@@ -140,6 +140,6 @@ def test_a_dry_run_needs_neither_the_other_nodes_nor_prepared_data(file, capsys,
     sets = ["--set", "parallel.data=2", "--set", f"data.path={tmp_path / 'none'}"]
     assert main(["launch", str(file), "--nodes", "2", *sets, "--output", str(tmp_path / "run"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("\nmsrun ") == 2
+    assert printed.count("\nfor rank in ") == 2
     assert f"-m pangu_sigma train {file} --output {tmp_path / 'run'} --set parallel.data=2 --set data.path=" in printed
     assert not (tmp_path / "run").exists()

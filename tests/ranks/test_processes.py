@@ -1,4 +1,4 @@
-"""Processes are found by their parent, and how they ended is said in words. What a launch does with them: test_launch.py."""
+"""How a process ended is said in words, and ranks get their cores. What a launch does with processes: test_launch.py."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import sys
 
 import pytest
 
-from pangu_sigma.ranks.processes import FailedProcess, children_of, environment_of
+from pangu_sigma.ranks.processes import FailedProcess
+
+CORES = """
+import os, sys
+from pathlib import Path
+from pangu_sigma.ranks.processes import Processes
+prints = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+with Processes(prints, dict(os.environ), Path(sys.argv[1]), range(2, 4), bind_cores=True) as processes:
+    while processes.ranks:
+        assert processes.failures() == []
+"""
 
 
 @pytest.mark.parametrize(
-    ("status", "text"),
-    [
-        (3, "rank 1 ended with status 3"),
-        (-signal.SIGKILL, "rank 1 was killed by SIGKILL"),
-        (None, "rank 1 ended before it was let start"),
-    ],
+    ("status", "text"), [(3, "rank 1 ended with status 3"), (-signal.SIGKILL, "rank 1 was killed by SIGKILL")]
 )
-def test_an_end_is_said_in_words(status: int | None, text: str):
+def test_an_end_is_said_in_words(status: int, text: str):
     assert str(FailedProcess("rank 1", status)) == text
 
 
-def test_a_child_is_found_with_its_variables_until_it_has_ended():
-    command = [sys.executable, "-c", "input()"]
-    with subprocess.Popen(command, env=os.environ | {"MARK": "a=b"}, stdin=subprocess.PIPE) as child:
-        assert child.pid in children_of(os.getpid())
-        assert environment_of(child.pid)["MARK"] == "a=b"
-        child.communicate(b"\n")
-    assert child.pid not in children_of(os.getpid())
-    assert environment_of(child.pid) == {}
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be divided")
+def test_cores_are_divided_among_the_ranks_of_a_node(tmp_path):
+    subprocess.run([sys.executable, "-c", CORES, tmp_path], check=True)
+    found = [{int(core) for core in (tmp_path / f"worker_{rank}.log").read_text().split()} for rank in (2, 3)]
+    assert found[0].isdisjoint(found[1])
+    assert len(found[0]) == len(found[1]) == len(os.sched_getaffinity(0)) // 2

@@ -126,7 +126,7 @@ def test_a_stop_that_comes_with_the_go_is_heard():
         visitor = pool.submit(rendezvous, 1, 2, "127.0.0.1", port, FACTS, "", PATIENCE)
         host, _ = server.accept()
         with host:
-            host.sendall(b'{"go": "folder"}\n{"stop": ["rank 0 was killed", 1]}\n{"end"')
+            host.sendall(b'{"go": "folder"}\n{"stop": ["rank 0 was killed", 1]}\n{"done"')
             with visitor.result() as peers:
                 assert peers.wait(0.1) == Stop("rank 0 was killed", 1)
                 host.sendall(b": true}\n")

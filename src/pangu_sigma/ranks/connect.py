@@ -57,8 +57,8 @@ class ConnectedRanks(Ranks):
 
 
 def connect(parallel: ParallelConfig) -> Ranks:
-    """Join the communication that msrun's environment variables describe, and return the ranks; without the variables, a run of
-    one process. In msrun's scheduler process this function does not return.
+    """Join the communication that MindSpore's environment variables describe, and return the ranks; without the variables, a run
+    of one process. In the scheduler's process this function does not return.
 
     Call it after `use_cpu` and before any tensor is made.
     Raises ConfigError if the `parallel` section has another number of ranks than the run.

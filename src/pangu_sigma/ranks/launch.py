@@ -1,9 +1,9 @@
-"""Launcher of one node: starts its ranks of a run with `msrun`, and watches them until the last has ended.
+"""Launcher of one node: starts its ranks of a run, and watches them until the last has ended.
 
-    check → meet the other nodes → msrun → ranks         a rank fails: stop all on all nodes, say why, start again if asked
+    check → meet the other nodes → start the ranks       a rank fails: stop all on all nodes, say why, start again if asked
                                                          the launcher is asked to stop: ranks save, then end
 
-`rendezvous` holds the messages between launchers, `processes` the processes of a node, `worker` the program that msrun starts.
+`rendezvous` holds the messages between launchers, `processes` the processes of a node, `heartbeat` how a hang is noticed.
 Nothing here needs MindSpore, so that mistakes are reported at once.
 """
 
@@ -16,24 +16,26 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from pangu_sigma.children import child_environment
 from pangu_sigma.errors import argument
-from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
-from pangu_sigma.ranks.processes import LaunchError, Processes
+from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE, Watchdog, write_stacks
+from pangu_sigma.ranks.processes import SCHEDULER_COMMAND, LaunchError, Processes, rank_variables
 from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
-from pangu_sigma.ranks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8118
 """Default port of MindSpore's scheduler."""
 
+_CONNECT_SECONDS = 600
+"""Seconds that a rank waits until all ranks have started and connected."""
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
@@ -99,27 +101,6 @@ class Job:
         """Numbers of the ranks on this node."""
         return range(self.node * self.local, (self.node + 1) * self.local)
 
-    @property
-    def gate(self) -> Path:
-        """Lock file that ranks wait for before they start. It is on the node's own disk: not every shared file system has locks."""
-        return Path(tempfile.gettempdir()) / f"pangu_sigma_{os.getuid()}" / f"port_{self.port}_node_{self.node}.gate"
-
-    def msrun(self, folder: Path) -> list[str]:
-        """Return the command that starts this node's ranks with `msrun`, MindSpore's launcher. folder: folder of their logs."""
-        bind = ["--bind-cores", str(self.local)] if self.devices else []
-        return [
-            "msrun",
-            f"--worker_num={self.ranks}",
-            f"--local_worker_num={self.local}",
-            f"--master_addr={self.address}",
-            f"--master_port={self.port}",
-            f"--node_rank={self.node}",
-            f"--log_dir={folder}",
-            "--join=False",  # it only starts the ranks: see `processes`
-            *(["--bind_core=True"] if self.devices else []),
-            *["python", "-m", "pangu_sigma.ranks.worker", *bind, str(self.gate), *self.command],
-        ]
-
 
 def launch(job: Job) -> int:
     """Run a job to its end and return the exit status.
@@ -132,15 +113,22 @@ def launch(job: Job) -> int:
     check_job(job)
     check_ports(job)
     launched = time.strftime("%Y%m%d-%H%M%S")
-    for start in range(job.restarts + 1):
-        if start > 0:
-            logger.info("starting again: %d of %d times", start, job.restarts)
+    with socket.socket(socket.AF_UNIX) as lock:  # the scheduler takes the port only when it has loaded MindSpore
         try:
-            status, again = _run_once(job, f"{launched}.{start}")
-        except KeyboardInterrupt:  # only while it waits for other nodes: later it is a signal like others
-            raise LaunchError("interrupted") from None
-        if not again:
-            break
+            lock.bind(f"\0pangu_sigma_port_{job.port}_node_{job.node}")
+        except OSError:
+            raise LaunchError(
+                f"another launch uses port {job.port} here; choose another {argument('--master-port')}"
+            ) from None
+        for start in range(job.restarts + 1):
+            if start > 0:
+                logger.info("starting again: %d of %d times", start, job.restarts)
+            try:
+                status, again = _run_once(job, f"{launched}.{start}")
+            except KeyboardInterrupt:  # only while it waits for other nodes: later it is a signal like others
+                raise LaunchError("interrupted") from None
+            if not again:
+                break
     return status
 
 
@@ -151,20 +139,24 @@ def dry_run(job: Job) -> str:
     environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
     lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
     if job.devices:
-        lines[0] += f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server"
+        lines[0] += (
+            f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server, each with its share of the cores"
+        )
     for node in range(job.nodes):
-        here = replace(job, node=node)
-        ranks = here.ranks_here
+        ranks = replace(job, node=node).ranks_here
         lines += ["", f"# node {node} of {job.nodes}: ranks {ranks.start} … {ranks.stop - 1}"]
-        lines.append(shlex.join(here.msrun(job.logs / "START")))
+        if node == 0:
+            lines.append(f"MS_ROLE=MS_SCHED {shlex.join(SCHEDULER_COMMAND)} &")
+        variables = " ".join(f"{k}={v}" for k, v in rank_variables("$rank", f"$((rank-{ranks.start}))").items())
+        log = f"{shlex.quote(str(job.logs))}/START/worker_$rank.log"
+        start = f"{variables} {shlex.join(job.command)} >{log} 2>&1 &"
+        lines.append(f"for rank in $(seq {ranks.start} {ranks.stop - 1}); do {start} done")
     return "\n".join(lines)
 
 
 def check_job(job: Job) -> None:
     """Raise LaunchError if this node cannot launch the job."""
     check_numbers(job)
-    if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
-        raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
     if job.devices:
         job.devices.check(job.local)
 
@@ -214,11 +206,15 @@ def _check_room(job: Job, devices: Devices) -> None:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Return the environment of msrun and the ranks: `python` is this Python, and a rank's output is in its log at once."""
+    """Return the environment of scheduler and ranks, but for what differs between them. A rank's output is in its log at once."""
     environment = {
         **child_environment(),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
+        "MS_WORKER_NUM": str(job.ranks),
+        "RANK_SIZE": str(job.ranks),
+        "MS_SCHED_HOST": job.address,
+        "MS_SCHED_PORT": str(job.port),
+        "MS_TOPO_TIMEOUT": str(_CONNECT_SECONDS),
     }
     if job.devices:
         return {**job.devices.environment, **environment}
@@ -234,123 +230,94 @@ def _run_once(job: Job, name: str) -> tuple[int, bool]:
         folder = job.logs / peers.folder
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
+        environment = _environment(job) | {
+            HEARTBEATS_VARIABLE: str(folder),
+            "MS_SCHED_HOST": socket.gethostbyname(job.address),  # MindSpore takes no names
+        }
         with (
-            _Asked(job.node) as signals,
-            Processes(
-                job.msrun(folder),
-                _environment(job) | {HEARTBEATS_VARIABLE: str(folder)},
-                job.gate,
-                folder,
-                job.ranks_here,
-            ) as processes,
+            _stops_by_signal(job.node) as signals,
+            Processes(job.command, environment, folder, job.ranks_here, bool(job.devices)) as processes,
+            open(processes.log("rank 0") if job.node == 0 else os.devnull, "rb") as output,
         ):
-            watchdog = Watchdog(folder, job.hang_timeout)
-            follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
-            stop = _watch(processes, peers, signals, watchdog, follower)
+            stop = _watch(processes, peers, signals, Watchdog(folder, job.hang_timeout), output)
             if stop is None:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
             peers.tell(stop)
             well = _end(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
-            follower.copy()
+            _show(output)
     return (stop.status, stop.status == 1) if stop.status else (int(not well), False)
 
 
-def _watch(processes: Processes, peers: Peers, signals: _Asked, watchdog: Watchdog, follower: _Follower) -> Stop | None:
-    """Wait until the ranks of all nodes have ended well (None), or until there is a reason to stop them."""
-    done = False
+def _watch(
+    processes: Processes, peers: Peers, signals: list[Stop], watchdog: Watchdog, output: IO[bytes]
+) -> Stop | None:
+    """Wait until the ranks of all nodes have ended well (None), or until there is a reason to stop them. output: rank 0's log."""
     while not peers.ended:
-        stop = _failure(processes, watchdog) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
-        follower.copy()
+        stop = _failure(processes, watchdog) or next(iter(signals), None) or peers.wait(_POLL_SECONDS)
+        _show(output)
         if stop:
             return stop
-        if not done and not processes.running:
+        if not processes.ranks:
             peers.done()
-            done = True
     return None
 
 
+def _show(output: IO[bytes]) -> None:
+    """Copy what was added to a log to standard output."""
+    shutil.copyfileobj(output, sys.stdout.buffer)
+    sys.stdout.flush()
+
+
 def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return the first process that failed, and log its last lines; name ranks that are stopped, which it may have waited for."""
-    failures = processes.failures()
-    if not failures:
-        return None
-    first = failures[0]
-    log = processes.log(first.name)
-    logger.error("%s (%s); the end of %s:\n%s", first, socket.gethostname(), log, processes.last_lines(first.name))
-    stopped = watchdog.stopped(processes.ranks)
-    if stopped is not None:
-        _show_ends(processes)
-    reason = f"{first} and {stopped}" if stopped else f"{first}"
-    return Stop(f"{reason} ({socket.gethostname()})", 2 if first.status == 2 else 1)
+    """Return the first failure of a process as a reason to stop, or ranks that hang; log the ends of the logs that tell more."""
+    failures, reason, status = processes.failures(), watchdog.hung(processes.ranks), 1
+    stacks = bool(reason)
+    if failures:
+        first = failures[0]
+        log_end = processes.last_lines(first.name)
+        logger.error("%s (%s); the end of %s:\n%s", first, socket.gethostname(), processes.log(first.name), log_end)
+        # MindSpore's scheduler gives a stopped rank up after 30 s and fails without naming the rank
+        stopped = watchdog.stopped(processes.ranks)
+        reason, status = f"{first}" + f" and {stopped}" * bool(stopped), 2 if first.status == 2 else 1
+        stacks = bool(stopped)
+    if stacks:
+        write_stacks(processes.ranks)
+        for name in (f"rank {rank}" for rank in processes.ranks):
+            logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
+    return Stop(f"{reason} ({socket.gethostname()})", status) if reason else None
 
 
-def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return a reason to stop if ranks hang, and log the ends of all logs."""
-    hung = watchdog.hung(processes.ranks)
-    if hung is None:
-        return None
-    _show_ends(processes)
-    return Stop(f"{hung} ({socket.gethostname()})", 1)
-
-
-def _show_ends(processes: Processes) -> None:
-    """Log the last lines of all ranks, where their stacks are."""
-    for rank in processes.ranks:
-        name = f"rank {rank}"
-        logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
-
-
-def _end(processes: Processes, signals: _Asked, grace: float) -> bool:
+def _end(processes: Processes, signals: list[Stop], grace: float) -> bool:
     """Terminate the ranks; kill the rest after `grace` seconds or a second signal. Returns True if all ended well."""
     processes.terminate()
     deadline = time.monotonic() + grace
     failures = []
-    while processes.running and time.monotonic() < deadline and signals.times < 2:
+    while processes.ranks and time.monotonic() < deadline and len(signals) < 2:
         time.sleep(_POLL_SECONDS)
         failures += processes.failures()
-    for name in processes.running:
-        logger.warning("%s did not end within %g s of SIGTERM: killed", name, grace)
+    for rank in processes.ranks:
+        logger.warning("rank %d did not end within %g s of SIGTERM: killed", rank, grace)
     for failure in failures:
         logger.warning("%s when it was to end", failure)
-    return not failures and not processes.running
+    return not failures and not processes.ranks
 
 
-class _Asked:
-    """Records the signals that ask the launcher to stop while ranks run. Before and after, they simply end it."""
+@contextmanager
+def _stops_by_signal(node: int) -> Iterator[list[Stop]]:
+    """Yield a list that gets a reason to stop for every signal that asks the launcher to stop while ranks run. Before and after,
+    such a signal simply ends the launcher."""
+    stops: list[Stop] = []
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    def note(number: int, _: object) -> None:
+        stops.append(Stop(f"node {node} ({socket.gethostname()}) got {signal.Signals(number).name}", 0))
 
-    def __init__(self, node: int):
-        self._node, self.times = node, 0
-        self.stop: Stop | None = None
-
-    def __enter__(self) -> _Asked:
-        # A signal that is ignored stays ignored: `nohup` means it.
-        self._before = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
-        for number in self._before:
-            signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        self.times += 1
-        self.stop = Stop(f"node {self._node} ({socket.gethostname()}) got {signal.Signals(number).name}", 0)
-
-
-class _Follower:
-    """Copies a rank's log to standard output as it grows."""
-
-    def __init__(self, log: Path):
-        self._log, self._at = log, 0
-
-    def copy(self) -> None:
-        if self._log.exists():
-            with open(self._log, "rb") as file:
-                file.seek(self._at)
-                shutil.copyfileobj(file, sys.stdout.buffer)
-                self._at = file.tell()
-            sys.stdout.flush()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]  # `nohup` means it
+    for number in handled:
+        signal.signal(number, note)
+    try:
+        yield stops
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])

@@ -1,34 +1,35 @@
-"""Processes of one node: start them with `msrun`, adopt them, watch them, and end them with all that they started.
+"""Processes of one node: start the ranks, see how they end, and end them with all that they started.
 
-The launcher is a *child subreaper*: a process whose parent ends becomes the launcher's child, not that of process 1. So `msrun`
-only starts the ranks and ends (`--join=False`; if it stayed it would notice a dead rank after half a minute, and leave orphans),
-the kernel reports to the launcher how each of them ended, and no process that they start can escape it.
+The variables that MindSpore documents for its communication make a process a rank or the scheduler; no launcher of its own is
+needed. (`msrun` notices a dead rank after half a minute, and leaves its ranks running when it is stopped itself.)
+
+Two requests to Linux leave nothing behind. Every process asks to be killed when the launcher ends, which survives exec and needs no
+Python. And the launcher is a *child subreaper*: what a rank started becomes the launcher's child when the rank ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from pangu_sigma.errors import UserError
-from pangu_sigma.ranks.worker import end_with_parent
 
 logger = logging.getLogger(__name__)
 
 SCHEDULER = "scheduler"
+SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import init; init()"]
+"""Command of the scheduler. It sends ranks each other's addresses and does not train, so it needs no code of this package."""
 
-_MSRUN = "msrun"
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _KILL_SECONDS = 30.0
 """Seconds to wait after SIGKILL. A process ends at once, unless it waits for a disk or a device that does not answer."""
 _LAST_LINES, _LAST_BYTES = 20, 1 << 16
@@ -42,64 +43,77 @@ class LaunchError(UserError, RuntimeError):
 class FailedProcess:
     """Failed process of a launch.
 
-    name: `rank 3`, `scheduler` or `msrun`.
-    status: exit status, or minus the number of the signal that killed it; None for a rank that was gone when msrun had started all.
+    name: `rank 3` or `scheduler`.
+    status: exit status, or minus the number of the signal that killed it.
     """
 
     name: str
-    status: int | None
+    status: int
 
     def __str__(self) -> str:
-        if self.status is None:
-            return f"{self.name} ended before it was let start"
         if self.status >= 0:
             return f"{self.name} ended with status {self.status}"
         return f"{self.name} was killed by {signal.Signals(-self.status).name}"
 
 
 class Processes:
-    """Ranks and scheduler that MindSpore's `msrun` starts on this node. A context manager, which kills those that remain."""
+    """Ranks of this node, on node 0 also the scheduler. A context manager, which kills those that remain."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
-        """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""
-        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
-        self._logs, self._ranks = logs, ranks
-        self._gate = _locked(gate)
-        with open(self.log(_MSRUN), "wb") as output:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], logs: Path, ranks: range, bind_cores: bool = False
+    ):
+        """Start them.
+
+        command: command of every rank.
+        environment: variables of all processes.
+        logs: folder of a log for each process.
+        ranks: numbers of this node's ranks.
+        bind_cores: give each rank its share of the cores, in the order of devices.
+        """
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        self._logs, self._environment = logs, environment
+        self._processes: dict[str, subprocess.Popen] = {}
+        cores = sorted(os.sched_getaffinity(0))
+        share = len(cores) // len(ranks) if bind_cores else 0
+        if ranks.start == 0:
+            self._start(SCHEDULER, SCHEDULER_COMMAND, {"MS_ROLE": "MS_SCHED"}, [])
+        for device, rank in enumerate(ranks):
+            own_cores = cores[device * share : (device + 1) * share]
+            self._start(f"rank {rank}", command, rank_variables(rank, device), own_cores)
+
+    def _start(self, name: str, command: list[str], variables: dict[str, str], cores: list[int]) -> None:
+        launcher = os.getpid()
+
+        def prepare() -> None:
+            end_with_parent(launcher)
+            if cores:
+                os.sched_setaffinity(0, cores)
+
+        with open(self.log(name), "wb") as output:
             # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
-            self._msrun = subprocess.Popen(
+            self._processes[name] = subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=self._environment | variables,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=prepare,
             )
-        self._names = {self._msrun.pid: _MSRUN}
 
     def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self._gate.close()
-
-    @property
-    def running(self) -> list[str]:
-        """Names of the ranks that have not ended, and `msrun` until it has started all ranks."""
-        return [name for name in self._names.values() if name != SCHEDULER]
 
     @property
     def ranks(self) -> dict[int, int]:
-        """Process ids of the ranks that have not ended, by rank."""
-        return {int(name.removeprefix("rank ")): pid for pid, name in self._names.items() if name.startswith("rank ")}
+        """Process ids of the ranks that have not ended, or whose end `failures` has not seen, by rank."""
+        return {int(name.split()[1]): p.pid for name, p in self._processes.items() if name != SCHEDULER}
 
     def log(self, name: str) -> Path:
-        """Return the path of the log file of a process: `rank 3`, `scheduler` or `msrun`. The name of msrun's log has the number of
-        this node's first rank in it, because nodes may share the folder."""
-        log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
-        return self._logs / f"{log}.log"
+        """Return the path of the log file of a process: `rank 3` or `scheduler`."""
+        return self._logs / f"{name.replace('rank ', 'worker_')}.log"
 
     def last_lines(self, name: str) -> str:
         """Return the last lines of a process's log. Each update of a progress bar is a line."""
@@ -109,79 +123,49 @@ class Processes:
         return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
 
     def failures(self) -> list[FailedProcess]:
-        """Return the processes that failed since the last call, in the order in which Linux reports them."""
-        bad = []
-        for pid, status in _ended_children():
-            name = self._names.pop(pid, None)
-            if name == _MSRUN:
-                self._msrun.returncode = status
-            if name is not None and status != 0:
-                bad.append(FailedProcess(name, status))
-            elif name == _MSRUN:
-                bad += [FailedProcess(missing, None) for missing in self._adopt()]
-        return bad
+        """Return the processes that failed since the last call."""
+        ended = {name: status for name, p in self._processes.items() if (status := p.poll()) is not None}
+        for name in ended:
+            del self._processes[name]
+        return [FailedProcess(name, status) for name, status in ended.items() if status != 0]
 
     def terminate(self) -> None:
         """Send SIGTERM to the ranks. The scheduler stays: ranks communicate through it while they save."""
-        for pid, name in self._names.items():
+        for name, process in self._processes.items():
             if name != SCHEDULER:
-                os.kill(pid, signal.SIGTERM)
+                process.terminate()
 
     def kill(self) -> None:
         """Kill all descendant processes, and wait until they are gone."""
         deadline = time.monotonic() + _KILL_SECONDS
         while children := list(children_of(os.getpid())):
             for pid in children:
-                _kill_with_group(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-            for pid, status in _ended_children():
-                if self._names.pop(pid, None) == _MSRUN:
-                    self._msrun.returncode = status
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             if time.monotonic() > deadline:
                 logger.error("processes %s do not end even by SIGKILL: they wait for a device or a disk", children)
                 return
 
-    def _adopt(self) -> list[str]:
-        """Read the rank of each process from the variables that msrun gave it, and open the gate. Returns the missing ranks."""
-        for pid in children_of(os.getpid()):
-            variables = environment_of(pid)
-            role = variables.get("MS_ROLE")
-            if role == "MS_WORKER":
-                self._names[pid] = f"rank {variables['MS_NODE_ID']}"
-            elif role == "MS_SCHED" and self._ranks.start == 0:
-                self._names[pid] = SCHEDULER
-            elif role == "MS_SCHED":
-                # msrun starts one wherever the master's address is; "nodes" that share a machine need only node 0's.
-                os.kill(pid, signal.SIGKILL)
-        fcntl.flock(self._gate, fcntl.LOCK_UN)
-        return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
+
+def rank_variables(rank: object, device: object) -> dict[str, str]:
+    """Return the environment variables that make a process the rank with this number, on this device of its node."""
+    return {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": f"{rank}", "RANK_ID": f"{rank}", "DEVICE_ID": f"{device}"}
 
 
-def _locked(gate: Path) -> IO[str]:
-    """Lock the gate: `launching.worker` waits until this process unlocks it or ends."""
-    gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise LaunchError(f"another launch is starting here with the same port ({gate} is locked)") from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+def end_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to kill this process when its parent ends. parent: process id of a parent that may have ended before this call."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent not in (None, os.getppid()):
+        os._exit(1)
 
 
-def _ended_children() -> Iterator[tuple[int, int]]:
-    """Yield process ids and statuses of children that have ended, adopted ones included."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        yield pid, os.waitstatus_to_exitcode(status)
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
 def children_of(parent: int) -> Iterator[int]:
@@ -191,22 +175,3 @@ def children_of(parent: int) -> Iterator[int]:
             after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()
             if int(after_name[1]) == parent:
                 yield int(folder.name)
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """Return the environment variables that a process was started with; empty if the process has ended."""
-    try:
-        content = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return {}
-    pairs = (entry.partition("=") for entry in content.decode(errors="replace").split("\0"))
-    return {name: value for name, _, value in pairs}
-
-
-def _kill_with_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        group = os.getpgid(pid)
-        if group == os.getpgrp():
-            os.kill(pid, signal.SIGKILL)
-        else:
-            os.killpg(group, signal.SIGKILL)

@@ -96,7 +96,7 @@ class Ranks:
 
 
 def started_ranks(parallel: ParallelConfig) -> int:
-    """Return the number of ranks that msrun's variables say were started. Raises ConfigError if `parallel` has another number."""
+    """Return the number of ranks that were started, by MindSpore's variables. Raises ConfigError if `parallel` has another number."""
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
     if started != parallel.ranks:
         raise ConfigError(
@@ -107,7 +107,7 @@ def started_ranks(parallel: ParallelConfig) -> int:
 
 
 def is_rank() -> bool:
-    """Return True if msrun's variables make this process one of several ranks; False in msrun's scheduler."""
+    """Return True if MindSpore's variables make this process one of several ranks; False in the scheduler."""
     return os.environ.get("MS_WORKER_NUM", "1") not in ("", "1") and os.environ.get("MS_ROLE") != "MS_SCHED"
 
 

@@ -7,8 +7,7 @@ system may be missing, or show a file late. The connections stay open: one node'
     node → 0   {"node", "host", "facts"}
     0 → node   {"go": name of the log folder}   or   {"refuse": message}
     both ways  {"stop": [reason, status]}       ranks must be stopped
-    node → 0   {"done": true}                   its ranks have ended well
-    0 → node   {"end": true}                    all have
+    both ways  {"done": true}                   its ranks have ended well; from node 0: the ranks of all nodes have
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import logging
 import select
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,6 @@ from pangu_sigma.ranks.processes import LaunchError
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.3
-_LINGER_SECONDS = 5.0
-"""Seconds that node 0 still listens after two nodes differ, so that other nodes are refused too and do not wait."""
 _SEND_SECONDS = 5.0
 _LONGEST_MESSAGE = 4 << 20
 _DIFFERENCES_SHOWN = 5
@@ -53,33 +51,31 @@ class _Link:
         for option, seconds in ((socket.TCP_KEEPIDLE, 3), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
             connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
         self._connection, self._received = connection, b""
-        self.unread: list[dict[str, Any]] = []
-        """Messages that came together with the last one of the rendezvous; `receive` returns them next."""
-        self.node, self.host = -1, connection.getpeername()[0]
-
-    def fileno(self) -> int:
-        return self._connection.fileno()
-
-    def close(self) -> None:
-        self._connection.close()
+        self.fileno, self.close = connection.fileno, connection.close
+        self.node, self.host, self.facts = -1, connection.getpeername()[0], dict[str, str]()
 
     def send(self, **message: Any) -> None:
         with contextlib.suppress(OSError):  # a lost node is noticed when it is read from
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have arrived, after `select`; None if the other end is closed or is not a launcher."""
-        if self.unread:
-            messages, self.unread = self.unread, []
-            return messages
-        try:
+    def messages(self, seconds: float) -> Iterator[dict[str, Any]]:
+        """Yield the messages that have arrived, or the first that arrive within `seconds`.
+
+        Raises OSError if the other end is closed, and ValueError if it is not a launcher.
+        """
+        if b"\n" not in self._received and select.select([self], [], [], seconds)[0]:
             arrived = self._connection.recv(1 << 16)
-            *lines, self._received = (self._received + arrived).split(b"\n")
-            messages = [json.loads(line) for line in lines]
-        except (OSError, ValueError):
-            return None
-        well_formed = all(isinstance(message, dict) for message in messages)
-        return messages if arrived and well_formed and len(self._received) < _LONGEST_MESSAGE else None
+            if not arrived:
+                raise ConnectionError(f"{self} closed the connection")
+            self._received += arrived
+        while b"\n" in self._received:
+            line, _, self._received = self._received.partition(b"\n")
+            message = json.loads(line)
+            if not isinstance(message, dict):
+                raise ValueError(f"{self} sent no JSON object")
+            yield message
+        if len(self._received) > _LONGEST_MESSAGE:
+            raise ValueError(f"{self} sent a line of more than {_LONGEST_MESSAGE} bytes")
 
     def __str__(self) -> str:
         return f"node {self.node} ({self.host})"
@@ -90,9 +86,8 @@ class Peers:
 
     def __init__(self, node: int, links: list[_Link], folder: str):
         self._node, self._links, self.folder = node, links, folder
-        self._nodes = len(links) + 1
         self._done: set[int] = set()
-        self.ended = False
+        self._awaited = {0} if node else {0, *(link.node for link in links)}
 
     def __enter__(self) -> Peers:
         return self
@@ -101,27 +96,28 @@ class Peers:
         for link in self._links:
             link.close()
 
+    @property
+    def ended(self) -> bool:
+        """True once the ranks of all nodes have ended well."""
+        return self._awaited <= self._done
+
     def wait(self, seconds: float) -> Stop | None:
         """Wait for messages, at most `seconds`. Returns the reason to stop if a node sends a reason or is gone, else None."""
-        if not self._links:
-            time.sleep(seconds)
-            return None
-        unread = [link for link in self._links if link.unread]
-        for link in unread or select.select(self._links, [], [], seconds)[0]:
-            messages = link.receive()
-            if messages is None:
+        select.select(self._links, [], [], seconds)
+        for link in list(self._links):
+            try:
+                for message in link.messages(0.0):
+                    if "stop" in message:
+                        return Stop(*message["stop"])
+                    if "done" in message:
+                        self._finish(link.node)
+            except (OSError, ValueError):
                 self._links.remove(link)
                 link.close()
                 if link.node not in self._done:
                     return Stop(
                         f"{link} is gone: its launcher was killed, its machine stopped, or the network broke", 1
                     )
-            for message in messages or []:
-                if "stop" in message:
-                    return Stop(*message["stop"])
-                self.ended |= "end" in message
-                if "done" in message:
-                    self._finish(link.node)
         return None
 
     def tell(self, stop: Stop) -> None:
@@ -130,20 +126,16 @@ class Peers:
             link.send(stop=[stop.reason, stop.status])
 
     def done(self) -> None:
-        """Report that the ranks of this node have ended well. `ended` becomes True once all nodes have reported it."""
-        if self._node == 0:
-            self._finish(0)
-        else:
-            for link in self._links:
-                link.send(done=True)
+        """Report that the ranks of this node have ended well. It may be called again."""
+        if self._node not in self._done:
+            self._finish(self._node)
 
     def _finish(self, node: int) -> None:
-        """On node 0: count the nodes whose ranks have ended."""
+        """Note that a node is done; send it to node 0, and from node 0, once all are done, to all."""
         self._done.add(node)
-        if len(self._done) == self._nodes:
-            self.ended = True
+        if node == self._node > 0 or (self._node == 0 and self.ended):
             for link in self._links:
-                link.send(end=True)
+                link.send(done=True)
 
 
 def rendezvous(
@@ -157,92 +149,67 @@ def rendezvous(
     """
     if nodes == 1:
         return Peers(node, [], folder)
-    if node == 0:
-        return Peers(node, _Host(nodes, facts, folder, seconds).gather(address, port), folder)
-    return _visit(node, address, port, facts, seconds)
+    if node > 0:
+        return _visit(node, address, port, facts, seconds)
+    links = _gather(nodes, address, port, time.monotonic() + seconds)
+    came = [link for link in links if link.node >= 0]
+    problems = [problem for i, link in enumerate(came) for problem in _problems(link, came[:i], nodes, facts)]
+    missing = [str(n) for n in range(1, nodes) if n not in {link.node for link in came}]
+    if missing and not problems:
+        problems = [
+            f"of {nodes} nodes, {len(missing)} did not come to {address}:{port} within {seconds:g} s: "
+            f"{', '.join(missing)}; start them with the same address and port of node 0, or wait longer ({argument('--wait')})"
+        ]
+    for link in links:
+        if problems:
+            link.send(refuse="\n".join(problems))
+        elif link in came:
+            link.send(go=folder)
+            continue
+        link.close()
+    if problems:
+        raise LaunchError("\n".join(problems))
+    return Peers(node, came, folder)
 
 
-class _Host:
-    """Node 0's side of the rendezvous."""
+def _gather(nodes: int, address: str, port: int, deadline: float) -> list[_Link]:
+    """Accept connections on node 0 until as many launchers as there are other nodes have said who they are, or the time is over."""
+    links: list[_Link] = []
+    with (
+        _server(address, port, nodes) as server,
+        Bar(total=nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
+    ):
+        while progress.n < nodes and time.monotonic() < deadline:
+            ready = select.select([server, *links], [], [], _RETRY_SECONDS)[0]
+            if server in ready:
+                links.append(_Link(server.accept()[0]))
+            for link in (link for link in links if link in ready):
+                try:
+                    for message in link.messages(0.0):
+                        if message.keys() == {"node", "host", "facts"}:  # anything else is not a launcher's
+                            link.node, link.host, link.facts = message["node"], message["host"], message["facts"]
+                except (OSError, ValueError):  # it left, and may come again
+                    link.close()
+            links = [link for link in links if link.fileno() >= 0]
+            progress.update(1 + sum(link.node >= 0 for link in links) - progress.n)
+    return links
 
-    def __init__(self, nodes: int, facts: dict[str, str], folder: str, seconds: float):
-        self._nodes, self._facts, self._folder = nodes, facts, folder
-        self._seconds, self._deadline = seconds, time.monotonic() + seconds
-        self._links: list[_Link] = []
-        self._problems: list[str] = []
 
-    @property
-    def _present(self) -> dict[int, _Link]:
-        """The nodes that came, by number; other links have not said who they are."""
-        return {link.node: link for link in self._links if link.node > 0}
-
-    def gather(self, address: str, port: int) -> list[_Link]:
-        with (
-            _server(address, port, self._nodes) as server,
-            Bar(total=self._nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
-        ):
-            while len(self._present) < self._nodes - 1 and time.monotonic() < self._deadline:
-                self._listen(server)
-                progress.update(1 + len(self._present) - progress.n)
-        if not self._problems and len(self._present) < self._nodes - 1:
-            missing = [str(n) for n in range(1, self._nodes) if n not in self._present]
-            self._problems.append(
-                f"of {self._nodes} nodes, {len(missing)} did not come to {address}:{port} within {self._seconds:g} s: "
-                f"{', '.join(missing)}; start them with the same address and port of node 0, or wait longer ({argument('--wait')})"
-            )
-        present = list(self._present.values())
-        for link in self._links:
-            if self._problems:
-                link.send(refuse="\n".join(self._problems))
-            elif link in present:
-                link.send(go=self._folder)
-                continue
-            link.close()
-        if self._problems:
-            raise LaunchError("\n".join(self._problems))
-        return present
-
-    def _listen(self, server: socket.socket) -> None:
-        readers: list[socket.socket | _Link] = [server, *self._links]
-        for ready in select.select(readers, [], [], _RETRY_SECONDS)[0]:
-            if isinstance(ready, _Link):
-                self._hear(ready)
-            else:
-                self._links.append(_Link(ready.accept()[0]))
-
-    def _hear(self, link: _Link) -> None:
-        messages = link.receive()
-        if messages is None:  # it left, and may come again
-            link.close()
-            self._links.remove(link)
-        for message in messages or []:
-            if message.keys() == {"node", "host", "facts"}:  # anything else is not a launcher's
-                self._welcome(link, **message)
-
-    def _welcome(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
-        """Register a node, and note the facts in which it differs."""
-        link.host, came = host, f"node {node} ({host})"
-        if 0 < node < self._nodes and node not in self._present:
-            link.node = node
-        else:
-            taken = f"and {self._present[node]} is there" if node in self._present else "and node 0 is this one"
-            self._object(
-                f"{came} came, {taken}; give each node its own {argument('--node-rank')}, 0 … {self._nodes - 1}"
-            )
-        different = [name for name in {**self._facts, **facts} if facts.get(name) != self._facts.get(name)]
-        if different:
-            shown = [
-                f"{name} ({facts.get(name, 'none')}, on node 0 {self._facts.get(name, 'none')})"
-                for name in different[:_DIFFERENCES_SHOWN]
-            ]
-            more = len(different) - len(shown)
-            here = f"node 0 ({socket.gethostname()})"
-            self._object(f"{came} differs from {here} in " + "; ".join(shown) + f"; and {more} more" * (more > 0))
-
-    def _object(self, problem: str) -> None:
-        if not self._problems:
-            self._deadline = min(self._deadline, time.monotonic() + _LINGER_SECONDS)
-        self._problems.append(problem)
+def _problems(link: _Link, before: list[_Link], nodes: int, facts: dict[str, str]) -> Iterator[str]:
+    """Yield what keeps a node from the run. before: nodes that came before it. facts: the facts of node 0."""
+    taken = next((f"{other} is there" for other in before if other.node == link.node), None)
+    if taken or not 0 < link.node < nodes:
+        taken = taken or "node 0 is this one"
+        yield f"{link} came, and {taken}; give each node its own {argument('--node-rank')}, 0 … {nodes - 1}"
+    different = [name for name in {**facts, **link.facts} if link.facts.get(name) != facts.get(name)]
+    if different:
+        shown = [
+            f"{name} ({link.facts.get(name, 'none')}, on node 0 {facts.get(name, 'none')})"
+            for name in different[:_DIFFERENCES_SHOWN]
+        ]
+        more = len(different) - len(shown)
+        here = f"node 0 ({socket.gethostname()})"
+        yield f"{link} differs from {here} in " + "; ".join(shown) + f"; and {more} more" * (more > 0)
 
 
 def _server(address: str, port: int, nodes: int) -> socket.socket:
@@ -261,19 +228,16 @@ def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: f
     while time.monotonic() < deadline:
         try:
             link = _Link(socket.create_connection((address, port), timeout=_SEND_SECONDS))
-        except OSError:
+            link.node, link.host = 0, address
+            link.send(node=node, host=socket.gethostname(), facts=facts)
+            while not (first := next(link.messages(seconds), None)):
+                pass
+        except (OSError, ValueError):  # node 0 is not there yet, or was stopped and may be started again
             time.sleep(_RETRY_SECONDS)
             continue
-        link.node, link.host = 0, address
-        link.send(node=node, host=socket.gethostname(), facts=facts)
-        while select.select([link], [], []) and (messages := link.receive()) is not None:
-            if messages:
-                first, *link.unread = messages
-                if "refuse" in first:
-                    raise LaunchError(first["refuse"])
-                return Peers(node, [link], first["go"])
-        link.close()  # node 0 was stopped; it may be started again
-        time.sleep(_RETRY_SECONDS)
+        if "refuse" in first:
+            raise LaunchError(first["refuse"])
+        return Peers(node, [link], first["go"])
     raise LaunchError(
         f"node 0 did not answer at {address}:{port} within {seconds:g} s; start it there, with the same address and "
         f"port of node 0, or wait longer ({argument('--wait')})"

@@ -34,7 +34,7 @@ from pangu_sigma.npu.plan.cann_stub import ascend_environment, name_soc
 from pangu_sigma.npu.plan.traffic import CollectiveCalls
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.layout import Layout, layers_of_stage, rre_layers_of_stage
-from pangu_sigma.ranks.worker import end_with_parent
+from pangu_sigma.ranks.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
