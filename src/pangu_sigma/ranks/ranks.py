@@ -96,7 +96,7 @@ class Ranks:
 
 
 def started_ranks(parallel: ParallelConfig) -> int:
-    """Return the number of ranks that were started, by MindSpore's variables. Raises ConfigError if `parallel` has another number."""
+    """Return the number of ranks that were started (by MindSpore's variables). Raises ConfigError if `parallel` has another."""
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
     if started != parallel.ranks:
         raise ConfigError(
