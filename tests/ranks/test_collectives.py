@@ -1,4 +1,4 @@
-"""Tensors that are summed over ranks in buckets come back as they were."""
+"""Tensors are summed over ranks one after another, each in its place."""
 
 from __future__ import annotations
 
@@ -7,29 +7,23 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from pangu_sigma.ranks.reduce import BucketedAllReduce, _buckets
+from pangu_sigma.ranks.reduce import ChainedAllReduce
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
-def test_buckets_hold_neighbours_up_to_their_size():
-    assert _buckets([3, 4, 5, 9, 1], 8) == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert _buckets([3, 4, 5], 100) == [(0, 3)]
-    assert _buckets([3, 4], 0) == [(0, 1), (1, 2)]
-
-
-class Same(ms.nn.Cell):
-    """An AllReduce of one rank."""
+class Twice(ms.nn.Cell):
+    """An AllReduce of two ranks with the same values."""
 
     def construct(self, x):
-        return x
+        return x + x
 
 
-def test_tensors_come_back_from_their_buckets_in_their_shapes():
+def test_each_tensor_is_summed_in_its_place_and_shape():
     shapes = [(2, 3), (4,), (1, 2, 2), (9,), ()]
     tensors = [np.random.default_rng(0).random(shape).astype(np.float32) for shape in shapes]
-    cell = BucketedAllReduce("mccl_world_group", shapes, 10)
-    cell.all_reduce = Same()
-    for found, expected in zip(cell(tuple(map(Tensor, tensors))), tensors, strict=True):
+    cell = ChainedAllReduce("mccl_world_group")
+    cell.all_reduce = Twice()
+    for found, expected in zip(cell(tuple(map(Tensor, tensors)), Tensor(0.0)), tensors, strict=True):
         assert found.shape == expected.shape
-        assert np.array_equal(found.asnumpy(), expected)
+        assert np.array_equal(found.asnumpy(), 2 * expected)
