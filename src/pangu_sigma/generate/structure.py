@@ -107,7 +107,7 @@ class Structure:
         return Structure(self._matcher.deep_copy())
 
     def allowed(self, logits_R: np.ndarray) -> np.ndarray:
-        """Return the logits with -inf for rows that may not follow. After a `problem` only that of <eot> may."""
+        """Return the logits with -inf for rows that may not follow. After a `problem` only <eot> may follow."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed_R = np.unpackbits(bits, count=len(logits_R), bitorder="little").view(bool)
         return np.where(allowed_R, logits_R, np.float32(-np.inf))

@@ -29,6 +29,9 @@ SCHEDULER = "scheduler"
 SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import init; init()"]
 """Command of the scheduler. It sends ranks each other's addresses and does not train, so it needs no code of this package."""
 
+_LIBC = ctypes.CDLL(
+    None, use_errno=True
+)  # loaded here: between fork and exec another thread may hold the loader's lock
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _KILL_SECONDS = 30.0
 """Seconds to wait after SIGKILL. A process ends at once, unless it waits for a disk or a device that does not answer."""
@@ -164,7 +167,7 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+    if _LIBC.prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 

@@ -83,7 +83,7 @@ class ReducedGradients(nn.Cell):
 
 def joined(of_segments):
     """Return the tensors of all segments as one tuple. Only here tensors of segments become flat:
-    operators that read many tensors, buckets, and auto-parallel's parameters have no other form."""
+    operators that read many tensors, and auto-parallel's parameters, have no other form."""
     tensors: tuple = ()
     for of_segment in of_segments:
         tensors += of_segment

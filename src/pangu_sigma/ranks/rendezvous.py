@@ -176,7 +176,7 @@ def _gather(nodes: int, address: str, port: int, deadline: float) -> list[_Link]
     """Accept connections on node 0 until as many launchers as there are other nodes have said who they are, or the time is over."""
     links: list[_Link] = []
     with (
-        _server(address, port, nodes) as server,
+        listen(address, port) as server,
         Bar(total=nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
     ):
         while progress.n < nodes and time.monotonic() < deadline:
@@ -212,12 +212,14 @@ def _problems(link: _Link, before: list[_Link], nodes: int, facts: dict[str, str
         yield f"{link} differs from {here} in " + "; ".join(shown) + f"; and {more} more" * (more > 0)
 
 
-def _server(address: str, port: int, nodes: int) -> socket.socket:
+def listen(address: str, port: int) -> socket.socket:
+    """Listen at a port of node 0. Raises LaunchError if the port cannot be used."""
     try:
-        return socket.create_server((address, port), backlog=nodes)
+        return socket.create_server((address, port))
     except OSError as error:
         raise LaunchError(
-            f"cannot listen at {address}:{port}: {error.strerror}; choose another {argument('--master-port')}"
+            f"{address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port must be free "
+            f"there: choose another {argument('--master-port')}"
         ) from error
 
 

@@ -61,7 +61,7 @@ class StartOptions:
     """Options of the start of a run, besides its configuration.
 
     start_over: True to move the folder's contents aside and begin at step 0. allow_data_change: True to resume although the text
-    differs from the checkpoint's. from_step: step of the checkpoint to go on from, if it is not to be the newest; those of later
+    differs from the checkpoint's. from_step: step of the checkpoint to go on from, by default the newest; checkpoints of later
     steps are set aside.
     """
 

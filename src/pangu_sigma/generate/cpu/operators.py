@@ -63,7 +63,7 @@ class Matrices:
         return FfnWeights(w1, b1, w2, b2)
 
     def expert(self, segment: int, number: int, bias: bool) -> FfnWeights:
-        """Return the FFN weights of an expert. segment: index among those of all RRE layers. bias: False for a b2 of zeros."""
+        """Return the FFN weights of an expert. segment: index over all RRE layers. bias: False for a b2 of zeros."""
         w1, w2 = (self._expert_matrix(segment, number, name) for name in ("w1", "w2"))
         b1 = self._plain(self._weights.expert(segment, number, "b1"))
         if not bias:
