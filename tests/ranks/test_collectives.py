@@ -1,4 +1,4 @@
-"""Tensors are summed over ranks one after another, each in its place."""
+"""Tensors that are joined to be summed over ranks come back as they were."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from pangu_sigma.ranks.reduce import ChainedAllReduce
+from pangu_sigma.ranks.reduce import JoinedAllReduce
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -22,7 +22,7 @@ class Twice(ms.nn.Cell):
 def test_each_tensor_is_summed_in_its_place_and_shape():
     shapes = [(2, 3), (4,), (1, 2, 2), (9,), ()]
     tensors = [np.random.default_rng(0).random(shape).astype(np.float32) for shape in shapes]
-    cell = ChainedAllReduce("mccl_world_group")
+    cell = JoinedAllReduce("mccl_world_group")
     cell.all_reduce = Twice()
     for found, expected in zip(cell(tuple(map(Tensor, tensors)), Tensor(0.0)), tensors, strict=True):
         assert found.shape == expected.shape

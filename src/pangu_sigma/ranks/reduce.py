@@ -49,28 +49,30 @@ class ReducedGradients(nn.Cell):
         self.sparse = any(map(config.learns, config.model.routed))
         self.is_common = tuple(kind == "common" and self.groups > 1 for kind in config.model.routed)
         everybody = ranks.group("groups", "expert", "data", "tensor")
-        self.dense_over_ranks = ChainedAllReduce(everybody)
-        self.over_replicas = ChainedAllReduce(ranks.group("data")) if self.replicas > 1 else None
-        self.over_groups = ChainedAllReduce(ranks.group("groups")) if any(self.is_common) else None
+        self.dense_over_ranks = JoinedAllReduce(everybody)
+        self.over_replicas = JoinedAllReduce(ranks.group("data")) if self.replicas > 1 and self.sparse else None
+        self.over_groups = JoinedAllReduce(ranks.group("groups")) if any(self.is_common) else None
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
         self.square_sum = SquareSum()
 
     def construct(self, dense, of_segments):
         dense = self.dense_over_ranks(dense, dense[0])
         squares = of_dense = self.square_sum(dense)
-        of_experts = 0.0 * of_dense
+        of_experts, last = 0.0 * of_dense, dense[-1]
+        if self.over_replicas is not None:
+            experts, sizes = self.over_replicas(joined(of_segments), last), ()
+            for of_segment in of_segments:
+                sizes += (len(of_segment),)
+            last, of_segments = experts[-1], parted(experts, sizes)
         reduced: tuple = ()
-        last, own = dense[-1], ops.reshape(of_experts, (1,))
+        own = ops.reshape(of_experts, (1,))
         for n in range(len(of_segments)):
-            experts, of_groups = of_segments[n], 1.0
+            experts, copies = of_segments[n], 1.0
+            if self.is_common[n] and len(experts) > 0:  # each group has the same sums, which count once
+                experts = self.over_groups(experts, last)
+                last, copies = experts[-1], self.groups
             if len(experts) > 0:
-                if self.over_replicas is not None:
-                    experts = self.over_replicas(experts, last)
-                    last = experts[-1]
-                if self.is_common[n]:  # each group has the same sums, which count once
-                    experts = self.over_groups(experts, last)
-                    last, of_groups = experts[-1], self.groups
-                own = own + ops.reshape(self.square_sum(experts), (1,)) / of_groups
+                own = own + ops.reshape(self.square_sum(experts), (1,)) / copies
             reduced += (experts,)
         if self.sparse:
             of_experts = ops.reshape(self.all_reduce(ops.depend(own, last)), ()) / self.replicas
@@ -105,10 +107,10 @@ def make_gradient_reduction(config: Config, ranks: Ranks) -> nn.Cell:
     return ReducedGradients(config, ranks) if isinstance(ranks, ConnectedRanks) else LocalGradients()
 
 
-class ChainedAllReduce(nn.Cell):
-    """All-reduce (sum) of tensors over a group of ranks, one after another: construct(tensors, after) -> tensors, the first once
-    `after` is computed. Collectives of a graph must come in one order on all ranks: where no data leads from one to the next,
-    `depend` does. (MindSpore's CPU has AllReduce for any group of ranks, AllGather for all ranks only, and no AlltoAll.)"""
+class JoinedAllReduce(nn.Cell):
+    """All-reduce (sum) of tensors of one dtype over a group of ranks, joined into one tensor, once `after` is computed:
+    construct(tensors, after) -> tensors. Collectives of a graph must come in one order on all ranks: where no data leads from one
+    to the next, `depend` does. (On CPUs MindSpore has AllReduce for any group of ranks, AllGather for all ranks, no AlltoAll.)"""
 
     def __init__(self, group: str):
         """group: name of the communication group."""
@@ -116,8 +118,14 @@ class ChainedAllReduce(nn.Cell):
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
 
     def construct(self, tensors, after):
-        summed: tuple = ()
+        flat: tuple = ()
         for i in range(len(tensors)):
-            after = self.all_reduce(ops.depend(tensors[i], after))
-            summed += (after,)
+            flat += (ops.reshape(tensors[i], (-1,)),)
+        total = self.all_reduce(ops.depend(ops.concat(flat, 0) if len(flat) > 1 else flat[0], after))
+        summed: tuple = ()
+        first = 0
+        for i in range(len(tensors)):
+            end = first + flat[i].shape[0]
+            summed += (ops.reshape(total[first:end], tensors[i].shape),)
+            first = end
         return summed

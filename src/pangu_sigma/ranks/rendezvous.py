@@ -180,7 +180,8 @@ def _gather(nodes: int, address: str, port: int, deadline: float) -> list[_Link]
         Bar(total=nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
     ):
         while progress.n < nodes and time.monotonic() < deadline:
-            ready = select.select([server, *links], [], [], _RETRY_SECONDS)[0]
+            readers: list[socket.socket | _Link] = [server, *links]
+            ready = select.select(readers, [], [], _RETRY_SECONDS)[0]
             if server in ready:
                 links.append(_Link(server.accept()[0]))
             for link in (link for link in links if link in ready):
