@@ -60,7 +60,8 @@ class ReducedGradients(nn.Cell):
         squares = of_dense = self.square_sum(dense)
         of_experts, last = 0.0 * of_dense, dense[-1]
         if self.over_replicas is not None:
-            experts, sizes = self.over_replicas(joined(of_segments), last), ()
+            experts = self.over_replicas(joined(of_segments), last)
+            sizes: tuple = ()
             for of_segment in of_segments:
                 sizes += (len(of_segment),)
             last, of_segments = experts[-1], parted(experts, sizes)
@@ -68,9 +69,9 @@ class ReducedGradients(nn.Cell):
         own = ops.reshape(of_experts, (1,))
         for n in range(len(of_segments)):
             experts, copies = of_segments[n], 1.0
-            if self.is_common[n] and len(experts) > 0:  # each group has the same sums, which count once
+            if self.over_groups is not None and self.is_common[n] and len(experts) > 0:
                 experts = self.over_groups(experts, last)
-                last, copies = experts[-1], self.groups
+                last, copies = experts[-1], self.groups  # each group has the same sums, which count once
             if len(experts) > 0:
                 own = own + ops.reshape(self.square_sum(experts), (1,)) / copies
             reduced += (experts,)
