@@ -34,7 +34,7 @@ from pangu_sigma.mindformers_adapter import register
 from pangu_sigma.mindformers_adapter.yaml_keys import KEYS, sigma_config
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.training.progress import Progress
+from pangu_sigma.training.start import Progress
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_configs" / "mindformers" / "sigma_tiny.yaml"

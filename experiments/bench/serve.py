@@ -29,7 +29,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
-from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.served import Limits
 from pangu_sigma.serve.server import Address, bind, serve
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
 from pangu_sigma.text.tokenizer import Tokenizer

@@ -736,7 +736,7 @@ def serve(
     """
     from pangu_sigma.generate.text import open_engine
     from pangu_sigma.serve import server
-    from pangu_sigma.serve.limits import Limits
+    from pangu_sigma.serve.served import Limits
 
     changed, key = Limits.changed(texts(limits)), server.read_key(None if api_key_file is None else Path(api_key_file))
     address = server.Address(host, port, texts(allow_host))

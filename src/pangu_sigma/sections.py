@@ -354,7 +354,7 @@ class ParallelConfig(Section):
     recompute: bool = False
     """true: keep only the inputs of layers for the backward pass and recompute the rest, which takes time. Only on Ascend."""
     fusion_mib: NonNegative = 64
-    """MiB of gradients that one all-reduce sums over ranks; 0: each gradient has its own."""
+    """MiB of gradients that one all-reduce sums over ranks; 0: each gradient has its own. Only on Ascend: the CPU joins all."""
     capacity_factor: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
     """Maximum rows (tokens) that a rank sends to one expert, as a multiple of an even share. Only on Ascend."""
     arrival_factor: Annotated[float, Field(gt=0.0, le=1e6)] | None = None

@@ -29,8 +29,7 @@ from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.serve.app import make_app
-from pangu_sigma.serve.limits import Limits
-from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.served import Limits, Served
 from pangu_sigma.serve.server import Address, bind, make_server
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -134,7 +133,7 @@ import logging, sys
 from pathlib import Path
 from helpers.served import DrawnDecoder, toy_decoder
 from pangu_sigma.errors import exit_status
-from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.served import Limits
 from pangu_sigma.serve.server import Address, bind, serve
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 def run():

@@ -159,14 +159,12 @@ def test_nor_does_what_is_dropped(run):
         {"train": {"accumulation": 2}},
         {"ecss": {"enabled": False}},
         {"ecss": {"store": "file"}},
-        {"parallel": {"fusion_mib": 0}},
         {"model": {"rre_layers": 1, "dense_layers": 2, "expert_init": "replicated"}},
     ],
     ids=str,
 )
 def test_nor_do_they_with_other_options(run, sections):
-    keys = {name: section for name, section in sections.items() if name != "parallel"}
-    assert_same_run(run(MIXED | sections.get("parallel", {}), **keys), run(ONE, **keys))
+    assert_same_run(run(MIXED, **sections), run(ONE, **sections))
 
 
 SEGMENTS = [

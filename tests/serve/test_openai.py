@@ -11,11 +11,10 @@ from helpers.served import LENGTH, DrawnDecoder
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.serve.limits import Limits
 from pangu_sigma.serve.openai import domain_of, make_requests, room_for, without_effect
 from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.serve.schemas import CompletionRequest
-from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.served import Limits, Served
 from pangu_sigma.text import tokenizer
 
 

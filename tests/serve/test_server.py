@@ -21,7 +21,7 @@ from helpers.served import DrawnDecoder, events, server_of, start_server
 
 from experiments.chaos.stops import STOP_SECONDS, stop_while_asked
 from pangu_sigma.config import ConfigError
-from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.served import Limits
 from pangu_sigma.serve.server import KEY_VARIABLE, LAST_SECONDS, Address, Server, bind, make_server, read_key, serve
 
 ASKED = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 3}

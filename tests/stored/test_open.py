@@ -258,9 +258,8 @@ ALLOWED = {
     "checkpoint/checkpoint.py": "one checkpoint among those of a run",
     "checkpoint/format.py": "checkpoints of an older form are refused",
     "foreign/huggingface_layout.py": "layouts of others",
-    "training/start.py": "training starts a run, and takes it up again",
+    "training/start.py": "training starts a run, and goes on from its newest checkpoint",
     "training/finished.py": "a run at its last step is taken up if its newest checkpoint is whole",
-    "training/progress.py": "training goes on from the newest checkpoint",
     "inspection/inspect_files.py": "a configuration that was edited is damage there",
     **dict.fromkeys(("convert/conversion.py", "finetune/tuning.py", "inherit/child.py"), "a run that was just written"),
 }

@@ -64,7 +64,7 @@ class RowStore:
         self._pending.append(self._thread.submit(self._update, _flat(keys_EGBS), grads_TH, hyper))
 
     def settle(self) -> None:
-        """Wait until the rows are those of the last step. Raises what the thread raised, as StoreError for a full disk."""
+        """Wait until the last step has updated the rows. Raises the error of the thread, for a full disk StoreError."""
         pending, self._pending = self._pending, []
         for each in pending:
             each.result()

@@ -79,7 +79,7 @@ class HostExperts(StoredExperts):
         self.lookup = ops.Gather().set_device("CPU")
 
     def fetch(self, active_A):
-        """Return the weights of the active experts. Unused entries hold K: they read some row, and nobody reads theirs."""
+        """Return the weights of the active experts. Unused entries hold K: any row is read for them, and no token uses the row."""
         rows_A = ops.minimum(active_A, self.last)
         weights: tuple = ()
         for weight in self.weights:
@@ -150,7 +150,7 @@ class ExpertStore(nn.Cell):
         return {}
 
     def settle(self) -> None:
-        """Wait until the experts are those of the last step, before anything but the next step's FFN reads them; rows wait by
+        """Wait until the last step has updated the experts, before anything but the next step's FFN reads them; rows wait by
         themselves. Raises AdamWorkerError if the worker or a step failed."""
         if self.worker is not None:
             self.worker.settle()

@@ -39,7 +39,7 @@ class ArraySpec:
     """Specification of an expert store's array [K, …]: one tensor of a segment's experts, or its Adam state; a row is an expert."""
 
     segment: int
-    """Number of the segment among those of all RRE layers; with one segment, the layer."""
+    """Number of the segment, counted over all RRE layers; with one segment a layer, the number of the layer."""
     name: str
     kind: Literal["weight", "moment", "variance", "step"]
     shape: tuple[int, ...]

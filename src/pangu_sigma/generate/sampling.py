@@ -99,7 +99,7 @@ class Sampling:
     def _kept(self, logits_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
         """Return the rows that may be drawn, [C], sorted by probability if top_k or top_p is used.
 
-        chances_R: probabilities up to a factor; that of the most likely row is 1.
+        chances_R: probabilities up to a factor, by which the most likely row has 1.
         """
         least = self.min_p
         if self.top_p < 1:  # fewer to sort: all rows below this have less than 1 - top_p together

@@ -97,24 +97,17 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 class Structure:
-    """Structure of an answer, which several answers may have at a time."""
+    """Structure of answers: what one answer has written, and so what may follow. `begin` copies it for a new answer."""
 
     def __init__(self, matcher: LLMatcher):
         self._matcher = matcher
 
-    def begin(self) -> StructuredAnswer:
+    def begin(self) -> Structure:
         """Return the state of a new answer."""
-        return StructuredAnswer(self._matcher.deep_copy())
-
-
-class StructuredAnswer:
-    """State of an answer that has a structure: what was written, and so what may follow."""
-
-    def __init__(self, matcher: LLMatcher):
-        self._matcher = matcher
+        return Structure(self._matcher.deep_copy())
 
     def allowed(self, logits_R: np.ndarray) -> np.ndarray:
-        """Return the logits with -inf for rows that may not follow. After a `problem` only that of <eot> may."""
+        """Return the logits with -inf for rows that may not follow. After a `problem` only <eot> may follow."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed_R = np.unpackbits(bits, count=len(logits_R), bitorder="little").view(bool)
         return np.where(allowed_R, logits_R, np.float32(-np.inf))

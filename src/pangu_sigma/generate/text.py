@@ -49,7 +49,7 @@ class Generated:
 def open_engine(
     path: Path | StoredModel, lanes: int = 8, weights: Precision | None = None, without: Ablation | None = None
 ) -> Engine:
-    """Make the engine of a model that `open_decoder` can open. Arguments and errors are those of `open_decoder`."""
+    """Make the engine of a model that `open_decoder` can open. Arguments and errors: see `open_decoder`."""
     return Engine(open_decoder(path, lanes, weights, without))
 
 

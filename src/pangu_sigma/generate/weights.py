@@ -17,7 +17,7 @@ class Weights(Protocol):
         """Return a dense tensor by its name in the network."""
 
     def expert(self, segment: int, number: int, name: str) -> np.ndarray:
-        """Return a tensor of an expert. segment: index among those of all RRE layers. number: index of the expert in it."""
+        """Return a tensor of an expert. segment: index over all RRE layers. number: index of the expert in it."""
 
     def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the keys [U], ascending, int64, and weights [U, W] of the rows of an entry of `model.rows` that a token met."""

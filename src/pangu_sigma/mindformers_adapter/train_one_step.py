@@ -27,7 +27,7 @@ from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.training.progress import Progress
+from pangu_sigma.training.start import Progress
 from pangu_sigma.training.step import TrainStep
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,7 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam
 from pangu_sigma.mindformers_adapter.yaml_keys import sigma_config
-from pangu_sigma.training.progress import resume
-from pangu_sigma.training.start import start_run
+from pangu_sigma.training.start import resume, start_run
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ function of the dense parameters and the active experts, wherever those come fro
 seed and numbers of the samples, from which every mask follows.
 
 Operators that need a strategy under auto-parallel are attributes of their cells, so that `npu/sharding.py` finds them; casts and
-reshapes follow their neighbours. On several ranks the blocks are those of all ranks, so M is ranks times blocks of one.
+reshapes follow their neighbours. On several ranks M counts the blocks of all ranks: ranks times blocks of one rank.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Attention(nn.Cell):
         return self._mixed(q, k, v, hidden_from_B1SS, draws_B4, F.shape(x_TH))
 
     def _mixed(self, q, k, v, hidden_from_B1SS, draws_B4, shape_TH):
-        """Return the attention output [T, H] for queries [B, n, S, d]; keys and values may be those of other positions."""
+        """Return the attention output [T, H] for queries [B, n, S, d]; keys and values may belong to other positions."""
         scores_BnSS = self.mask(F.cast(self.scores(self.multiply(q, self.scale), k), ms.float32), hidden_from_B1SS)
         weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype), draws_B4)
         mixed_BSnd = self.join_heads(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
@@ -271,7 +271,7 @@ class PanGuSigma(nn.Cell):
         self.head = head(slots, dtype)
         self.hidden_from = AttentionMask()
         rre = [tuple(config.segments_of(layer)) for layer in range(config.rre_layers)]
-        self.segments = (*[()] * config.dense_layers, *rre)  # numbers of those of each layer
+        self.segments = (*[()] * config.dense_layers, *rre)  # of each layer, by their numbers
         self.last, self.has_rows = config.layers - 1, bool(config.rows)
         self.dtype = dtype
 

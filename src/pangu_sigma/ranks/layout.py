@@ -88,7 +88,7 @@ class Share:
     sets: numbers of the domain sets (`domains.domain_sets`) whose text the rank's group trains on.
     routed: all N segments of the RRE layers, as the rank has them. Own experts are divided among groups and expert ranks; of common
         ones each group has a copy, which its expert ranks divide.
-    stored: those of the segments that are in layers of the rank's stage.
+    stored: the segments in layers of the rank's stage.
     """
 
     sets: tuple[int, ...]

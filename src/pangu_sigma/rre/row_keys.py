@@ -4,7 +4,7 @@
     order 2    key = (A[x_t] + B[x_{t−1}]) mod R   the token and the one before it; B's last number: no token before
 
 Both numbers are below R, and R is below 2^30, so sum and remainder are one comparison in 32 bits: a graph needs nothing else. x is
-the id of the tokenizer. A row of an own entry is the domain's: rows d·R … (d + 1)·R − 1 are those of domain d.
+the id of the tokenizer. The rows of an own entry belong to domains: domain d has the rows d·R … (d + 1)·R − 1.
 
 Shape suffixes: E entries of `model.rows`, V vocabulary. Source: our choice; n-gram rows are known from others, tables in place of
 multiplying hashes are ours.
@@ -42,7 +42,7 @@ def extended_row_tables(
     known_V: np.ndarray,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return tables for another vocabulary: numbers of known ids are the old ones, those of others are drawn.
+    """Return tables for another vocabulary: known ids keep their numbers, and other ids draw new ones.
 
     old: tables of the old vocabulary; None draws all. known_V: its id of each id, -1 for none. seed: `routing.seed`.
     """

@@ -18,8 +18,7 @@ from pangu_sigma.errors import argument
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.serve.app import make_app
-from pangu_sigma.serve.limits import Limits
-from pangu_sigma.serve.served import Served
+from pangu_sigma.serve.served import Limits, Served
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, read_metrics
 from pangu_sigma.training.log.report import write_report
 from pangu_sigma.training.log.summary import format_divergence
-from pangu_sigma.training.progress import changes_since_checkpoint
-from pangu_sigma.training.start import StartOptions, start_run
+from pangu_sigma.training.start import StartOptions, changes_since_checkpoint, start_run
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pangu_sigma.errors import argument, in_words
 from pangu_sigma.sealed import commit
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.health import Health
-from pangu_sigma.training.progress import Progress
+from pangu_sigma.training.start import Progress
 
 
 def check_absent(output: Path) -> None:

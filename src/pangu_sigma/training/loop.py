@@ -36,8 +36,14 @@ from pangu_sigma.training.finished import conclude
 from pangu_sigma.training.health import Health, examine
 from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean
 from pangu_sigma.training.log.timeline import Timeline
-from pangu_sigma.training.progress import changes_since_checkpoint, resume
-from pangu_sigma.training.start import DEFAULT_START, StartOptions, refuse_tuned, start_run
+from pangu_sigma.training.start import (
+    DEFAULT_START,
+    StartOptions,
+    changes_since_checkpoint,
+    refuse_tuned,
+    resume,
+    start_run,
+)
 from pangu_sigma.training.step import StepResult
 
 logger = logging.getLogger(__name__)

@@ -109,8 +109,7 @@ class TrainStep(nn.Cell):
         )
         self.learns = tuple(experts.learns for experts in store.segments)
         self.scale = LossScale(config)
-        of_experts = [experts.active_shapes if experts.learns else [] for experts in store.segments]
-        self.reduce = make_gradient_reduction(config, ranks, [p.shape for p in dense], of_experts)
+        self.reduce = make_gradient_reduction(config, ranks)
         self.micro_batches = config.train.accumulation
         self.skips_spikes = config.train.spikes.skip
         self.clip_norm = optimizer.clip_norm

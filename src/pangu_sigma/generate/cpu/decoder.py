@@ -120,7 +120,7 @@ class CpuDecoder(Decoder):
         return [each[0] if len(each) == 1 else np.concatenate([none, *each]) for each in parts]
 
     def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
-        """Compute some of the new tokens, and append the wanted logits to those of each lane."""
+        """Compute some of the new tokens, and append the wanted logits to the logits of each lane."""
         lane_T, wanted_W = new.lane[some], np.flatnonzero(new.wanted[some])
         hidden_WH = self._network(some, new, experts_NT, wanted_W if len(wanted_W) < len(lane_T) else None)
         slot_W, lane_W = new.slot[some][wanted_W], lane_T[wanted_W]

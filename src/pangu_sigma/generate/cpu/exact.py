@@ -26,7 +26,7 @@ class ExactModel(Operators):
     that the result has the same bits whatever number of tokens goes to an expert."""
 
     def __init__(self, model: ModelConfig, weights: Weights, activation: str):
-        """model: sizes of the network. activation: the GELU variant to use in place of that of `model`."""
+        """model: sizes of the network. activation: the GELU variant to use, whatever `model` says."""
         self.model, self.weights, self._activation = model, weights, activation
 
     def logits(
@@ -86,7 +86,7 @@ class ExactModel(Operators):
         return residual + y_TH
 
     def _joined(self, layer: int, chosen: list[int], name: str) -> np.ndarray:
-        """Return a tensor of the FFN whose units are those of a token's experts, segment after segment; b2 is the first's."""
+        """Return a tensor of the FFN that joins the units of a token's experts, segment after segment; b2 of the first expert."""
         experts = list(zip(self.model.segments_of(layer), chosen, strict=True))
         tensors = [self.weights.expert(n, e, name) for n, e in experts[: 1 if name == "b2" else None]]
         return tensors[0] if len(tensors) == 1 else np.concatenate(tensors)

@@ -38,7 +38,7 @@ class GraphDecoder(Decoder):
 
     @classmethod
     def of(cls, model: StoredModel, lanes: int = 4) -> GraphDecoder:
-        """Make the decoder of an exported model; of a run, that of the graph that its export would hold. lanes: texts in the cache.
+        """Make the decoder of an exported model. For a run, build the graph that `export` would write. lanes: texts in the cache.
 
         Raises ConfigError if the exported graph has another signature, DamagedFile for damaged files of the model.
         """

@@ -1,6 +1,6 @@
 """Weights of an exported graph in float32, float16, or int8 with a scale per row; sums are float32 in all three.
 
-This precision is that of the matrices of attention, dense FFNs and experts, and of the embedding table. A row is a stored row: an
+The matrices of attention, dense FFNs and experts, and the embedding table have this precision. A row is a stored row: an
 input of a linear layer [in, out], an inner unit of an FFN [F, H], a token of the embedding table. Biases, LayerNorm and positions
 are float32.
 

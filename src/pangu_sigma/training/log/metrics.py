@@ -20,7 +20,7 @@ what it is of. A name without a value is absent. The names:
 * `run`: domains, steps_total, config, and data, the content hash of the prepared text if known. Once, as the first line.
 * `config`: changes of config and data, [[key, old, new], …], with which the run goes on after `step`.
 * `step`: the names above over the steps since the previous `step` line, every log_interval steps and before an evaluation or a
-  checkpoint, so that the log has all steps of a checkpoint. Counts are sums (SUMMED), states are those of the last step (LAST), and
+  checkpoint, so that the log has all steps of a checkpoint. Counts are sums (SUMMED), states of the last step (LAST), and
   all else is the mean of the finite values; `left_out/NAME`: steps that the mean of a name leaves out, if any. `NAME_seconds`
   becomes `NAME`, a share of the time. Besides, `tokens_per_second`, and `samples`: hash of the training samples, the same at any
   number of ranks.
@@ -78,7 +78,7 @@ LAST = {"step", "learning_rate", "loss_scale", "epochs"}
 """Metrics of which several steps have a sum, and of which they have the last value; others have an average."""
 
 _DOMAINS_SHOWN = 6
-"""Maximum number of domains that the progress line shows together; of more it shows those of the step."""
+"""Maximum number of domains that the progress line shows together; of more it shows the domains of the step."""
 _SHOWN = {
     "tokens_per_second": "{:,.0f} tokens/s",
     "load_max_over_mean": "load max/mean {:.2f}",
@@ -201,7 +201,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         """Advance the progress line."""
         losses = {name.removeprefix("loss/"): loss for name, loss in metrics.items() if name.startswith("loss/")}
         self._losses |= losses
-        # With many domains the line has room only for those of this step.
+        # with many domains the line has room only for the domains of this step
         shown = self._losses if len(self._losses) <= _DOMAINS_SHOWN else losses
         words = {name: f" ({self._unigram[name]:.2f})" for name in shown.keys() & self._unigram.keys()}
         told = "loss (of counting words)" if words else "loss"

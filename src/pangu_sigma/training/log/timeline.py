@@ -1,6 +1,6 @@
 """Timeline of a few training steps, `profile/trace.json` in the run folder, for https://ui.perfetto.dev or chrome://tracing.
 
-It has spans of the training loop (feed, step, metrics, evaluation, save), and those of the worker that updates experts behind the
+It has spans of the training loop (feed, step, metrics, evaluation, save), and of the worker that updates experts behind the
 step (`ecss.update`). The first step, which compiles, is not in it. MindSpore's profiler writes operators to files of its own beside
 it, `*_ascend_ms/ASCEND_PROFILER_OUTPUT/trace_view.json`, for MindStudio Insight or Perfetto. Times in both are microseconds since
 1970.

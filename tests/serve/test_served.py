@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.serve.limits import Limits
+from pangu_sigma.serve.served import Limits
 
 
 def test_changes_come_by_name():
