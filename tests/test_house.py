@@ -18,28 +18,28 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2068,
+    ".": 2066,
     "checkpoint": 1078,
     "convert": 668,
-    "data": 2831,
+    "data": 2671,
     "ecss": 377,
     "evaluate": 755,
-    "finetune": 501,
+    "finetune": 503,
     "foreign": 979,
-    "generate": 1666,
+    "generate": 1663,
     "held_out": 434,
     "inherit": 867,
     "inspection": 302,
     "mindformers_adapter": 333,
     "model": 373,
-    "npu": 2493,
+    "npu": 2486,
     "optimizer": 97,
-    "ranks": 1038,
+    "ranks": 1010,
     "rre": 405,
     "serve": 1067,
     "stored": 682,
     "text": 941,
-    "training": 1435,
+    "training": 1437,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""
