@@ -172,7 +172,6 @@ def train(
     with mindspore_lock:
         trainer = train_run(made, folder, backend, options, profile, on_step=on_step)
     outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
-    trainer.ranks.leave()
     return Model(folder, outcome=outcome, stopped=not trainer.finished)
 
 

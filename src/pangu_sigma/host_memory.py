@@ -53,6 +53,7 @@ def training_needs(config: Config) -> list[Need]:
     shares = p.groups * p.expert
     gradients = config.active_expert_params // shares * _FLOAT32
     gradients *= 2 if ecss.by_worker(npu=False) else 1  # the worker has the gradients of the step before
+    step = ", or set ecss.update=step" if ecss.by_worker(npu=False) else ""
     moments = 2 * (2 if ecss.moments == "bfloat16" else _FLOAT32)
     stored = 0 if ecss.store == "file" else count.experts // shares * (_FLOAT32 + moments)
     sequences = batch // min(p.stage_ranks // p.tensor, batch)
@@ -63,7 +64,7 @@ def training_needs(config: Config) -> list[Need]:
     return [
         Need("experts and their Adam state", stored, f"lower {smaller}, or set ecss.store=file"),
         Need("rows that the run can meet, and their Adam state", rows, "lower model.rows, or set ecss.store=file"),
-        Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step"),
+        Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step{step}"),
         Need("dense parameters, gradients and Adam state", dense, "lower model.hidden, model.ffn or model.slot_rows"),
         Need("activations", activations, "lower train.batch_size, with more train.accumulation, or model.seq_length"),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),

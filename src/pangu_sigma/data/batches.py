@@ -244,7 +244,8 @@ class BatchLoader:
             domain = self.domains[int(domains_B[b])]
             raise DataError(
                 f"domain {domain.name}: token id {ids_GBS[g, b, s]} has no row in embedding slot "
-                f"{self.domains.slot_names[domain.slot]!r}; the text was prepared for other slots, run prepare-data again"
+                f"{self.domains.slot_names[domain.slot]!r}; the text was prepared for other slots, remove the folder and run "
+                "prepare-data again"
             )
 
 

@@ -184,7 +184,7 @@ def unlike_prepared(config: Config) -> list[str]:
         found += [(f"{section}.{key}", here[key], there.config.get(key, here[key])) for key, section in _KEYS.items()]
         found += zip((f"domains.{number}.{key}" for key in DOMAIN_KEYS), values, there.settings(values[0]), strict=True)
     sentences = [
-        f"{key}={_text(value)}: {path} was prepared with {_text(prepared)}; run prepare-data again to use it"
+        f"{key}={_text(value)}: {path} was prepared with {_text(prepared)}; remove the folder and run prepare-data again to use it"
         for key, value, prepared in found
         if value != prepared
     ]

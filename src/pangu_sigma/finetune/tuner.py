@@ -111,7 +111,6 @@ def tune(run: StoredRun, training: TaskSamples, dev: TaskSamples | None) -> dict
     has no finite loss."""
     tuner = Tuner(run, training, dev)
     train_to_end(tuner)
-    tuner.ranks.leave()
     if not tuner.finished:
         return None
     best = tuner.best

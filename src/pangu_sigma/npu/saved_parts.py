@@ -27,7 +27,7 @@ def saved_parts(
     for shard, parameters in shards.items():
         segment = segments.get(shard)
         for name, parameter in parameters.items():
-            array = arrays.get(f"experts.{segment.number}.{name}" if segment else name)
+            array = arrays[f"experts.{segment.number}.{name}"] if segment else arrays.get(name)
             if array is None:
                 yield shard, name, parameter, Part.everything(tuple(parameter.shape)), rank == 0
             else:

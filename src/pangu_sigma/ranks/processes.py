@@ -158,7 +158,7 @@ class Processes:
 
 
 def _locked(gate: Path) -> IO[str]:
-    """Lock the gate: `launching.worker` waits until this process unlocks it or ends."""
+    """Lock the gate: `ranks/worker.py` waits until this process unlocks it or ends."""
     gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
     try:

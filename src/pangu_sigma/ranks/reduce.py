@@ -66,7 +66,7 @@ class ReducedGradients(nn.Cell):
                 sizes += (len(of_segment),)
             last, of_segments = experts[-1], parted(experts, sizes)
         reduced: tuple = ()
-        own = ops.reshape(of_experts, (1,))
+        own = ops.zeros_like(ops.reshape(of_dense, (1,)))
         for n in range(len(of_segments)):
             experts, copies = of_segments[n], 1.0
             if self.over_groups is not None and self.is_common[n] and len(experts) > 0:

@@ -181,9 +181,12 @@ class Tokenizer:
                 rows[: len(ids)] = ids
             tokenizer = cls(alpha, english, slot_rows)
         except OSError as error:
-            raise DataError(f"tokenizer {error.filename}: {error.strerror}; run prepare-data again") from error
+            fix = "remove the folder and run prepare-data again"
+            raise DataError(f"tokenizer {error.filename}: {error.strerror}; {fix}") from error
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
-            raise DataError(f"tokenizer {folder}: damaged ({error}); run prepare-data again") from error
+            raise DataError(
+                f"tokenizer {folder}: damaged ({error}); remove the folder and run prepare-data again"
+            ) from error
         if content.get("format") != _FORMAT or tokenizer.hash != content.get("hash"):
             raise DataError(
                 f"tokenizer {folder}: its files give the hash {tokenizer.hash[:12]}…, vocabulary.json says "

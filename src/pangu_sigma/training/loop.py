@@ -256,8 +256,8 @@ def train(
     on_step: called after each step; True stops the training as SIGTERM does.
     Raises UnhealthyRun if the run cannot recover, NotWritable while another process writes in the folder, ConfigError for a
     fine-tuning run, and the errors of `start_run`.
-    After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. In a run of
-    several ranks, the caller calls `ranks.leave` once it no longer needs the trainer.
+    After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. No rank may
+    need another afterwards.
     """
     refuse_tuned(folder, config)
     ranks = backend.connect(config)
@@ -319,6 +319,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                     log.flush()
                     trainer.save_in_turn(last or stopped)
             trainer.timeline.step_done(step)
+    ranks.leave()  # no rank waits while the first one draws the report
     if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
         conclude(folder, config)
     elif not trainer.finished:

@@ -110,9 +110,6 @@ def start_run(
     return run
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass
 class Progress:
     """Progress of a run.

@@ -18,6 +18,8 @@ from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import extended
 from pangu_sigma.data.prepare.extended import prepare_extension
 from pangu_sigma.data.prepare.prepare import prepare
+from pangu_sigma.data.prepare.stages import staging
+from pangu_sigma.data.prepare.stages.staging import end_move, moving_of
 from pangu_sigma.data.prepared import PreparedData, data_of, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
@@ -116,23 +118,39 @@ def test_near_duplicates_of_the_new_text_are_in_the_manifest(data, text):
 
 
 @pytest.mark.parametrize("place", ["write_atomically", "commit"])
-def test_after_a_kill_the_same_call_goes_on(data, text, monkeypatch, place):
+def test_a_killed_move_is_ended_by_the_same_call(data, text, monkeypatch, place):
     config, quarantine = extending(data), (data / "quarantine.jsonl").read_bytes()
 
     def killed(*unused):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"pangu_sigma.data.prepare.prepare.{place}", killed)
+        patch.setattr(staging, place, killed)
         prepare_extension(config, [text])
     assert not (data / "law").exists()
-    monkeypatch.setattr("pangu_sigma.data.prepare.encoding.segment", lambda *_: pytest.fail("text was cut again"))
-    prepare_extension(config, [text])
-    assert len((data / "quarantine.jsonl").read_bytes().splitlines()) == len(quarantine.splitlines()) + 360
+    assert moving_of(data).exists()
     with pytest.raises(ConfigError, match=r"data\.path=.*data has all domains of the configuration; leave extend out"):
-        prepare_extension(config, [text])
+        prepare_extension(config, [text])  # which ended the move
+    assert len((data / "quarantine.jsonl").read_bytes().splitlines()) == len(quarantine.splitlines()) + 360
     data_of(config).verify_all()
     assert [path.name for path in data.parent.iterdir()] == ["data"]
+
+
+def test_a_move_that_was_killed_between_two_domains_is_ended_by_the_next_call(tmp_path, monkeypatch):
+    output, moving = tmp_path / "data", moving_of(tmp_path / "data")
+    for folder in (output, moving / "law", moving / "med"):
+        folder.mkdir(parents=True)
+    for name in ("law", "med"):
+        (moving / name / "manifest.json").write_text(name)
+    (output / "quarantine.jsonl").write_text("old\n")
+    (moving / "quarantine.jsonl").write_text("new\n")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(staging, "commit", lambda fresh, to: fresh.rename(to) if to.name == "law" else 1 / 0)
+        end_move(output)
+    assert sorted(path.name for path in output.iterdir()) == ["law", "quarantine.jsonl"]
+    assert end_move(output) and not end_move(output)
+    assert sorted(path.name for path in output.iterdir()) == ["law", "med", "quarantine.jsonl"]
+    assert (output / "quarantine.jsonl").read_text() == "old\nnew\n" and not moving.exists()
 
 
 @pytest.mark.parametrize(

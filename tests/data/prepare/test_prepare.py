@@ -158,6 +158,7 @@ def test_a_check_says_what_was_prepared_otherwise(text, prepared, tmp_path, conf
     out = shutil.copytree(prepared, tmp_path / "out")
     found = ps.prepare_data(with_data(config, path=str(out), held_out=0.3), text, check=True)
     assert not found.ok and "prepared otherwise (held_out)" in found["problems"][0]
+    assert ps.prepare_data(with_data(config, path=str(out)), text, check=True)["problems"] == []
 
 
 def test_a_failure_leaves_nothing_behind_but_the_stage_with_the_quarantine(

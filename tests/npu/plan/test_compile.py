@@ -216,7 +216,7 @@ def test_the_memory_of_a_compilation_is_said_before_it_starts(free: float, told:
     ],
 )
 def test_the_memory_that_is_said_is_what_was_measured(layers: tuple[int, int], passes: int, gib: float):
-    """Peaks of compiling processes, npu/plan/README.md; the last but one is `sigma_1t` on 512 NPUs."""
+    """Peaks of compiling processes, npu/README.md; the last but one is `sigma_1t` on 512 NPUs."""
     model = dict(zip(("model.dense_layers", "model.rre_layers"), layers, strict=True))
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [*model.items(), ("train.accumulation", passes)])
     assert compile_memory(config) / GIB == pytest.approx(gib, rel=0.05)

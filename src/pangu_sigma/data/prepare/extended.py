@@ -8,6 +8,7 @@ domain is compared with its own domain only, as in any preparation.
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview
+from pangu_sigma.data.prepare.stages.staging import end_move, moving_of
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
@@ -45,8 +47,11 @@ class _Extension:
 
     @classmethod
     def of(cls, config: Config) -> _Extension:
-        """Examine data.path. Raises ConfigError if it does not go with the configuration, DataError if it is damaged."""
+        """Examine data.path, after the move that a killed extension had begun. Raises ConfigError if it does not go with the
+        configuration, DataError if it is damaged."""
         path = Path(config.data.path)
+        if end_move(path):
+            shutil.rmtree(moving_of(path).parent, ignore_errors=True)
         try:
             data = PreparedData(path)
         except DataError as error:

@@ -24,6 +24,7 @@ from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import (
+    MANIFEST_FILE,
     DomainRecord,
     FileRecord,
     Manifest,
@@ -43,11 +44,11 @@ from pangu_sigma.data.prepare.reading import QUARANTINED, unusable
 from pangu_sigma.data.prepare.selection import Kept
 from pangu_sigma.data.prepare.stages.executors import executor_of
 from pangu_sigma.data.prepare.stages.stage import StageError, rows_of, tables_of
-from pangu_sigma.data.prepare.stages.staging import staged
+from pangu_sigma.data.prepare.stages.staging import end_move, moving_of, staged
 from pangu_sigma.data.prepared import QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, preparation_settings
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.sealed import commit, fingerprint, write_atomically
+from pangu_sigma.sealed import commit, fingerprint
 from pangu_sigma.text.inputs import input_files, input_units
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.tokenizer import MODELS, tag_language
@@ -169,7 +170,11 @@ def _prepare(
             work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)))
             passes = Passes(work, executor, kept, decisive)
             blocks, sources, quarantine = _read(passes, stamps, options.sources)
-            manifest, more = _do_all(passes, blocks, sources, quarantine, writes)
+            try:
+                manifest, more = _do_all(passes, blocks, sources, quarantine, writes)
+            except ConfigError:  # what is too little may be too little because of these lines
+                logger.warning("%s", "\n".join(quarantine.said()))
+                raise
             problems += more
             if writes:
                 _put(manifest, stage.path("write/output"), output, extends)
@@ -247,12 +252,8 @@ def _put(manifest: Manifest, fresh: Path, output: Path, extends: bool) -> None:
         return
     if manifest.models != load_manifest(output).models:
         raise DataError(f"{fresh}: its token ids are not those of {output}; prepare the text of all domains")
-    lines, file = (fresh / QUARANTINE_NAME).read_bytes(), output / QUARANTINE_NAME
-    before = file.read_bytes() if file.exists() else b""
-    if not before.endswith(lines):  # as after a kill
-        write_atomically(file, before + lines)
-    for name in manifest.domains:
-        commit(fresh / name, output / name)
+    fresh.rename(moving_of(output))
+    end_move(output)
 
 
 def _read(
@@ -312,7 +313,12 @@ def _existing(config: Config, output: Path) -> list[Manifest]:
     if not any(output.glob("*/manifest.json")):
         raise DataError(f"{output} exists and is not prepared data (no manifest.json); choose another or remove it")
     folders = [output / domain.name for domain in config.domains]
-    return [read_manifest(folder) for folder in folders] if all(folder.is_dir() for folder in folders) else []
+    if not all(folder.is_dir() for folder in folders):
+        return []
+    for folder in folders:
+        if not (folder / MANIFEST_FILE).exists():
+            raise DataError(f"{folder} has no {MANIFEST_FILE}; remove {output} and run prepare-data again")
+    return [read_manifest(folder) for folder in folders]
 
 
 def _other_domains(config: Config, output: Path) -> str:
@@ -334,7 +340,7 @@ def _otherwise(output: Path, there: list[Manifest], decisive: dict[str, Any]) ->
     return (
         f"data.path={output} holds data that were prepared otherwise ({', '.join(sorted(keys))}), which prepare-data does not "
         "replace; choose another data.path, or remove the folder"
-    ) * bool(there)
+    ) * bool(keys)
 
 
 def _too_few(domain: Domain, counts: Kept) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,17 +65,23 @@ def host_checks(host: Host, wanted: ChosenChip | None = None, run: Path | None =
         silent = failed(str(error), error.fix)
     found = chip_called(listed[0].name) if listed else None
     chip = wanted.name if wanted else found
-    checks = {
-        "NPU devices": _devices(host, listed),
-        "npu-smi": silent,
-        "chip": _chip(listed, found, wanted) if listed else None,
-        "NPU health": _health(listed) if listed else None,
-        "CANN": software.cann(host, chip),
-        "MindSpore's plugin": plugin(host),
-        "ascend_ops": software.operators(host, chip) if chip else None,
-        "run folder": _run_folder(host, run) if run else None,
+    checks: dict[str, Callable[[], Check | None]] = {
+        "NPU devices": lambda: _devices(host, listed),
+        "npu-smi": lambda: silent,
+        "chip": lambda: _chip(listed, found, wanted) if listed else None,
+        "NPU health": lambda: _health(listed) if listed else None,
+        "CANN": lambda: software.cann(host, chip),
+        "MindSpore's plugin": lambda: plugin(host),
+        "ascend_ops": lambda: software.operators(host, chip) if chip else None,
+        "run folder": lambda: _run_folder(host, run) if run else None,
     }
-    yield from (replace(check, name=name) for name, check in checks.items() if check is not None)
+    for name, look in checks.items():
+        try:
+            check = look()
+        except (OSError, ValueError) as error:  # a file that cannot be read ends one check, not all
+            check = failed(str(error), "let this user read it, or repair it")
+        if check is not None:
+            yield replace(check, name=name)
 
 
 def _devices(host: Host, listed: list[Npu]) -> Check:

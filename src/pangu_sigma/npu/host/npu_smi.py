@@ -59,6 +59,8 @@ def list_npus(host: Host) -> list[Npu]:
     except subprocess.TimeoutExpired:
         problem = f"npu-smi info did not answer in {SECONDS:g} s"
         raise Unanswered(problem, "the driver hangs: see dmesg, restart the host") from None
+    except OSError as error:
+        raise Unanswered(f"npu-smi info: {error.strerror}", f"let this user run {program}") from error
     if done.returncode:
         message = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise Unanswered(f"npu-smi info ended with {done.returncode}, saying: {message}", "mend what npu-smi names")

@@ -31,7 +31,7 @@ def cann(host: Host, chip: Chip | None) -> Check:
     said = re.search(r"^Version=(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
     if said is None:
         return failed(f"{folder} does not say its version", f"install the whole toolkit, which has {info}")
-    version, wanted = said[1], CANN_OF.get(".".join(host.mindspore_version.split(".")[:2]))
+    version, wanted = said[1].strip(), CANN_OF.get(".".join(host.mindspore_version.split(".")[:2]))
     if wanted and version.split(".")[:2] != wanted.split(".")[:2]:
         fix = f"install CANN {wanted} and source its set_env.sh"
         return failed(f"{version} in {folder}; MindSpore {host.mindspore_version} wants {wanted}", fix)

@@ -1,8 +1,7 @@
 """Memory of one NPU and of one host, item by item. Pure Python. All ranks of a stage are alike: everything divides evenly.
 
-Symbols: T tokens of a rank, B = T/S its sequences, H hidden, F ffn, n heads, S sequence, t tensor ranks, c bytes of the compute
-dtype, W rows that the experts of a rank multiply. `layer_bytes` has what the backward pass of the
-compiled step (`npu/step.py`) reads of its forward pass.
+Symbols: T tokens of a rank, H hidden, S sequence, t tensor ranks, c bytes of the compute dtype. `layer_bytes` has what the backward
+pass of the compiled step (`npu/step.py`) reads of its forward pass.
 
 These are the tensors of one micro-batch: the next one begins when the gradients of the previous one are computed. With stages,
 stage s of p has started p - s micro-batches before the first gradient comes back (1F1B), and keeps the tensors of all of them.

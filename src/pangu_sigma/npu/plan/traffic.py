@@ -1,8 +1,8 @@
 """Traffic of a rank in one step: its collectives, and their bytes by link. Pure Python.
 
-They are what MindSpore makes of the strategies of `npu/sharding.py`; a test holds them against compiled graphs, in every call
-and byte. The tables of `_forward` and `_routed` have a micro-batch's forward pass: hidden states of tokens [T, H] and rows of
-experts; with uneven parts the room is what the graph knows, and about T rows travel. The rest follows from them:
+The collectives are what MindSpore makes of the strategies of `npu/sharding.py`; a test holds them against compiled graphs, in
+every call and byte. The tables of `_forward` and `_routed` have a micro-batch's forward pass: hidden states [T, H] of the T tokens
+of a rank and rows of experts; with uneven parts the room is what the graph knows, and about T rows travel. The rest follows:
 
     backward      as many: AllReduce for AllReduce, AlltoAll for AlltoAll, ReduceScatter for AllGather, Receive for Send; without
                   stages the loss has one AllReduce, because its operand is the same for all micro-batches
