@@ -36,7 +36,7 @@ def test_a_text_is_read_as_in_training(prompts, decoder, en):
 
 
 def test_what_cannot_fit_is_refused_before_it_is_read(prompts, en):
-    with pytest.raises(ApiError, match=f"50000000 characters are too many for the {LENGTH} tokens"):
+    with pytest.raises(ApiError, match=f"50000000 characters are too many for a model that reads {LENGTH} tokens"):
         prompts.text_prompt("x" * 50_000_000, en, True)
 
 

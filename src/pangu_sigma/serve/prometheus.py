@@ -19,8 +19,7 @@ class Metrics:
 
     def __init__(self, engine: Engine, names: dict[str, str]):
         self._engine, self.names, self.registry = engine, names, CollectorRegistry()
-        to: dict[str, Any] = {"registry": self.registry}
-        model = ["model_name"]
+        to, model = dict[str, Any](registry=self.registry), ["model_name"]
         Gauge("vllm:num_requests_running", "Texts that are computed", **to).set_function(lambda: engine.running)
         Gauge("vllm:num_requests_waiting", "Texts that wait for a lane", **to).set_function(lambda: engine.waiting)
         self.prompt = Counter("vllm:prompt_tokens", "Tokens of prompts", model, **to)
@@ -52,8 +51,7 @@ class AnswerWatch:
 
     def __init__(self, metrics: Metrics, name: str, prompt: int):
         self._metrics, self._name, self._prompt = metrics, name, prompt
-        self._started, self._last = time.monotonic(), 0.0
-        self._open = True
+        self._started, self._last, self._open = time.monotonic(), 0.0, True
 
     def record(self, tokens: int) -> None:
         """Record that `tokens` new tokens are sent to the client together, now."""

@@ -55,9 +55,7 @@ class PromptTokenizer:
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
         """Tokenize a prompt; an empty prompt becomes <eot>. tags: as in `read`. Raises ApiError above model.seq_length tokens."""
         if len(text) > self._most_characters:
-            reason = (
-                f"{len(text)} characters are too many for the {self.length} tokens that the model reads; shorten it"
-            )
+            reason = f"{len(text)} characters are too many for a model that reads {self.length} tokens; shorten it"
             raise ApiError.invalid("prompt", reason, TOO_LONG)
         return self.read(text, domain, tags) or [self.tokenizer.eot]
 

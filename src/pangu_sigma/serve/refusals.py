@@ -11,8 +11,7 @@ from starlette.exceptions import HTTPException
 
 from pangu_sigma.config_file import in_words
 
-_SHOWN = 8
-"""Number of problems of one request that a message lists."""
+_SHOWN = 8  # problems of one request that a message lists
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -43,9 +42,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         if not isinstance(error, ApiError):
-            message = (
-                f"{f'{request.method} {request.url.path}'[:200]}: {error.detail}; /openapi.json lists what there is"
-            )
+            asked = f"{request.method} {request.url.path}"[:200]
+            message = f"{asked}: {error.detail}; /openapi.json lists what there is"
             error = ApiError(error.status_code, message, headers=error.headers)
         return JSONResponse(error.body, error.status_code, error.headers)
 

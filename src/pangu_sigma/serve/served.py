@@ -56,8 +56,7 @@ class Limits:
         return limits
 
 
-PREFIX = "sigma-"
-"""Prefix of model names: `sigma-zh` is the domain zh."""
+PREFIX = "sigma-"  # of model names: `sigma-zh` is the domain zh
 
 
 class Served:
