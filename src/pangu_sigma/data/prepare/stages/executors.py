@@ -125,8 +125,8 @@ class Ray:
         except ray.exceptions.RayError as error:
             raise StageError(f"{name}: Ray gave a unit up: {error}; the same command goes on where it was") from error
         finally:  # no unit writes into the stage any more
-            for each in running:
-                ray.cancel(each)  # not by force: Ray 2.60 itself may end then, of a unit that is done at that moment
+            for unit in running:
+                ray.cancel(unit)  # not by force: Ray 2.60 may crash if the unit ends at that moment
             if running:
                 ray.wait(running, num_returns=len(running), timeout=_CANCEL_SECONDS)
 
