@@ -151,8 +151,8 @@ class BatchLoader:
             stacked = np.stack(values).reshape(len(taken), train.accumulation, -1, len(values[0]))
             return stacked.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
 
-        ids_GBS1 = by_pass([self.samples.read(*each) for each in chosen])
-        counted_GBS = by_pass([self.samples.counted(*each) for each in chosen])
+        ids_GBS1 = by_pass([self.samples.read(*sample) for sample in chosen])
+        counted_GBS = by_pass([self.samples.counted(*sample) for sample in chosen])
         return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]), first, counted_GBS)
 
     def assemble(

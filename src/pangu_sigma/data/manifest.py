@@ -203,9 +203,9 @@ def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
 
 def domains_in(path: Path) -> list[str]:
     """Return the names of the domains of prepared data, those that were prepared together in their order. Raises DataError."""
-    there = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_FILE}"))
-    ordered = (values[0] for name in there for values in read_manifest(path / name).config["domains"])
-    return [name for name in dict.fromkeys(ordered) if name in there]
+    names = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_FILE}"))
+    ordered = (values[0] for name in names for values in read_manifest(path / name).config["domains"])
+    return [name for name in dict.fromkeys(ordered) if name in names]
 
 
 def refuse_older(path: Path) -> None:

@@ -134,13 +134,13 @@ def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicates
     database.execute("CREATE TEMP TABLE near (document BIGINT)")
     if (threshold := work.config.data.near_duplicates) is None:
         return None
-    found = near_duplicates(database, bands_of(threshold))
-    database.register("found", pa.table({"document": found.dropped, "first": found.first}))
+    duplicates = near_duplicates(database, bands_of(threshold))
+    database.register("found", pa.table({"document": duplicates.dropped, "first": duplicates.first}))
     database.execute("INSERT INTO near SELECT document FROM found ORDER BY document")
     names = [domain.name for domain in work.domains]
     return NearDuplicatesRecord(
-        pairs=found.pairs,
-        groups=found.groups,
+        pairs=duplicates.pairs,
+        groups=duplicates.groups,
         lost={f"{names[a]} to {names[b]}": count for a, b, count in database.execute(_LOST).fetchall()},
         examples=[(_shown(database, a), _shown(database, b)) for a, b in database.execute(_EXAMPLES).fetchall()],
     )

@@ -100,9 +100,9 @@ class _Written:
             self._sums[split][name] += pc.sum(table[name]).as_py()
         vocabulary = len(self.counts[split])
         self.counts[split] += np.bincount(np.concatenate(ids), minlength=vocabulary)
-        for number, some in zip(table["document"].to_pylist(), ids, strict=True):
+        for number, ids_T in zip(table["document"].to_pylist(), ids, strict=True):
             if (sample := self._sample_of.get(number)) is not None:
-                np.add.at(self.samples_SV[sample], some, 1)
+                np.add.at(self.samples_SV[sample], ids_T, 1)
 
     def record(self, split: str) -> dict[str, int]:
         """Return the statistics of a split for the manifest."""

@@ -143,8 +143,8 @@ class Finder:
             pairs = [np.empty(0, np.int64)]
             for length, hashes_T in text.hashes(self.lengths):
                 for starts, which in self.search(hashes_T):
-                    whole = text.whole(length)[starts]
-                    pairs.append(text.numbers(starts[whole]).astype(np.int64) << 32 | which[whole])
+                    is_whole = text.whole(length)[starts]
+                    pairs.append(text.numbers(starts[is_whole]).astype(np.int64) << 32 | which[is_whole])
             pairs_P = np.unique(np.concatenate(pairs))
             yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
@@ -219,8 +219,8 @@ class _Windows:
             np.concatenate, zip((np.empty(0, np.int32),) * 3, *own, strict=True)
         )
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
-        finders, found = zip((np.empty(0, np.int32),) * 2, *finder.find(candidates), strict=True)
-        self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
+        finders, windows = zip((np.empty(0, np.int32),) * 2, *finder.find(candidates), strict=True)
+        self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(windows)
         self.documents_U = np.bincount(self._found_P, minlength=len(finder.hashes_U))
         for which, counts in others:
             self.documents_U[which] += counts
@@ -301,15 +301,15 @@ class _Text:
 
 def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:
     """Group documents in order. Yields the number of the first document of a group, and the group."""
-    first, size, some = 0, 0, list[np.ndarray]()
+    first, size, group = 0, 0, list[np.ndarray]()
     for ids in documents:
-        some.append(ids)
+        group.append(ids)
         size += len(ids)
         if size >= _CHUNK:
-            yield first, _Text(some)
-            first, size, some = first + len(some), 0, []
-    if some:
-        yield first, _Text(some)
+            yield first, _Text(group)
+            first, size, group = first + len(group), 0, []
+    if group:
+        yield first, _Text(group)
 
 
 @functools.lru_cache(maxsize=4)

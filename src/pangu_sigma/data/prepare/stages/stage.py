@@ -163,8 +163,8 @@ class Stage:
         name: of the pass, and of the folder of its results. function: takes the number of the item, and the item; it must be
         picklable, and its tables a function of the item alone.
         """
-        there = {path.name for path in self.path(name).iterdir()}
-        missing = [number for number in range(len(items)) if numbered(number) not in there]
+        done = {path.name for path in self.path(name).iterdir()}
+        missing = [number for number in range(len(items)) if numbered(number) not in done]
         executor.run(partial(_unit, self, name, function), [(n, items[n]) for n in missing], name, len(items))
         return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
 
