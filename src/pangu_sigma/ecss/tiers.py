@@ -66,14 +66,14 @@ class ArraySpec:
         """Write the initial values into an array of zeros. Yields after every row, so that the memory of a file can be released."""
         if self.init is None:
             return
-        one = np.empty(self.shape[1:], self.dtype)
+        spare = np.empty(self.shape[1:], self.dtype)  # the row that all copy, or the values of an expert without a row
         if self.replicated:
-            self.init(one)
+            self.init(spare)
         rows = iter(array)
-        for here in [True] * len(array) if self.replicated or not self.drawn else self.drawn:
-            row = next(rows) if here else one
+        for has_row in [True] * len(array) if self.replicated or not self.drawn else self.drawn:
+            row = next(rows) if has_row else spare
             if self.replicated:
-                row[...] = one
+                row[...] = spare
             else:
                 self.init(row)
             yield
