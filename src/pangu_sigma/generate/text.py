@@ -154,9 +154,9 @@ def ends_in_blank(text: str, domain: Domain) -> bool:
 def _warn_of_blanks(engine: Engine, prompts: Sequence[Prompt]) -> None:
     """Warn once if prompts end in a blank. Raises ConfigError for an unknown domain."""
     domains = domains_of(engine.decoder.config)
-    found = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
-    if found:
-        logger.warning("%d of %d prompts, such as %r: %s", len(found), len(prompts), found[0][-20:], BLANK_AT_THE_END)
+    texts = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
+    if texts:
+        logger.warning("%d of %d prompts, such as %r: %s", len(texts), len(prompts), texts[0][-20:], BLANK_AT_THE_END)
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:

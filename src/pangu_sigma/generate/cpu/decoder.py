@@ -123,8 +123,8 @@ class CpuDecoder(Decoder):
         """Compute the new tokens of a part, and append to logits[lane] the logits of its wanted tokens. The wanted tokens of one
         slot are multiplied by its word table together."""
         lane_T, wanted_W = new.lane[part], np.flatnonzero(new.wanted[part])
-        asking_A = wanted_W if len(wanted_W) < len(lane_T) else None  # None: all are wanted
-        hidden_WH = self._network(part, new, experts_NT, asking_A)
+        # None: all are wanted
+        hidden_WH = self._network(part, new, experts_NT, wanted_W if len(wanted_W) < len(lane_T) else None)
         slot_W, lane_W = new.slot[part][wanted_W], lane_T[wanted_W]
         for slot in set(slot_W.tolist()):
             of_slot_W = np.flatnonzero(slot_W == slot)
