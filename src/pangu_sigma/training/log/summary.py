@@ -183,11 +183,11 @@ def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) 
 
 def compare_logs(run: Path, other: Path) -> tuple[dict[str, Any], str]:
     """Return the difference of what two runs logged at their newest checkpoints, by domain, and the table of their losses."""
-    mine, theirs = logged_losses(run), logged_losses(other)
+    own, others = logged_losses(run), logged_losses(other)
     again = f"pangu-sigma evaluate {run} --against {other} measures both, or says why not"
     why = f"the logs have no losses of the same samples; {again}"
-    same = [name for name, loss in mine.items() if name in theirs and loss.digest == theirs[name].digest]
-    losses = {path: {name: of[name] for name in same} for path, of in ((run, mine), (other, theirs))}
-    compared = differences_of(losses, [run], [other]) | {"left_out": {n: why for n in mine | theirs if n not in same}}
+    same = [name for name, loss in own.items() if name in others and loss.digest == others[name].digest]
+    losses = {path: {name: of_run[name] for name in same} for path, of_run in ((run, own), (other, others))}
+    compared = differences_of(losses, [run], [other]) | {"left_out": {n: why for n in own | others if n not in same}}
     differences = {name: row["difference"] for name, row in compared["pairs"][0]["domains"].items()}
     return differences, format_differences(compared)
