@@ -144,10 +144,8 @@ class Saver:
     def failed(self) -> bool:
         """True if this rank already knows that its pending save failed: its thread raised, or found values that are not finite.
         `wait` raises the failure on all ranks."""
-        if self._pending is None or not self._pending.finished.done():
-            return False
-        finished = self._pending.finished
-        return bool(finished.exception() or finished.result())
+        finished = None if self._pending is None else self._pending.finished
+        return finished is not None and finished.done() and bool(finished.exception() or finished.result())
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""

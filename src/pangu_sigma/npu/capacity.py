@@ -196,9 +196,7 @@ class Receivers:
             return np.diff(filled, prepend=0, axis=3).reshape(sent_NGDK.shape)
         fitting = np.empty_like(by_sender)
         for peer in range(by_sender.shape[3]):  # the rows that this peer receives
-            own = np.moveaxis(
-                by_sender[..., self.holder_K == peer], 3, -2
-            )  # N G groups replicas P, then this peer's experts
+            own = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K of the peer
             filled = np.minimum(np.cumsum(own.reshape(*own.shape[:-2], -1), axis=-1), room.arrived)
             own = np.diff(filled, prepend=0, axis=-1).reshape(own.shape)
             fitting[..., self.holder_K == peer] = np.moveaxis(own, -2, 3)

@@ -133,9 +133,8 @@ class AscendStep(nn.Cell):
         parallel = self.config.parallel
         if parallel.tensor > 1:  # each tensor rank draws its own columns
             ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
-        one_stage = parallel.model_copy(
-            update={"stages": 1}
-        )  # values are drawn for all layers, so stages do not matter
+        # values are drawn for all layers, as if there were one stage, so stages do not matter
+        one_stage = parallel.model_copy(update={"stages": 1})
         config = _columns(self.config.model_copy(update={"parallel": one_stage}))
         self.tier.fill(array_specs(config, self.rank % one_stage.ranks))
 

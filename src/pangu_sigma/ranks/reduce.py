@@ -58,8 +58,8 @@ class ReducedGradients(nn.Cell):
     def construct(self, dense, of_segments):
         dense = self.dense_over_ranks(dense, dense[0])
         squares = of_dense = self.square_sum(dense)
-        of_experts = 0.0 * of_dense  # a zero of its shape, on its device
-        after = dense[-1]  # each collective gets a result of the one before, which keeps them in one order on all ranks
+        # a zero like of_dense; and the result of the last collective, which the next one gets: all ranks keep one order
+        of_experts, after = 0.0 * of_dense, dense[-1]
         if self.over_replicas is not None:
             experts = self.over_replicas(joined(of_segments), after)
             sizes: tuple = ()

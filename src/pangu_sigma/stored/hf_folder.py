@@ -274,15 +274,11 @@ def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> Ro
     first_NDV = arrays[ROUTES].reshape(len(model.routed), *spread_DV.shape)
     # the file counts experts over all domains, the table within a domain
     first_NDV = _int16(first_NDV - _first_of_own(config, model.experts_per_domain))
-    common_N = common_spread_V = None
-    if model.common_experts:
-        common_N = _int16(np.array([0 if kind == "own" else model.common_experts for kind in model.routed]))
-        common_spread_V = _int16(arrays[COMMON_SPREAD])
-    tables = ([arrays[row_tensor(e, name)] for e in entries] for name in _OF_KEYS)
-    row_EV, before_EV1 = (np.stack(of_entries) if of_entries else None for of_entries in tables)
-    table = RoutingTable(
-        first_NDV, _int16(spread_DV), model.experts_per_domain, common_N, common_spread_V, row_EV, before_EV1
-    )
+    common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
+    # the fields common_N and common_spread_V, then row_EV and before_EV1
+    of_common = map(_int16, (common_N, arrays[COMMON_SPREAD])) if model.common_experts else (None, None)
+    of_rows = (np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS)
+    table = RoutingTable(first_NDV, _int16(spread_DV), model.experts_per_domain, *of_common, *of_rows)
     wrong = wrong_tables(**vars(table))
     if wrong or not table.has_keys_of(model.rows):
         wrong = wrong or "keys of rows that there are not"

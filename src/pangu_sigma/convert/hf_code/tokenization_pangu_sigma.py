@@ -230,8 +230,8 @@ class Reader:
     def text(self, ids: Iterable[int], skip_special: bool) -> str:
         """Return the text of ids; control pieces and tags, which have no surface, are shown by their names unless skipped. Bytes
         that are no UTF-8 become U+FFFD."""
-        numbers = map(self.checked_id, ids)
-        shown = (self._surfaces[i] or (b"" if skip_special else self.names[i].encode()) for i in numbers)
+        ids = map(self.checked_id, ids)
+        shown = (self._surfaces[i] or (b"" if skip_special else self.names[i].encode()) for i in ids)
         return b"".join(shown).decode("utf-8", errors="replace")
 
     def _other(self, text: str, slot: int) -> list[int]:
