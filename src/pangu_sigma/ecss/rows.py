@@ -29,7 +29,7 @@ _APPLY = HYPER.index("apply")
 
 
 class RowStore:
-    """Rows of all entries of a run. One thread touches them: what it was given last is done last."""
+    """Rows of all entries of a run. One thread touches the rows, and does its tasks in the order in which it gets them."""
 
     def __init__(self, config: Config, tier: HostTier):
         """tier: where the records are."""

@@ -128,7 +128,7 @@ class FileTier(HostTier):
     """
 
     def __init__(self, folder: Path, specs: list[ArraySpec], cache_gib: float):
-        """folder: where the file is made. specs: of all arrays, in the order in which `parameter` is called."""
+        """folder: where the file is made. specs: specifications of all arrays, in the order in which `parameter` is called."""
         self._budget = int(cache_gib * _GIB)
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -224,7 +224,7 @@ def _nameless(folder: Path) -> IO[bytes]:
 
 
 def _reserve(folder: Path, nbytes: int) -> IO[bytes]:
-    """Make a file without a name of so many bytes, whose blocks are reserved."""
+    """Make a file without a name, of `nbytes` bytes, whose blocks are reserved."""
     file = _nameless(folder)
     try:
         os.posix_fallocate(file.fileno(), 0, max(nbytes, 1))

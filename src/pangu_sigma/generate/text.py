@@ -57,7 +57,7 @@ def open_decoder(
     path: Path | StoredModel, lanes: int = 4, weights: Precision | None = None, without: Ablation | None = None
 ) -> Decoder:
     """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model, a Hugging Face style folder, or a
-    dense PanGu-α in the files of others, which has one domain, zh. path: of it, or the model if it is open.
+    dense PanGu-α in the files of others, which has one domain, zh. path: its path, or the model if it is open.
 
     lanes: number of texts that it can read at a time. weights: precision of the matrices in memory; None: the precision in which
     an export stores them, else float32. without: parts that the model answers without. Errors: see `open_model`.

@@ -184,11 +184,8 @@ class Receivers:
     holder_K: np.ndarray
 
     def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
-        """Return how many of the sent rows fit both limits of `room`, in the same shape; earlier senders and rows go first.
-
-        The limit on arriving rows is filled sender by sender, and in the dropless layout, where all experts of a rank share it, for
-        each sender expert by expert.
-        """
+        """Return how many of the sent rows fit both limits of `room`, in the same shape; earlier senders and rows go first. In the
+        dropless layout all experts of a rank share the limit on arriving rows: of one sender, earlier experts go first."""
         kept_NGDK = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
         by_sender = self._by_sender(kept_NGDK)  # axis 3: the P senders
         if self.layout != "dropless":

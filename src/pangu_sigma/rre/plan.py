@@ -21,11 +21,11 @@ from pangu_sigma.sections import Segment
 
 @dataclass(frozen=True, eq=False)
 class RoutedSegment:
-    """One of the N segments of all RRE layers, and what one rank has of it: the facts by which its experts are planned, stored,
-    brought and updated.
+    """One of the N segments of all RRE layers, and the share of one rank: the facts by which the segment's experts are planned,
+    stored, brought and updated.
 
-    number: its number among the N segments.
-    experts: number of its experts on all ranks together.
+    number: number of the segment among the N segments.
+    experts: number of the segment's experts on all ranks together.
     held: ids of the experts that the rank stores, ascending: row k of its store is expert held[k].
     entries: A, length of the rank's list of active experts; with K entries every stored expert has one.
     learns: False if fine-tuning leaves its experts as they are.

@@ -33,7 +33,7 @@ class RoutingTable:
         the same for all domains.
     spread_DV: number of neighbouring experts over which the id is spread by position, int16; 1 for almost every id.
     experts: E, experts of one domain in a segment.
-    common_N: number of experts of each segment that is common, and 0 for the others, int16; None if none is common.
+    common_N: number of experts of each segment that is common, and 0 for own segments, int16; None if no segment is common.
     common_spread_V: as spread_DV, for common segments.
     row_EV, before_EV1: the tables of `model.rows` (row_keys.py), int32; None without rows.
     """

@@ -327,9 +327,9 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
 
 
 def _remarks(trainer: Trainer) -> list[str]:
-    """Return what is to be warned of before a training of this length begins."""
+    """Return the warnings to log before a training of this length begins."""
     config, steps = trainer.config, trainer.config.train.steps
-    names, warmup = [each.name for each in config.domains], config.train.optimizer.warmup_steps
+    names, warmup = [domain.name for domain in config.domains], config.train.optimizer.warmup_steps
     remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
     if warmup > steps:
         remarks.append(

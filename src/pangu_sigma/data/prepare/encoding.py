@@ -56,10 +56,10 @@ class SampleItem:
 
 
 def _kept(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
-    """Return columns of the kept documents of a block, in order, and their ranks as candidates. number: among all blocks."""
-    chosen = work.stage.read("select/documents", number)
-    every = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
-    return every.filter(pc.is_in(every["document"], chosen["document"])).append_column("rank", chosen["rank"])
+    """Return columns of the kept documents of a block, in order, and their ranks as candidates. number: number of the block."""
+    kept = work.stage.read("select/documents", number)
+    documents = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
+    return documents.filter(pc.is_in(documents["document"], kept["document"])).append_column("rank", kept["rank"])
 
 
 def kept_documents(

@@ -62,7 +62,7 @@ class Passes:
         self._key = ""
 
     def begin(self, name: str, *settings: Any) -> None:
-        """Begin a pass, whose results are those of the passes before it and of these settings."""
+        """Begin a pass, whose results depend on the passes before it and on these settings."""
         self._key = key_of([self._key, name, settings])
         self.work.stage.begin(name, self._key, self._begun)
         self._begun.append(name)

@@ -65,8 +65,8 @@ _STAGE_FORMAT = 10
 @dataclass(frozen=True)
 class Options:
     """How a preparation is done; no token depends on it. workers: number of processes; None: as many as there are cores, fewer for
-    little text. ray: address of a Ray cluster that does the work. sources: those of input files, for the manifest; a file without
-    is the user's."""
+    little text. ray: address of a Ray cluster that does the work. sources: sources of input files, for the manifest; a file that
+    has none here is the user's."""
 
     workers: int | None = None
     ray: str | None = None
@@ -181,7 +181,7 @@ def _prepare(
 def _do_all(
     passes: Passes, blocks: list[Block], sources: list[list[Source]], quarantine: Quarantine, writes: bool
 ) -> tuple[Manifest, list[str]]:
-    """Do all passes after `read`, and return the manifest and the problems of domains. sources: of each domain.
+    """Do all passes after `read`, and return the manifest and the problems of domains. sources: sources of each domain.
 
     writes: True to complete the folder `write/output` of the stage, and to raise DataError for problems; False for a preview.
     """

@@ -62,7 +62,8 @@ def write_domain(work: Work, number: int, item: WriteItem) -> Iterator[pa.Table]
 
 
 class _Written:
-    """What is written of a domain. counts: number of each token id, by split, int64 [V]. samples_SV: those of random samples."""
+    """Documents of a domain that are written. counts: number of each token id, by split, int64 [V]. samples_SV: number of each
+    token id in each random sample."""
 
     def __init__(self, work: Work, item: WriteItem, vocabulary: int) -> None:
         self._work, self._item = work, item

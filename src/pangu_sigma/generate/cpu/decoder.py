@@ -115,13 +115,12 @@ class CpuDecoder(Decoder):
         logits: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
         for begin in range(0, len(new.id), PASS_TOKENS):
             self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, logits)
-        none = np.empty((0, self.config.model.slot_rows), np.float32)
-        parts = [logits[chunk.lane] for chunk in chunks]
-        return [each[0] if len(each) == 1 else np.concatenate([none, *each]) for each in parts]
+        no_rows = np.empty((0, self.config.model.slot_rows), np.float32)
+        of_chunks = [logits[chunk.lane] for chunk in chunks]
+        return [parts[0] if len(parts) == 1 else np.concatenate([no_rows, *parts]) for parts in of_chunks]
 
     def _pass(self, part: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
-        """Compute the new tokens of a part, and append to logits[lane] the logits of its wanted tokens. The wanted tokens of one
-        slot are multiplied by its word table together."""
+        """Compute a part of the new tokens, and append to logits[lane] the logits of its wanted tokens, slot by slot."""
         lane_T, wanted_W = new.lane[part], np.flatnonzero(new.wanted[part])
         # None: all are wanted
         hidden_WH = self._network(part, new, experts_NT, wanted_W if len(wanted_W) < len(lane_T) else None)

@@ -94,7 +94,7 @@ class GraphDecoder(Decoder):
             wanted_W if len(wanted_W) else ends_B[:1] - 1,  # a graph takes no empty array
         )
         with mindspore_lock:
-            logits_WR = self._graph(*(as_tensor(np.asarray(each, np.int32)) for each in inputs))[0].asnumpy()
+            logits_WR = self._graph(*(as_tensor(np.asarray(values, np.int32)) for values in inputs))[0].asnumpy()
         starts = np.cumsum([0, *map(len, wanted)])
         for chunk, text, of_chunk, first, end in zip(chunks, texts, logits, starts[:-1], starts[1:], strict=True):
             self._texts[chunk.lane] = replace(text, length=text.length + len(chunk.ids))

@@ -204,8 +204,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         # with many domains the line has room only for the domains of this step
         shown = self._losses if len(self._losses) <= _DOMAINS_SHOWN else losses
         words = {name: f" ({self._unigram[name]:.2f})" for name in shown.keys() & self._unigram.keys()}
-        told = "loss (of counting words)" if words else "loss"
-        parts = [" ".join([told, *(f"{name} {loss:.3f}{words.get(name, '')}" for name, loss in shown.items())])]
+        title = "loss (of counting words)" if words else "loss"
+        parts = [" ".join([title, *(f"{name} {loss:.3f}{words.get(name, '')}" for name, loss in shown.items())])]
         self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
         numbers = metrics | over_steps(self._pending) | self._counts
         parts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]
@@ -233,8 +233,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             end(self._board)
         except OSError as error:
             self._refused, why = True, error.strerror or error
-            told = "nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same numbers"
-            logger.warning("%s: %s; %s", self._folder, why, told)
+            remark = "nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same numbers"
+            logger.warning("%s: %s; %s", self._folder, why, remark)
 
 
 class NoLog(AbstractContextManager["NoLog"]):

@@ -68,8 +68,8 @@ def choose_held_out(
     """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are taken in order until documents and tokens suffice; too few documents are accepted.
-    candidates: token ids of each, its <eot> last, first choice first. finder: what `finder_of` returns of them. others: what its
-    `count` returns of all other documents of the domain, in parts.
+    candidates: token ids of each, its <eot> last, first choice first. finder: result of `finder_of` for the candidates. others:
+    results of the finder's `count` for all other documents of the domain, in parts.
     """
     windows = _Windows(candidates, finder, others, demand.boilerplate)
     sizes_C = np.array([len(ids) for ids in candidates], np.int64)
@@ -181,7 +181,8 @@ def _lengths(candidates: Sequence[np.ndarray]) -> list[int]:
 
 
 def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, in parts, the windows of candidates: the candidate of each, its first token among those of all, and its hash."""
+    """Yield, in parts, the windows of candidates: for each window its candidate, the number of its first token among the tokens of
+    all candidates, and its hash."""
     lengths, begins_C = _lengths(candidates), np.cumsum([0, *(len(ids) - 1 for ids in candidates)])
     for first, text in _texts(candidates):
         for length, hashes_T in text.hashes(lengths):
@@ -190,7 +191,7 @@ def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray,
 
 
 def _numbers(finder: Finder, hashes_K: np.ndarray) -> np.ndarray:
-    """Return the number of each window among the distinct ones, of which it is one, int32 [K]."""
+    """Return the number of each window among the finder's distinct windows, int32 [K]. hashes_K: hashes that the finder has."""
     numbers_K = np.empty(len(hashes_K), np.int32)
     for starts, which in finder.search(hashes_K):
         numbers_K[starts] = which

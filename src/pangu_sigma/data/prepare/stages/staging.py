@@ -25,22 +25,22 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     """
     folder = output.with_name(f".{output.name}.stage")
     refuse_link(folder)
-    there = f"what is done stays in {folder} for the same command; remove it if there will be none"
+    remark = f"what is done stays in {folder} for the same command; remove it if there will be none"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with folder_lock(folder):
             yield Stage(folder)
             if not removed:
-                logger.info("%s", there)
+                logger.info("%s", remark)
         if removed:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and folder in Path(error.filename or "").parents:
             raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
-        stays = f"; {there}" if folder.exists() else ""
+        stays = f"; {remark}" if folder.exists() else ""
         raise DataError(
             f"cannot write {output}: {error.strerror or error}; nothing was changed there{stays}"
         ) from error
     except Exception:
-        logger.info("%s", there)
+        logger.info("%s", remark)
         raise
