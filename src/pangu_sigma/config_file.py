@@ -189,6 +189,7 @@ def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
 
 
 def _list_index(node: list[Any], key: str, named: str) -> int:
+    """Return the index in a list that a part of a key names. Raises ConfigError, about `named`, if the list has no such index."""
     if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)):
         raise ConfigError(f"{named}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)

@@ -142,9 +142,10 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """True if the threads of this rank have met what `wait` will raise on all ranks."""
-        done = self._pending is not None and self._pending.finished.done() and self._pending.finished
-        return bool(done and (done.exception() or done.result()))
+        """True if this rank already knows that its pending save failed: its thread raised, or found values that are not finite.
+        `wait` raises the failure on all ranks."""
+        finished = None if self._pending is None else self._pending.finished
+        return finished is not None and finished.done() and bool(finished.exception() or finished.result())
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""

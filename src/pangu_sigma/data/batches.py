@@ -151,8 +151,8 @@ class BatchLoader:
             stacked = np.stack(values).reshape(len(taken), train.accumulation, -1, len(values[0]))
             return stacked.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
 
-        ids_GBS1 = by_pass([self.samples.read(*each) for each in chosen])
-        counted_GBS = by_pass([self.samples.counted(*each) for each in chosen])
+        ids_GBS1 = by_pass([self.samples.read(*sample) for sample in chosen])
+        counted_GBS = by_pass([self.samples.counted(*sample) for sample in chosen])
         return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]), first, counted_GBS)
 
     def assemble(
@@ -228,8 +228,9 @@ class BatchLoader:
     def _plan(
         self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray
     ) -> tuple[Sequence[RoutingPlan], np.ndarray]:
-        """Return the rank's routing plans, and the number of tokens of each expert in the whole batch [N, K]."""
-        stored = max(self.config.experts, self.config.model.common_experts)
+        """Return the rank's routing plans, and the number of tokens of each expert in the whole batch [N, K]; without RRE layers no
+        plans, and one row of zeros. taker_B: as in `assemble`."""
+        stored = max(self.config.experts, self.config.model.common_experts)  # columns for the larger kind of segment
         if not self.table.layers:
             return (), np.zeros((1, stored), int)
         experts_NGBS = self.table.route(ids_GBS, domains_GBS, positions_GBS)

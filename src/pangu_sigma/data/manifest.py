@@ -182,18 +182,18 @@ def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
         raise DataError(
             f"{path}: no folder in it has a {MANIFEST_FILE}; run prepare-data first, or set data.path to that"
         )
-    each = {name: read_manifest(path / name) for name in names}
-    first = each[names[0]]
-    for name, manifest in each.items():
+    manifests = {name: read_manifest(path / name) for name in names}
+    first = manifests[names[0]]
+    for name, manifest in manifests.items():
         if manifest.models != first.models:
             raise DataError(f"{path / name}: its token ids are not those of {path / names[0]}; prepare both together")
-    preparations = {manifest.fingerprint: manifest for manifest in each.values()}.values()
+    preparations = {manifest.fingerprint: manifest for manifest in manifests.values()}.values()
     near = [manifest.near_duplicates for manifest in preparations if manifest.near_duplicates is not None]
     rows = max(manifest.config.get("slot_rows", 0) for manifest in preparations)
     return first.model_copy(
         update={
-            "domains": {name: manifest.domains[name] for name, manifest in each.items()},
-            "config": first.config | {"domains": [each[name].settings(name) for name in names], "slot_rows": rows},
+            "domains": {name: manifest.domains[name] for name, manifest in manifests.items()},
+            "config": first.config | {"domains": [manifests[name].settings(name) for name in names], "slot_rows": rows},
             "quarantined": dict(sum((Counter(manifest.quarantined) for manifest in preparations), Counter[str]())),
             "examples": {reason: text for manifest in preparations for reason, text in manifest.examples.items()},
             "near_duplicates": reduce(add, near) if near else None,
@@ -203,9 +203,9 @@ def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
 
 def domains_in(path: Path) -> list[str]:
     """Return the names of the domains of prepared data, those that were prepared together in their order. Raises DataError."""
-    there = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_FILE}"))
-    ordered = (values[0] for name in there for values in read_manifest(path / name).config["domains"])
-    return [name for name in dict.fromkeys(ordered) if name in there]
+    names = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_FILE}"))
+    ordered = (values[0] for name in names for values in read_manifest(path / name).config["domains"])
+    return [name for name in dict.fromkeys(ordered) if name in names]
 
 
 def refuse_older(path: Path) -> None:

@@ -27,8 +27,8 @@ MANY_EPOCHS = 4
 class Cursor:
     """Position in the training data: the number of samples taken so far of each domain, by domain index.
 
-    begun: what of them an earlier run had taken, of which this one is an extension; empty for a run that began anew. The mixture
-    of domains counts from there, so that a new domain does not have to catch up with the old ones.
+    begun: number of samples of each domain that the earlier run had taken which this run extends; empty for a run that began anew.
+    The mixture of domains counts from these numbers, so that a new domain does not have to catch up with the old domains.
     """
 
     taken: list[int]
@@ -39,14 +39,15 @@ class Shuffle(Protocol):
     """Interface of a permutation of 0 … n - 1."""
 
     def __getitem__(self, index: int, /) -> int:
-        """Return what is at a position."""
+        """Return the number at a position."""
 
 
 class SampleOrder:
     """Sampler of training: picks the domains of a batch by weight, and shuffles the samples of each domain in every epoch."""
 
     def __init__(self, config: Config, counts: list[int], weights: Sequence[float] | None = None):
-        """counts: samples of each domain. weights: weight of each, 0 to leave it out; None: the configuration's mixture."""
+        """counts: number of samples of each domain. weights: weight of each domain, 0 to leave it out; None: the configuration's
+        mixture."""
         self._counts, self._seed, self._keyed = counts, config.seed, config.data.shuffle == "keyed"
         self._blocks = config.data.domains_per_step
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
@@ -91,7 +92,8 @@ class SampleOrder:
         return epochs
 
     def _choose(self, cursor: Cursor) -> list[int]:
-        """Return the domains of the next blocks: each time that of its set which is furthest behind its weight; ties are drawn."""
+        """Return the domain of each of the next blocks: the domain of the block's set that is furthest behind its weight; ties are
+        drawn."""
         taken = np.array(cursor.taken) - (np.array(cursor.begun) if cursor.begun else 0)
         drawn, sets = taken // self._per_block, len(self._sets)
         active = self._mixture.active_D(int(taken.sum()) // (self._per_block * self._blocks))
@@ -109,7 +111,7 @@ class SampleOrder:
 
 
 def repetitions(order: SampleOrder, names: Sequence[str], steps: int) -> list[str]:
-    """Return a sentence for each domain that a run of `steps` steps reads more than `MANY_EPOCHS` times. names: of the domains."""
+    """Return a sentence for each domain that a run of `steps` steps reads more than `MANY_EPOCHS` times. names: of all domains."""
     return [
         f"{name}: {steps:,} steps read its text {epochs:.1f} times; above {MANY_EPOCHS} epochs repeated text teaches less than new "
         "text: prepare more of it, lower its weight, or set data.temperature"

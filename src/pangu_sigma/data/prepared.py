@@ -59,17 +59,17 @@ DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", 
 
 
 class PreparedData:
-    """Some domains of prepared data, which `prepare-data` wrote. manifest: that of these domains."""
+    """Prepared data of a run's domains, which `prepare-data` wrote. manifest: manifest of these domains."""
 
     def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
         """names: domains, in this order; None: all that are there.
 
         Raises ConfigError for a domain that is not there, DataError for a manifest that is missing, damaged or of another format.
         """
-        there = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
-        if there and not all((folder / name).is_dir() for name in names or ()):
+        prepared = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
+        if prepared and not all((folder / name).is_dir() for name in names or ()):
             raise ConfigError(
-                f"data.path={folder} holds domains {', '.join(there)}, this configuration has {', '.join(names or ())}; set "
+                f"data.path={folder} holds domains {', '.join(prepared)}, this configuration has {', '.join(names or ())}; set "
                 "data.path to data of these domains, or run prepare-data with this configuration, with --extend to add those that "
                 "are missing, or with another data.path"
             )
@@ -177,15 +177,15 @@ def preparation_settings(config: Config) -> dict[str, Any]:
 
 def unlike_prepared(config: Config) -> list[str]:
     """Return a sentence for each such key whose value differs from what the data of a configuration were prepared with."""
-    here, path = preparation_settings(config), Path(config.data.path)
-    found: list[tuple[str, Any, Any]] = []
-    for number, values in enumerate(here["domains"]):
-        there = load_manifest(path, [values[0]])
-        found += [(f"{section}.{key}", here[key], there.config.get(key, here[key])) for key, section in _KEYS.items()]
-        found += zip((f"domains.{number}.{key}" for key in DOMAIN_KEYS), values, there.settings(values[0]), strict=True)
+    new, path = preparation_settings(config), Path(config.data.path)
+    pairs: list[tuple[str, Any, Any]] = []
+    for number, values in enumerate(new["domains"]):
+        old = load_manifest(path, [values[0]])
+        pairs += [(f"{section}.{key}", new[key], old.config.get(key, new[key])) for key, section in _KEYS.items()]
+        pairs += zip((f"domains.{number}.{key}" for key in DOMAIN_KEYS), values, old.settings(values[0]), strict=True)
     sentences = [
         f"{key}={_text(value)}: {path} was prepared with {_text(prepared)}; remove the folder and run prepare-data again to use it"
-        for key, value, prepared in found
+        for key, value, prepared in pairs
         if value != prepared
     ]
     return list(dict.fromkeys(sentences))
@@ -244,9 +244,9 @@ def refuse_spare_rows(config: Config) -> None:
 
 def encodes(tokenizer: Tokenizer, prepared: Tokenizer) -> bool:
     """Return True if a run's tokenizer has the ids of prepared text, and its rows in the same places; it may have more rows."""
-    own, its = tokenizer.slot_rows, prepared.slot_rows
+    of_run, of_text = tokenizer.slot_rows, prepared.slot_rows
     same_ids = tokenizer.vocabulary.pieces == prepared.vocabulary.pieces
-    return same_ids and own.shape == its.shape and bool(((its < 0) | (its == own)).all())
+    return same_ids and of_run.shape == of_text.shape and bool(((of_text < 0) | (of_text == of_run)).all())
 
 
 def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:

@@ -29,8 +29,8 @@ class Samples:
     """Samples of every domain of a configuration, in file order.
 
     files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S:
-    a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain; None: those of
-    the configuration.
+    a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain; None: the
+    weights of the configuration.
     Raises DataError if a domain has fewer tokens than one sample.
     """
 

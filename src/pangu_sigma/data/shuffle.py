@@ -33,7 +33,7 @@ class KeyedShuffle:
         self._keys: list[int] = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).tolist()
 
     def __getitem__(self, index: int) -> int:
-        """Return what is at a position, 0 … count - 1, of the shuffled numbers. Raises IndexError for another position."""
+        """Return the number at a position, 0 … count - 1, of the shuffled numbers. Raises IndexError for another position."""
         if not 0 <= index < self._count:
             raise IndexError(f"position {index} of {self._count}")
         index = self._permuted(index)

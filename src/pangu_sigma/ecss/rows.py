@@ -29,7 +29,7 @@ _APPLY = HYPER.index("apply")
 
 
 class RowStore:
-    """Rows of all entries of a run. One thread touches them: what it was given last is done last."""
+    """Rows of all entries of a run. One thread touches the rows, and does its tasks in the order in which it gets them."""
 
     def __init__(self, config: Config, tier: HostTier):
         """tier: where the records are."""
@@ -66,31 +66,31 @@ class RowStore:
     def settle(self) -> None:
         """Wait until the last step has updated the rows. Raises the error of the thread, for a full disk StoreError."""
         pending, self._pending = self._pending, []
-        for each in pending:
-            each.result()
+        for future in pending:
+            future.result()
 
     def met(self, entry: int) -> np.ndarray:
         """Return the keys of the rows of an entry that a token met, or that `put` wrote, ascending, int64."""
         self.settle()
-        self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]  # `put` writes some of step 0
+        self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]  # `put` writes rows of step 0
         return self._met[entry][0]
 
     def figures(self) -> list[dict[str, Any]]:
-        """Return, for each entry, the number of rows that were met, that of all, and of collisions: how many more different pairs
+        """Return, for each entry, the number of rows that were met, of all rows, and of collisions: how many more different pairs
         of tokens met them, about, if random tables spread pairs evenly: -R · ln(1 - met/R) - met; None for order 1."""
-        found = []
+        figures = []
         for e, entry in enumerate(self.entries):
             stored, keys = len(self.records[e]), self.met(e)
             share_D = np.bincount(keys // entry.rows, minlength=stored // entry.rows) / entry.rows
             pairs = -entry.rows * np.log1p(-np.minimum(share_D, 1 - 1 / (2 * entry.rows))).sum()
             collisions = None if entry.order == 1 else round(float(pairs) - len(keys))
-            found.append({"met": len(keys), "stored": stored, "collisions": collisions})
-        return found
+            figures.append({"met": len(keys), "stored": stored, "collisions": collisions})
+        return figures
 
     def read(self, entry: int, name: str, keys_U: np.ndarray) -> np.ndarray:
         """Return one of ROW_ARRAYS of these rows."""
-        found = self.records[entry][keys_U, self._columns_of(entry, name)]
-        return found.view(np.int32) if name == "step" else found
+        values = self.records[entry][keys_U, self._columns_of(entry, name)]
+        return values.view(np.int32) if name == "step" else values
 
     def put(self, entry: int, keys: np.ndarray, weight: np.ndarray, **state: np.ndarray) -> None:
         """Write rows in place of all that an entry has. state: others of ROW_ARRAYS; without them rows have no Adam state, for a

@@ -137,7 +137,7 @@ class ExpertStore(nn.Cell):
         return self.rows.gather(keys_EGBS) if self.rows else ()
 
     def update(self, grads, active_A, used_A1, hyper):
-        """Update the experts of segments that learn, and return the number of updated rows. grads: () of the others."""
+        """Update the experts of segments that learn, and return the number of updated rows. grads: () for other segments."""
         updated = 0.0
         for n in range(len(self.segments)):
             if self.segments[n].learns:
@@ -146,7 +146,7 @@ class ExpertStore(nn.Cell):
 
     def traffic(self, active_A: Sequence[np.ndarray]) -> dict[str, float]:
         """Return what a step with these active experts moves between host and device, by metric: MiB of their weights, in the dtype
-        of the network, and of the gradients of those that learn. Nothing without ECSS."""
+        of the network, and of the gradients of the experts that learn. Nothing without ECSS."""
         return {}
 
     def settle(self) -> None:

@@ -66,14 +66,14 @@ class ArraySpec:
         """Write the initial values into an array of zeros. Yields after every row, so that the memory of a file can be released."""
         if self.init is None:
             return
-        one = np.empty(self.shape[1:], self.dtype)
+        spare = np.empty(self.shape[1:], self.dtype)  # the row that all copy, or the values of an expert without a row
         if self.replicated:
-            self.init(one)
+            self.init(spare)
         rows = iter(array)
-        for here in [True] * len(array) if self.replicated or not self.drawn else self.drawn:
-            row = next(rows) if here else one
+        for has_row in [True] * len(array) if self.replicated or not self.drawn else self.drawn:
+            row = next(rows) if has_row else spare
             if self.replicated:
-                row[...] = one
+                row[...] = spare
             else:
                 self.init(row)
             yield
@@ -128,7 +128,7 @@ class FileTier(HostTier):
     """
 
     def __init__(self, folder: Path, specs: list[ArraySpec], cache_gib: float):
-        """folder: where the file is made. specs: of all arrays, in the order in which `parameter` is called."""
+        """folder: where the file is made. specs: specifications of all arrays, in the order in which `parameter` is called."""
         self._budget = int(cache_gib * _GIB)
         self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -224,7 +224,7 @@ def _nameless(folder: Path) -> IO[bytes]:
 
 
 def _reserve(folder: Path, nbytes: int) -> IO[bytes]:
-    """Make a file without a name of so many bytes, whose blocks are reserved."""
+    """Make a file without a name, of `nbytes` bytes, whose blocks are reserved."""
     file = _nameless(folder)
     try:
         os.posix_fallocate(file.fileno(), 0, max(nbytes, 1))

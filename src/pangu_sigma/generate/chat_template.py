@@ -65,7 +65,7 @@ class ChatTemplate:
         roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
         cases = []
         for number, (role, text) in enumerate(roles.items()):
-            before, _, after = (_quoted(each) for each in text.partition(CONTENT))
+            before, _, after = (_quoted(part) for part in text.partition(CONTENT))
             word = "elif" if number else "if"
             cases.append(f"{{% {word} message['role'] == '{role}' %}}{{{{ {before} + message['content'] + {after} }}}}")
         beginning = _quoted(self._beginning.rstrip(" "))

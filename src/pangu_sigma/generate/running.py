@@ -52,15 +52,15 @@ class RunningText:
 
     def shared_with(self, other: RunningText) -> int:
         """Return the length of the prefix that both prompts share, if `other` has yet to read it and can be the leader; else 0."""
-        mine, its = self.request, other.request
-        if other.leader is not None or mine.domain != its.domain:
+        own, others = self.request, other.request
+        if other.leader is not None or own.domain != others.domain:
             return 0
         longest = min(self.to_read, other.to_read)
         shared = longest
-        if mine.ids[:longest] != its.ids[:longest]:
-            pairs = zip(mine.ids, its.ids, strict=False)
+        if own.ids[:longest] != others.ids[:longest]:
+            pairs = zip(own.ids, others.ids, strict=False)
             shared = next(number for number, (one, two) in enumerate(pairs) if one != two)
-        scored_alike = (mine.prompt_logprobs, mine.scored_from) == (its.prompt_logprobs, its.scored_from)
+        scored_alike = (own.prompt_logprobs, own.scored_from) == (others.prompt_logprobs, others.scored_from)
         return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
     def take_part_of_prefix(self, leader: RunningText, number: int) -> None:
@@ -153,9 +153,9 @@ class RunningText:
             self.finish, self.answer.ended_by_id = "length" if self.answer.warning else "stop", True
             return self._text.end()
         text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
-        whole = self._structured and self._structured.is_whole
-        if not self._text.stopped and (whole or len(self._ids) == self._prompt + self._most):
-            self.finish = "stop" if whole else "length"
+        is_whole = self._structured and self._structured.is_whole
+        if not self._text.stopped and (is_whole or len(self._ids) == self._prompt + self._most):
+            self.finish = "stop" if is_whole else "length"
             text += self._text.end()  # an incomplete character at the end may complete a stop string
         if self._text.stopped:
             self.finish = "stop"

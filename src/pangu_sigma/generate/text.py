@@ -57,7 +57,7 @@ def open_decoder(
     path: Path | StoredModel, lanes: int = 4, weights: Precision | None = None, without: Ablation | None = None
 ) -> Decoder:
     """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model, a Hugging Face style folder, or a
-    dense PanGu-α in the files of others, which has one domain, zh. path: of it, or the model if it is open.
+    dense PanGu-α in the files of others, which has one domain, zh. path: its path, or the model if it is open.
 
     lanes: number of texts that it can read at a time. weights: precision of the matrices in memory; None: the precision in which
     an export stores them, else float32. without: parts that the model answers without. Errors: see `open_model`.
@@ -154,9 +154,9 @@ def ends_in_blank(text: str, domain: Domain) -> bool:
 def _warn_of_blanks(engine: Engine, prompts: Sequence[Prompt]) -> None:
     """Warn once if prompts end in a blank. Raises ConfigError for an unknown domain."""
     domains = domains_of(engine.decoder.config)
-    found = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
-    if found:
-        logger.warning("%d of %d prompts, such as %r: %s", len(found), len(prompts), found[0][-20:], BLANK_AT_THE_END)
+    texts = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
+    if texts:
+        logger.warning("%d of %d prompts, such as %r: %s", len(texts), len(prompts), texts[0][-20:], BLANK_AT_THE_END)
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:

@@ -164,22 +164,22 @@ def _keep_ids(path: Path) -> str:
 
 
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError if a slot of the run loses the row of a token."""
-    had = parent.tokenizer
-    child_of = parent_ids(tokenizer.vocabulary, had.vocabulary)
+    """Raise ConfigError if a token that has a row in a slot of the parent has none in the same slot of the child."""
+    before = parent.tokenizer
+    child_of = parent_ids(tokenizer.vocabulary, before.vocabulary)
     names = domains_of(config).slot_names
     for slot, name in enumerate(domains_of(parent.config).slot_names):
-        ids = had.slot_rows[slot][had.slot_rows[slot] >= 0]
+        ids = before.slot_rows[slot][before.slot_rows[slot] >= 0]
         rows = looked_up(tokenizer.row_of[names.index(name)], child_of[ids])
         lost = ids[rows < 0]
         if len(lost):
-            some = ", ".join(repr(had.vocabulary.pieces[token]) for token in lost[:5])
-            more = f"Keep them, or prepare and extend with model.slot_rows={tokenizer.size} or more, which holds every token;"
+            examples = ", ".join(repr(before.vocabulary.pieces[token]) for token in lost[:5])
+            advice = f"Keep them, or prepare and extend with model.slot_rows={tokenizer.size} or more, which holds every token;"
             if (child_of[lost] < 0).any():
-                more = "The new vocabulary lacks some of them, so more rows do not help: keep the tokens;"
+                advice = "The new vocabulary lacks some of them, so more rows do not help: keep the tokens;"
             raise ConfigError(
-                f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more ({some}). "
-                f"{more}\n{_keep_ids(parent.path)}"
+                f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more "
+                f"({examples}). {advice}\n{_keep_ids(parent.path)}"
             )
 
 

@@ -156,7 +156,8 @@ def _count_met_rows(child: Child) -> dict[str, RowCount]:
 
 
 def _experts_by_origin(child: Child) -> Counter[str]:
-    """Count the parameters of experts by origin; those of common segments of a sparse parent are copied like all else."""
+    """Count the parameters of experts by origin: of all segments if the parent is dense; of own segments if it is a run, whose
+    common experts are copied, and counted, with all else that is copied."""
     config, counts = child.config, Counter[str]()
     if child.kind == "inherit":
         return Counter(replicated=config.num_params().experts)

@@ -49,7 +49,7 @@ def layer_shapes(layer: int, hidden: int, width: int | None) -> Shapes:
 
 
 ROW_ARRAYS = ("weight", "moment", "variance", "step")
-"""Names of what is kept of a row of `model.rows`, in the order of a record: [U, W] float32, and the step count, int32 [U]."""
+"""Names of the arrays of a row of `model.rows`, in the order of a record: [U, W] float32, and the step count, int32 [U]."""
 FIRST_ROW_SCALE = 0.1
 """Initial value of the scale of rows in front of a layer (our choice, and the choice of other models with such rows)."""
 

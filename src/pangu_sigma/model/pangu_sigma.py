@@ -135,8 +135,8 @@ class ExpertFFN(nn.Cell):
 
 
 class RoutedFFN(nn.Cell):
-    """FFN of an RRE layer, the sum of its segments: construct returns residual_TH + the sum. segments: of each the arguments of
-    `ExpertFFN` after x_TH."""
+    """FFN of an RRE layer, the sum of its segments: construct returns residual_TH + the sum. segments: for each segment the
+    arguments of `ExpertFFN` after x_TH."""
 
     def __init__(self, config: ModelConfig, segments: list[Experts], layer: int):
         """segments: the cells of each segment."""

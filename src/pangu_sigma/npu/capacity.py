@@ -184,19 +184,20 @@ class Receivers:
     holder_K: np.ndarray
 
     def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
-        """Return how many of the sent rows fit the capacity, in the same shape; earlier senders and rows go first."""
-        kept = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
-        by_sender = self._by_sender(kept)
+        """Return how many of the sent rows fit both limits of `room`, in the same shape; earlier senders and rows go first. In the
+        dropless layout all experts of a rank share the limit on arriving rows: of one sender, earlier experts go first."""
+        kept_NGDK = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
+        by_sender = self._by_sender(kept_NGDK)  # axis 3: the P senders
         if self.layout != "dropless":
             filled = np.minimum(np.cumsum(by_sender, axis=3), room.arrived)
             return np.diff(filled, prepend=0, axis=3).reshape(sent_NGDK.shape)
-        within = np.empty_like(by_sender)
-        for peer in range(by_sender.shape[3]):
-            own = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K
+        fitting = np.empty_like(by_sender)
+        for peer in range(by_sender.shape[3]):  # the rows that this peer receives
+            own = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K of the peer
             filled = np.minimum(np.cumsum(own.reshape(*own.shape[:-2], -1), axis=-1), room.arrived)
             own = np.diff(filled, prepend=0, axis=-1).reshape(own.shape)
-            within[..., self.holder_K == peer] = np.moveaxis(own, -2, 3)
-        return within.reshape(sent_NGDK.shape)
+            fitting[..., self.holder_K == peer] = np.moveaxis(own, -2, 3)
+        return fitting.reshape(sent_NGDK.shape)
 
     def arrived(self, sent_NGDK: np.ndarray) -> np.ndarray:
         """Return the number of rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each of
@@ -217,8 +218,10 @@ _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or par
 
 
 def check_room(rows: np.ndarray, room: int, even: float, names: Sequence[str], sent: bool) -> None:
-    """Raise CapacityError if a rank sends more rows to an expert than `room`, or if more arrive. rows: those of `sent_rows` if
-    `sent`, else of `Receivers.arrived`. even: rows under an even load. names: of the segments."""
+    """Raise CapacityError if any number of `rows` exceeds `room`. The message names the factor that would be enough.
+
+    rows: result of `sent_rows` if `sent`, else of `Receivers.arrived`. even: number of rows under an even load. names: names of the
+    segments."""
     most = int(rows.max())
     if most > room:
         segment, *_, expert = np.unravel_index(rows.argmax(), rows.shape)

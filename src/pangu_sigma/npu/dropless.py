@@ -124,6 +124,7 @@ class LocalDispatch(nn.Cell):
     expert group, and returns the W rows that arrive for its own experts, [W, h], sorted by expert."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
+        """travel, cann: as of `DroplessDispatch`."""
         super().__init__()
         self.sort, self.bring_together = Gather(cann), Gather(cann)
         self.travel = travel
@@ -140,6 +141,7 @@ class LocalCombine(nn.Cell):
     the P ranks of the expert group, and returns the rows of its own tokens, [T, h]."""
 
     def __init__(self, travel: AllToAllV | None, cann: bool):
+        """travel, cann: as of `DroplessCombine`."""
         super().__init__()
         self.separate, self.unsort = Gather(cann), Gather(cann)
         self.travel = travel

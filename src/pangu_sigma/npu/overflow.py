@@ -28,8 +28,8 @@ def saturates(chip: Chip) -> bool:
     if ms.get_context("device_target") != "Ascend":
         return False
     named = MSContext.get_instance().get_ascend_soc_version()
-    hides = named not in INFINITY if named else CHIP_DATA[chip].saturates
-    return hides or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
+    by_chip = named not in INFINITY if named else CHIP_DATA[chip].saturates
+    return by_chip or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
 
 
 class OverflowFlag(nn.Cell):

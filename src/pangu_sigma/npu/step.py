@@ -128,13 +128,15 @@ class AscendStep(nn.Cell):
         self.worker_update.register()
 
     def fill(self, seed: int) -> None:
-        """Draw the experts' initial values from a seed; they do not depend on the number of stages, groups and expert ranks."""
+        """Draw the experts' initial values; they do not depend on the number of stages, groups and expert ranks. seed: of the run;
+        read only if there are several tensor ranks; with one, MindSpore's generator goes on from this seed by itself."""
         parallel = self.config.parallel
         if parallel.tensor > 1:  # each tensor rank draws its own columns
             ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
-        whole = parallel.model_copy(update={"stages": 1})
-        config = _columns(self.config.model_copy(update={"parallel": whole}))
-        self.tier.fill(array_specs(config, self.rank % whole.ranks))
+        # values are drawn for all layers, as if there were one stage, so stages do not matter
+        one_stage = parallel.model_copy(update={"stages": 1})
+        config = _columns(self.config.model_copy(update={"parallel": one_stage}))
+        self.tier.fill(array_specs(config, self.rank % one_stage.ranks))
 
 
 class Update(nn.Cell):

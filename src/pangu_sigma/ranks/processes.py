@@ -128,7 +128,7 @@ class Processes:
                 os.kill(pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill all descendant processes, and wait until they are gone."""
+        """Kill all descendant processes, and wait until they are gone, or log an error after _KILL_SECONDS."""
         deadline = time.monotonic() + _KILL_SECONDS
         while children := list(children_of(os.getpid())):
             for pid in children:

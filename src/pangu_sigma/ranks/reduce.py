@@ -58,25 +58,27 @@ class ReducedGradients(nn.Cell):
     def construct(self, dense, of_segments):
         dense = self.dense_over_ranks(dense, dense[0])
         squares = of_dense = self.square_sum(dense)
-        of_experts, last = 0.0 * of_dense, dense[-1]
+        # a zero like of_dense; and the result of the last collective, which the next one gets: all ranks keep one order
+        of_experts, after = 0.0 * of_dense, dense[-1]
         if self.over_replicas is not None:
-            experts = self.over_replicas(joined(of_segments), last)
+            experts = self.over_replicas(joined(of_segments), after)
             sizes: tuple = ()
             for of_segment in of_segments:
                 sizes += (len(of_segment),)
-            last, of_segments = experts[-1], parted(experts, sizes)
+            after, of_segments = experts[-1], parted(experts, sizes)
         reduced: tuple = ()
         own = ops.zeros_like(ops.reshape(of_dense, (1,)))
         for n in range(len(of_segments)):
             experts, copies = of_segments[n], 1.0
             if self.over_groups is not None and self.is_common[n] and len(experts) > 0:
-                experts = self.over_groups(experts, last)
-                last, copies = experts[-1], self.groups  # each group has the same sums, which count once
+                experts = self.over_groups(experts, after)
+                after, copies = experts[-1], self.groups  # each group adds the same square sum below
             if len(experts) > 0:
                 own = own + ops.reshape(self.square_sum(experts), (1,)) / copies
             reduced += (experts,)
         if self.sparse:
-            of_experts = ops.reshape(self.all_reduce(ops.depend(own, last)), ()) / self.replicas
+            # each replica of the data axis added the same square sum
+            of_experts = ops.reshape(self.all_reduce(ops.depend(own, after)), ()) / self.replicas
             squares = of_dense + of_experts
         return dense, reduced, squares, of_dense, of_experts
 

@@ -20,9 +20,9 @@ Router = Callable[[str, int, str, int], int] | np.ndarray
 def own_table(router: Router, config: Config, texts_V: Sequence[str]) -> RoutingTable:
     """Make routing tables of a router. texts_V: the text of each token id.
 
-    Experts are numbered from 0: in an own segment those of the domain, in a common segment all of it, where a function is asked
-    once for all domains, with the domain "". No token is spread over several experts. Raises ConfigError for an array of another
-    shape, for an expert that does not exist, and for common segments in which an array's domains differ.
+    Experts are numbered from 0: in an own segment the experts of the domain, in a common segment all experts, and there a function
+    is asked once for all domains, with the domain "". No token is spread over several experts. Raises ConfigError for an array of
+    another shape, for an expert that does not exist, and for common segments in which an array's domains differ.
     """
     names, model = [domain.name for domain in config.domains], config.model
     shape = len(model.routed), len(names), len(texts_V)

@@ -21,11 +21,11 @@ from pangu_sigma.sections import Segment
 
 @dataclass(frozen=True, eq=False)
 class RoutedSegment:
-    """One of the N segments of all RRE layers, and what one rank has of it: the facts by which its experts are planned, stored,
-    brought and updated.
+    """One of the N segments of all RRE layers, and the share of one rank: the facts by which the segment's experts are planned,
+    stored, brought and updated.
 
-    number: its number among the N segments.
-    experts: number of its experts on all ranks together.
+    number: number of the segment among the N segments.
+    experts: number of the segment's experts on all ranks together.
     held: ids of the experts that the rank stores, ascending: row k of its store is expert held[k].
     entries: A, length of the rank's list of active experts; with K entries every stored expert has one.
     learns: False if fine-tuning leaves its experts as they are.
@@ -82,8 +82,8 @@ class Planner:
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> list[RoutingPlan]:
         """Return the plan of each segment. experts_NGBS: the expert of each token of the whole batch, in G micro-batches. taker_B:
-        who trains on each sequence, if there are several."""
-        return [plan_segment(*each) for each in zip(self.routed, experts_NGBS, experts_NGBS, strict=True)]
+        not read, as this process trains on all sequences."""
+        return [plan_segment(s, experts, experts) for s, experts in zip(self.routed, experts_NGBS, strict=True)]
 
 
 def plan_segment(segment: RoutedSegment, experts_GBS: np.ndarray, counted: np.ndarray) -> RoutingPlan:
@@ -91,8 +91,8 @@ def plan_segment(segment: RoutedSegment, experts_GBS: np.ndarray, counted: np.nd
     rows = segment.row_of[counted]
     active_A, used_A1 = active_list(segment, rows[rows >= 0])
     rows_GT = segment.row_of[experts_GBS].reshape(len(experts_GBS), -1)
-    of_passes = zip(*(_sort_by_expert(rows_T, active_A) for rows_T in rows_GT), strict=True)
-    return RoutingPlan(active_A, used_A1, *(np.stack(arrays).astype(np.int32) for arrays in of_passes))
+    of_batches = zip(*(_sort_by_expert(rows_T, active_A) for rows_T in rows_GT), strict=True)
+    return RoutingPlan(active_A, used_A1, *(np.stack(arrays).astype(np.int32) for arrays in of_batches))
 
 
 def active_list(segment: RoutedSegment, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,10 +114,10 @@ def active_list(segment: RoutedSegment, rows: np.ndarray) -> tuple[np.ndarray, n
 
 def _sort_by_expert(rows_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return order, inverse and offsets of one micro-batch. rows: row of each token's expert in the store, -1 for none."""
-    here = np.count_nonzero(rows_T >= 0)
-    sorted_T = np.argsort(rows_T, kind="stable")[len(rows_T) - here :]  # tokens of no expert, at -1, come first
+    count = np.count_nonzero(rows_T >= 0)
+    sorted_T = np.argsort(rows_T, kind="stable")[len(rows_T) - count :]  # tokens of no expert, at -1, come first
     order, inverse = np.full((2, len(rows_T)), -1)
-    order[:here], inverse[sorted_T] = sorted_T, np.arange(here)
+    order[:count], inverse[sorted_T] = sorted_T, np.arange(count)
     return order, inverse, _offsets(rows_T[sorted_T], active_A)
 
 

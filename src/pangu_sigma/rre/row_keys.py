@@ -42,15 +42,15 @@ def extended_row_tables(
     known_V: np.ndarray,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return tables for another vocabulary: known ids keep their numbers, and other ids draw new ones.
+    """Return tables for another vocabulary: ids of the old vocabulary keep their numbers, and other ids draw new ones.
 
-    old: tables of the old vocabulary; None draws all. known_V: its id of each id, -1 for none. seed: `routing.seed`.
+    old: tables of the old vocabulary; None draws all. known_V: the old id of each id, -1 for none. seed: `routing.seed`.
     """
     row_EV, before_EV1 = draw_row_tables(entries, len(known_V), seed)
     if old is not None:
         known_V1 = np.append(known_V, old[0].shape[1])  # "no token before" is the last number, whatever the vocabulary
-        for tables, its_tables, known in ((row_EV, old[0], known_V), (before_EV1, old[1], known_V1)):
-            tables[:, known >= 0] = its_tables[:, known[known >= 0]]
+        for tables, old_tables, old_ids in ((row_EV, old[0], known_V), (before_EV1, old[1], known_V1)):
+            tables[:, old_ids >= 0] = old_tables[:, old_ids[old_ids >= 0]]
     return row_EV, before_EV1
 
 
@@ -71,8 +71,8 @@ def row_keys(
     """
     previous = np.concatenate([np.broadcast_to(before, ids[..., :1].shape), ids[..., :-1]], axis=-1)
     previous = np.where(positions == 0, row_EV.shape[-1], previous)
-    each = (len(entries), *[1] * ids.ndim)
-    rows = np.array([entry.rows for entry in entries], np.int32).reshape(each)
-    of_domain = np.array([entry.rows * (entry.kind == "own") for entry in entries], np.int64).reshape(each)
+    shape = (len(entries), *[1] * ids.ndim)
+    rows = np.array([entry.rows for entry in entries], np.int32).reshape(shape)
+    of_domain = np.array([entry.rows * (entry.kind == "own") for entry in entries], np.int64).reshape(shape)
     keys = row_EV[:, ids] + before_EV1[:, previous]
     return keys - rows * (keys >= rows) + domains * of_domain

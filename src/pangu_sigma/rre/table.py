@@ -33,7 +33,7 @@ class RoutingTable:
         the same for all domains.
     spread_DV: number of neighbouring experts over which the id is spread by position, int16; 1 for almost every id.
     experts: E, experts of one domain in a segment.
-    common_N: number of experts of each segment that is common, and 0 for the others, int16; None if none is common.
+    common_N: number of experts of each segment that is common, and 0 for own segments, int16; None if no segment is common.
     common_spread_V: as spread_DV, for common segments.
     row_EV, before_EV1: the tables of `model.rows` (row_keys.py), int32; None without rows.
     """
@@ -193,14 +193,16 @@ def _read(
 def shares_of_experts(
     first_DV: np.ndarray, spread_DV: np.ndarray, experts: int, frequencies_DV: np.ndarray
 ) -> np.ndarray:
-    """Return each expert's fraction of each domain's tokens, [D, E experts]; tokens of a spread id are divided evenly. The other
-    arguments: as `RoutingTable.of_segment` returns them."""
+    """Return each expert's fraction of each domain's tokens, [D, E experts]; tokens of a spread id are divided evenly.
+
+    first_DV, spread_DV, experts: as `RoutingTable.of_segment` returns them. frequencies_DV: number of tokens of each id in the text
+    of each domain; at least one above 0 in each domain."""
     shares_DE = np.zeros((len(frequencies_DV), experts))
     for shares_E, first_V, spread_V, counts_V in zip(shares_DE, first_DV, spread_DV, frequencies_DV, strict=True):
-        part_V = counts_V / max(counts_V.sum(), 1) / spread_V
+        part_V = counts_V / counts_V.sum() / spread_V
         for step in range(int(spread_V.max())):
-            wide_V = spread_V > step
-            shares_E += np.bincount((first_V[wide_V] + step) % experts, part_V[wide_V], minlength=experts)
+            is_wide_V = spread_V > step
+            shares_E += np.bincount((first_V[is_wide_V] + step) % experts, part_V[is_wide_V], minlength=experts)
     return shares_DE / shares_DE.sum(axis=-1, keepdims=True)
 
 

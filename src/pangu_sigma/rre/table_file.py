@@ -24,7 +24,7 @@ any memory holds."""
 
 
 def write_tables(path: Path, tables: Mapping[str, Any]) -> None:
-    """Write the fields of a `RoutingTable`, by name; those that are None are left out."""
+    """Write the fields of a `RoutingTable`, by name; fields that are None are left out."""
     np.savez_compressed(path, **{name: array for name, array in tables.items() if array is not None})
 
 

@@ -121,7 +121,7 @@ async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> dict[
     """Decode token ids, as in vLLM. Ids mean the same in every domain."""
     tokenizer = request.app.state.served.tokenizer
     if body.model or "of_path" in request.path_params:
-        openai.domain_of(request, body.model)
+        openai.domain_of(request, body.model)  # only for its ApiError: a model that is not there
     if outside := [token for token in body.tokens if token >= tokenizer.size]:
         raise ApiError.invalid("tokens", f"{outside[0]} does not exist; there are 0 … {tokenizer.size - 1}")
     return {"prompt": tokenizer.decode(body.tokens)}

@@ -43,7 +43,8 @@ _SAVED_BY = "transformers_version"
 
 
 def generation_json(config: Config) -> dict[str, Any]:
-    """Return the contents of `generation_config.json`: greedy, without a token that begins a text, and half of the room."""
+    """Return the contents of `generation_config.json`: greedy, no token at the beginning of a text, and at most 64 new tokens, or
+    half of model.seq_length if that is less."""
     new = min(64, max(1, config.model.seq_length // 2))
     return {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": new}
 

@@ -158,8 +158,8 @@ class StoredFolder(StoredModel):
     def array(self, shard: str, name: str) -> LazyArray | None:
         if not shard.startswith(ROWS):
             return super().array(shard, name)
-        found = self._arrays.get(row_tensor(int(shard.removeprefix(ROWS)), name))
-        return None if found is None else LazyArray.of(found, f"{name} of {shard}")
+        array = self._arrays.get(row_tensor(int(shard.removeprefix(ROWS)), name))
+        return None if array is None else LazyArray.of(array, f"{name} of {shard}")
 
     def listed(self) -> Listed:
         yield from super().listed()
@@ -169,7 +169,9 @@ class StoredFolder(StoredModel):
 
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
-        """Map every tensor. Raises LayoutError unless each is in one file, with the dtype and shape of the configuration."""
+        """Map every tensor. Raises LayoutError unless each tensor is in one file, with the dtype and shape of the configuration,
+        keys of rows are as many as the configuration says, `tid2row` is the tokenizer's, and (verified, without a seal) all values
+        are finite."""
         if self._sealed:
             self._check(INDEX_JSON)  # it is for other readers: the seal names the files, too
         arrays: dict[str, np.ndarray] = {}
@@ -182,13 +184,13 @@ class StoredFolder(StoredModel):
                 raise LayoutError(f"{self.path / file}: has {twice[0]}, which is in another file, too; {FIX}")
             arrays |= inside
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
-        if met := [len(arrays[row_tensor(entry, "keys")]) for entry in range(len(self.config.model.rows))]:
-            compare_keys(self.path / CONFIG_JSON, self._json, {ROWS_KEY: met})
+        if row_counts := [len(arrays[row_tensor(entry, "keys")]) for entry in range(len(self.config.model.rows))]:
+            compare_keys(self.path / CONFIG_JSON, self._json, {ROWS_KEY: row_counts})
         if (arrays[ROW_OF] != self.tokenizer.row_of).any():
             raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {FIX}")
         if self._verified and not self._sealed:
-            whole = {name: SavedArray.whole(values) for name, values in arrays.items()}
-            if bad := find_not_finite({WEIGHTS: whole}):
+            saved = {name: SavedArray.whole(values) for name, values in arrays.items()}
+            if bad := find_not_finite({WEIGHTS: saved}):
                 what = f"{bad[0].name} has {bad[0].count} values that are NaN or infinite"
                 raise LayoutError(f"{self.path}: {what}; {FIX}")
         return arrays
@@ -213,22 +215,22 @@ def _read_json(file: Path) -> Any:
 
 
 def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict[str, np.ndarray]) -> None:
-    wanted = {name_in_folder(name): (shape, "float32") for name, shape in weight_shapes(config).items()}
+    specs = {name_in_folder(name): (shape, "float32") for name, shape in weight_shapes(config).items()}
     tables = _table_shapes(config, tokenizer.size) | {ROW_OF: tokenizer.row_of.shape}
-    wanted |= {name: (shape, "int32") for name, shape in tables.items()}
+    specs |= {name: (shape, "int32") for name, shape in tables.items()}
     for e, entry in enumerate(config.model.rows):
         keys, weight = row_tensor(e, "keys"), row_tensor(e, "weight")
-        met = arrays[keys].size if keys in arrays else 0
-        wanted |= {keys: ((met,), "int64"), weight: ((met, entry.width), "float32")}
-    for name, (shape, dtype) in wanted.items():
+        count = arrays[keys].size if keys in arrays else 0
+        specs |= {keys: ((count,), "int64"), weight: ((count, entry.width), "float32")}
+    for name, (shape, dtype) in specs.items():
         if name not in arrays:
             raise LayoutError(f"{path}: {name} of shape {shape} is in no file of weights; {FIX}")
-        found = arrays[name]
-        if (found.shape, found.dtype.name) != (shape, dtype):
+        array = arrays[name]
+        if (array.shape, array.dtype.name) != (shape, dtype):
             raise LayoutError(
-                f"{path}: {name} is {found.dtype.name} of shape {found.shape}, {CONFIG_JSON} needs {dtype} of shape {shape}; {FIX}"
+                f"{path}: {name} is {array.dtype.name} of shape {array.shape}, {CONFIG_JSON} needs {dtype} of shape {shape}; {FIX}"
             )
-    for name in sorted(arrays.keys() - wanted.keys()):
+    for name in sorted(arrays.keys() - specs.keys()):
         raise LayoutError(f"{path}: {name} is no tensor of this model; {FIX}")
     for e, entry in enumerate(config.model.rows):
         name, most = row_tensor(e, "keys"), config.stored_rows(entry)
@@ -266,11 +268,14 @@ def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]
 
 
 def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> RoutingTable:
-    """Build the routing table from its tensors. Raises LayoutError for experts of another domain, or that there are not."""
+    """Build the routing table from its tensors. Raises LayoutError if an entry names an expert that does not exist, or one of
+    another domain, and if keys of rows are not below the number of rows."""
     model, spread_DV, entries = config.model, arrays[SPREAD], range(len(config.model.rows))
     first_NDV = arrays[ROUTES].reshape(len(model.routed), *spread_DV.shape)
+    # the file counts experts over all domains, the table within a domain
     first_NDV = _int16(first_NDV - _first_of_own(config, model.experts_per_domain))
     common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
+    # the fields common_N and common_spread_V, then row_EV and before_EV1
     of_common = map(_int16, (common_N, arrays[COMMON_SPREAD])) if model.common_experts else (None, None)
     of_rows = (np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS)
     table = RoutingTable(first_NDV, _int16(spread_DV), model.experts_per_domain, *of_common, *of_rows)

@@ -46,7 +46,7 @@ def take_up_finished(folder: Path, config: Config, asked: StartOptions) -> bool:
         checkpoint = load_checkpoint(newest)
     except CheckpointError:
         return False  # training says what is damaged, and goes on from the checkpoint before it
-    step, options, names = checkpoint.step, config.train, [each.name for each in config.domains]
+    step, options, names = checkpoint.step, config.train, [domain.name for domain in config.domains]
     with one_writer(folder):
         logger.info("nothing to do: %s is at step %d of %d; raise train.steps to train on", folder, step, options.steps)
         run = start_run(folder, config, options=asked)

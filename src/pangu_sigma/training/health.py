@@ -90,8 +90,8 @@ class Health:
     def __init__(self, options: TrainConfig, domains: list[str], state: dict[str, Any] | None = None):
         """state: earlier result of `state`; None for a new run. A domain that is missing in it begins anew."""
         self.options = options
-        known = (state or {}).get("domains", {})
-        self.domains = {name: DomainHealth(**known.get(name, {})) for name in domains}
+        states = (state or {}).get("domains", {})
+        self.domains = {name: DomainHealth(**states.get(name, {})) for name in domains}
         self.spikes: list[Spike] = []
         self.stuck: str | None = None
         """Domain of which train.max_skipped_steps steps in a row were skipped; None if there is none."""
@@ -149,7 +149,7 @@ def unhealthy_arrays(built: TrainingSetup, active_A: Sequence[np.ndarray] | None
     active_A: store rows of the experts to check, as in `Batch.active_A`; None checks all experts of the rank.
     """
     built.store.settle()
-    found = find_not_finite(
+    not_finite = find_not_finite(
         {
             shard: {name: SavedArray.whole(parameter.asnumpy()) for name, parameter in parameters.items()}
             for shard, parameters in built.shards.items()
@@ -165,9 +165,9 @@ def unhealthy_arrays(built: TrainingSetup, active_A: Sequence[np.ndarray] | None
                 values, held = values[rows], held[rows]
             if len(held):
                 arrays[name] = SavedArray(Part.of_rows((segment.experts, *values.shape[1:]), held), values)
-        found += find_not_finite({f"{EXPERTS}{segment.number}": arrays})
+        not_finite += find_not_finite({f"{EXPERTS}{segment.number}": arrays})
         built.store.tier.release()
-    return found
+    return not_finite
 
 
 def examine(
@@ -191,9 +191,9 @@ def examine(
             logger.warning("%s", _text_of(spike))
     if not health.needs_check:
         return
-    found = unhealthy_arrays(built, active_A if health.stuck is None else None)
-    log.write("unhealthy", step=step, tensors=[asdict(each) for each in found])
-    own = "\n".join(describe(found, run.identity.config))
+    not_finite = unhealthy_arrays(built, active_A if health.stuck is None else None)
+    log.write("unhealthy", step=step, tensors=[asdict(array) for array in not_finite])
+    own = "\n".join(describe(not_finite, run.identity.config))
     named = dict.fromkeys(
         text for of_rank in built.ranks.texts(own) for text in of_rank.splitlines()
     )  # replicas have the same

@@ -83,8 +83,8 @@ class Trainer:
         self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
         self.progress, checkpoint = resume(self.run, self.batches.start(), self.ranks)
-        known = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
-        self.health = Health(config.train, [d.name for d in config.domains], known)
+        health = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
+        self.health = Health(config.train, [d.name for d in config.domains], health)
         self.resumed: dict[str, Any] = {} if checkpoint is None else checkpoint.state
         """State of the checkpoint that the run resumed from; empty if there is none."""
         if checkpoint is not None:
@@ -295,7 +295,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
         while not trainer.finished and not stopped:
             begun = time.perf_counter()
             taken = trainer.advance()
-            step, last = trainer.progress.step, trainer.finished
+            step, is_last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 metrics = trainer.metrics(*taken)
                 log.record(metrics, trainer.load(taken[0])[0], taken[0].digest, time.perf_counter() - begun)
@@ -304,20 +304,20 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
-            asked, failed = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))
-            stopped = bool(asked)
-            if failed:
+            stops, failures = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))
+            stopped = bool(stops)
+            if failures:
                 trainer.complete_save()
-            if last or (step % options.eval_interval == 0 and not stopped):
+            if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
                     _evaluate(trainer, evaluator, log)
                 trainer.store.tier.release()
-                last = trainer.finished
-            if step % options.checkpoint_interval == 0 or last or stopped:
+                is_last = trainer.finished
+            if step % options.checkpoint_interval == 0 or is_last or stopped:
                 with span("save"):
                     log.flush()
-                    trainer.save_in_turn(last or stopped)
+                    trainer.save_in_turn(is_last or stopped)
             trainer.timeline.step_done(step)
     ranks.leave()  # no rank waits while the first one draws the report
     if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
@@ -328,9 +328,9 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
 
 
 def _remarks(trainer: Trainer) -> list[str]:
-    """Return what is to be warned of before a training of this length begins."""
+    """Return the warnings to log before a training of this length begins."""
     config, steps = trainer.config, trainer.config.train.steps
-    names, warmup = [each.name for each in config.domains], config.train.optimizer.warmup_steps
+    names, warmup = [domain.name for domain in config.domains], config.train.optimizer.warmup_steps
     remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
     if warmup > steps:
         remarks.append(

@@ -254,7 +254,7 @@ def _set_aside_log(path: Path) -> None:
 def _compare(
     path: Path, saved: Checkpoint, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
 ) -> list[str]:
-    """Return the keys that change, and a change of text. Raises ConfigError for those that are not allowed."""
+    """Return the keys that change, and a change of text. Raises ConfigError for changes that are not allowed."""
     changes = changed_keys(saved.identity.config, config.model_dump(mode="json"))
     fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
     refuse_changes(path, changes, fix)

@@ -103,18 +103,20 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (Conv1D(hidden, hidden) for _ in range(4))
         self.heads, self.number = config.num_attention_heads, number
 
-    def forward(self, x: Tensor, query: Tensor, seen: Tensor, known: Tensor, cache: Any) -> Tensor:
+    def forward(self, x_BSH: Tensor, query_BSH: Tensor, seen_BSK: Tensor, ids_BS: Tensor, cache: Any) -> Tensor:
+        """Attend from query to x and to cached tokens; return [B, S, H]. seen: True where a token attends. ids: for the cache."""
         q, k, v = (
             cell(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for cell, source in ((self.query, query), (self.key, x), (self.value, x))
+            for cell, source in ((self.query, query_BSH), (self.key, x_BSH), (self.value, x_BSH))
         )
         if cache is not None:
-            if self.number == 0:  # ids are kept with keys, as further units, so that beams and crops move them, too
-                digits = (known[:, None, :, None] - PADDING) // known.new_tensor(DIGITS) % 256
+            # layer 0 also caches the ids, as digits appended to the keys: reordering beams and cropping the cache move them, too
+            if self.number == 0:  # - PADDING: digits are not negative, and padding is 0
+                digits = (ids_BS[:, None, :, None] - PADDING) // ids_BS.new_tensor(DIGITS) % 256
                 k = torch.cat([k, digits.expand(-1, self.heads, -1, -1).to(k.dtype)], -1)
             k, v = cache.update(k, v, self.number)
             k = k[..., : q.shape[-1]]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BSK[:, None])
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
@@ -157,11 +159,11 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
             self.row_scale = nn.Parameter(torch.full((1,), 0.1))
 
     def forward(
-        self, x: Tensor, e: Any, query: Any, seen: Tensor, known: Tensor, experts: Any, cache: Any = None
+        self, x: Tensor, e: Any, query: Any, seen: Tensor, ids: Tensor, experts: Any, cache: Any = None
     ) -> Tensor:
         x = x if e is None else x + self.row_scale * e
         normed = self.attention_norm(x)
-        x = x + self.attention(normed, normed if query is None else query, seen, known, cache)
+        x = x + self.attention(normed, normed if query is None else query, seen, ids, cache)
         normed = self.ffn_norm(x)
         return x + (self.ffn(normed, experts) if experts else self.ffn(normed))
 
@@ -227,7 +229,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and not checkpointed and (not self.training if use_cache is None else use_cache):
             cache = DynamicCache(config=self.config)
         domain_B1 = self._domains(domain, len(input_ids), input_ids.device)[:, None]
-        known_BS, seen_BSK, positions_BS, before_BS = self._texts(input_ids, attention_mask, cache)
+        ids_BS, seen_BSK, positions_BS, before_BS = self._texts(input_ids, attention_mask, cache)
         rows_BS = self._rows(input_ids, domain_B1)  # first: it refuses ids that are in no table
         experts = self._experts(input_ids, domain_B1, positions_BS)
         each = [entry(input_ids, before_BS, domain_B1) for entry in self.rows]
@@ -238,14 +240,14 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
             if number == len(self.layers) - 1:
                 x, query = self.norm(x), self.query_positions(positions_BS)
             chosen = experts[number - self.config.num_dense_layers] if number >= self.config.num_dense_layers else None
-            x = layer(x, e_BSH, query, seen_BSK, known_BS, chosen, cache=cache)
+            x = layer(x, e_BSH, query, seen_BSK, ids_BS, chosen, cache=cache)
             states.append(x)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._logits(x[:, kept], domain_B1)
         loss = None
         if labels is not None:
             self._rows(torch.where(labels < 0, input_ids, labels), domain_B1)  # refuses what has no logit
-            labels = labels.masked_fill(F.pad(known_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
+            labels = labels.masked_fill(F.pad(ids_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
             count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -282,9 +284,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         if known.shape[1] > most and longest > most:
             raise ValueError(f"a text has {longest} tokens, this model reads {most}; cut it, or lower max_new_tokens")
         numbers_BK = torch.arange(known.shape[1], device=known.device).expand_as(known)
-        last_BK = (
-            numbers_BK.masked_fill(known == PADDING, 0).cummax(1).values
-        )  # padding is between a token and the one before
+        last_BK = numbers_BK.masked_fill(known == PADDING, 0).cummax(1).values  # of the last token that is no padding
         before = known.gather(1, F.pad(last_BK, (1, -1)))[:, -new:].masked_fill(positions == 0, self.config.vocab_size)
         return given, seen, positions, before
 

@@ -107,7 +107,7 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         return self._reader.id_of_name.get(token, UNK)
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self._reader.names[self._reader.known(index)]
+        return self._reader.names[self._reader.checked_id(index)]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return self._reader.text([self._convert_token_to_id(token) for token in tokens], True)
@@ -221,15 +221,17 @@ class Reader:
             return [TAGS[domain["language"]]]
         return [TAGS["zh" if len(self._han.findall(text)) > len(self._latin.findall(text)) else "en"]]
 
-    def known(self, i: int) -> int:
+    def checked_id(self, i: int) -> int:
         """Return the id. Raises ValueError for one that is not in the vocabulary, such as the -100 of labels."""
         if 0 <= i < len(self.names):
             return i
         raise ValueError(f"token id {i} is not in the vocabulary, 0 … {len(self.names) - 1}; leave it out")
 
     def text(self, ids: Iterable[int], skip_special: bool) -> str:
-        """Return the text of ids; control pieces and tags are shown by their names unless skipped."""
-        shown = (self._surfaces[i] or (b"" if skip_special else self.names[i].encode()) for i in map(self.known, ids))
+        """Return the text of ids; control pieces and tags, which have no surface, are shown by their names unless skipped. Bytes
+        that are no UTF-8 become U+FFFD."""
+        ids = map(self.checked_id, ids)
+        shown = (self._surfaces[i] or (b"" if skip_special else self.names[i].encode()) for i in ids)
         return b"".join(shown).decode("utf-8", errors="replace")
 
     def _other(self, text: str, slot: int) -> list[int]:

@@ -138,8 +138,8 @@ def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = 
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror}; choose another data.path") from error
         mib_all = sum(document.bytes for document in documents) / (1 << 20)
-        said = "%s: packaged text, at most %g of %.1f MiB (data.max_mib_per_domain), for demonstration"
-        logger.warning(said, path, limit / (1 << 20), mib_all)
+        remark = "%s: packaged text, at most %g of %.1f MiB (data.max_mib_per_domain), for demonstration"
+        logger.warning(remark, path, limit / (1 << 20), mib_all)
     return {path: sources[domain.name] for path, domain in files.items()}
 
 
@@ -154,8 +154,8 @@ def _fitting(documents: Sequence[Document], limit: int) -> Iterator[Document]:
     of_hash = {content_hash("keep", document): document for document in documents}
     ranked = [key for key in sorted(of_hash) if of_hash[key].bytes <= limit]
     sizes = accumulate(of_hash[key].bytes for key in ranked)
-    kept = {key for key, size in zip(ranked, sizes, strict=True) if size <= limit}
-    return (document for key, document in of_hash.items() if key in kept)
+    fitting = {key for key, size in zip(ranked, sizes, strict=True) if size <= limit}
+    return (document for key, document in of_hash.items() if key in fitting)
 
 
 def _line(document: Document) -> str:
@@ -388,5 +388,5 @@ _PACKAGED = {
 
 
 if __name__ == "__main__":
-    every = [Domain(0, name, each.format, each.language, 0, 0, 0, 1.0) for name, each in _PACKAGED.items()]
-    packaged_files(every, Path(sys.argv[1]))
+    domains = [Domain(0, name, text.format, text.language, 0, 0, 0, 1.0) for name, text in _PACKAGED.items()]
+    packaged_files(domains, Path(sys.argv[1]))

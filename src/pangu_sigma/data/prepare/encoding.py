@@ -56,10 +56,10 @@ class SampleItem:
 
 
 def _kept(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
-    """Return columns of the kept documents of a block, in order, and their ranks as candidates. number: among all blocks."""
-    chosen = work.stage.read("select/documents", number)
-    every = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
-    return every.filter(pc.is_in(every["document"], chosen["document"])).append_column("rank", chosen["rank"])
+    """Return columns of the kept documents of a block, in order, and their ranks as candidates. number: number of the block."""
+    kept = work.stage.read("select/documents", number)
+    documents = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
+    return documents.filter(pc.is_in(documents["document"], kept["document"])).append_column("rank", kept["rank"])
 
 
 def kept_documents(
@@ -95,8 +95,8 @@ def sample_steps(total: np.ndarray, pieces: int) -> tuple[int, ...]:
 
 def sample_block(work: Work, number: int, item: SampleItem) -> Iterator[pa.Table]:
     """Return the text of a block that pieces are learned from: of each domain every so many-th English run."""
-    kept = _kept(work, number, item.block, "domain", "runs", "texts")
-    certain = kept.filter(pc.and_(pc.is_null(kept["rank"]), pc.greater(kept["runs"], 0)))
+    table = _kept(work, number, item.block, "domain", "runs", "texts")
+    certain = table.filter(pc.and_(pc.is_null(table["rank"]), pc.greater(table["runs"], 0)))
     taken, seen = list[dict[str, Any]](), list(item.before)
     for row, n, runs in zip(
         range(len(certain)), *(certain[name].to_pylist() for name in ("domain", "runs")), strict=True
@@ -131,12 +131,12 @@ def final_tokenizer(work: Work) -> Tokenizer:
 
 def count_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
-    tokenizer, found = whole_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
+    tokenizer, ids_of_slot = whole_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
     for domain, rank, segments, _ in kept_documents(work, number, item):
         if rank is None:
-            found[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
+            ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
-        counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *found[slot]]))
+        counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *ids_of_slot[slot]]))
         ids = np.flatnonzero(counts_V)
         yield pa.table({"slot": np.full(len(ids), slot, np.int16), "id": ids, "count": counts_V[ids]})
 
@@ -152,17 +152,17 @@ def summed(counts: Iterable[pa.Table], slots: int, size: int) -> np.ndarray:
 def encode_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Encode the kept documents of a block."""
     tokenizer = final_tokenizer(work)
-    found = [list[tuple[Any, ...]]() for _ in range(2 * len(work.domains))]
+    rows_of_group = [list[tuple[Any, ...]]() for _ in range(2 * len(work.domains))]
     for domain, rank, segments, (document, hold, size) in kept_documents(work, number, item, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
         group = candidates_of(domain.index) if rank is not None else others_of(domain.index)
-        found[group].append((document, domain.index, rank, hold, size, folded, len(ids), ids))
-    for rows in found:
-        *facts, every = zip(*rows, strict=True) if rows else [()] * len(ENCODED)
+        rows_of_group[group].append((document, domain.index, rank, hold, size, folded, len(ids), ids))
+    for rows in rows_of_group:
+        *facts, ids_of_documents = zip(*rows, strict=True) if rows else [()] * len(ENCODED)
         columns = [pa.array(values, kind) for values, kind in zip(facts, ENCODED.types, strict=False)]
         ends = np.cumsum([0, *facts[-1]], dtype=np.int32)
-        flat = np.concatenate([np.empty(0, np.int32), *every])
+        flat = np.concatenate([np.empty(0, np.int32), *ids_of_documents])
         yield pa.table([*columns, pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))], schema=ENCODED)
 
 

@@ -33,7 +33,7 @@ class _WholeVocabulary(KeptVocabulary):
         if name not in self.domains.slot_names:
             return super().ids(vocabulary, domains, slot)
         rows_R = self.tokenizer.slot_rows[self.domains.slot_names.index(name)]
-        return [int(each) for each in rows_R[rows_R >= 0]]
+        return [int(token) for token in rows_R[rows_R >= 0]]
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,11 @@ class KeptVocabulary:
         source = matching_slot(domains.slot_names[slot], self.domains.slot_names)
         if source is None:
             return []
-        met = vocabulary.producible(domains.languages(slot) & self.domains.languages(source))
-        met.update(special_ids(domains.in_slot(slot)))
-        own = {its: mine for mine, its in enumerate(parent_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
+        producible = vocabulary.producible(domains.languages(slot) & self.domains.languages(source))
+        producible.update(special_ids(domains.in_slot(slot)))
+        new_of_old = {old: new for new, old in enumerate(parent_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
         rows_R = self.tokenizer.slot_rows[source]
-        kept = [own[its] for its in rows_R[rows_R >= 0].tolist() if own.get(its) in met]
+        kept = [new_of_old[old] for old in rows_R[rows_R >= 0].tolist() if new_of_old.get(old) in producible]
         names = domains.slot_names[slot], self.domains.slot_names[source]
         logger.info("slot %s keeps %s rows of slot %s of %s", names[0], f"{len(kept):,}", names[1], self.run)
         return kept

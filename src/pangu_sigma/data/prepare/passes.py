@@ -62,7 +62,7 @@ class Passes:
         self._key = ""
 
     def begin(self, name: str, *settings: Any) -> None:
-        """Begin a pass, whose results are those of the passes before it and of these settings."""
+        """Begin a pass, whose results depend on the passes before it and on these settings."""
         self._key = key_of([self._key, name, settings])
         self.work.stage.begin(name, self._key, self._begun)
         self._begun.append(name)
@@ -144,31 +144,30 @@ class Passes:
         self._map("encode", encode_block, blocks)
 
     def hold_out(self, selection: Selection, more_text: Sequence[str]) -> list[dict[str, Any]]:
-        """Choose the documents to hold out of each domain. more_text: advice on how to have more text of each, for problems.
-
-        Return rows of `choose`.
-        """
+        """Choose the documents to hold out of each domain, and return the row that `choose` yields for each. more_text: for each
+        domain, advice on how to have more text of it, for problems."""
         self.begin("overlap")
         items = overlap_items(selection)
         ends = np.cumsum([0, *map(len, items)]).tolist()
-        self._map("overlap", count_overlap, [item for some in items for item in some])
+        self._map("overlap", count_overlap, [item for of_domain in items for item in of_domain])
         self.begin("choose", self.decisive, self.work.config.model.seq_length)
-        wanted = [
+        choices = [
             ChooseItem(n, _numbers(selection.candidates_BD, n), range(*ends[n : n + 2]), counts.kept, more_text[n])
             for n, counts in enumerate(selection.domains)
         ]
-        return [row for table in self._map("choose", choose, wanted) for row in table.to_pylist()]
+        return [row for table in self._map("choose", choose, choices) for row in table.to_pylist()]
 
     def write(self, selection: Selection, held_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Write the token files of all domains, and return rows of `write_domain`."""
+        """Write the token files of all domains, and return the row that `write_domain` yields for each. held_out: for each domain
+        the row of `choose`, with its held-out documents and the number of their tokens."""
         self.begin("write")
         items = [
-            WriteItem(n, _numbers(selection.documents_BD, n), choice["documents"], choice["tokens"])
-            for n, choice in enumerate(held_out)
+            WriteItem(n, _numbers(selection.documents_BD, n), of_domain["documents"], of_domain["tokens"])
+            for n, of_domain in enumerate(held_out)
         ]
         return [row for table in self._map("write", write_domain, items) for row in table.to_pylist()]
 
 
 def _numbers(counts_BD: np.ndarray, domain: int) -> tuple[int, ...]:
-    """Return the numbers of the blocks that have some of a domain."""
+    """Return the numbers of the blocks that have documents of a domain. counts_BD: number of the documents."""
     return tuple(np.flatnonzero(counts_BD[:, domain]).tolist())

@@ -66,8 +66,8 @@ _STAGE_FORMAT = 10
 @dataclass(frozen=True)
 class Options:
     """How a preparation is done; no token depends on it. workers: number of processes; None: as many as there are cores, fewer for
-    little text. ray: address of a Ray cluster that does the work. sources: those of input files, for the manifest; a file without
-    is the user's."""
+    little text. ray: address of a Ray cluster that does the work. sources: sources of input files, for the manifest; a file that
+    has none here is the user's."""
 
     workers: int | None = None
     ray: str | None = None
@@ -144,8 +144,8 @@ def _prepare(
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
     inputs, kept = _checked_before_reading(config, inputs, output), kept or KeptVocabulary.of(config)
-    there, refused = ([], "") if extends else (_existing(config, output), _other_domains(config, output))
-    if refused and writes and not there:
+    existing, refused = ([], "") if extends else (_existing(config, output), _other_domains(config, output))
+    if refused and writes and not existing:
         raise ConfigError(refused)
     stamps = stamps_of(inputs)
     size, mib = sum(stamp[1] for stamp in stamps), config.data.max_mib_per_domain
@@ -157,13 +157,13 @@ def _prepare(
         stage.begin("hash", key_of([_STAGE_FORMAT, stamps]), [])
         hashes = [table["sha256"][0].as_py() for table in stage.map(executor, "hash", hash_file, inputs)]
         decisive = _decisive(config, [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)], kept)
-        if writes and {manifest.fingerprint for manifest in there} == {key_of(decisive)}:
+        if writes and {manifest.fingerprint for manifest in existing} == {key_of(decisive)}:
             data = PreparedData(output, [domain.name for domain in config.domains])
             data.verify_all()
             logger.info("%s already holds this data; nothing to do", output)
             manifest, problems = data.manifest, list[str]()
         else:
-            problems = [problem for problem in (refused or _otherwise(output, there, decisive),) if problem]
+            problems = [problem for problem in (refused or _otherwise(output, existing, decisive),) if problem]
             if problems and writes:
                 raise ConfigError(*problems)
             stage = replace(stage, preparation=key_of(decisive))
@@ -171,11 +171,11 @@ def _prepare(
             passes = Passes(work, executor, kept, decisive)
             blocks, sources, quarantine = _read(passes, stamps, options.sources)
             try:
-                manifest, more = _do_all(passes, blocks, sources, quarantine, writes)
+                manifest, shortages = _do_all(passes, blocks, sources, quarantine, writes)
             except ConfigError:  # what is too little may be too little because of these lines
                 logger.warning("%s", "\n".join(quarantine.said()))
                 raise
-            problems += more
+            problems += shortages
             if writes:
                 _put(manifest, stage.path("write/output"), output, extends)
     for remark in warnings_of(manifest):
@@ -186,7 +186,7 @@ def _prepare(
 def _do_all(
     passes: Passes, blocks: list[Block], sources: list[list[Source]], quarantine: Quarantine, writes: bool
 ) -> tuple[Manifest, list[str]]:
-    """Do all passes after `read`, and return the manifest and the problems of domains. sources: of each domain.
+    """Do all passes after `read`, and return the manifest and the problems of domains. sources: sources of each domain.
 
     writes: True to complete the folder `write/output` of the stage, and to raise DataError for problems; False for a preview.
     """
@@ -274,12 +274,12 @@ def _read(
         of_units = (
             f"SELECT DISTINCT document >> {UNIT_BITS} AS unit, domain FROM rows WHERE domain IS NOT NULL ORDER BY ALL"
         )
-        there = {(units[unit].path, domain) for unit, domain in database.execute(of_units).fetchall()}
+        pairs = {(units[unit].path, domain) for unit, domain in database.execute(of_units).fetchall()}
     sources = {
         path: known.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
         for path, (_, sha256) in zip(files, passes.decisive["inputs"], strict=True)
     }
-    of_domains = [[s for f in files if (f, domain.index) in there for s in sources[f]] for domain in work.domains]
+    of_domains = [[s for f in files if (f, domain.index) in pairs for s in sources[f]] for domain in work.domains]
     return blocks, of_domains, quarantine
 
 
@@ -324,19 +324,19 @@ def _existing(config: Config, output: Path) -> list[Manifest]:
 def _other_domains(config: Config, output: Path) -> str:
     """Return why the data in `output` is not replaced: it has other domains, so it is another collection; "" if it has not."""
     names = [domain.name for domain in config.domains]
-    there = sorted(path.name for path in output.glob("*/") if path.name != TOKENIZER_NAME)
-    if not there or there == sorted(names):
+    old = sorted(path.name for path in output.glob("*/") if path.name != TOKENIZER_NAME)
+    if not old or old == sorted(names):
         return ""
-    add = f"add {argument('--extend')} to prepare the text of those that are missing, " if {*names} - {*there} else ""
+    add = f"add {argument('--extend')} to prepare the text of those that are missing, " if {*names} - {*old} else ""
     return (
-        f"data.path={output} holds domains {', '.join(there)}, this configuration has {', '.join(names)}; {add}choose another "
+        f"data.path={output} holds domains {', '.join(old)}, this configuration has {', '.join(names)}; {add}choose another "
         "data.path, or remove the folder"
     )
 
 
-def _otherwise(output: Path, there: list[Manifest], decisive: dict[str, Any]) -> str:
-    """Return why the data in `output` are not replaced: with what they were prepared otherwise; "" if there are none."""
-    keys = {key for each in there for key in decisive | each.config if decisive.get(key) != each.config.get(key)}
+def _otherwise(output: Path, existing: list[Manifest], decisive: dict[str, Any]) -> str:
+    """Return why the data in `output` are not replaced: the keys with which they were prepared otherwise; "" if there are none."""
+    keys = {key for old in existing for key in decisive | old.config if decisive.get(key) != old.config.get(key)}
     return (
         f"data.path={output} holds data that were prepared otherwise ({', '.join(sorted(keys))}), which prepare-data does not "
         "replace; choose another data.path, or remove the folder"

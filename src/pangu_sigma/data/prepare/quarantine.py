@@ -16,15 +16,15 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Quarantine:
-    """Unusable lines. file: JSON lines, one for each. counts: number of lines by reason. examples: by reason, the first line with
-    its place and what is wrong."""
+    """Unusable lines. file: JSON lines, one for each unusable line. counts: number of lines by reason. examples: by reason, place
+    and fault of the first line."""
 
     file: Path
     counts: dict[str, int]
     examples: dict[str, str]
 
     def said(self) -> list[str]:
-        """Return what a refusal says of them; nothing if there are none."""
+        """Return what a refusal says of unusable lines; nothing if there are none."""
         return [format_reasons(self.counts, self.examples), f"all of them are in {self.file}"] if self.counts else []
 
 

@@ -87,10 +87,10 @@ _EXAMPLES = "SELECT first, min(document) AS other FROM found GROUP BY first ORDE
 class Kept:
     """Counts of a domain. limit: maximum bytes kept; None for all.
 
-    offered: number of documents read. Each is kept or counted in one of: duplicates (copies of an earlier one),
-    near_duplicates (of an earlier one of any domain), too_long (longer than `limit` by itself), over_limit (left out because
-    documents of lower hashes fill the limit). offered_bytes, left_out_bytes: UTF-8 bytes of all of them, and of those too long or
-    over the limit.
+    offered: number of documents read. Each is kept or counted in one of: duplicates (copies of an earlier document),
+    near_duplicates (of an earlier document of any domain), too_long (longer than `limit` by itself), over_limit (left out because
+    documents of lower hashes fill the limit). offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the
+    documents too long or over the limit.
     """
 
     limit: int | None
@@ -109,7 +109,7 @@ def select(work: Work, blocks: Sequence[Block], database: DuckDBPyConnection) ->
 
     documents: number and rank (null: no candidate) of each document that is kept, in order, a row group for each block. blocks:
     number of documents and candidates of each block and domain, and of English runs and their characters in other documents.
-    counts: those of `Kept`. database: with the table `documents`, rows of `reading.ROWS`.
+    counts: fields of `Kept`. database: has the table `documents`, with rows of `reading.ROWS`.
     """
     near = _near_duplicates(work, database)
     limit = {"limit": _NO_LIMIT if work.limit is None else work.limit}
@@ -130,17 +130,17 @@ def select(work: Work, blocks: Sequence[Block], database: DuckDBPyConnection) ->
 
 
 def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicatesRecord | None:
-    """Make the table `near` of the near-duplicates to drop, and return what the manifest has of them."""
+    """Make the table `near` of the near-duplicates to drop, and return their record for the manifest."""
     database.execute("CREATE TEMP TABLE near (document BIGINT)")
     if (threshold := work.config.data.near_duplicates) is None:
         return None
-    found = near_duplicates(database, bands_of(threshold))
-    database.register("found", pa.table({"document": found.dropped, "first": found.first}))
+    duplicates = near_duplicates(database, bands_of(threshold))
+    database.register("found", pa.table({"document": duplicates.dropped, "first": duplicates.first}))
     database.execute("INSERT INTO near SELECT document FROM found ORDER BY document")
     names = [domain.name for domain in work.domains]
     return NearDuplicatesRecord(
-        pairs=found.pairs,
-        groups=found.groups,
+        pairs=duplicates.pairs,
+        groups=duplicates.groups,
         lost={f"{names[a]} to {names[b]}": count for a, b, count in database.execute(_LOST).fetchall()},
         examples=[(_shown(database, a), _shown(database, b)) for a, b in database.execute(_EXAMPLES).fetchall()],
     )
@@ -171,9 +171,9 @@ def _most(work: Work, domain: int, documents: int) -> int:
 
 @dataclass(frozen=True)
 class Selection:
-    """What `select` wrote. domains: counts of each. near: about near-duplicates; None: they were not searched. documents_BD,
-    candidates_BD, english_BD2: for each block and domain, number of its documents, of candidates among them, and number and
-    characters of the English runs of the others, int64."""
+    """Results of `select`. domains: counts of each domain. near: record of near-duplicates; None: they were not searched.
+    documents_BD, candidates_BD, english_BD2: for each block and domain, number of kept documents, of candidates among them, and
+    number and characters of the English runs of the documents that are no candidates, int64."""
 
     domains: list[Kept]
     near: NearDuplicatesRecord | None
@@ -183,7 +183,7 @@ class Selection:
 
     @classmethod
     def of(cls, work: Work, blocks: Sequence[Block]) -> Selection:
-        """Read what `select` wrote. blocks: all of them."""
+        """Read the files that `select` wrote. blocks: all blocks, in order."""
         counts = {row.pop("domain"): row for row in work.stage.read("select/counts").to_pylist()}
         table = work.stage.read("select/blocks")
         at = np.searchsorted([block.number for block in blocks], table["block"].to_numpy()), table["domain"].to_numpy()

@@ -62,7 +62,8 @@ def write_domain(work: Work, number: int, item: WriteItem) -> Iterator[pa.Table]
 
 
 class _Written:
-    """What is written of a domain. counts: number of each token id, by split, int64 [V]. samples_SV: those of random samples."""
+    """Documents of a domain that are written. counts: number of each token id, by split, int64 [V]. samples_SV: number of each
+    token id in each random sample."""
 
     def __init__(self, work: Work, item: WriteItem, vocabulary: int) -> None:
         self._work, self._item = work, item
@@ -100,9 +101,9 @@ class _Written:
             self._sums[split][name] += pc.sum(table[name]).as_py()
         vocabulary = len(self.counts[split])
         self.counts[split] += np.bincount(np.concatenate(ids), minlength=vocabulary)
-        for number, some in zip(table["document"].to_pylist(), ids, strict=True):
+        for number, ids_T in zip(table["document"].to_pylist(), ids, strict=True):
             if (sample := self._sample_of.get(number)) is not None:
-                np.add.at(self.samples_SV[sample], some, 1)
+                np.add.at(self.samples_SV[sample], ids_T, 1)
 
     def record(self, split: str) -> dict[str, int]:
         """Return the statistics of a split for the manifest."""

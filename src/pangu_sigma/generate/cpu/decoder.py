@@ -115,39 +115,41 @@ class CpuDecoder(Decoder):
         logits: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
         for begin in range(0, len(new.id), PASS_TOKENS):
             self._pass(slice(begin, begin + PASS_TOKENS), new, experts_NT, logits)
-        none = np.empty((0, self.config.model.slot_rows), np.float32)
-        parts = [logits[chunk.lane] for chunk in chunks]
-        return [each[0] if len(each) == 1 else np.concatenate([none, *each]) for each in parts]
+        no_rows = np.empty((0, self.config.model.slot_rows), np.float32)
+        of_chunks = [logits[chunk.lane] for chunk in chunks]
+        return [parts[0] if len(parts) == 1 else np.concatenate([no_rows, *parts]) for parts in of_chunks]
 
-    def _pass(self, some: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
-        """Compute some of the new tokens, and append the wanted logits to the logits of each lane."""
-        lane_T, wanted_W = new.lane[some], np.flatnonzero(new.wanted[some])
-        hidden_WH = self._network(some, new, experts_NT, wanted_W if len(wanted_W) < len(lane_T) else None)
-        slot_W, lane_W = new.slot[some][wanted_W], lane_T[wanted_W]
+    def _pass(self, part: slice, new: _NewTokens, experts_NT: np.ndarray, logits: dict[int, list[np.ndarray]]) -> None:
+        """Compute a part of the new tokens, and append to logits[lane] the logits of its wanted tokens, slot by slot."""
+        lane_T, wanted_W = new.lane[part], np.flatnonzero(new.wanted[part])
+        # None: all are wanted
+        hidden_WH = self._network(part, new, experts_NT, wanted_W if len(wanted_W) < len(lane_T) else None)
+        slot_W, lane_W = new.slot[part][wanted_W], lane_T[wanted_W]
         for slot in set(slot_W.tolist()):
-            mine_W = np.flatnonzero(slot_W == slot)
-            logits_WR = self._operators.logits(hidden_WH, mine_W, slot)
+            of_slot_W = np.flatnonzero(slot_W == slot)
+            logits_WR = self._operators.logits(hidden_WH, of_slot_W, slot)
             if len(self._unused[slot]):
                 logits_WR[:, self._unused[slot]] = -np.inf
-            for lane, rows in groupby(range(len(mine_W)), lane_W[mine_W].tolist().__getitem__):
+            # the tokens of a lane follow each other, and all have its slot
+            for lane, rows in groupby(range(len(of_slot_W)), lane_W[of_slot_W].tolist().__getitem__):
                 numbers = list(rows)
                 logits[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
 
     def _network(
         self,
-        some: slice,
+        part: slice,
         new: _NewTokens,
         experts_NT: np.ndarray,
         asking_A: np.ndarray | None,
         seen: list[np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Run the network on some of the new tokens. Arguments and result: as of `network.hidden_states`."""
-        lane_T, at_T, first_T = new.lane[some], new.at[some], new.first[some]
+        """Run the network on a part of the new tokens. Other arguments and result: as of `network.hidden_states`."""
+        lane_T, at_T, first_T = new.lane[part], new.at[part], new.first[part]
         self._operators.take(lane_T, at_T, first_T)
-        positions_T, experts_NT = at_T - first_T, experts_NT[:, some]
-        e_TH = self._rows.of(new.id[some], new.domain[some], positions_T, new.before[some])
+        positions_T, experts_NT = at_T - first_T, experts_NT[:, part]
+        e_TH = self._rows.of(new.id[part], new.domain[part], positions_T, new.before[part])
         return hidden_states(
-            self.config.model, self._operators, new.row[some], positions_T, experts_NT, e_TH, asking_A, seen
+            self.config.model, self._operators, new.row[part], positions_T, experts_NT, e_TH, asking_A, seen
         )
 
     def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:

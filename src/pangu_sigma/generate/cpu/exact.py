@@ -47,10 +47,10 @@ class ExactModel(Operators):
         table = self.weights.tensor("embedding")
         logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
         for first in range(0, len(wanted_R), _ROWS):
-            some = slice(first, first + _ROWS)
-            some_RH = np.asarray(table[wanted_R[some]], np.float32)
+            part = slice(first, first + _ROWS)
+            part_RH = np.asarray(table[wanted_R[part]], np.float32)
             for t, hidden_H in enumerate(hidden_TH):
-                logits_TR[t, some] = (some_RH * hidden_H).sum(axis=-1)
+                logits_TR[t, part] = (part_RH * hidden_H).sum(axis=-1)
         release_pages(table)
         return logits_TR
 
@@ -81,8 +81,8 @@ class ExactModel(Operators):
         """
         y_TH = np.empty_like(normed)
         for chosen in np.unique(experts_sT, axis=1).T:
-            mine = (experts_sT == chosen[:, None]).all(axis=0)
-            y_TH[mine] = self._ffn(normed[mine], partial(self._joined, layer, chosen.tolist()))
+            is_routed_T = (experts_sT == chosen[:, None]).all(axis=0)
+            y_TH[is_routed_T] = self._ffn(normed[is_routed_T], partial(self._joined, layer, chosen.tolist()))
         return residual + y_TH
 
     def _joined(self, layer: int, chosen: list[int], name: str) -> np.ndarray:

@@ -27,28 +27,29 @@ class BlockPlan(nn.Cell):
     def __init__(self, table: RoutingTable):
         super().__init__()
         domains, self.vocabulary = table.spread_DV.shape
-        self.layers, self.experts = table.layers, table.experts
-        self.stored = domains * self.experts
-        group_D1 = np.arange(domains, dtype=np.int32)[:, None] * self.experts
-        self.first = fixed_parameter("first_expert", (table.first_NDV + group_D1).reshape(self.layers, -1))
+        self.layers, self.experts = table.layers, table.experts  # experts of one domain
+        self.stored = domains * self.experts  # K, experts of all domains
+        first_of_domain_D1 = np.arange(domains, dtype=np.int32)[:, None] * self.experts
+        self.first = fixed_parameter("first_expert", (table.first_NDV + first_of_domain_D1).reshape(self.layers, -1))
+        # None: no token has several experts
         self.spread = None if (table.spread_DV <= 1).all() else fixed_parameter("spread", table.spread_DV.reshape(-1))
         self.number_K = Tensor(np.arange(self.stored, dtype=np.int32))
         self.layer_N = Tensor(np.arange(self.layers, dtype=np.int32))
-        self.lookup, self.count, self.pick = ops.Gather(), ops.CumSum(), ops.GatherD()
-        self.sum, self.spread_out = ops.ReduceSum(), ops.TensorScatterUpdate()
+        self.gather, self.cumulative_sum, self.gather_elements = ops.Gather(), ops.CumSum(), ops.GatherD()
+        self.sum, self.scatter = ops.ReduceSum(), ops.TensorScatterUpdate()
 
     def construct(self, ids_T, domains_T, positions_T, texts):
         expert_NT = self._experts(ids_T, domains_T, positions_T)
         tokens = F.shape(ids_T)[0]
         # at most; no min and max of open sizes: MindSpore 2.9 computes them in Python at each call
-        met = texts * self.experts
-        rows = (tokens - 1) // met + 1
-        blocks = (tokens + met * (rows - 1)) // rows
+        active = texts * self.experts
+        rows = (tokens - 1) // active + 1
+        blocks = (tokens + active * (rows - 1)) // rows
         is_of_NTK = F.cast(F.equal(F.expand_dims(expert_NT, 2), F.reshape(self.number_K, (1, 1, -1))), ms.int32)
-        counted_NTK = self.count(is_of_NTK, 1)
+        counted_NTK = self.cumulative_sum(is_of_NTK, 1)
         blocks_NK = (self.sum(is_of_NTK, 1) + (rows - 1)) // rows
-        end_NK = self.count(blocks_NK, 1)
-        before_NT = self.pick(end_NK - blocks_NK, 1, expert_NT)  # blocks of the experts before the token's
+        end_NK = self.cumulative_sum(blocks_NK, 1)
+        before_NT = self.gather_elements(end_NK - blocks_NK, 1, expert_NT)  # blocks of the experts before the token's
         within_NT = self.sum(is_of_NTK * counted_NTK, 2) - 1
         inverse_NT = before_NT * rows + within_NT
         number_A = numbered(blocks)
@@ -61,12 +62,12 @@ class BlockPlan(nn.Cell):
     def _experts(self, ids_T, domains_T, positions_T):
         """Return the expert of each token in each segment, numbered over the segment, as `RoutingTable.route`."""
         at_T = domains_T * self.vocabulary + ids_T
-        expert_NT = self.lookup(self.first, at_T, 1)
+        expert_NT = self.gather(self.first, at_T, 1)
         if self.spread is None:
             return expert_NT
-        group_T = domains_T * self.experts
-        shifted_NT = expert_NT - group_T + F.floormod(positions_T, self.lookup(self.spread, at_T, 0))
-        return F.floormod(shifted_NT, self.experts) + group_T
+        first_of_domain_T = domains_T * self.experts
+        shifted_NT = expert_NT - first_of_domain_T + F.floormod(positions_T, self.gather(self.spread, at_T, 0))
+        return F.floormod(shifted_NT, self.experts) + first_of_domain_T
 
     def _order(self, inverse_NT, blocks, rows):
         """Return the token of each row; padding repeats token 0, and its result is not read."""
@@ -74,7 +75,7 @@ class BlockPlan(nn.Cell):
         layer_NT = F.reshape(self.layer_N, (-1, 1)) + inverse_NT * 0
         token_NT = numbered(F.shape(inverse_NT)[1]) + inverse_NT * 0
         where = F.stack((F.reshape(layer_NT, (-1,)), F.reshape(inverse_NT, (-1,))), 1)
-        order = self.spread_out(none_NAb, where, F.reshape(token_NT, (-1,)))
+        order = self.scatter(none_NAb, where, F.reshape(token_NT, (-1,)))
         return F.reshape(order, (self.layers, blocks, rows))
 
 

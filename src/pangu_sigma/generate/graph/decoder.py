@@ -63,20 +63,20 @@ class GraphDecoder(Decoder):
         self._texts_after(chunks)
         for chunk in chunks:
             self.tokenizer.rows(chunk.ids, self._texts[chunk.lane].domain)
-        found: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]
+        logits: list[list[np.ndarray]] = [[np.empty((0, self.config.model.slot_rows), np.float32)] for _ in chunks]
         single = [number for number, chunk in enumerate(chunks) if len(chunk.ids) == 1]
         if single:
-            self._read([chunks[number] for number in single], [found[number] for number in single])
-        for chunk, logits in zip(chunks, found, strict=True):
+            self._read([chunks[number] for number in single], [logits[number] for number in single])
+        for chunk, of_chunk in zip(chunks, logits, strict=True):
             if len(chunk.ids) > 1:  # in a batch, shorter texts would be padded to the longest
                 for first in range(0, len(chunk.ids), _AT_ONCE):
                     ids = chunk.ids[first : first + _AT_ONCE]
                     left = len(chunk.ids) - first - len(ids)
-                    self._read([Chunk(chunk.lane, ids, min(max(chunk.wanted - left, 0), len(ids)))], [logits])
-        return [np.concatenate(each) for each in found]
+                    self._read([Chunk(chunk.lane, ids, min(max(chunk.wanted - left, 0), len(ids)))], [of_chunk])
+        return [np.concatenate(of_chunk) for of_chunk in logits]
 
-    def _read(self, chunks: list[Chunk], found: list[list[np.ndarray]]) -> None:
-        """Read chunks in one call, and append the logits of each to its list in `found`."""
+    def _read(self, chunks: list[Chunk], logits: list[list[np.ndarray]]) -> None:
+        """Read chunks in one call, and append the logits of each chunk to its list in `logits`."""
         texts = [self._texts[chunk.lane] for chunk in chunks]
         lengths_B = np.array([len(chunk.ids) for chunk in chunks])
         ids_BC = np.zeros((len(chunks), lengths_B.max()), np.int32)
@@ -94,11 +94,11 @@ class GraphDecoder(Decoder):
             wanted_W if len(wanted_W) else ends_B[:1] - 1,  # a graph takes no empty array
         )
         with mindspore_lock:
-            logits_WR = self._graph(*(as_tensor(np.asarray(each, np.int32)) for each in inputs))[0].asnumpy()
+            logits_WR = self._graph(*(as_tensor(np.asarray(values, np.int32)) for values in inputs))[0].asnumpy()
         starts = np.cumsum([0, *map(len, wanted)])
-        for chunk, text, logits, first, end in zip(chunks, texts, found, starts[:-1], starts[1:], strict=True):
+        for chunk, text, of_chunk, first, end in zip(chunks, texts, logits, starts[:-1], starts[1:], strict=True):
             self._texts[chunk.lane] = replace(text, length=text.length + len(chunk.ids))
-            logits.append(logits_WR[first:end])
+            of_chunk.append(logits_WR[first:end])
 
 
 def is_cache(name: str) -> bool:

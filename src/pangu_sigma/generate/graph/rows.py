@@ -33,14 +33,14 @@ class GraphRows(nn.Cell):
         )
         self.rows_E1 = Tensor(np.array([[entry.rows] for entry in entries], np.int32))
         self.of_domain = tuple(entry.rows if entry.kind == "own" else 0 for entry in entries)
-        met = [weights.rows(entry) for entry in range(len(entries))]
-        self.unmet = tuple(len(keys) for keys, _ in met)
-        # The last row is zeros, for all that were not met; no token has its key.
+        rows = [weights.rows(entry) for entry in range(len(entries))]
+        self.unmet = tuple(len(keys) for keys, _ in rows)
+        # The last row is zeros, for all rows that were not met; no token has its key.
         last = np.iinfo(np.int64).max
-        self.numbers = ParameterTuple(_kept(e, "numbers", np.append(keys, last)) for e, (keys, _) in enumerate(met))
+        self.numbers = ParameterTuple(_kept(e, "numbers", np.append(keys, last)) for e, (keys, _) in enumerate(rows))
         self.weights = ParameterTuple(
             _kept(e, "weight", np.concatenate([weight, np.zeros_like(weight, shape=(1, weight.shape[1]))]))
-            for e, (_, weight) in enumerate(met)
+            for e, (_, weight) in enumerate(rows)
         )
         self.note, self.noted = ops.ScatterNdUpdate(), ops.GatherNd()
         self.lookup, self.search, self.join = ops.Gather(), ops.SearchSorted(ms.int32), ops.Concat(1)

@@ -45,7 +45,7 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: StoredPrecision) -> Non
                 values = weights.tensor(f"{name}.{attribute}" if name else attribute)
                 kept, *scale = _kept(old.name, values, at_rest if attribute in _MATRICES else "float32")
                 setattr(cell, attribute, kept)
-                scales |= {f"{old.name}{SCALE_ENDING}": each for each in scale}
+                scales |= {f"{old.name}{SCALE_ENDING}": parameter for parameter in scale}
         if isinstance(cell, Linear) and scales:
             cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE_ENDING}"])
         if isinstance(cell, DenseFFN) and scales:
@@ -82,7 +82,7 @@ class KeptExperts(nn.Cell):
 
     def construct(self, active_NA):
         """Return the weights of the experts `active_NA`. The matrices, w1 and w2 of each segment, have scales in int8."""
-        found: tuple = ()
+        weights: tuple = ()
         first = scaled = 0
         for n in range(len(self.sizes)):
             active_A = active_NA[n]
@@ -96,8 +96,8 @@ class KeptExperts(nn.Cell):
                     scaled += 1
                 of_segment += (weight,)
             first += self.sizes[n]
-            found += (of_segment,)
-        return found
+            weights += (of_segment,)
+        return weights
 
 
 class _ScaledInputs(nn.Cell):

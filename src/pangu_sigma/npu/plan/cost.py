@@ -163,6 +163,7 @@ def _compute(config: Config, stage: int) -> float:
 
 def _npu_update_bytes(config: Config, stage: int) -> int:
     """Return the bytes that Adam moves on the NPU: it reads and writes weights and moments, and reads float32 gradients."""
-    kept = [array for array in all_arrays(config, stage, alike=True) if array.device == NPU]
-    weights = sum(array.count * array.nbytes for array in kept if array.kind == "weight")
-    return weights + 2 * sum(array.count * array.nbytes for array in kept)
+    arrays = [array for array in all_arrays(config, stage, alike=True) if array.device == NPU]
+    # as large as the weights, which are kept in float32
+    gradients = sum(array.count * array.nbytes for array in arrays if array.kind == "weight")
+    return gradients + 2 * sum(array.count * array.nbytes for array in arrays)

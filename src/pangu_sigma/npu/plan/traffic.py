@@ -201,10 +201,10 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
     blocks = config.data.domains_per_step // config.parallel.groups
     layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
     first, last = stage == 0, stage == config.parallel.stages - 1
-    several = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
-    yield "embeddings", "AllGather", TENSOR, first and several, tokens, True
-    if (item < 4 and not m.rows) or not several:  # rows are added in the compute dtype, before the norm
-        yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first), 4 * elements, several
+    for_layers = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
+    for_norm = not for_layers or (item < 4 and not m.rows)  # rows are added in the compute dtype, before the norm
+    yield "embeddings", "AllGather", TENSOR, int(first and for_layers), tokens, True
+    yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first and for_norm), 4 * elements, for_layers
     yield "query positions", "AllGather", TENSOR, int(last), tokens, True
     yield "attention output", "AllReduce", TENSOR, layers, tokens, True
     yield "FFN output", "AllReduce", TENSOR, layers - routed, tokens, False
@@ -214,7 +214,7 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
 
 
 def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Yield the collectives of some segments, which are alike, in the form of `_forward`."""
+    """Yield the collectives of a number of segments, which are alike, in the form of `_forward`."""
     row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
     uneven = dispatch_layout(config) == "dropless"

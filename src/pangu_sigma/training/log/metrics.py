@@ -204,8 +204,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         # with many domains the line has room only for the domains of this step
         shown = self._losses if len(self._losses) <= _DOMAINS_SHOWN else losses
         words = {name: f" ({self._unigram[name]:.2f})" for name in shown.keys() & self._unigram.keys()}
-        told = "loss (of counting words)" if words else "loss"
-        parts = [" ".join([told, *(f"{name} {loss:.3f}{words.get(name, '')}" for name, loss in shown.items())])]
+        title = "loss (of counting words)" if words else "loss"
+        parts = [" ".join([title, *(f"{name} {loss:.3f}{words.get(name, '')}" for name, loss in shown.items())])]
         self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
         numbers = metrics | over_steps(self._pending) | self._counts
         parts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]
@@ -233,8 +233,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             end(self._board)
         except OSError as error:
             self._refused, why = True, error.strerror or error
-            told = "nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same numbers"
-            logger.warning("%s: %s; %s", self._folder, why, told)
+            remark = "nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same numbers"
+            logger.warning("%s: %s; %s", self._folder, why, remark)
 
 
 class NoLog(AbstractContextManager["NoLog"]):
@@ -269,10 +269,10 @@ def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return nested values as one mapping, by names such as unigram/en."""
-    found = dict[str, Any]()
+    mapping = dict[str, Any]()
     for name, value in values.items():
-        found |= flat(value, f"{path}{name}/") if isinstance(value, Mapping) else {f"{path}{name}": value}
-    return found
+        mapping |= flat(value, f"{path}{name}/") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return mapping
 
 
 def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
@@ -371,14 +371,14 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
     if not file.exists():
         return
     lines = read_metrics(file.parent, steps=True) if step else []
-    kept = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
-    logged = max((line["step"] for line in kept if line["kind"] == "step"), default=0)
+    lines = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
+    logged = max((line["step"] for line in lines if line["kind"] == "step"), default=0)
     if logged < step:
         logger.warning(
             "%s: the lines of steps %d to %d are lost, and what they counted; the weights of step %d are whole",
             *(file, logged + 1, step, step),
         )
-    if kept:
-        write_atomically(file, "".join(map(sealed_line, kept)).encode())
+    if lines:
+        write_atomically(file, "".join(map(sealed_line, lines)).encode())
     else:
         file.unlink()

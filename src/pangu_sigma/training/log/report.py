@@ -77,10 +77,10 @@ class RunLog:
     def numbers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Steps and finite values of each number by its name; before a name of an `evaluation` line stands what was evaluated."""
         steps, evaluations = (columns(self.lines.get(kind, [])) for kind in ("step", "evaluation"))
-        found = {name: points(steps, name) for name in steps if name != "step"}
+        numbers = {name: points(steps, name) for name in steps if name != "step"}
         for name in [name for name in evaluations if name != "step"]:
-            found[f"{self.evaluated}_{name.removeprefix('per_domain_')}"] = points(evaluations, name)
-        return {name: both for name, both in found.items() if both[1].size}
+            numbers[f"{self.evaluated}_{name.removeprefix('per_domain_')}"] = points(evaluations, name)
+        return {name: (step, values) for name, (step, values) in numbers.items() if values.size}
 
     @cached_property
     def load(self) -> tuple[list[str], np.ndarray] | None:
@@ -120,10 +120,10 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
         parts = list(dict.fromkeys(["", *(name.partition("/")[2] for name in names)]))
         for run, style in zip(runs, cycle(_STYLES), strict=False):
             for name in names:
-                whole, _, part = name.partition("/")
-                label = " ".join([run.name] * (len(runs) > 1) + ([] if whole == metric else [whole]) + [part or "all"])
+                number, _, part = name.partition("/")
+                label = " ".join([run.name] * (len(runs) > 1) + [number] * (number != metric) + [part or "all"])
                 (line,) = axes.plot(*run.numbers.get(name, ((), ())), style, linewidth=1.0, label=label)
-                line.set(color=f"C{parts.index(part)}", marker="" if whole == metric else ".")
+                line.set(color=f"C{parts.index(part)}", marker="" if number == metric else ".")
             for spike in run.lines.get("spike", []) if metric == "loss" else ():
                 axes.plot(spike["step"], spike["loss"], "r^")
         axes.set_title(metric.replace("_", " ") + ", ▲: spike" * (metric == "loss"), fontsize=11)
@@ -164,8 +164,8 @@ def _unbalanced(run: RunLog) -> str:
         return ""
     labels, relative_NK = run.load
     n, expert = np.unravel_index(np.nanargmax(relative_NK), relative_NK.shape)
-    told = f"{relative_NK[n, expert]:.2f} times its fair share: expert {expert} of segment {labels[n]}"
-    return told if relative_NK[n, expert] >= _UNBALANCED else ""
+    sentence = f"{relative_NK[n, expert]:.2f} times its fair share: expert {expert} of segment {labels[n]}"
+    return sentence if relative_NK[n, expert] >= _UNBALANCED else ""
 
 
 def _by_domain(run: RunLog) -> Table:
@@ -195,12 +195,12 @@ def _tables(run: RunLog) -> dict[str, Table]:
         if name.rpartition("/")[2] not in run.domains:
             row = {"number": name, "lowest": v.min(), "median": np.median(v), "highest": v.max(), "last": v[-1]}
             tables["Numbers"].append(row)
-    known = {"forgetting": {"skipped": "the fine-tuning is not finished"}} | run.tuning if run.tuning else {}
+    tuning = {"forgetting": {"skipped": "the fine-tuning is not finished"}} | run.tuning if run.tuning else {}
     by_domain: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, value in flat(known).items():
-        title, found, rest = name.partition("/domains/")
-        domain, _, head = rest.partition("/")
-        if found:
+    for name, value in flat(tuning).items():
+        title, is_by_domain, domain_and_head = name.partition("/domains/")
+        domain, _, head = domain_and_head.partition("/")
+        if is_by_domain:
             by_domain.setdefault(title.capitalize(), {}).setdefault(domain, {"domain": domain})[head] = value
         else:
             tables["Fine-tuning"].append({"key": name, "value": value})

@@ -45,12 +45,15 @@ _LINES = (
 def summarise(path: Path) -> dict[str, Any]:
     """Return the summary of a run's metrics log as plain values; nothing is written.
 
-    For each domain it has the held-out loss in nats per token before and after training; None if it is not finite. "After" is the
-    evaluation at the newest checkpoint, or else the last one; its step is `evaluated_at`. That loss comes with its standard error,
-    the unigram loss of the same tokens, bits per byte, and how often the training text was read ("epochs"). For the run it has
-    every number of the `step` lines by its name, over all lines the sum, the last value, or the median (metrics.py says which);
-    max/mean of the load of all experts that its domains can reach; and the last `rows` line.
-    "report" is the path that `write_report` writes to; "finetune" is `read_tuning`: the losses of a tuned run are of its dev set.
+    domains: for each domain `loss_before` and `loss_after` training, in nats per token, None if not finite; of the later evaluation
+        `_FIGURES`; and `epochs`, how often the training text was read.
+    evaluated_at: step of the later evaluation: the one at the newest checkpoint, or else the last one.
+    same_samples: True if both evaluations have the same held-out samples.
+    expert_load_max_over_mean: max/mean of the load of all experts that the run's domains can reach.
+    rows: the last `rows` line. report: path that `write_report` writes to.
+    finetune: result of `read_tuning`; a tuned run's losses are of its dev set, which `losses` says.
+    Every other number of the `step` lines has its name as its key: the sum over all lines, the last value, or the median
+    (metrics.py says which). `samples` is left out, because here it is the number of held-out samples of a domain.
 
     Raises EmptyLogError if the run has not reached its first checkpoint, or its log is missing.
     """
@@ -180,11 +183,11 @@ def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) 
 
 def compare_logs(run: Path, other: Path) -> tuple[dict[str, Any], str]:
     """Return the difference of what two runs logged at their newest checkpoints, by domain, and the table of their losses."""
-    mine, theirs = logged_losses(run), logged_losses(other)
+    own, others = logged_losses(run), logged_losses(other)
     again = f"pangu-sigma evaluate {run} --against {other} measures both, or says why not"
     why = f"the logs have no losses of the same samples; {again}"
-    same = [name for name, loss in mine.items() if name in theirs and loss.digest == theirs[name].digest]
-    losses = {path: {name: of[name] for name in same} for path, of in ((run, mine), (other, theirs))}
-    compared = differences_of(losses, [run], [other]) | {"left_out": {n: why for n in mine | theirs if n not in same}}
+    same = [name for name, loss in own.items() if name in others and loss.digest == others[name].digest]
+    losses = {path: {name: of_run[name] for name in same} for path, of_run in ((run, own), (other, others))}
+    compared = differences_of(losses, [run], [other]) | {"left_out": {n: why for n in own | others if n not in same}}
     differences = {name: row["difference"] for name, row in compared["pairs"][0]["domains"].items()}
     return differences, format_differences(compared)

@@ -43,14 +43,14 @@ def shingles(text: str, size: int) -> Iterator[np.ndarray]:
 
     Text is cut every 65,536 characters, and n-grams end at the cuts. Raises DataError if jieba's C++ code cannot be compiled.
     """
-    found = False
+    has_words = False
     for first in range(0, len(text), _SLICE):
-        some = text[first : first + _SLICE]
-        hashes_W = hash_words(words(some) if _HAN.search(some) else some)
+        part = text[first : first + _SLICE]
+        hashes_W = hash_words(words(part) if _HAN.search(part) else part)
         if len(hashes_W):
-            found = True
+            has_words = True
             yield (_grams(hashes_W, size) >> np.uint64(32)).astype(np.uint32)
-    if not found:
+    if not has_words:
         yield np.array([xxhash.xxh32_intdigest(text.encode("utf-8", "surrogatepass"))], np.uint32)
 
 

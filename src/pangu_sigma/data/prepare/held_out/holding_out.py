@@ -25,7 +25,7 @@ _PARTS = 64
 
 @dataclass(frozen=True)
 class OverlapItem:
-    """Domain, the numbers of the blocks with candidates of it, and of some with other documents of it."""
+    """Domain, the numbers of all blocks with candidates of it, and of a part of the blocks with other documents of it."""
 
     domain: int
     candidates: tuple[int, ...]
@@ -71,7 +71,8 @@ def _finder(stage: Stage, domain: int, blocks: tuple[int, ...]) -> Finder:
 
 
 def count_overlap(work: Work, number: int, item: OverlapItem) -> Iterator[pa.Table]:
-    """Count in how many of some blocks' documents of a domain that are no candidates each window occurs, as `Finder.count`."""
+    """Count for each window in how many documents of a domain, of the item's blocks, it occurs; candidates do not count. The
+    columns are the results of `Finder.count`."""
     names = (f"encode/{numbered(block)}" for block in item.others)
     tables = (work.stage.read(name, others_of(item.domain), ["tokens", "ids"]) for name in names)
     others = (ids for table in tables for ids in ids_of(table))

@@ -68,8 +68,8 @@ def choose_held_out(
     """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are taken in order until documents and tokens suffice; too few documents are accepted.
-    candidates: token ids of each, its <eot> last, first choice first. finder: what `finder_of` returns of them. others: what its
-    `count` returns of all other documents of the domain, in parts.
+    candidates: token ids of each, its <eot> last, first choice first. finder: result of `finder_of` for the candidates. others:
+    results of the finder's `count` for all other documents of the domain, in parts.
     """
     windows = _Windows(candidates, finder, others, demand.boilerplate)
     sizes_C = np.array([len(ids) for ids in candidates], np.int64)
@@ -143,8 +143,8 @@ class Finder:
             pairs = [np.empty(0, np.int64)]
             for length, hashes_T in text.hashes(self.lengths):
                 for starts, which in self.search(hashes_T):
-                    whole = text.whole(length)[starts]
-                    pairs.append(text.numbers(starts[whole]).astype(np.int64) << 32 | which[whole])
+                    is_whole = text.whole(length)[starts]
+                    pairs.append(text.numbers(starts[is_whole]).astype(np.int64) << 32 | which[is_whole])
             pairs_P = np.unique(np.concatenate(pairs))
             yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
@@ -181,7 +181,8 @@ def _lengths(candidates: Sequence[np.ndarray]) -> list[int]:
 
 
 def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, in parts, the windows of candidates: the candidate of each, its first token among those of all, and its hash."""
+    """Yield, in parts, the windows of candidates: for each window its candidate, the number of its first token among the tokens of
+    all candidates, and its hash."""
     lengths, begins_C = _lengths(candidates), np.cumsum([0, *(len(ids) - 1 for ids in candidates)])
     for first, text in _texts(candidates):
         for length, hashes_T in text.hashes(lengths):
@@ -190,7 +191,7 @@ def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray,
 
 
 def _numbers(finder: Finder, hashes_K: np.ndarray) -> np.ndarray:
-    """Return the number of each window among the distinct ones, of which it is one, int32 [K]."""
+    """Return the number of each window among the finder's distinct windows, int32 [K]. hashes_K: hashes that the finder has."""
     numbers_K = np.empty(len(hashes_K), np.int32)
     for starts, which in finder.search(hashes_K):
         numbers_K[starts] = which
@@ -219,8 +220,8 @@ class _Windows:
             np.concatenate, zip((np.empty(0, np.int32),) * 3, *own, strict=True)
         )
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
-        finders, found = zip((np.empty(0, np.int32),) * 2, *finder.find(candidates), strict=True)
-        self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(found)
+        finders, windows = zip((np.empty(0, np.int32),) * 2, *finder.find(candidates), strict=True)
+        self._finder_P, self._found_P = np.concatenate(finders), np.concatenate(windows)
         self.documents_U = np.bincount(self._found_P, minlength=len(finder.hashes_U))
         for which, counts in others:
             self.documents_U[which] += counts
@@ -301,15 +302,15 @@ class _Text:
 
 def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:
     """Group documents in order. Yields the number of the first document of a group, and the group."""
-    first, size, some = 0, 0, list[np.ndarray]()
+    first, size, group = 0, 0, list[np.ndarray]()
     for ids in documents:
-        some.append(ids)
+        group.append(ids)
         size += len(ids)
         if size >= _CHUNK:
-            yield first, _Text(some)
-            first, size, some = first + len(some), 0, []
-    if some:
-        yield first, _Text(some)
+            yield first, _Text(group)
+            first, size, group = first + len(group), 0, []
+    if group:
+        yield first, _Text(group)
 
 
 @functools.lru_cache(maxsize=4)

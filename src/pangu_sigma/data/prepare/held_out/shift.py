@@ -18,17 +18,17 @@ _DRAWS = 20
 
 
 def draw_samples(documents: Iterable[tuple[int, int]], tokens: int) -> list[list[int]]:
-    """Return samples of successive documents with at least so many tokens each, at most `_DRAWS`.
+    """Return samples of successive documents, each with `tokens` tokens or more, at most `_DRAWS` samples.
 
-    documents: number and tokens of each, in random order.
+    documents: number and tokens of each document, in random order.
     """
-    samples, some, size = list[list[int]](), list[int](), 0
-    for number, more in documents if tokens else ():
-        some.append(number)
-        size += more
+    samples, sample, size = list[list[int]](), list[int](), 0
+    for number, document_tokens in documents if tokens else ():
+        sample.append(number)
+        size += document_tokens
         if size >= tokens:
-            samples.append(some)
-            some, size = [], 0
+            samples.append(sample)
+            sample, size = [], 0
         if len(samples) == _DRAWS:
             break
     return samples

@@ -125,8 +125,8 @@ class Ray:
         except ray.exceptions.RayError as error:
             raise StageError(f"{name}: Ray gave a unit up: {error}; the same command goes on where it was") from error
         finally:  # no unit writes into the stage any more
-            for each in running:
-                ray.cancel(each)  # not by force: Ray 2.60 itself may end then, of a unit that is done at that moment
+            for unit in running:
+                ray.cancel(unit)  # not by force: Ray 2.60 may crash if the unit ends at that moment
             if running:
                 ray.wait(running, num_returns=len(running), timeout=_CANCEL_SECONDS)
 
@@ -170,12 +170,12 @@ def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: i
 def _done_of(
     running: list[Any], submitted: Iterator[Any], most: int, wait_for_one: Callable[[list[Any]], None]
 ) -> Iterator[None]:
-    """Submit units, at most so many at a time, and yield for each that is done. Raises what a unit raises, and ends.
+    """Submit units, at most `most` at a time, and yield once for each finished unit. Raises what a unit raises, and ends.
 
-    running: empty; it holds what is submitted and not done.
+    running: empty; it holds the submitted units that are not finished.
     """
-    for each in submitted:
-        running.append(each)
+    for unit in submitted:
+        running.append(unit)
         if len(running) == most:
             wait_for_one(running)
             yield
@@ -185,7 +185,7 @@ def _done_of(
 
 
 def _wait(running: list[Future[object]]) -> None:
-    """Wait for one unit, and take it out of what is running. Raises what the unit raises."""
+    """Wait for one unit, and take it out of `running`. Raises what the unit raises."""
     done = wait(running, return_when=FIRST_COMPLETED).done.pop()
     running.remove(done)
     done.result()

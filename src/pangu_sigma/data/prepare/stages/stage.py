@@ -83,7 +83,8 @@ class Stage:
         return self.folder / name
 
     def begin(self, name: str, key: str, before: Sequence[str]) -> None:
-        """Begin a pass: remove what is there of it, and of all passes but those before it, unless it has this key."""
+        """Begin a pass: unless the stage has results of the pass with this key, remove its results, and the results of all passes
+        but `before`."""
         file = self.path(f"{name}/{_KEY}")
         if file.exists() and file.read_text() == key:
             return
@@ -160,11 +161,11 @@ class Stage:
     ) -> Iterator[pa.Table]:
         """Do one pass that was begun: call `function` for every item without a result. Return the results in the items' order.
 
-        name: of the pass, and of the folder of its results. function: takes the number of the item, and the item; it must be
+        name: name of the pass, and of the folder of its results. function: takes the number of the item, and the item; it must be
         picklable, and its tables a function of the item alone.
         """
-        there = {path.name for path in self.path(name).iterdir()}
-        missing = [number for number in range(len(items)) if numbered(number) not in there]
+        done = {path.name for path in self.path(name).iterdir()}
+        missing = [number for number in range(len(items)) if numbered(number) not in done]
         executor.run(partial(_unit, self, name, function), [(n, items[n]) for n in missing], name, len(items))
         return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
 

@@ -57,7 +57,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     """
     folder = _folder_of(output)
     refuse_link(folder)
-    there = f"what is done stays in {folder} for the same command; remove it if there will be none"
+    remark = f"what is done stays in {folder} for the same command; remove it if there will be none"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with folder_lock(folder):
@@ -65,14 +65,14 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
             if removed:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                logger.info("%s", there)
+                logger.info("%s", remark)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and folder in Path(error.filename or "").parents:
             raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
-        stays = f"; {there}" if folder.exists() else ""
+        stays = f"; {remark}" if folder.exists() else ""
         raise DataError(
             f"cannot write {output}: {error.strerror or error}; nothing was changed there{stays}"
         ) from error
     except Exception:
-        logger.info("%s", there)
+        logger.info("%s", remark)
         raise
