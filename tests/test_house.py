@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = {
     ".": 2066,
     "checkpoint": 1078,
-    "convert": 668,
+    "convert": 667,
     "data": 2671,
     "ecss": 377,
     "evaluate": 755,
