@@ -105,7 +105,7 @@ MISTAKES = {
     "evaluate sigma_tiny": "it is a configuration; `pangu-sigma train sigma_tiny` makes a run of it",
     "evaluate runs/nope": "runs/nope is not a run folder or an exported model or a Hugging Face style folder: it is not there",
     "evaluate EXPORT/model.mindir": "it is a file of one; name its folder, EXPORT",
-    "inspect bad.safetensors": "is in no layout that is read: a file that ends in .safetensors; give one of these: huggingface: config.json",
+    "inspect bad.safetensors": "is in no layout that is read: a file that ends in .safetensors; give one of these: huggingface",
     "evaluate RUN RUN": "2 models without --against",
     "evaluate --against RUN": "MODEL",
     "evaluate RUN --against nix": "nix",
