@@ -150,8 +150,8 @@ def test_keys_that_the_data_were_not_prepared_with_are_said_once_each(copy):
     en.save(copy)
     before = load_manifest(copy).config["held_out"]
     assert unlike_prepared(config.model_copy(update={"data": data})) == [
-        f"data.held_out=0.3: {copy} was prepared with {before}; run prepare-data again to use it",
-        f"domains.1.max_overlap=null: {copy} was prepared with 0.5; run prepare-data again to use it",
+        f"data.held_out=0.3: {copy} was prepared with {before}; remove the folder and run prepare-data again to use it",
+        f"domains.1.max_overlap=null: {copy} was prepared with 0.5; remove the folder and run prepare-data again to use it",
     ]
     fewer = config.model_copy(update={"domains": [config.domains[n] for n in (2, 0)]})
     assert unlike_prepared(fewer) == [], "what is held out of a domain does not depend on others"
