@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,12 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "hf: a tensor that no file has": (
         in_index("transformer.x", "pytorch_model-0.bin"),
         r"transformer\.x is in no file, .* says pytorch_model-0\.bin",
+    ),
+    "hf: a tensor in two files": (
+        huggingface(
+            form="bin-index", change=lambda f: shutil.copyfile(f / "pytorch_model-0.bin", f / "pytorch_model-1.bin")
+        ),
+        r"pytorch_model-1\.bin: .* is in another file, too",
     ),
     "hf: an empty index": (indexed(lambda files: files.clear()), "it has no weight_map"),
     "hf: safetensors that are cut short": (

@@ -97,7 +97,10 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
         raise LayoutError(f"{file}: it has no weight_map; download it again")
     found: dict[str, FileTensor] = {}
     for name in sorted({str(name) for name in index.values()}):
-        found |= _tensors(plain_name(path, name, f"a file that {file.name} names"))
+        inside = _tensors(plain_name(path, name, f"a file that {file.name} names"))
+        if twice := found.keys() & inside.keys():
+            raise LayoutError(f"{path / name}: {min(twice)[:120]} is in another file, too; download both")
+        found |= inside
     for tensor in [*index, *found]:
         at, said = found[tensor].file.name if tensor in found else "no file", index.get(tensor)
         if at != said:
