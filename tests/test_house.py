@@ -27,7 +27,7 @@ BUDGETS = {
     "finetune": 502,
     "foreign": 982,
     "generate": 1663,
-    "held_out": 434,
+    "held_out": 435,
     "inherit": 867,
     "inspection": 302,
     "mindformers_adapter": 333,

@@ -222,7 +222,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest in the folder of a domain. Raises DataError if it is missing, damaged or of another format."""
     file = folder / MANIFEST_FILE
     if not file.exists():
-        raise DataError(f"{file}: No such file or directory; run prepare-data first, or set data.path to that")
+        fix = _FIX if folder.is_dir() else "run prepare-data first, or set data.path to that"
+        raise DataError(f"{file}: No such file or directory; {fix}")
     try:
         tree = unsealed(file, f"the folder is damaged, {_FIX}")
         if tree.get("format") != DATA_FORMAT:

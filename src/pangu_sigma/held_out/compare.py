@@ -134,7 +134,8 @@ def format_differences(comparison: dict[str, Any]) -> str:
             cells[:2] = ["not finite" if v is None else cell for v, cell in zip(values[:2], cells, strict=False)]
             rows.append([name, pair["run"], pair["against"], *cells])
         if len(pairs) > 1:
-            over_pairs = format_numbers([*mean.values()][:4], [4] * 4)  # as `Difference.figures` names them
+            names = ("nats_per_token", "se", "bits_per_byte", "bits_per_byte_se")
+            over_pairs = format_numbers([mean[name] for name in names], [4] * 4)
             of_nats, of_bits = format_numbers([mean["se_of_text"], mean["bits_per_byte_se_of_text"]], [4] * 2)
             rows.append([name, f"mean of {len(pairs)}, ± over pairs", "", "", "", *over_pairs, ""])
             rows.append([name, "its ± over samples", "", "", "", "", of_nats, "", of_bits, ""])

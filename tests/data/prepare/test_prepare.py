@@ -218,7 +218,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, con
         prepare(config, [text], tmp_path / "file" / "out")
 
 
-NAMES = ["en/train.bin", "zh/held_out.idx", "tokenizer/english.model", "en/rows.npy", "zh/hashes"]
+NAMES = ["en/train.bin", "zh/held_out.idx", "tokenizer/english.model", "en/rows.npy", "zh/hashes", "zh/manifest.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)

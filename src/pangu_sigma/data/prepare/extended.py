@@ -21,6 +21,7 @@ from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.vocabulary import Vocabulary
+from pangu_sigma.writable import folder_lock
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,10 @@ class _Extension:
         """Examine data.path, after the move that a killed extension had begun. Raises ConfigError if it does not go with the
         configuration, DataError if it is damaged."""
         path = Path(config.data.path)
-        if end_move(path):
-            shutil.rmtree(moving_of(path).parent, ignore_errors=True)
+        if (moving := moving_of(path)).exists():
+            with folder_lock(moving.parent):
+                end_move(path)
+                shutil.rmtree(moving.parent, ignore_errors=True)
         try:
             data = PreparedData(path)
         except DataError as error:

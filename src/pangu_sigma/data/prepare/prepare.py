@@ -24,7 +24,6 @@ from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import (
-    MANIFEST_FILE,
     DomainRecord,
     FileRecord,
     Manifest,
@@ -163,9 +162,10 @@ def _prepare(
             logger.info("%s already holds this data; nothing to do", output)
             manifest, problems = data.manifest, list[str]()
         else:
-            problems = [problem for problem in (refused or _otherwise(output, existing, decisive),) if problem]
-            if problems and writes:
-                raise ConfigError(*problems)
+            problem = refused or _otherwise(output, existing, decisive)
+            if problem and writes:
+                raise ConfigError(problem)
+            problems = [problem] if problem else []
             stage = replace(stage, preparation=key_of(decisive))
             work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)))
             passes = Passes(work, executor, kept, decisive)
@@ -173,7 +173,8 @@ def _prepare(
             try:
                 manifest, shortages = _do_all(passes, blocks, sources, quarantine, writes)
             except ConfigError:  # what is too little may be too little because of these lines
-                logger.warning("%s", "\n".join(quarantine.said()))
+                for line in quarantine.said():
+                    logger.warning("%s", line)
                 raise
             problems += shortages
             if writes:
@@ -313,12 +314,7 @@ def _existing(config: Config, output: Path) -> list[Manifest]:
     if not any(output.glob("*/manifest.json")):
         raise DataError(f"{output} exists and is not prepared data (no manifest.json); choose another or remove it")
     folders = [output / domain.name for domain in config.domains]
-    if not all(folder.is_dir() for folder in folders):
-        return []
-    for folder in folders:
-        if not (folder / MANIFEST_FILE).exists():
-            raise DataError(f"{folder} has no {MANIFEST_FILE}; remove {output} and run prepare-data again")
-    return [read_manifest(folder) for folder in folders]
+    return [read_manifest(folder) for folder in folders] if all(folder.is_dir() for folder in folders) else []
 
 
 def _other_domains(config: Config, output: Path) -> str:
