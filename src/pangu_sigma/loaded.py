@@ -128,7 +128,7 @@ def evaluate(
         losses = evaluate_run(folders[0], all_samples, passages)
     table = format_losses(losses)
     if passages:
-        from pangu_sigma.held_out.decoded import format_passages
+        from pangu_sigma.held_out.passages import format_passages
 
         table += f"\n\n{format_passages(losses)}"
     return _measured(losses, table, [losses])

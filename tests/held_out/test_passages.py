@@ -8,7 +8,7 @@ import pangu_sigma as ps
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate import text
 from pangu_sigma.held_out import run
-from pangu_sigma.held_out.decoded import CONTINUED, READ, format_passages
+from pangu_sigma.held_out.passages import CONTINUED, READ, format_passages
 from pangu_sigma.stored.open import open_model
 
 
@@ -16,7 +16,7 @@ def test_passages_are_held_out_text_and_have_the_losses_of_their_tokens(graph_mo
     """The run, whose files take long to read and verify, is opened once."""
     model, opened = ps.load(tiny_run), list[object]()
     for name, value in (("READ", 8), ("CONTINUED", 4)):
-        monkeypatch.setattr(f"pangu_sigma.held_out.decoded.{name}", value)
+        monkeypatch.setattr(f"pangu_sigma.held_out.passages.{name}", value)
     for opener in (run, text):
         monkeypatch.setattr(opener, "open_model", lambda path, *kinds: opened.append(path) or open_model(path, *kinds))
     losses = run.evaluate_run(tiny_run, passages=1)

@@ -1,18 +1,17 @@
 """Loss of a model by the CPU's decoder, without MindSpore: on the held-out text of an export or a Hugging Face style folder, and
-of any model on any text, which need not be prepared; and passages of held-out text: how a document goes on, and how the model does.
+of any model on any text, which need not be prepared.
 
 The graph of an export is not run: MindSpore executes what a MindIR names, shared libraries too. `export` compares it with the run
 when it writes the graph. Rows without a token have no probability here; training gives them one, so its loss is higher where a
 slot has such rows. Of other text the first token of a document has no loss, and the last sample may be shorter.
 
-Shape suffixes: S tokens of a sample, T of a domain, R rows of a slot, V vocabulary, U samples.
+Shape suffixes: S tokens of a sample, R rows of a slot, V vocabulary, U samples.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xxhash
@@ -20,17 +19,12 @@ import xxhash
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.prepared import data_of
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.score import token_losses
 from pangu_sigma.held_out.batches import HeldOut, bytes_of_ids, counted
 from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.text.documents import Document
-
-READ, CONTINUED = 64, 24
-"""Tokens of a passage that the model reads, and tokens that follow; fewer for a shorter model.seq_length."""
 
 
 def measure_decoded(engine: Engine, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
@@ -72,36 +66,3 @@ def _nats(engine: Engine, domain: Domain, samples: Sequence[np.ndarray]) -> np.n
         nats_S = token_losses(logits_SR, tokenizer.rows(sample[1:], domain))
         nats.append(nats_S[counted(sample, tokenizer)].sum())
     return np.array(nats)
-
-
-def passages_of(engine: Engine, name: str, count: int) -> list[dict[str, Any]]:
-    """Continue the beginnings of `count` held-out documents of a domain; fewer if it has fewer that are long enough.
-
-    Returns for each its "domain", its "prompt", the "truth" that follows, the model's most likely "answer", and "truth_nats" and
-    "answer_nats", the loss of their tokens by the model, in nats a token. Raises DataError if the prepared text of the model is
-    missing or damaged.
-    """
-    config, tokenizer = engine.decoder.config, engine.decoder.tokenizer
-    domain, most = domains_of(config).named(name), min(READ + CONTINUED, config.model.seq_length)
-    tokens = data_of(config).tokens(name, "held_out", tokenizer.size)
-    ids_T, read = tokens.read(0, tokens.tokens), most * READ // (READ + CONTINUED)
-    documents = np.split(ids_T, np.flatnonzero(ids_T == tokenizer.eot) + 1)
-    found, decode = [], tokenizer.decode
-    for ids in [document[:most].tolist() for document in documents if len(document) > most][:count]:
-        whole = Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0, scored_from=read)
-        scored, answer = engine.complete([whole, Request(domain, tuple(ids[:read]), most - read, logprobs=0)])
-        parts = {"truth_nats": scored.prompt[1:], "answer_nats": answer.tokens}
-        nats = {key: -float(np.mean([token.logprob or 0.0 for token in part])) for key, part in parts.items()}
-        texts = {"prompt": decode(ids[:read]), "truth": decode(ids[read:]), "answer": answer.text}
-        found.append({"domain": name, **texts, **nats})
-    return found
-
-
-def format_passages(losses: Mapping[str, Mapping[str, Any]]) -> str:
-    """Format the "passages" of each domain: the end of what was read, and both continuations with their losses."""
-    lines = ["held-out text, how it goes on, and the model's most likely continuation; nats a token"]
-    for passage in (passage for figures in losses.values() for passage in figures["passages"]):
-        lines.append(f"{passage['domain']:12} … {passage['prompt'][-60:]!r}")
-        for said, key in (("goes on", "truth"), ("the model", "answer")):
-            lines.append(f"  {said:10} {passage[f'{key}_nats']:6.3f}  {passage[key]!r}")
-    return "\n".join(lines)

@@ -10,8 +10,9 @@ from pangu_sigma.data.prepared import encodes, read_prepared_tokenizer
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.generate.text import open_engine
 from pangu_sigma.held_out.batches import samples_of_evaluation
-from pangu_sigma.held_out.decoded import measure_decoded, passages_of
+from pangu_sigma.held_out.decoded import measure_decoded
 from pangu_sigma.held_out.losses import DomainFigures, HeldOutLoss
+from pangu_sigma.held_out.passages import passages_of
 from pangu_sigma.process import use_cpu
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, kind_of, open_model
