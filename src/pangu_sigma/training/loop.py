@@ -150,9 +150,9 @@ class Trainer:
         loss_M = self.ranks.sum(loss_M)
         per_domain = {}
         for index in dict.fromkeys(batch.domains_M.tolist()):
-            blocks = batch.domains_M == index
+            of_domain_M = batch.domains_M == index
             name = self.batches.domains[index].name
-            per_domain[name] = float(loss_M[blocks].sum() / weight_M[blocks].sum())
+            per_domain[name] = float(loss_M[of_domain_M].sum() / weight_M[of_domain_M].sum())
         return float(loss_M.sum()), per_domain
 
     def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
@@ -293,15 +293,15 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             _evaluate(trainer, evaluator, log)
         stopped = False
         while not trainer.finished and not stopped:
-            begun = time.perf_counter()
-            taken = trainer.advance()
+            started = time.perf_counter()
+            batch, rate, result = trainer.advance()
             step, is_last = trainer.progress.step, trainer.finished
             with span("metrics"):
-                metrics = trainer.metrics(*taken)
-                log.record(metrics, trainer.load(taken[0])[0], taken[0].digest, time.perf_counter() - begun)
+                metrics = trainer.metrics(batch, rate, result)
+                log.record(metrics, batch.load_NK, batch.digest, time.perf_counter() - started)
                 if trainer.health.needs_check:
                     trainer.complete_save()  # it may be the checkpoint to go back to
-                examine(trainer.health, trainer.built, trainer.run, step, taken[0].active_A, log)
+                examine(trainer.health, trainer.built, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
             stops, failures = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))

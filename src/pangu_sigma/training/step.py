@@ -146,7 +146,7 @@ class TrainStep(nn.Cell):
         row_grads: tuple = ()
         dense_grads: tuple = ()
         for g in range(self.micro_batches):  # unrolled when the graph is compiled: its conditions are no part of it
-            # only data dependencies order a graph: passes with collectives are chained, so that all ranks run them in one order
+            # only data dependencies order a graph: micro-batches with collectives are chained, so that all ranks run them in one order
             (_, loss_M), grads = self.loss_and_grads(
                 ops.depend(scale, dense_grads) if g > 0 and self.reduce.chained else scale,
                 rows_GBS[g],
@@ -156,19 +156,19 @@ class TrainStep(nn.Cell):
                 labels_GBS[g],
                 weights_GBS[g],
                 draws_GB4[g],
-                of_pass(order_GT, g),
-                of_pass(inverse_GT, g),
-                of_pass(offsets_GA1, g),
+                of_micro_batch(order_GT, g),
+                of_micro_batch(inverse_GT, g),
+                of_micro_batch(offsets_GA1, g),
                 e_GTH[g] if self.has_rows else (),
                 experts,
             )
-            of_rows, of_experts, of_dense = self.by_kind(grads)
-            row_grads += (of_rows,)
+            rows_grad, experts_grad, dense_grad = self.by_kind(grads)
+            row_grads += (rows_grad,)
             block_loss += (loss_M,)
-            dense_grads = of_dense if g == 0 else add_gradients(dense_grads, of_dense)
-            of_experts = self.of_learning(of_experts)
-            expert_grads = of_experts if g == 0 else add_segments(expert_grads, of_experts)
-        dense_grads, expert_grads, squares, of_dense, of_experts = self.reduce(dense_grads, expert_grads)
+            dense_grads = dense_grad if g == 0 else add_gradients(dense_grads, dense_grad)
+            experts_grad = self.of_learning(experts_grad)
+            expert_grads = experts_grad if g == 0 else add_segments(expert_grads, experts_grad)
+        dense_grads, expert_grads, squares, squares_dense, squares_experts = self.reduce(dense_grads, expert_grads)
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
@@ -189,11 +189,11 @@ class TrainStep(nn.Cell):
         rescaled = (
             self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
         )
-        norms = (ops.sqrt(of_dense) / scale, ops.sqrt(of_experts) / scale)
+        norms = (ops.sqrt(squares_dense) / scale, ops.sqrt(squares_experts) / scale)
         # a plain tuple, which `take` makes a StepResult; it depends on all updates
         result = ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
-        of_rows = (row_grads, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)) if self.learns_rows else ()
-        return result, expert_grads if self.worker_update is not None else (), of_rows
+        row_update = (row_grads, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)) if self.learns_rows else ()
+        return result, expert_grads if self.worker_update is not None else (), row_update
 
     def take(
         self,
@@ -208,17 +208,17 @@ class TrainStep(nn.Cell):
             groups += (self.worker_update.experts,)
         with self.store.step_guard():
             # the worker reads the gradients until the next step has waited for it
-            result, self._updating, of_rows = self(Tensor(rate, ms.float32), *groups)
-        return StepResult(*result, *of_rows)
+            result, self._updating, row_update = self(Tensor(rate, ms.float32), *groups)
+        return StepResult(*result, *row_update)
 
     def by_kind(self, grads):
         """Return the gradients of rows, of experts, and of dense parameters; () of what does not learn."""
         if self.learning_input is None:
             return (), (), grads
-        of_inputs, of_dense = grads if self.learns_dense else (grads, ())
+        input_grads, dense_grads = grads if self.learns_dense else (grads, ())
         if self.learns_rows and self.sparse:
-            return of_inputs[0], of_inputs[1], of_dense
-        return (of_inputs, (), of_dense) if self.learns_rows else ((), of_inputs, of_dense)
+            return input_grads[0], input_grads[1], dense_grads
+        return (input_grads, (), dense_grads) if self.learns_rows else ((), input_grads, dense_grads)
 
     def of_learning(self, grads):
         """Return the gradients of experts, () for segments that do not learn: what nobody reads is no part of the graph."""
@@ -240,7 +240,7 @@ class TrainStep(nn.Cell):
         return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
 
 
-def of_pass(arrays, g):
+def of_micro_batch(arrays, g):
     """Return the arrays of micro-batch g: a tuple over segments."""
     of_segments: tuple = ()
     for array in arrays:
@@ -257,7 +257,7 @@ def add_gradients(left, right):
 
 
 def add_segments(left, right):
-    """Return the sums of the gradients of two passes, segment by segment."""
+    """Return the sums of the gradients of two micro-batches, segment by segment."""
     total: tuple = ()
     for n in range(len(left)):
         total += (add_gradients(left[n], right[n]),)
