@@ -36,10 +36,10 @@ class ChatTemplate:
     @staticmethod
     def of(domain: Domain, chosen: ChatConfig) -> ChatTemplate:
         """Return the template of a domain: `chosen`, the configuration's, completed by the defaults of the domain's language."""
-        own = {name: value for name, value in chosen if value is not None}
+        own_texts = {name: value for name, value in chosen if value is not None}
         if chosen.stop is not None:
-            own["stop"] = tuple(chosen.stop)
-        return replace(_USUAL[domain.language], **own)
+            own_texts["stop"] = tuple(chosen.stop)
+        return replace(_USUAL[domain.language], **own_texts)
 
     def prompt(self, messages: Iterable[tuple[Role, str]]) -> str:
         """Format (role, text) messages of a chat as a prompt, which ends where the model's answer begins."""
@@ -76,18 +76,19 @@ class ChatTemplate:
 
 
 def without_oldest(
-    messages: Messages, most: int, encode: Callable[[Messages], list[int] | None]
+    messages: Messages, max_tokens: int, encode: Callable[[Messages], list[int] | None]
 ) -> tuple[list[int], int] | None:
-    """Return the ids of a chat without its oldest messages, as few as must be for at most `most` ids, and how many were left out.
+    """Return the ids of a chat without its oldest messages, as few as must be for at most `max_tokens` ids, and the number of
+    omitted messages.
 
     A system message and the last message always stay; None if these alone are too long. encode: returns the ids of messages, or
     None for more than can be encoded.
     """
     first = messages[:1] if messages[0][0] == "system" else ()
-    for left_out in range(len(messages) - len(first)):
-        ids = encode((*first, *messages[len(first) + left_out :]))
-        if ids is not None and len(ids) <= most:
-            return ids, left_out
+    for omitted in range(len(messages) - len(first)):
+        ids = encode((*first, *messages[len(first) + omitted :]))
+        if ids is not None and len(ids) <= max_tokens:
+            return ids, omitted
     return None
 
 

@@ -94,11 +94,11 @@ class Engine:
         error of one text, such as logits that are not finite, ends that text alone, and is not raised.
         """
         with self._stepping:
-            done = self._drop_cancelled()
-            done |= self._admit()
+            has_changed = self._drop_cancelled()
+            has_changed |= self._admit()
             reading = self._reading()
             if not reading:
-                return done
+                return has_changed
             try:
                 logits = self.decoder.read([chunk for _, chunk in reading])
             except BaseException as error:
@@ -207,16 +207,16 @@ class Engine:
 
     def _reading(self) -> list[tuple[RunningText, Chunk]]:
         """Return what this step reads: a token of each generating text, and a chunk of prompts, in their order of arrival."""
-        left, reading = self._chunk, []
+        budget, reading = self._chunk, []
         if any(text.is_generating for text in self._texts):
-            left = min(left, _CHUNK_BESIDE)
+            budget = min(budget, _CHUNK_BESIDE)
         for text in self._texts:
             if text.is_generating:
                 reading.append((text, text.chunk(text.read + 1)))
-            elif text.leader is None and left:
+            elif text.leader is None and budget:
                 followers = [other for other in self._texts if other.leader is text]
-                end = min([text.to_read, text.read + left, *(other.shared for other in followers)])
-                left -= end - text.read
+                end = min([text.to_read, text.read + budget, *(other.shared for other in followers)])
+                budget -= end - text.read
                 followed = any(other.shared == end and other.wants(end) for other in followers)
                 reading.append((text, text.chunk(end, followed)))
         return reading

@@ -99,8 +99,8 @@ def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
     """Raise ConfigError for a request that a model with this tokenizer and sequence length cannot answer."""
     check_request(request.max_new_tokens, request.seed)
     for name in ("logprobs", "prompt_logprobs"):
-        if (most := getattr(request, name)) is not None:
-            check_count(name, most)
+        if (count := getattr(request, name)) is not None:
+            check_count(name, count)
     if not request.scored_from >= 1:
         raise ConfigError(
             f"scored_from={request.scored_from} is not allowed: nothing stands before token 0; use 1 or more"

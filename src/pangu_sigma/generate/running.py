@@ -59,7 +59,7 @@ class RunningText:
         shared = longest
         if own.ids[:longest] != others.ids[:longest]:
             pairs = zip(own.ids, others.ids, strict=False)
-            shared = next(number for number, (one, two) in enumerate(pairs) if one != two)
+            shared = next(number for number, (own_id, other_id) in enumerate(pairs) if own_id != other_id)
         scored_alike = (own.prompt_logprobs, own.scored_from) == (others.prompt_logprobs, others.scored_from)
         return shared if shared > other.read and (scored_alike or not self._scores_up_to(shared - 1)) else 0
 
@@ -177,10 +177,10 @@ class RunningText:
             logits_R[self._tokenizer.row_of[self.request.domain.slot, token]] += bias
         return logits_R
 
-    def _scored(self, logits_R: np.ndarray, row: int, most: int) -> Scored:
-        logprob, top = log_probability(logits_R, row, most)
+    def _scored(self, logits_R: np.ndarray, row: int, top: int) -> Scored:
+        logprob, likeliest = log_probability(logits_R, row, top)
         ids_R = self._tokenizer.slot_rows[self.request.domain.slot]
-        return logprob, tuple((int(ids_R[other]), value) for other, value in top)
+        return logprob, tuple((int(ids_R[other]), value) for other, value in likeliest)
 
 
 class IncrementalText:

@@ -81,14 +81,14 @@ class Sampling:
             return int(logits_R.argmax())
         logits_R = logits_R.astype(np.float64)
         chances_R = np.exp((logits_R - logits_R.max()) / self.temperature)
-        rows_C = self._kept(logits_R, chances_R)
+        rows_C = self._candidates(logits_R, chances_R)
         sums_C = np.cumsum(chances_R[rows_C])
         drawn = int(np.searchsorted(sums_C, rng.random() * sums_C[-1], side="right"))
         return int(rows_C[min(drawn, len(rows_C) - 1)])
 
     def _penalised(self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
-        if self.repetition_penalty != 1 and (seen := {*prompt, *answer}):
-            rows = np.fromiter(seen, np.int64)
+        if self.repetition_penalty != 1 and (occurring := {*prompt, *answer}):
+            rows = np.fromiter(occurring, np.int64)
             scores = logits_R[rows]
             logits_R[rows] = np.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
         if (self.presence_penalty or self.frequency_penalty) and answer:
@@ -96,17 +96,17 @@ class Sampling:
             logits_R[rows] -= self.presence_penalty + self.frequency_penalty * counts
         return logits_R
 
-    def _kept(self, logits_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
+    def _candidates(self, logits_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
         """Return the rows that may be drawn, [C], sorted by probability if top_k or top_p is used.
 
         chances_R: probabilities up to a factor, by which the most likely row has 1.
         """
-        least = self.min_p
+        threshold = self.min_p
         if self.top_p < 1:  # fewer to sort: all rows below this have less than 1 - top_p together
-            least = max(least, (1 - self.top_p) * chances_R.sum() / len(chances_R))
+            threshold = max(threshold, (1 - self.top_p) * chances_R.sum() / len(chances_R))
         if 0 < self.top_k < len(chances_R):
-            least = max(least, np.partition(chances_R, -self.top_k)[-self.top_k])
-        rows_C = np.flatnonzero(chances_R >= least)
+            threshold = max(threshold, np.partition(chances_R, -self.top_k)[-self.top_k])
+        rows_C = np.flatnonzero(chances_R >= threshold)
         if self.top_k or self.top_p < 1:
             rows_C = rows_C[np.argsort(-logits_R[rows_C], kind="stable")][: self.top_k or None]
         if self.top_p < 1:  # the smallest set of most likely tokens that reaches top_p
@@ -115,17 +115,17 @@ class Sampling:
         return rows_C
 
 
-def log_probability(logits_R: np.ndarray, row: int, most: int) -> tuple[float, list[tuple[int, float]]]:
-    """Return the natural log-probability of a row, and the `most` most likely rows with their log-probabilities, likeliest first.
+def log_probability(logits_R: np.ndarray, row: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Return the natural log-probability of a row, and the `top` most likely rows with their log-probabilities, likeliest first.
 
     Computed in float64; rows that hold no token have the logit -inf, and are never among the most likely.
     """
     scores_R = logits_R.astype(np.float64)
     best = scores_R.max()
     log_sum = best + np.log(np.exp(scores_R - best).sum())
-    most = min(most, int(np.count_nonzero(np.isfinite(scores_R)))) if most else 0
-    rows = np.flatnonzero(scores_R >= np.partition(scores_R, -most)[-most]) if most else np.empty(0, np.int64)
-    rows = rows[np.argsort(-scores_R[rows], kind="stable")][:most]
+    top = min(top, int(np.count_nonzero(np.isfinite(scores_R)))) if top else 0
+    rows = np.flatnonzero(scores_R >= np.partition(scores_R, -top)[-top]) if top else np.empty(0, np.int64)
+    rows = rows[np.argsort(-scores_R[rows], kind="stable")][:top]
     return float(scores_R[row] - log_sum), list(zip(rows.tolist(), (scores_R[rows] - log_sum).tolist(), strict=True))
 
 
@@ -136,18 +136,18 @@ def check_request(max_new_tokens: int, seed: int) -> None:
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless a value is a whole number of at least 0. name: name of the value, for the message."""
+    """Raise ConfigError unless a value is a whole number of at threshold 0. name: name of the value, for the message."""
     if not (_is_whole(value) and value >= 0):  # type: ignore[operator]
         raise ConfigError(f"{keyword(name)}={value!r} is not allowed: a whole number, 0 or more")
 
 
-def check_text(text: str, what: str) -> None:
-    """Raise ConfigError for a text that UTF-8 cannot encode, such as an argument with invalid bytes. what: name of the text."""
+def check_text(text: str, name: str) -> None:
+    """Raise ConfigError for a text that UTF-8 cannot encode, such as an argument with invalid bytes. name: name of the text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{what} is not Unicode text: character {error.start} is {text[error.start]!r}, half a pair or a byte that is no "
+            f"{name} is not Unicode text: character {error.start} is {text[error.start]!r}, half a pair or a byte that is no "
             "UTF-8; give it in UTF-8"
         ) from None
 

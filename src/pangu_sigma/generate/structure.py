@@ -54,15 +54,15 @@ class Structures:
         self._tokenizer = tokenizer
         self._of_slot: dict[int, LLTokenizer] = {}
 
-    def compile(self, kind: StructureKind, what: Any, domain: Domain) -> Structure:
-        """Make the structure of answers in a domain. what: the schema, the expression or the texts.
+    def compile(self, kind: StructureKind, constraint: Any, domain: Domain) -> Structure:
+        """Make the structure of answers in a domain. constraint: the schema, the expression or the texts.
 
         Raises ConfigError for one that llguidance does not take, or that no text can have."""
         if domain.slot not in self._of_slot:
             self._of_slot[domain.slot] = LLTokenizer(_SlotTokens(self._tokenizer, domain.slot))  # type: ignore[arg-type]
         try:
-            check_text(json.dumps(what, ensure_ascii=False), kind)
-            matcher = LLMatcher(self._of_slot[domain.slot], _OPTIONS + _GRAMMARS[kind](what), log_level=0)
+            check_text(json.dumps(constraint, ensure_ascii=False), kind)
+            matcher = LLMatcher(self._of_slot[domain.slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
         except RecursionError as error:
             raise ConfigError(f"cannot be followed: {error}") from error
         matcher.compute_bitmask()  # finds out what no text can have, and fills what the copies share

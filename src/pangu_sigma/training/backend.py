@@ -101,15 +101,15 @@ class Backend:
 
     def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
         """Make the evaluator of the network's losses on held-out batches."""
-        step, most = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
-        return Evaluator(held_out, most, step, built.network, built.ranks)
+        step, samples = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
+        return Evaluator(held_out, samples, step, built.network, built.ranks)
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
         built.store.settle()
         config, rank, segments = built.config, built.ranks.rank, [experts.segment for experts in built.store.segments]
-        left = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
-        files = files_of(built.shards, parts_of(built.shards, built.store), built.ranks, left)
+        unwritten = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
+        files = files_of(built.shards, parts_of(built.shards, built.store), built.ranks, unwritten)
         return files | row_files(built.store.rows, built.ranks)
 
     def cannot_copy(self, config: Config) -> str | None:

@@ -32,12 +32,12 @@ def draw_report(folder: Path) -> None:
         logger.warning("no report is drawn: %s", lost)
 
 
-def take_up_finished(folder: Path, config: Config, asked: StartOptions) -> bool:
+def take_up_finished(folder: Path, config: Config, start_options: StartOptions) -> bool:
     """Take up a run that has no step to do: write what changed in its configuration, and what a crash took of its other files.
 
     Returns False, and changes nothing, for a run with steps to do, or whose newest checkpoint is damaged. Raises as `start_run`.
     """
-    if asked.start_over or asked.from_step is not None:
+    if start_options.start_over or start_options.from_step is not None:
         return False
     newest = next(iter(checkpoints(folder / CHECKPOINTS)), None)
     if newest is None or step_of(newest) < config.train.steps:
@@ -49,7 +49,7 @@ def take_up_finished(folder: Path, config: Config, asked: StartOptions) -> bool:
     step, options, names = checkpoint.step, config.train, [domain.name for domain in config.domains]
     with one_writer(folder):
         logger.info("nothing to do: %s is at step %d of %d; raise train.steps to train on", folder, step, options.steps)
-        run = start_run(folder, config, options=asked)
+        run = start_run(folder, config, options=start_options)
         remove_leftovers(run.checkpoints)
         with MetricsLog(folder, names, options.steps, options.log_interval, step, run.identity) as log:
             log.changed(step, changes_since_checkpoint(checkpoint, run))

@@ -35,10 +35,10 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+        temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {in_words(error, folder)}; choose another folder") from error
-    with made as unfinished:
+    with temporary as unfinished:
         path = Path(unfinished) / folder.name
         path.mkdir()
         try:

@@ -193,12 +193,12 @@ def examine(
         return
     not_finite = unhealthy_arrays(built, active_A if health.stuck is None else None)
     log.write("unhealthy", step=step, tensors=[asdict(array) for array in not_finite])
-    own = "\n".join(describe(not_finite, run.identity.config))
-    named = dict.fromkeys(
-        text for of_rank in built.ranks.texts(own) for text in of_rank.splitlines()
+    own_texts = "\n".join(describe(not_finite, run.identity.config))
+    unhealthy = dict.fromkeys(
+        text for of_rank in built.ranks.texts(own_texts) for text in of_rank.splitlines()
     )  # replicas have the same
-    if named:
-        texts = "\n  ".join(named)
+    if unhealthy:
+        texts = "\n  ".join(unhealthy)
         raise UnhealthyRun(
             f"step {step}: values that are not finite in\n  {texts}\nNo step that uses them can change anything, so the run stops. "
             f"{way_on(run.checkpoints, built.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out "
@@ -215,12 +215,12 @@ def examine(
 
 
 def _text_of(spike: Spike) -> str:
-    done = (
+    outcome = (
         "skipped, it changed nothing"
         if spike.skipped
         else "trained on all the same; train.spikes.skip=true leaves such batches out"
     )
     return (
         f"step {spike.step}: the loss of domain {spike.domain} is {spike.loss:.3f}, above {spike.limit:.3f}, its limit at a "
-        f"running mean of {spike.mean:.3f} (train.spikes.factor); samples {spike.samples}; {done}"
+        f"running mean of {spike.mean:.3f} (train.spikes.factor); samples {spike.samples}; {outcome}"
     )

@@ -63,18 +63,18 @@ class Trainer:
         config: Config,
         folder: Path,
         backend: Backend = CPU,
-        asked: StartOptions = DEFAULT_START,
+        start_options: StartOptions = DEFAULT_START,
         ranks: Ranks | None = None,
     ):
         """folder: run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
-        asked: further start options of the user. ranks: already connected ranks; None to connect them here.
+        start_options: further start options of the user. ranks: already connected ranks; None to connect them here.
         """
         self.config, self.backend = config, backend
         self.ranks = ranks or backend.connect(config)
         self.heart = Heartbeat(self.ranks.rank)
         self.heart.beat("the start")
-        self.run = self.open_run(folder, asked)
+        self.run = self.open_run(folder, start_options)
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.built = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.built.network, self.built.store, self.built.step
@@ -98,9 +98,9 @@ class Trainer:
         self.timeline = Timeline()
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
-    def open_run(self, folder: Path, asked: StartOptions) -> StoredRun:
+    def open_run(self, folder: Path, start_options: StartOptions) -> StoredRun:
         """Create or open the run folder. Raises the errors of `start_run`."""
-        return start_run(folder, self.config, self.ranks, asked)
+        return start_run(folder, self.config, self.ranks, start_options)
 
     def open_batches(self, split: str) -> BatchLoader:
         """Open this rank's share of the batches of one split of the prepared data."""
@@ -177,7 +177,7 @@ class Trainer:
             "skipped": int(not applied),
             "clipped": int(applied and norm > self.config.train.optimizer.clip_norm),
             "tokens": batch.tokens,
-            **{f"epochs/{domain.name}": taken for domain, taken in epochs},
+            **{f"epochs/{domain.name}": epoch for domain, epoch in epochs},
             "dropped": batch.dropped,
             **({} if balance is None else {"load_max_over_mean": balance}),
             **self.backend.traffic(self.built, batch),
@@ -244,15 +244,15 @@ def train(
     config: Config,
     folder: Path,
     backend: Backend = CPU,
-    asked: StartOptions = DEFAULT_START,
+    start_options: StartOptions = DEFAULT_START,
     profile: bool = False,
     kind: type[Trainer] = Trainer,
     on_step: OnStep | None = None,
 ) -> Trainer:
     """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics, checkpoints and a report.
 
-    backend: the devices to train on. asked: further start options of the user. profile: True to write a timeline of a few steps
-    (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
+    backend: the devices to train on. start_options: further start options of the user. profile: True to write a timeline of a few
+    steps (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
     on_step: called after each step; True stops the training as SIGTERM does.
     Raises UnhealthyRun if the run cannot recover, NotWritable while another process writes in the folder, ConfigError for a
     fine-tuning run, and the errors of `start_run`.
@@ -264,7 +264,7 @@ def train(
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, ranks):
-        return train_to_end(kind(config, folder, backend, asked, ranks), profile, on_step)
+        return train_to_end(kind(config, folder, backend, start_options, ranks), profile, on_step)
 
 
 def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> Trainer:

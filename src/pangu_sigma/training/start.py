@@ -86,12 +86,12 @@ def start_run(
     Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
     for a damaged file; RankError if ranks differ in configuration or prepared data.
     """
-    given, config = config, absolute_paths(config)
+    relative, config = config, absolute_paths(config)
     with ranks.fail_together(f"reading {config.data.path}"):
-        prepared, data_hash = read_prepared_tokenizer(given), data_of(given).manifest.content_hash
-    for remark in unlike_prepared(given) if ranks.first else ():
+        prepared, data_hash = read_prepared_tokenizer(relative), data_of(relative).manifest.content_hash
+    for remark in unlike_prepared(relative) if ranks.first else ():
         logger.warning("%s", remark)
-    sections = {key: json.dumps(value) for key, value in given.model_dump(mode="json").items()}
+    sections = {key: json.dumps(value) for key, value in relative.model_dump(mode="json").items()}
     ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
     with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
         resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
@@ -166,13 +166,13 @@ def changes_since_checkpoint(checkpoint: Checkpoint | None, run: StoredRun) -> l
 
 def check_cpu(config: Config) -> None:
     """Raise ConfigError for the first key that needs Ascend."""
-    for key, value, allowed, what in (
+    for key, value, allowed, lack in (
         ("train.compute_dtype", config.train.compute_dtype, ("float32", "float16"), "multiplies no bfloat16"),
         ("parallel.tensor", config.parallel.tensor, (1,), "shares no matrices"),
         ("parallel.stages", config.parallel.stages, (1,), "cuts no network into stages"),
     ):
         if value not in allowed:
-            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {what} on the CPU; set it to {allowed[0]}")
+            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {lack} on the CPU; set it to {allowed[0]}")
 
 
 def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> list[str]:
@@ -216,11 +216,11 @@ def refuse_foreign(path: Path) -> None:
         read_config(path, "run", fix)
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     # `launch` writes logs before a rank starts, and an interrupted start has a lock and no configuration.json
-    begun = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
-    begun |= {name for name in names if name.startswith(UNFINISHED)}
-    if kind != "run" and names - begun:
-        what = contents(path, begun) if kind == "alpha" else KIND_NAMES[kind]
-        raise ConfigError(f"{path} is {what}, not a run folder; {fix}")
+    own_files = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
+    own_files |= {name for name in names if name.startswith(UNFINISHED)}
+    if kind != "run" and names - own_files:
+        contents_name = contents(path, own_files) if kind == "alpha" else KIND_NAMES[kind]
+        raise ConfigError(f"{path} is {contents_name}, not a run folder; {fix}")
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:

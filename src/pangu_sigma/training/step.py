@@ -146,7 +146,7 @@ class TrainStep(nn.Cell):
         row_grads: tuple = ()
         dense_grads: tuple = ()
         for g in range(self.micro_batches):  # unrolled when the graph is compiled: its conditions are no part of it
-            # only data dependencies order a graph: micro-batches with collectives are chained, so that all ranks run them in one order
+            # only data dependencies order a graph: micro-batches with collectives are chained, so that ranks agree on the order
             (_, loss_M), grads = self.loss_and_grads(
                 ops.depend(scale, dense_grads) if g > 0 and self.reduce.chained else scale,
                 rows_GBS[g],

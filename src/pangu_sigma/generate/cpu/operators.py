@@ -41,9 +41,9 @@ class Matrices:
         """mapped: True to return float32 matrices in place, without copies in `room`. room: memory of large pages for copies."""
         assert not mapped or precision == "float32"
         self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
-        self._kept: StoredExport | None = None
+        self._export: StoredExport | None = None
         if isinstance(weights, StoredExport) and weights.precision == precision and not mapped:
-            self._kept = weights
+            self._export = weights
         self.weight_bytes = self.copied_bytes = 0
 
     def vector(self, name: str) -> np.ndarray:
@@ -52,8 +52,8 @@ class Matrices:
 
     def matrix(self, name: str) -> Matrix:
         """Return a dense matrix in the kernels' precision."""
-        if self._kept is not None:
-            return self._copied(self._kept.matrix(name))
+        if self._export is not None:
+            return self._copied(self._export.matrix(name))
         return self._rounded(self._weights.tensor(name))
 
     def ffn(self, layer: int) -> FfnWeights:
@@ -71,8 +71,8 @@ class Matrices:
         return FfnWeights(w1, b1, w2, self._plain(self._weights.expert(segment, number, "b2")))
 
     def _expert_matrix(self, segment: int, number: int, name: str) -> Matrix:
-        if self._kept is not None:
-            return self._copied(self._kept.matrix(f"experts.{segment}.{name}", number))
+        if self._export is not None:
+            return self._copied(self._export.matrix(f"experts.{segment}.{name}", number))
         return self._rounded(self._weights.expert(segment, number, name))
 
     def _rounded(self, values: np.ndarray) -> Matrix:
@@ -81,8 +81,8 @@ class Matrices:
         matrix = Matrix.copy_of(np.asarray(values), self._precision, self._room)
         return self._counted(matrix, values)
 
-    def _copied(self, kept: Matrix) -> Matrix:
-        return self._counted(kept.copied(self._room), kept.values)
+    def _copied(self, stored: Matrix) -> Matrix:
+        return self._counted(stored.copied(self._room), stored.values)
 
     def _counted(self, copy: Matrix, source: np.ndarray) -> Matrix:
         release_pages(source)

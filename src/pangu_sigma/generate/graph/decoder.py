@@ -71,8 +71,8 @@ class GraphDecoder(Decoder):
             if len(chunk.ids) > 1:  # in a batch, shorter texts would be padded to the longest
                 for first in range(0, len(chunk.ids), _AT_ONCE):
                     ids = chunk.ids[first : first + _AT_ONCE]
-                    left = len(chunk.ids) - first - len(ids)
-                    self._read([Chunk(chunk.lane, ids, min(max(chunk.wanted - left, 0), len(ids)))], [of_chunk])
+                    later = len(chunk.ids) - first - len(ids)
+                    self._read([Chunk(chunk.lane, ids, min(max(chunk.wanted - later, 0), len(ids)))], [of_chunk])
         return [np.concatenate(of_chunk) for of_chunk in logits]
 
     def _read(self, chunks: list[Chunk], logits: list[list[np.ndarray]]) -> None:
@@ -108,8 +108,8 @@ def is_cache(name: str) -> bool:
 
 def _with_lanes(parameter: Parameter, lanes: int) -> Parameter:
     """Enlarge a cache parameter of one empty lane to `lanes` lanes."""
-    one = parameter.asnumpy()
-    parameter.set_data(Tensor(np.zeros((lanes, *one.shape[1:]), one.dtype)), slice_shape=True)
+    lane = parameter.asnumpy()
+    parameter.set_data(Tensor(np.zeros((lanes, *lane.shape[1:]), lane.dtype)), slice_shape=True)
     return parameter
 
 

@@ -20,8 +20,8 @@ from pangu_sigma.sections import ModelConfig
 
 class CachedAttention(Attention):
     """Attention of an exported graph over its KV cache, in which it first stores the keys and values of the new tokens.
-    construct(query_TH, x_TH, seen, draws_B4) -> [T, H]. query: rows that become queries; x: rows that become keys and values.
-    seen: the second result of `Lanes`. draws: None (no dropout)."""
+    construct(query_TH, x_TH, cache_view, draws_B4) -> [T, H]. query: rows that become queries; x: rows that become keys and values.
+    cache_view: the second result of `Lanes`. draws: None (no dropout)."""
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__(config, dtype, layer)
@@ -30,8 +30,8 @@ class CachedAttention(Attention):
         self.add_keys, self.add_values = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
         self.of_lanes = ops.Gather()
 
-    def construct(self, query_TH, x_TH, seen, draws_B4):
-        unseen_B1CS, lane_B, where_T3 = seen
+    def construct(self, query_TH, x_TH, cache_view, draws_B4):
+        unseen_B1CS, lane_B, where_T3 = cache_view
         batch, _, length, _ = F.shape(unseen_B1CS)
         q = self._split(self.query(query_TH), batch, length)
         keys = self.add_keys(self.keys, where_T3, self._heads(self.key(x_TH)))
@@ -73,16 +73,16 @@ class Lanes(nn.Cell):
         document_BS = self.of_lanes(self.of_lanes(ended, lane_B, 0), self.number_S, 1)
         number_11S = F.reshape(self.number_S, (1, 1, -1))
         same_BCS = F.equal(F.expand_dims(document_BS, 1), F.expand_dims(through_BC - ends_BC, 2))
-        seen_BCS = F.cast(F.logical_and(same_BCS, F.less_equal(number_11S, F.expand_dims(index_BC, 2))), ms.float32)
-        positions_BC = F.cast(self.visible(seen_BCS, 2), ms.int32) - 1
-        unseen_B1CS = F.expand_dims((1.0 - seen_BCS) * MASKED, 1)
+        visible_BCS = F.cast(F.logical_and(same_BCS, F.less_equal(number_11S, F.expand_dims(index_BC, 2))), ms.float32)
+        positions_BC = F.cast(self.visible(visible_BCS, 2), ms.int32) - 1
+        unseen_B1CS = F.expand_dims((1.0 - visible_BCS) * MASKED, 1)
         return positions_BC, (unseen_B1CS, lane_B, self._where(lane_BC, index_BC))
 
     def _where(self, lane_BC, index_BC):
         lane_T1, index_T1 = F.reshape(lane_BC, (-1, 1)), F.reshape(index_BC, (-1, 1))
         head_Tn = F.reshape(self.head_n, (1, -1)) + index_T1 * 0
-        of_each = (lane_T1 + head_Tn * 0, head_Tn, index_T1 + head_Tn * 0)
-        return F.stack([F.reshape(each, (-1,)) for each in of_each], 1)
+        indices = (lane_T1 + head_Tn * 0, head_Tn, index_T1 + head_Tn * 0)
+        return F.stack([F.reshape(index_Tn, (-1,)) for index_Tn in indices], 1)
 
 
 def of_lanes(name: str, shape: tuple[int, ...], dtype: type) -> Parameter:

@@ -43,9 +43,9 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: StoredPrecision) -> Non
         for attribute, old in list(cell._params.items()):
             if old.requires_grad:
                 values = weights.tensor(f"{name}.{attribute}" if name else attribute)
-                kept, *scale = _kept(old.name, values, at_rest if attribute in _MATRICES else "float32")
-                setattr(cell, attribute, kept)
-                scales |= {f"{old.name}{SCALE_ENDING}": parameter for parameter in scale}
+                parameter, *scale = _at_rest(old.name, values, at_rest if attribute in _MATRICES else "float32")
+                setattr(cell, attribute, parameter)
+                scales |= {f"{old.name}{SCALE_ENDING}": of_rows for of_rows in scale}
         if isinstance(cell, Linear) and scales:
             cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE_ENDING}"])
         if isinstance(cell, DenseFFN) and scales:
@@ -73,8 +73,8 @@ class KeptExperts(nn.Cell):
             names = expert_shapes(config.model, config.model.in_layer(n)[1])
             for name in names:
                 values = np.stack([weights.expert(n, number, name) for number in range(config.stored_experts(kind))])
-                kept, *scale = _kept(f"{n}.{name}", values, at_rest if name in _MATRICES else "float32")
-                tensors.append(kept)
+                parameter, *scale = _at_rest(f"{n}.{name}", values, at_rest if name in _MATRICES else "float32")
+                tensors.append(parameter)
                 scales += scale
             self.sizes += (len(names),)
         self.tensors, self.scales = ParameterTuple(tensors), ParameterTuple(scales)
@@ -136,7 +136,7 @@ class _ScaledEmbedding(Embedding):
         return self.add(words_TH, self.lookup_positions(positions_SH, positions_T, 0))
 
 
-def _kept(name: str, values: np.ndarray, at_rest: StoredPrecision) -> list[Parameter]:
+def _at_rest(name: str, values: np.ndarray, at_rest: StoredPrecision) -> list[Parameter]:
     """Make the parameter of these values in the stored precision, and for int8 the parameter of its scales."""
     arrays = rows_in_int8(values) if at_rest == "int8" else (values.astype(at_rest),)
     names = (name, f"{name}{SCALE_ENDING}")

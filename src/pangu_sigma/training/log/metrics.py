@@ -209,11 +209,11 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
         numbers = metrics | over_steps(self._pending) | self._counts
         parts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]
-        left = "?"
-        if taken := self._last_step - self._first_step:
-            pace = (time.perf_counter() - self._begun) / taken
-            left = Bar.format_interval((self._steps_total - self._last_step) * pace)
-        self._progress.set_postfix_str(", ".join([*parts, f"{left} left"]), refresh=False)
+        time_left = "?"
+        if steps_taken := self._last_step - self._first_step:
+            pace = (time.perf_counter() - self._begun) / steps_taken
+            time_left = Bar.format_interval((self._steps_total - self._last_step) * pace)
+        self._progress.set_postfix_str(", ".join([*parts, f"{time_left} left"]), refresh=False)
         self._progress.update()
 
     def _draw(self, *events: Event, end: Callable[[EventsWriter], object] = EventsWriter.flush) -> None:

@@ -90,8 +90,11 @@ class RunLog:
         if total_NK is None:
             return None
         kinds = [kind for key, kind in self.config.items() if key.startswith("model.segments.")] or ["own"]
-        each, common = self.config.get("model.experts_per_domain"), self.config.get("model.common_experts")
-        stored = {"own": each and each * len(self.domains), "common": common}
+        experts_per_domain, common = (
+            self.config.get("model.experts_per_domain"),
+            self.config.get("model.common_experts"),
+        )
+        stored = {"own": experts_per_domain and experts_per_domain * len(self.domains), "common": common}
         labels, relative_NK = list[str](), np.full(total_NK.shape, np.nan)
         order = sorted(range(len(total_NK)), key=lambda n: kinds[n % len(kinds)] != "own")
         for row, n in enumerate(order):
@@ -150,10 +153,11 @@ def draw_load(run: RunLog) -> Figure | None:
     figure.colorbar(image, ax=axes, label="tokens / fair share\n(1 = balanced)")
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="expert (number in its segment)", ylabel="RRE layer.segment (0 = lowest)")
-    each = run.config.get("model.experts_per_domain") or relative_NK.shape[1] // len(run.domains)
-    borders, own = np.arange(len(run.domains)) * each - 0.5, sum(label.endswith("own") for label in labels)
-    axes.vlines(borders[1:], -0.5, own - 0.5, "white")
-    axes.secondary_xaxis("top").set_xticks(borders + each / 2, run.domains, rotation=30)
+    experts_per_domain = run.config.get("model.experts_per_domain") or relative_NK.shape[1] // len(run.domains)
+    borders = np.arange(len(run.domains)) * experts_per_domain - 0.5
+    own_segments = sum(label.endswith("own") for label in labels)
+    axes.vlines(borders[1:], -0.5, own_segments - 0.5, "white")
+    axes.secondary_xaxis("top").set_xticks(borders + experts_per_domain / 2, run.domains, rotation=30)
     axes.set_title("Load of each expert over the run")
     return figure
 
