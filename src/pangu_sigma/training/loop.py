@@ -155,17 +155,14 @@ class Trainer:
             per_domain[name] = float(loss_M[of_domain_M].sum() / weight_M[of_domain_M].sum())
         return float(loss_M.sum()), per_domain
 
-    def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
-        """Return the tokens of each expert in a batch, and for each segment the numbers of experts that its domains can reach."""
-        return batch.load_NK, self.config.reachable_experts(batch.domains_M.tolist())
-
     def metrics(self, batch: Batch, rate: float, result: StepResult) -> Metrics:
         """Return the record of the last step, from what `advance` returned: numbers by the names of log/metrics.py. All ranks have
         the same, except what ECSS moved and how long its worker took."""
         applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
         norms = {"gradient_norm/dense": result.norm_dense, "gradient_norm/experts": result.norm_experts}
         epochs = zip(self.batches.domains, self.batches.order.epochs(self.progress.cursor), strict=True)
-        balance, worked = load_max_over_mean(*self.load(batch)), self._worked
+        reachable, worked = self.config.reachable_experts(batch.domains_M.tolist()), self._worked
+        balance = load_max_over_mean(batch.load_NK, reachable)
         return {
             "step": self.progress.step,
             "loss": self.loss,

@@ -141,7 +141,7 @@ class CpuDecoder(Decoder):
         new: _NewTokens,
         experts_NT: np.ndarray,
         asking_A: np.ndarray | None,
-        hidden_states_out: list[np.ndarray] | None = None,
+        trace: list[np.ndarray] | None = None,
     ) -> np.ndarray:
         """Run the network on a part of the new tokens. Other arguments and result: as of `network.hidden_states`."""
         lane_T, at_T, first_T = new.lane[part], new.at[part], new.first[part]
@@ -149,14 +149,7 @@ class CpuDecoder(Decoder):
         positions_T, experts_NT = at_T - first_T, experts_NT[:, part]
         e_TH = self._rows.of(new.id[part], new.domain[part], positions_T, new.before[part])
         return hidden_states(
-            self.config.model,
-            self._operators,
-            new.row[part],
-            positions_T,
-            experts_NT,
-            e_TH,
-            asking_A,
-            hidden_states_out,
+            self.config.model, self._operators, new.row[part], positions_T, experts_NT, e_TH, asking_A, trace
         )
 
     def _new_tokens(self, chunks: list[Chunk]) -> _NewTokens:

@@ -57,18 +57,18 @@ def hidden_states(
     experts_NT: np.ndarray,
     e_TH: np.ndarray | None,
     asking_A: np.ndarray | None = None,
-    hidden_states_out: list[np.ndarray] | None = None,
+    trace: list[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
     rows_T: row of each token in the word table of all slots. positions_T: its position in its document. experts_NT: its expert in
     each segment, numbered over the segment. e_TH: its rows, as `MetRows.of` returns them. asking_A: numbers of the tokens to
     return hidden states of, in order, as [A, H]; None for all. The query layer computes only keys and values of the other tokens.
-    hidden_states_out: list to which a copy of the hidden states before the first layer and after each is added.
+    trace: list to which a copy of the hidden states before the first layer and after each is added.
     """
     x_TH = operators.embed(rows_T, positions_T)
-    if hidden_states_out is not None:
-        hidden_states_out.append(x_TH[: len(rows_T)].copy())
+    if trace is not None:
+        trace.append(x_TH[: len(rows_T)].copy())
     for layer in range(model.layers):
         query_TH, asking = None, None
         if layer == model.layers - 1:
@@ -90,6 +90,6 @@ def hidden_states(
         else:
             segments = model.segments_of(routed)
             x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[segments.start : segments.stop])
-        if hidden_states_out is not None:
-            hidden_states_out.append(x_TH[: len(rows_T)].copy())
+        if trace is not None:
+            trace.append(x_TH[: len(rows_T)].copy())
     return x_TH

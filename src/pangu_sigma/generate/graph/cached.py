@@ -3,7 +3,7 @@
 One graph with dynamic shapes serves prefill and decode. Two graphs would be two MindIR files with all weights in each, on the disk
 and in memory, because MindSpore gives each loaded file its own parameters.
 
-Shape suffixes: B texts of a call, C new tokens of the longest, T = B·C, W wanted tokens, H hidden, R rows of a slot, V vocabulary,
+Shape suffixes: B texts of a call, C new tokens of the width, T = B·C, W wanted tokens, H hidden, R rows of a slot, V vocabulary,
 A blocks of the routing plan.
 """
 
@@ -67,12 +67,12 @@ class CachedGraph(nn.Cell):
         self.pick, self.pick_each = ops.Gather(), ops.GatherD()
 
     def construct(self, ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W):
-        batch, longest = F.shape(ids_BC)
+        batch, width = F.shape(ids_BC)
         # Padding repeats a text's last token and its index in the cache, which changes nothing.
-        token_BC = F.minimum(F.reshape(numbered(longest), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
+        token_BC = F.minimum(F.reshape(numbered(width), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
         ids_BC = self.pick_each(ids_BC, 1, token_BC)
         index_BC = F.reshape(start_B, (-1, 1)) + token_BC
-        positions_BC, cache_view = self.lanes(ids_BC, index_BC, start_B, lane_B)
+        positions_BC, cache = self.lanes(ids_BC, index_BC, start_B, lane_B)
         positions_T = F.reshape(positions_BC, (-1,))
         domains_T = F.reshape(F.reshape(domain_B, (-1, 1)) + ids_BC * 0, (-1,))
         ids_T, slots_T, rows_T, faults_T = self.words.rows(F.reshape(ids_BC, (-1,)), domains_T)
@@ -87,14 +87,10 @@ class CachedGraph(nn.Cell):
         # Read once: MindSpore copies a parameter that is read again after another one was written.
         table = F.reshape(self.network.embedding, F.shape(self.network.embedding))
         x_TH = self.network.embed(table, self.network.positions, rows_T, positions_T)
-        hidden_TH = self.network.through_layers(
-            x_TH, positions_T, cache_view, None, order, inverse_NT, None, e_TH, experts
-        )
+        hidden_TH = self.network.through_layers(x_TH, positions_T, cache, None, order, inverse_NT, None, e_TH, experts)
         slots_W = self.pick(slots_T, wanted_W, 0)
         logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)
-        faults_W = self.pick(
-            F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // longest, 0
-        )
+        faults_W = self.pick(F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // width, 0)
         return self.words.likely(F.cast(F.squeeze(logits_W1R, 1), ms.float32), slots_W, faults_W)
 
 

@@ -20,8 +20,8 @@ from pangu_sigma.sections import ModelConfig
 
 class CachedAttention(Attention):
     """Attention of an exported graph over its KV cache, in which it first stores the keys and values of the new tokens.
-    construct(query_TH, x_TH, cache_view, draws_B4) -> [T, H]. query: rows that become queries; x: rows that become keys and values.
-    cache_view: the second result of `Lanes`. draws: None (no dropout)."""
+    construct(query_TH, x_TH, cache, draws_B4) -> [T, H]. query: rows that become queries; x: rows that become keys and values.
+    cache: the second result of `Lanes`. draws: None (no dropout)."""
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__(config, dtype, layer)
@@ -30,8 +30,8 @@ class CachedAttention(Attention):
         self.add_keys, self.add_values = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
         self.of_lanes = ops.Gather()
 
-    def construct(self, query_TH, x_TH, cache_view, draws_B4):
-        unseen_B1CS, lane_B, where_T3 = cache_view
+    def construct(self, query_TH, x_TH, cache, draws_B4):
+        unseen_B1CS, lane_B, where_T3 = cache
         batch, _, length, _ = F.shape(unseen_B1CS)
         q = self._split(self.query(query_TH), batch, length)
         keys = self.add_keys(self.keys, where_T3, self._heads(self.key(x_TH)))

@@ -37,11 +37,9 @@ class GraphRows(nn.Cell):
         self.unmet = tuple(len(keys) for keys, _ in rows)
         # The last row is zeros, for all rows that were not met; no token has its key.
         last = np.iinfo(np.int64).max
-        self.numbers = ParameterTuple(
-            _parameter(e, "numbers", np.append(keys, last)) for e, (keys, _) in enumerate(rows)
-        )
+        self.numbers = ParameterTuple(_fixed(e, "numbers", np.append(keys, last)) for e, (keys, _) in enumerate(rows))
         self.weights = ParameterTuple(
-            _parameter(e, "weight", np.concatenate([weight, np.zeros_like(weight, shape=(1, weight.shape[1]))]))
+            _fixed(e, "weight", np.concatenate([weight, np.zeros_like(weight, shape=(1, weight.shape[1]))]))
             for e, (_, weight) in enumerate(rows)
         )
         self.note, self.noted = ops.ScatterNdUpdate(), ops.GatherNd()
@@ -64,5 +62,5 @@ class GraphRows(nn.Cell):
         return self.join(parts)
 
 
-def _parameter(entry: int, name: str, values: np.ndarray) -> Parameter:
+def _fixed(entry: int, name: str, values: np.ndarray) -> Parameter:
     return Parameter(Tensor(np.ascontiguousarray(values)), f"{entry}.{name}", requires_grad=False)

@@ -90,16 +90,13 @@ class RunLog:
         if total_NK is None:
             return None
         kinds = [kind for key, kind in self.config.items() if key.startswith("model.segments.")] or ["own"]
-        experts_per_domain, common = (
-            self.config.get("model.experts_per_domain"),
-            self.config.get("model.common_experts"),
-        )
-        stored = {"own": experts_per_domain and experts_per_domain * len(self.domains), "common": common}
+        own = (self.config.get("model.experts_per_domain") or 0) * len(self.domains)
+        stored = {"own": own or None, "common": self.config.get("model.common_experts")}
         labels, relative_NK = list[str](), np.full(total_NK.shape, np.nan)
         order = sorted(range(len(total_NK)), key=lambda n: kinds[n % len(kinds)] != "own")
         for row, n in enumerate(order):
             kind = kinds[n % len(kinds)]
-            total_GE = total_NK[n, : stored[kind] or None].reshape(len(self.domains) if kind == "own" else 1, -1)
+            total_GE = total_NK[n, : stored[kind]].reshape(len(self.domains) if kind == "own" else 1, -1)
             with np.errstate(invalid="ignore"):  # 0 / 0
                 relative_NK[row, : total_GE.size] = (total_GE / total_GE.mean(axis=1, keepdims=True)).ravel()
             labels.append(f"{n // len(kinds)}.{n % len(kinds)} {kind}")
