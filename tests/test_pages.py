@@ -311,7 +311,7 @@ def test_every_idea_of_the_first_hour_trains(reader):
 
 def test_the_front_page_is_short():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 150
+    assert len(lines) <= 110
     assert [line for line in lines if len(line) > 160] == []
 
 
