@@ -31,7 +31,7 @@ from pangu_sigma.ecss.tiers import HostTier
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.optimizer.update import Hyper, gradient_factor
 from pangu_sigma.process import use_cpu
-from pangu_sigma.ranks.reduce import joined
+from pangu_sigma.ranks.reduce import flatten_segments
 from pangu_sigma.rre.plan import RoutedSegment
 
 DOMAINS = 10
@@ -284,7 +284,7 @@ class _UpdateAll(nn.Cell):
         self._grads = as_input(grads)
 
     def construct(self, rate, active_K, used_K1, grads):
-        norm = ops.sqrt(self.square_sum(joined(grads)))
+        norm = ops.sqrt(self.square_sum(flatten_segments(grads)))
         hyper = self.hyper(rate, gradient_factor(norm, 1.0, 1.0), 1.0)
         return self.store.update(grads, active_K, used_K1, hyper)
 

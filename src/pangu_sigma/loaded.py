@@ -125,7 +125,7 @@ def evaluate(
             return _measured(comparison, format_differences(comparison), [*rows, *theirs])
         from pangu_sigma.held_out.run import evaluate_run
 
-        losses = evaluate_run(folders[0], all_samples, passages)
+        losses = evaluate_run(folders[0], all_samples, passages, getattr(models[0], "_weights", None))
     table = format_losses(losses)
     if passages:
         from pangu_sigma.held_out.passages import format_passages

@@ -186,7 +186,7 @@ def test_a_model_without_a_domain_of_the_format_is_told_how_to_name_another(tiny
     ],
 )
 def test_options_that_do_nothing_are_warned_of(tiny_run, data, caplog, monkeypatch, option, said):
-    monkeypatch.setattr(benchmarks, "_run", lambda *_: {})
+    monkeypatch.setattr(benchmarks, "_run_task", lambda *_: {})
     run_benchmarks(tiny_run, asked(data, "ocnli", **option))
     assert any(message.startswith(said) for message in caplog.messages)
 
@@ -307,7 +307,7 @@ def test_the_table_has_a_line_for_each_metric():
         SimpleNamespace(truncated={("wplc", 3), ("other", 1)}),
     )
     values = {"alias": "wplc", "perplexity,none": math.inf, "acc,none": 0.5}
-    figures = {"wplc": benchmarks._result(lm, values, {"wplc": items}, ["wplc"], {"wplc": task})}
+    figures = {"wplc": benchmarks._figures_of(lm, values, {"wplc": items}, ["wplc"], {"wplc": task})}
     assert figures == {"wplc": {"perplexity": None, "acc": 0.5, "n": 1200, "skipped": 1, "truncated": 1}}
     assert format_tasks(figures).splitlines() == [
         "| task | metric | value | items | skipped | truncated |",

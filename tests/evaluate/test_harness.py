@@ -250,7 +250,7 @@ def test_the_longest_texts_are_first_and_those_that_begin_alike_together(model):
 
     alike = list(range(16))
     requests = [request(1, 2), request(*alike, 5), request(7, 8, 9), request(*alike, 4, 4, 4), request(2, *alike, 1)]
-    assert harness._in_order(requests) == [3, 1, 4, 2, 0]
+    assert harness._submission_order(requests) == [3, 1, 4, 2, 0]
 
 
 def test_answers_that_were_kept_are_not_asked_for_again(tiny_run, tmp_path, monkeypatch):

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign import file_tensors as module
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped, npy_source, plain_name
+from pangu_sigma.foreign.file_tensors import FileTensor, WholeTensor, map_tensor, npy_source, plain_name
 
 
 def written(folder: Path, values: np.ndarray, name: str = "a") -> FileTensor:
     """Values in a file, at an odd byte."""
     (folder / name).write_bytes(b"x" + np.ascontiguousarray(values).tobytes())
-    return mapped(folder / name, name, values.dtype.name, values.shape, map_file(folder / name)[1:])
+    return map_tensor(folder / name, name, values.dtype.name, values.shape, map_file(folder / name)[1:])
 
 
 def blocks(values: np.ndarray, rows: int, columns: int, folder: Path) -> list[FileTensor]:
@@ -43,7 +43,7 @@ def test_blocks_are_joined_and_transposed_whatever_the_slices(
     fragments = blocks(values, rows, columns, folder)
     kept, module._SLICE = module._SLICE, length
     try:
-        found = Joined(values.shape, fragments[::-1]).assembled("w", transposed)
+        found = WholeTensor(values.shape, fragments[::-1]).lazy_array("w", transposed)
         wanted = values.T if transposed else values
         assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
         np.testing.assert_array_equal(found.read(), wanted)
@@ -58,12 +58,12 @@ def test_reading_takes_little_more_than_the_tensor(tmp_path: Path):
     del values
     for transposed in (False, True):
         tracemalloc.start()
-        whole = Joined((8192, 2048), fragments).assembled("w", transposed).read()
+        whole = WholeTensor((8192, 2048), fragments).lazy_array("w", transposed).read()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1.2 * whole.nbytes
     tracemalloc.start()
-    for _ in Joined((8192, 2048), fragments).assembled("w", transposed=True).content():
+    for _ in WholeTensor((8192, 2048), fragments).lazy_array("w", transposed=True).content():
         pass
     assert tracemalloc.get_traced_memory()[1] < 0.2 * whole.nbytes
     tracemalloc.stop()
@@ -73,27 +73,29 @@ def test_fragments_that_overlap_leave_gaps_or_reach_out_are_refused(tmp_path: Pa
     one = written(tmp_path, np.zeros((2, 4), np.float32))
     for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)]):
         with pytest.raises(LayoutError, match="do not fill w of shape"):
-            Joined((4, 4), [replace(one, first=corner) for corner in corners]).assembled("w")
+            WholeTensor((4, 4), [replace(one, first=corner) for corner in corners]).lazy_array("w")
 
 
 def test_types_are_refused_by_name(tmp_path: Path):
     wide = written(tmp_path, np.zeros((2, 4), np.float64), "wide")
     with pytest.raises(LayoutError, match=r"wide \(w\) is float64; convert it to one of float32, float16, bfloat16"):
-        Joined.only(wide).assembled("w")
+        WholeTensor.from_part(wide).lazy_array("w")
     one, half = written(tmp_path, np.zeros(2, np.float32), "one"), written(tmp_path, np.zeros(2, np.float16), "half")
     with pytest.raises(LayoutError, match=r"half is float16, .*one is float32"):
-        Joined((4,), [one, replace(half, first=(2,))]).assembled("w")
+        WholeTensor((4,), [one, replace(half, first=(2,))]).lazy_array("w")
 
 
 def test_copies_that_differ_are_said_or_refused_when_they_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     one, other = np.zeros(4, np.float32), np.array([0, 0, 0.5, 0], np.float32)
     first, second = written(tmp_path, one, "one"), written(tmp_path, other, "other")
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(replace(Joined.only(first), same=[first]).assembled("w").read(), one)
+        np.testing.assert_array_equal(replace(WholeTensor.from_part(first), copies=[first]).lazy_array("w").read(), one)
         assert caplog.text == ""
-        np.testing.assert_array_equal(replace(Joined.only(first), same=[second]).assembled("w").read(), one)
+        np.testing.assert_array_equal(
+            replace(WholeTensor.from_part(first), copies=[second]).lazy_array("w").read(), one
+        )
     assert "other differs from" in caplog.text and "by up to 0.5" in caplog.text
-    strict = replace(Joined.only(first), same=[second], strict=True).assembled("w")
+    strict = replace(WholeTensor.from_part(first), copies=[second], strict=True).lazy_array("w")
     with pytest.raises(LayoutError, match="other is not equal to one"):
         strict.read()
 
@@ -102,15 +104,15 @@ def test_copies_that_differ_are_said_or_refused_when_they_are_read(tmp_path: Pat
 @pytest.mark.parametrize("sizes", [(-1,), (1 << 50, 1 << 50), (float("nan"),), ("a",), (1 << 32, 1 << 32), (1,) * 99])
 def test_sizes_that_cannot_be_are_refused(sizes: tuple, kind: str):
     with pytest.raises(LayoutError, match=r"w has the shape .* cannot have"):
-        mapped(Path("a"), "w", kind, sizes, np.zeros(8, np.uint8))
+        map_tensor(Path("a"), "w", kind, sizes, np.zeros(8, np.uint8))
 
 
 def test_a_small_view_that_is_read_as_a_large_tensor_is_refused():
     content = np.zeros(8, np.uint8)
-    assert mapped(Path("a"), "w", "float32", (2,), content, 0, (0,)).shape == (2,)
+    assert map_tensor(Path("a"), "w", "float32", (2,), content, 0, (0,)).shape == (2,)
     for shape, strides in (((3,), (0,)), ((1 << 31, 4), (0, 0)), ((2, 2), (1, 1)), ((2,), (2,)), ((2,), (-1,))):
         with pytest.raises(LayoutError, match=r"w has the shape .* its 8 bytes cannot have"):
-            mapped(Path("a"), "w", "float32", shape, content, 0, strides)
+            map_tensor(Path("a"), "w", "float32", shape, content, 0, strides)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_an_array_of_numpy_is_a_source(tmp_path: Path):
     values = np.arange(6, dtype=np.float16).reshape(2, 3)
     np.save(tmp_path / "a.npy", values)
     source = npy_source(tmp_path / "a.npy")
-    np.testing.assert_array_equal(source.assembled("a").read(), values)
+    np.testing.assert_array_equal(source.lazy_array("a").read(), values)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pangu_sigma.foreign.mindspore_files import open_ckpt
 
 
 def read(file: Path, name: str) -> np.ndarray:
-    return open_ckpt(file)[name].assembled(name).read()
+    return open_ckpt(file)[name].lazy_array(name).read()
 
 
 @pytest.mark.parametrize("checksum", [False, True])
@@ -27,7 +27,7 @@ def test_what_mindspore_saves_is_read(tmp_path: Path, checksum: bool):
     for name in ("a", "b"):
         np.testing.assert_array_equal(read(tmp_path / "a.ckpt", name), values[name])
     with pytest.raises(LayoutError, match=r"n \(n\) is Int32; convert it to one of float32"):
-        open_ckpt(tmp_path / "a.ckpt")["n"].assembled("n")
+        open_ckpt(tmp_path / "a.ckpt")["n"].lazy_array("n")
 
 
 @pytest.mark.parametrize("stretch", [1, 3, 4, 5, 9, 24])
@@ -60,4 +60,4 @@ def test_what_is_damaged_is_refused(tmp_path: Path, change, message: str):
     file = tmp_path / "a.ckpt"
     file.write_bytes(change(foreign.ckpt(VALID)))
     with pytest.raises(LayoutError, match=rf"a\.ckpt: .*{message}"):
-        open_ckpt(file)["a"].assembled("a")
+        open_ckpt(file)["a"].lazy_array("a")

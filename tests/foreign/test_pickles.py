@@ -180,7 +180,7 @@ def test_what_asks_for_copies_of_copies_takes_no_more_than_its_instructions():
     assert len({id(vars(one)) for one in found}) == 1
     for call, message in (
         (b"ccollections\nOrderedDict\nh\0\x85R.", "takes 0 positional arguments"),
-        (b"cnumpy\nndarray\nh\0R.", "a call with a _Table of arguments"),
+        (b"cnumpy\nndarray\nh\0R.", "a call with a _SafeDict of arguments"),
         (b"(" + b"N" * 99 + b"tq\1cnumpy\nndarray\nh\1R.", "a call with a tuple of arguments, or more than nine"),
     ):
         with pytest.raises(LayoutError, match=message):

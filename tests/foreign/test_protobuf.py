@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.foreign.protobuf import field_at, message, numbers, varint
+from pangu_sigma.foreign.protobuf import message, numbers, read_field, read_varint
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), st.text(max_size=20))
@@ -41,5 +41,5 @@ def test_any_bytes_are_read_or_a_value_error(content: bytes):
 
 
 def test_a_long_field_may_reach_beyond_what_is_there():
-    assert field_at(b"\x0a\x80\x01abc", 0, 131).end == 131
-    assert varint(b"\x80\x01", 0) == (128, 2)
+    assert read_field(b"\x0a\x80\x01abc", 0, 131).end == 131
+    assert read_varint(b"\x80\x01", 0) == (128, 2)

@@ -25,17 +25,17 @@ def test_parts_lie_where_mindspore_cuts_them(data: st.DataObject):
     values = np.arange(8 * 8, dtype=np.float32).reshape(8, 8)
     for rank in range(cut.ranks):
         part = np.asarray(_load_tensor(Tensor(values), grid, axes, rank_id=rank))
-        assert cut.whole(part.shape) == values.shape
-        at = cut.first(rank, part.shape)
+        assert cut.whole_shape(part.shape) == values.shape
+        at = cut.first_index(rank, part.shape)
         np.testing.assert_array_equal(values[at[0] : at[0] + part.shape[0], at[1] : at[1] + part.shape[1]], part)
 
 
 def test_the_optimizer_cuts_once_more_along_the_first_axis():
     cut = Cut((4, 2), (0, -1), step=2, stretches=4)
-    assert cut.whole((1, 3)) == (8, 3)
-    assert [cut.first(rank, (1, 3))[0] for rank in range(8)] == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert cut.whole_shape((1, 3)) == (8, 3)
+    assert [cut.first_index(rank, (1, 3))[0] for rank in range(8)] == [0, 4, 1, 5, 2, 6, 3, 7]
     fewer = Cut((4, 2), (-1, 0), step=2, stretches=2)  # ranks 4 to 7 hold what 0 to 3 do
-    assert [fewer.first(rank, (2, 3)) for rank in range(8)] == [(0, 0), (0, 3), (2, 0), (2, 3)] * 2
+    assert [fewer.first_index(rank, (2, 3)) for rank in range(8)] == [(0, 0), (0, 3), (2, 0), (2, 3)] * 2
 
 
 def strategy(**change: object) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from helpers.foreign_files import FakeTensor, torch_zip
 
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.file_tensors import Joined, mapped
+from pangu_sigma.foreign.file_tensors import WholeTensor, map_tensor
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 VALUES = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.arange(5, dtype=np.float16)}
@@ -21,7 +21,7 @@ def value() -> dict[str, Any]:
 
 
 def read(file: Path, name: str) -> np.ndarray:
-    return Joined.only(open_torch_file(file)[name]).assembled(name).read()
+    return WholeTensor.from_part(open_torch_file(file)[name]).lazy_array(name).read()
 
 
 def test_a_file_is_read(tmp_path: Path):
@@ -128,5 +128,5 @@ def test_a_flipped_bit_of_a_torch_zip_is_refused_by_the_name_of_its_entry(tmp_pa
 
 def test_a_view_of_a_storage_is_read_as_its_strides_say(tmp_path: Path):
     content, file = VALUES["a"].reshape(-1).view(np.uint8), tmp_path / "a.pt"
-    found = Joined.only(mapped(file, "a", "float32", (4, 2), content, 1, (1, 4))).assembled("a").read()
+    found = WholeTensor.from_part(map_tensor(file, "a", "float32", (4, 2), content, 1, (1, 4))).lazy_array("a").read()
     np.testing.assert_array_equal(found, np.lib.stride_tricks.as_strided(VALUES["a"].reshape(-1)[1:], (4, 2), (4, 16)))

@@ -13,6 +13,7 @@ import pytest
 from helpers.edited import edit_config
 from helpers.prepared import change_vocabulary
 
+import pangu_sigma as ps
 from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepared import PreparedData
@@ -57,6 +58,13 @@ def test_it_gives_the_losses_of_the_end_of_training_with_all_that_was_logged(tin
         assert all(values[key] == last[key][name] for key in FIGURES)
         assert values["samples"] == 8, "train.eval_batches · train.batch_size"
     assert files_of(tiny_run) == before
+
+
+def test_the_precision_of_a_loaded_model_is_measured(tiny_run):
+    full, rounded = (ps.load(tiny_run, weights=weights).evaluate() for weights in (None, "int8"))
+    for name, figures in full.items():
+        assert 0 < abs(rounded[name]["loss"] - figures["loss"]) < 0.05
+        assert rounded[name]["held_out"] == figures["held_out"], "the same tokens"
 
 
 def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those(everything, tiny_run, tiny_data):

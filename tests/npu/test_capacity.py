@@ -64,7 +64,7 @@ def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.Dat
     sent = rng.integers(0, 5, (LAYERS, 1, groups * peers * replicas, stored))
     room = Capacity(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12)))
     receivers = Receivers(layout, groups, holder_K)
-    kept = receivers.kept(sent, room)
+    accepted = receivers.accepted(sent, room)
     left: dict[tuple[int, ...], int] = {}
     expected = np.zeros_like(sent)
     for n, taker, expert in np.ndindex(LAYERS, sent.shape[2], stored):
@@ -73,6 +73,6 @@ def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.Dat
         free = left.setdefault(where, room.arrived)
         expected[n, 0, taker, expert] = min(sent[n, 0, taker, expert], room.sent or 0, free)
         left[where] -= expected[n, 0, taker, expert]
-    assert (kept == expected).all()
-    arrived = receivers.arrived(kept)
+    assert (accepted == expected).all()
+    arrived = receivers.arrived(accepted)
     assert arrived.max() <= (room.arrived)

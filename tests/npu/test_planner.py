@@ -21,7 +21,7 @@ from hypothesis import given, settings
 
 from pangu_sigma.npu.capacity import Capacity, CapacityError, ExchangePlan
 from pangu_sigma.npu.planner import ExchangePlanner
-from pangu_sigma.npu.rows import Room, as_many_rows, capacity, dispatch_layout
+from pangu_sigma.npu.rows import Room, capacity, dispatch_layout, equalized_rows
 from pangu_sigma.ranks.layout import Layout, active_entries, data_rank_of_sequences
 from pangu_sigma.rre.plan import RoutingPlan
 
@@ -38,7 +38,7 @@ def room_of_case(case: Case) -> Room:
     kinds = case.config.model.kinds
     if is_dropless(case):
         return {kind: Capacity(None, case.arrived) for kind in kinds}
-    sent, arrived = (as_many_rows(case.config, dict.fromkeys(kinds, rows)) for rows in (case.capacity, case.arrived))
+    sent, arrived = (equalized_rows(case.config, dict.fromkeys(kinds, rows)) for rows in (case.capacity, case.arrived))
     return {kind: Capacity(sent[kind], arrived[kind]) for kind in kinds}
 
 

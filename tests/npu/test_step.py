@@ -101,7 +101,7 @@ def start_equal(toy: Toy, step: AscendStep) -> None:
             records[:, :width] = np.random.default_rng(0).standard_normal((len(records), width))
     step.scale.value.set_data(Tensor(1024.0, ms.float32))
     step.scale.good_steps.set_data(Tensor(0, ms.int32))
-    step.give_scale()
+    step.copy_scale()
 
 
 def advance(step: AscendStep, batch: Batch, factor: float = 1.0) -> list[np.ndarray]:
@@ -208,7 +208,7 @@ def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged
     flagged = AscendStep(toy.config)
     flagged.set_train()
     flagged.scale.value.set_data(Tensor(1024.0, ms.float32))
-    flagged.give_scale()
+    flagged.copy_scale()
     _, norm, applied, *_ = advance(flagged, exchanged.next(exchanged.start()))
     assert np.isfinite(norm)
     assert applied == 0.0

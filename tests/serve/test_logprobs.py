@@ -16,7 +16,7 @@ def tokens(*ids, logprob=-1.0, top=()):
 
 
 def test_texts_of_tokens():
-    assert [TEXTS.shown(token) for token in range(5)] == ["<eot>", "the", " 今", "bytes:\\xe4", "bytes:\\xbb"]
+    assert [TEXTS.display_text(token) for token in range(5)] == ["<eot>", "the", " 今", "bytes:\\xe4", "bytes:\\xbb"]
 
 
 def test_offsets_count_characters_and_go_on_from_part_to_part():

@@ -320,7 +320,7 @@ def test_a_token_tells_its_probability_and_alternatives(opened, decoder, served,
     expect(lines).to_have_count(5)
     found = lines.evaluate_all("(lines) => lines.map((line) => line.children[1].textContent)")
     assert [float(number.strip("%")) / 100 for number in found] == pytest.approx(expected, rel=0.051), "two digits"
-    first = texts.shown(int(decoder.tokenizer.slot_rows[domain.slot, best[0]])).removeprefix("bytes:")
+    first = texts.display_text(int(decoder.tokenizer.slot_rows[domain.slot, best[0]])).removeprefix("bytes:")
     assert lines.first.locator(".word").text_content().strip("␣ ") == first.strip()
     expect(lines.first).to_have_class("taken")
     experts = decoder.experts(domain, [new[at]])[:, 0]

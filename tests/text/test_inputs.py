@@ -179,7 +179,7 @@ def test_names_say_the_format(tmp_path, domains):
         with pytest.raises(DataError, match=r"must end in \.jsonl, \.jsonl\.gz, \.jsonl\.zst$"):
             check_input(tmp_path / name)
     with pytest.raises(DataError, match=r"must end in \.jsonl, .*, \.parquet$"):
-        check_input(tmp_path / "a.parquet.gz", ends=INPUTS)
+        check_input(tmp_path / "a.parquet.gz", suffixes=INPUTS)
 
 
 def test_a_name_that_no_file_can_have_is_one_error():

@@ -206,7 +206,7 @@ def test_elements_are_those_of_pythons_parser(tmp_path_factory, values, indent, 
     content = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     path = written(tmp_path_factory.mktemp("array"), content + b" \n", name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_files, "_BLOCK_BYTES", block)
+        patch.setattr(json_files, "_CHUNK_BYTES", block)
         found = elements(path)
     assert [value for value, _ in found] == values
     decoder = json.JSONDecoder()
@@ -218,7 +218,7 @@ def test_elements_are_those_of_pythons_parser(tmp_path_factory, values, indent, 
 def test_any_bytes_are_either_elements_or_rejected(tmp_path_factory, content, block):
     path = written(tmp_path_factory.mktemp("bytes"), b"[" + content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_files, "_BLOCK_BYTES", block)
+        patch.setattr(json_files, "_CHUNK_BYTES", block)
 
         for item in elements(path):
             if isinstance(item, Rejected):
@@ -285,7 +285,7 @@ def test_a_long_element_is_left_out_and_one_without_end_ends_the_reading_in_boun
     tmp_path, domains, monkeypatch
 ):
     monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 1_000)
-    monkeypatch.setattr(json_files, "_BLOCK_BYTES", 7)
+    monkeypatch.setattr(json_files, "_CHUNK_BYTES", 7)
     long, endless = (b'{"domain": "zh", "text": "' + b'\\\\\\"]},[{' * count + b'"}' for count in (120, 1_000))
     path = written(tmp_path, b"[ " + long + b" , " + GOOD + b",\n" + endless + b"," + GOOD + b"]")
     items = read_whole(path, domains)
@@ -311,5 +311,5 @@ def test_the_number_of_elements_is_returned(tmp_path):
 def test_a_number_may_go_on_in_the_next_block(tmp_path, monkeypatch, number):
     path = written(tmp_path, f"[{number}, {number}]".encode(), "a.json")
     for block in range(1, 12):
-        monkeypatch.setattr(json_files, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(json_files, "_CHUNK_BYTES", block)
         assert [value for value, _ in elements(path)] == [json.loads(number)] * 2

@@ -94,15 +94,15 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
     tables = table_tensors(model.table, model.config) | {ROW_OF: model.tokenizer.row_of}
     tensors = {name_in_folder(name): tensor for name, tensor in model.tensors.items()}
     for entry in range(len(model.config.model.rows)):
-        met = zip(("keys", "weight"), model.rows(entry), strict=True)
-        tables |= {row_tensor(entry, name): values for name, values in met}
+        arrays = zip(("keys", "weight"), model.rows(entry), strict=True)
+        tables |= {row_tensor(entry, name): values for name, values in arrays}
     tensors |= {name: LazyArray.of(values, name) for name, values in tables.items()}
-    shards = _divide({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
+    shards = _assign_files({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     with unfinished_folder(output) as folder:
         copy_tokenizer(model.path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
-        written = _write_shards(folder, tensors, shards)
-        sizes = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
-        index = {"metadata": sizes, "weight_map": {name: file for file, names in shards.items() for name in names}}
+        fingerprints = _write_shards(folder, tensors, shards)
+        metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+        index = {"metadata": metadata, "weight_map": {name: file for file, names in shards.items() for name in names}}
         trees = {CONFIG_JSON: config_json(model), GENERATION_JSON: generation_json(model.config), INDEX_JSON: index}
         trees[TOKENIZER_JSON] = tokenizer_config_json(model)
         files = {name: f"{json.dumps(tree, ensure_ascii=False, indent=2)}\n".encode() for name, tree in trees.items()}
@@ -114,31 +114,33 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         for name in code_files():
             shutil.copyfile(HF_CODE / name, folder / name)
         tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
-        seal_folder(folder, [*files, *shards, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, written)
+        seal_folder(folder, [*files, *shards, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, fingerprints)
     return output
 
 
-def _divide(sizes: dict[str, int], most: int) -> dict[str, list[str]]:
-    """Divide tensors among files, in order, each file as full as allowed. Returns the names by file."""
-    groups: list[list[str]] = [[]]
-    room = most
+def _assign_files(sizes: dict[str, int], file_limit: int) -> dict[str, list[str]]:
+    """Assign tensors to files, in order, each file as full as allowed. Returns the names of tensors by file.
+
+    sizes: bytes of each tensor. file_limit: maximum bytes of a file, unless one tensor alone has more."""
+    files: list[list[str]] = [[]]
+    room = file_limit
     for name, size in sizes.items():
-        if groups[-1] and size > room:
-            groups.append([])
-            room = most
-        groups[-1].append(name)
+        if files[-1] and size > room:
+            files.append([])
+            room = file_limit
+        files[-1].append(name)
         room -= size
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
+    return {f"model-{i:05d}-of-{len(files):05d}.safetensors": names for i, names in enumerate(files, 1)}
 
 
 def _write_shards(
     folder: Path, tensors: dict[str, LazyArray], shards: dict[str, list[str]]
 ) -> dict[str, dict[str, Any]]:
-    """Write the files of the weights. Returns their fingerprints."""
-    total, written = sum(tensor.nbytes for tensor in tensors.values()), {}
+    """Write the tensors to their files. Returns the fingerprint of each file, for the seal. shards: names of tensors by file."""
+    total, fingerprints = sum(tensor.nbytes for tensor in tensors.values()), {}
     with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
         for file, names in shards.items():
             arrays, metadata = {name: tensors[name] for name in names}, {"format": "pt"}  # `transformers` requires it
-            done = lambda name, first, values: bar.update(values.nbytes)  # noqa: E731
-            written[file] = write_arrays(folder / file, arrays, lambda: None, metadata, done)
-    return written
+            advance = lambda name, first, values: bar.update(values.nbytes)  # noqa: E731
+            fingerprints[file] = write_arrays(folder / file, arrays, lambda: None, metadata, advance)
+    return fingerprints

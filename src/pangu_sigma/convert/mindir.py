@@ -72,7 +72,7 @@ def export_mindir(
         write_config(folder, run.config, "export")
         signature = inputs_and_outputs(run.config)
         openings = {d.name: run.tokenizer.prompt(OPENINGS[d.language], d) for d in domains_of(run.config)}
-        # large graphs have several
+        # a large graph has several files
         files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
         seal_model_files(folder, {"signature": signature, "weights": at_rest}, files)
         (folder / README_FILE).write_text(export_readme(run, signature, at_rest, openings), encoding="utf-8")
@@ -87,9 +87,9 @@ def write_graph(graph: CachedGraph, folder: Path) -> None:
 
     stem_file = folder / GRAPH_FILE
     ms.export(graph, *open_inputs(), file_name=str(stem_file), file_format="MINDIR", custom_func=_shorten_names)
-    alone = stem_file.with_name(f"{stem_file.stem}_graph.mindir")
-    if alone.exists():  # its values are in other files
-        alone.rename(stem_file)
+    separate_graph = stem_file.with_name(f"{stem_file.stem}_graph.mindir")
+    if separate_graph.exists():  # its values are in other files
+        separate_graph.rename(stem_file)
     for path in folder.rglob("*"):  # MindSpore leaves them readable by their owner only
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -105,27 +105,28 @@ def tables(run: StoredModel) -> dict[str, np.ndarray]:
 
 
 def _shorten_names(model: Any) -> None:
-    """Shorten the names of a ModelProto: MindSpore prefixes each with a function and numbers; inputs also lose their axes."""
+    """Shorten the names in a ModelProto, which MindSpore prefixes with a function and numbers; names of inputs also lose their
+    axes."""
     prefix = f"{model.graph.name}:"
-    arguments = {each.name for each in model.graph.input}
+    input_names = {graph_input.name for graph_input in model.graph.input}
 
     def short(name: str) -> str:
-        return (name.rsplit("_", 1)[0] if name in arguments else name).removeprefix(prefix)
+        return (name.rsplit("_", 1)[0] if name in input_names else name).removeprefix(prefix)
 
-    _rename(model, short)
+    _rename_strings(model, short)
     model.graph.name = "pangu_sigma"
 
 
-def _rename(message: Any, short: Callable[[str], str]) -> None:
-    """Apply `short` to all strings of a message and of the messages inside it."""
-    for found, value in message.ListFields():
+def _rename_strings(message: Any, short: Callable[[str], str]) -> None:
+    """Replace each string of a protobuf message, and of the messages inside it, by `short(string)`."""
+    for field, value in message.ListFields():
         if isinstance(value, str):
-            setattr(message, found.name, short(value))
-        elif found.type == found.TYPE_MESSAGE:
-            for each in [value] if hasattr(value, "ListFields") else value:
-                _rename(each, short)
-        elif found.type == found.TYPE_STRING:
-            value[:] = [short(each) for each in value]
+            setattr(message, field.name, short(value))
+        elif field.type == field.TYPE_MESSAGE:  # one, or several
+            for item in [value] if hasattr(value, "ListFields") else value:
+                _rename_strings(item, short)
+        elif field.type == field.TYPE_STRING:
+            value[:] = [short(item) for item in value]
 
 
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
@@ -142,18 +143,18 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
     return compare_greedy(open_decoder(model), GraphDecoder.of(export), output, tokens)
 
 
-def compare_greedy(expected: Decoder, found: Decoder, output: Path, tokens: int) -> int:
-    """Compare the greedy tokens of two decoders, and return their number, as `verify_export` does. output: path of the second
-    one's model, for messages."""
+def compare_greedy(expected: Decoder, exported: Decoder, output: Path, tokens: int) -> int:
+    """Compare the greedy tokens of two decoders, as `verify_export` does, and return their number. output: path of the exported
+    model, for messages."""
     domains, tokenizer = domains_of(expected.config), expected.tokenizer
     prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains]
-    answers = (generate(Engine(decoder), prompts, tokens) for decoder in (expected, found))
+    answers = (generate(Engine(decoder), prompts, tokens) for decoder in (expected, exported))
     equal = 0
-    for domain, one, other in zip(domains, *answers, strict=True):
-        if (one.ids, one.finished) != (other.ids, other.finished):
+    for domain, reference, answer in zip(domains, *answers, strict=True):
+        if (reference.ids, reference.finished) != (answer.ids, answer.finished):
             raise ExportError(
-                f"{output}: greedy tokens of domain {one.domain} are {other.ids}, the checkpoint's are {one.ids}; "
+                f"{output}: greedy tokens of domain {domain.name} are {answer.ids}, the checkpoint's are {reference.ids}; "
                 "do not use this export"
             )
-        equal += len(one.ids) - len(tokenizer.prompt(one.prompt, domain)) + one.finished
+        equal += len(answer.ids) - len(tokenizer.prompt(answer.prompt, domain)) + answer.finished
     return equal

@@ -27,15 +27,15 @@ def model_card(model: StoredModel) -> str:
     """Return the text of a model card, with the Hugging Face Hub's YAML header: sizes, versions, domains, origin of the weights,
     data sources and use. It states the licence of the weights as unknown."""
     config = model.config
-    met = [len(model.rows(e)[0]) for e in range(len(config.model.rows))]
-    return _rendered(
+    stored_rows = [len(model.rows(number)[0]) for number in range(len(config.model.rows))]  # by entry
+    return _render(
         "model_card.jinja",
         model,
         count=config.num_params(),
-        languages=dict.fromkeys(each for domain in config.domains for each in _LANGUAGES[domain.language]),
+        languages=dict.fromkeys(tag for domain in config.domains for tag in _LANGUAGES[domain.language]),
         table=Path(config.routing.table).name,
-        met=met,
-        parameters_of_rows=sum(n * entry.width for n, entry in zip(met, config.model.rows, strict=True)),
+        met=stored_rows,
+        parameters_of_rows=sum(n * entry.width for n, entry in zip(stored_rows, config.model.rows, strict=True)),
         manifest=_manifest(model),
         version=version("pangu-sigma"),
         first=config.domains[0].name,
@@ -52,10 +52,11 @@ def export_readme(
     prompt.
     """
     facts = {"signature": signature, "at_rest": at_rest, "openings": openings}
-    return _rendered("export_readme.jinja", model, tokenizer=model.tokenizer, **facts)
+    return _render("export_readme.jinja", model, tokenizer=model.tokenizer, **facts)
 
 
-def _rendered(template: str, model: StoredModel, **facts: Any) -> str:
+def _render(template: str, model: StoredModel, **facts: Any) -> str:
+    """Fill a template of this folder. facts: further variables of the template."""
     loader = FileSystemLoader(Path(__file__).parent)
     blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(loader=loader, undefined=StrictUndefined, **blocks)
@@ -81,9 +82,9 @@ def _manifest(model: StoredModel) -> Manifest | str:
     """Return the manifest of the model's prepared data, or the reason why there is none."""
     try:
         data = data_of(model.config)
-        its = encodes(model.tokenizer, data.tokenizer(model.config))
+        same_ids = encodes(model.tokenizer, data.tokenizer(model.config))
     except (DataError, ConfigError):
         return "the prepared data is not there, or is damaged, or lacks a domain"
-    if not its or model.data_hash not in (None, data.manifest.content_hash):
+    if not same_ids or model.data_hash not in (None, data.manifest.content_hash):
         return "the prepared data at hand is not what the model was trained on"
     return data.manifest

@@ -60,12 +60,13 @@ class BenchmarkRequest:
         """Return the domain that answers in a task. Raises ConfigError if the model has no domain of the task's format."""
         if self.domain is not None:
             return self.domain
-        wanted = FORMATS.get(name)
-        names = [each.name for each in config.domains if (each.format == wanted if wanted else each.name == CHINESE)]
+        text_format = FORMATS.get(name)
+        names = [d.name for d in config.domains if (d.format == text_format if text_format else d.name == CHINESE)]
         if not names:
+            domain = f"of format {text_format}" if text_format else f"called {CHINESE}"
             raise ConfigError(
-                f"{name} asks a domain {f'of format {wanted}' if wanted else f'called {CHINESE}'}, and the model has none; say "
-                f"with {argument('--domain')} which answers: {', '.join(each.name for each in config.domains)}"
+                f"{name} asks a domain {domain}, and the model has none; say with {argument('--domain')} which answers: "
+                f"{', '.join(domain.name for domain in config.domains)}"
             )
         return names[0]
 
@@ -80,7 +81,7 @@ def benchmark_model(model: Path, request: BenchmarkRequest, file: Path | None = 
     stored = open_model(model, *ANSWERING)
     results = run_benchmarks(stored, request, file)
     if stored.kind == "run":
-        _note_in_run(stored, request, results)
+        _write_to_run(stored, request, results)
     return results
 
 
@@ -98,28 +99,29 @@ def run_benchmarks(
         domains_of(stored.config).named(request.domain_of(name, stored.config))
     from pangu_sigma.evaluate.harness import HarnessModel
 
-    manager, loaded = _load(request, stored.config)
-    _check([task for found in loaded.values() for task in found["tasks"].values()], request)
+    manager, loaded_tasks = _load_tasks(request, stored.config)
+    _apply_options([task for loaded in loaded_tasks.values() for task in loaded["tasks"].values()], request)
     engine, results = open_engine(stored, lanes=8), dict[str, Figures]()
     cache = cache_beside(file, stored, request) if file else None
     for name in request.tasks:
         lm = HarnessModel(engine, request.domain_of(name, stored.config), tags=True)
         lm.cache = cache
         logger.info("%s: domain %s answers", name, lm.domain.name)
-        results |= _run(lm, manager, loaded[name], request, file)
+        results |= _run_task(lm, manager, loaded_tasks[name], request, file)
     if file and cache:
         file.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         cache.remove()
     return results
 
 
-def _note_in_run(run: StoredModel, request: BenchmarkRequest, results: dict[str, Figures]) -> None:
+def _write_to_run(run: StoredModel, request: BenchmarkRequest, results: dict[str, Figures]) -> None:
     """Write the results to the run folder, and rewrite its report if it has logged steps."""
-    of = {name: {"domain": request.domain_of(name, run.config), "step": run.step} for name in results}
+    origin = {name: {"domain": request.domain_of(name, run.config), "step": run.step} for name in results}
     file = run.path / BENCHMARKS
     try:
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        write_atomically(file, as_json(before | {name: figures | of[name] for name, figures in results.items()}))
+        old_results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        new_results = {name: figures | origin[name] for name, figures in results.items()}
+        write_atomically(file, as_json(old_results | new_results))
         write_report(run.path)
     except (OSError, ValueError) as error:
         logger.warning("the run's report does not have these benchmarks: %s", error)
@@ -144,7 +146,7 @@ def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _load(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any]]:
+def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any]]:
     """Return the harness's task manager, and the loaded tasks by the names of the request."""
     from lm_eval.tasks import TaskManager
 
@@ -154,15 +156,15 @@ def _load(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any
     folders = [TASKS, *([Path(request.include_path)] if request.include_path else [])]
     if not folders[-1].is_dir():
         raise ConfigError(f"{argument('--include-path')} {folders[-1]} is not a folder; name one with tasks in YAML")
-    ours = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
-    if theirs := [name for name in request.tasks if name not in ours]:
-        logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(theirs))
+    own_names = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
+    if harness_names := [name for name in request.tasks if name not in own_names]:
+        logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(harness_names))
     metadata = {"data": request.files, "seq_length": config.model.seq_length}
-    manager = TaskManager(include_path=[*map(str, folders)], include_defaults=bool(theirs), metadata=metadata)
+    manager = TaskManager(include_path=[*map(str, folders)], include_defaults=bool(harness_names), metadata=metadata)
     for name in request.tasks:
         if name not in manager.all_tasks:
             raise ConfigError(
-                f"benchmark {name} is not known; this project has {', '.join(sorted(ours))}, and lm-evaluation-harness what "
+                f"benchmark {name} is not known; this project has {', '.join(sorted(own_names))}, and lm-evaluation-harness what "
                 "`python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
     loaded: dict[str, Any] = {}
@@ -174,34 +176,34 @@ def _load(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any
                 f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
                 "a folder of its full name, owner/name, below the folder where this command is started"
             )
-            raise DataError(str(error) if name in ours else source) from error
+            raise DataError(str(error) if name in own_names else source) from error
     return manager, loaded
 
 
-def _check(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
-    """Apply the options of a request to the loaded tasks, and warn of one that none of them uses. Raises ConfigError for an option
-    that is not possible, and where programs may or can not be run."""
+def _apply_options(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
+    """Apply the options of a request to the loaded tasks, and warn of an option that no task uses. Raises ConfigError for an option
+    that is not possible, and for tasks whose programs may not or cannot be run."""
     programs = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
     generating = [task for task in tasks if task.OUTPUT_TYPE == "generate_until"]
-    for option, given, used, kind in (
+    for option, is_given, users, kind in (
         ("--samples-per-problem", request.samples_per_problem != 1, programs, "programs"),
         ("--allow-code-execution", request.allow_code_execution, programs, "programs"),
         ("--temperature", request.temperature is not None, generating, "generated answers"),
     ):
-        if given and not used:
+        if is_given and not users:
             without_effect(argument(option), f"it is for benchmarks of {kind}, and not for {', '.join(request.tasks)}")
     if (temperature := request.temperature) is not None:
         for task in generating:
-            sampled = {"temperature": temperature, "do_sample": temperature > 0}
-            task.set_config("generation_kwargs", sampled, update=True)
+            generation_options = {"temperature": temperature, "do_sample": temperature > 0}
+            task.set_config("generation_kwargs", generation_options, update=True)
     for task in programs:
         _check_programs(task, request)
         task.set_config("repeats", request.samples_per_problem)
     for task in tasks:
-        shown, split = request.num_fewshot or task.config.num_fewshot or 0, task.config.fewshot_config.split
-        if "skipped" in task.dataset and shown > len(task.dataset[split]) - (split == task.config.test_split):
+        examples, split = request.num_fewshot or task.config.num_fewshot or 0, task.config.fewshot_config.split
+        if "skipped" in task.dataset and examples > len(task.dataset[split]) - (split == task.config.test_split):
             raise ConfigError(
-                f"{argument('--num-fewshot')} {shown} is not possible: {task.task_name} has {len(task.dataset[split])} {split}, "
+                f"{argument('--num-fewshot')} {examples} is not possible: {task.task_name} has {len(task.dataset[split])} {split}, "
                 "and examples are others than the one that is asked; give a smaller number"
             )
 
@@ -223,10 +225,13 @@ def _check_programs(task: Any, request: BenchmarkRequest) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _run(
-    lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest, beside: Path | None
+def _run_task(
+    lm: Any, manager: Any, loaded: dict[str, Any], request: BenchmarkRequest, result_file: Path | None
 ) -> dict[str, Figures]:
-    """Run a task or a group, and return the results of its tasks, and its own."""
+    """Run a task or a group. Return results by name: of its tasks, and of the group.
+
+    lm: `HarnessModel`. loaded: the tasks and groups that the harness loaded for one name of the request. result_file: file beside
+    which generated answers are written; None not to write them."""
     from lm_eval import evaluator
 
     evaluator.get_git_commit_hash = lambda: None  # it asks git, which complains where there is no repository
@@ -236,10 +241,10 @@ def _run(
     evaluated = evaluator.simple_evaluate(model=lm, tasks=tasks, **options)
     samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
     for name, task in loaded["tasks"].items():
-        if beside and task.OUTPUT_TYPE == "generate_until":
-            _write_answers(beside.with_name(f"{beside.stem}.{name}.jsonl"), samples[name])
+        if result_file and task.OUTPUT_TYPE == "generate_until":
+            _write_answers(result_file.with_name(f"{result_file.stem}.{name}.jsonl"), samples[name])
     return {
-        name: _result(lm, values, samples, members.get(name) or [name], loaded["tasks"])
+        name: _figures_of(lm, values, samples, members.get(name) or [name], loaded["tasks"])
         for name, values in evaluated["results"].items()
     }
 
@@ -247,23 +252,26 @@ def _run(
 def _write_answers(file: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     """Write the prompt, the answers and their scores of each item to a file, a line of JSON each, for people to read."""
     rows = [
-        {"item": s["doc_id"], "prompt": s["arguments"][0][0], "answers": s["resps"][0]}
-        | {m: s[m] for m in s["metrics"]}
-        for s in samples
+        {"item": sample["doc_id"], "prompt": sample["arguments"][0][0], "answers": sample["resps"][0]}
+        | {metric: sample[metric] for metric in sample["metrics"]}
+        for sample in samples
     ]
     file.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
 
 
-def _result(
+def _figures_of(
     lm: Any, values: Mapping[str, Any], samples: Mapping[str, Any], names: Sequence[str], tasks: Mapping[str, Any]
 ) -> Figures:
-    """Convert the harness's result of a task, or of a group with the tasks `names`."""
+    """Convert the harness's result of a task or group to `Figures`.
+
+    values: metrics by the harness's names. samples: evaluated items by task. names: tasks of the group, or the single task. tasks:
+    the loaded tasks by name."""
     metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
-    items = {(name, each["doc_id"]): each["doc"] for name in names for each in samples.get(name, [])}
-    cut = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
+    items = {(name, sample["doc_id"]): sample["doc"] for name in names for sample in samples.get(name, [])}
+    cut_items = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
     return {
         **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "n": len(items),
         "skipped": sum(len(tasks[name].dataset["skipped"]) for name in names if "skipped" in tasks[name].dataset),
-        "truncated": len(cut | (lm.truncated & items.keys())),
+        "truncated": len(cut_items | (lm.truncated & items.keys())),
     }

@@ -38,21 +38,21 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-_MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_LIMIT_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the generation option for the maximum number of new tokens; the first that is present counts."""
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 
-_ALIKE = 16
+_GROUPING_PREFIX = 16
 """Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
 
-_AT_ONCE = 512
+_CHUNK = 512
 """Number of requests submitted together; their answers are in memory until the result is extracted."""
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a context, and of its continuation to score."""
 
-_NOTES = {
+_WARNINGS = {
     "contexts": "{} of {} contexts lost their beginning: {} tokens fit",
     "windows": "{} of {} continuations have {} tokens or more, so that they do not fit; they were scored in windows",
     "prompts": "{} of {} prompts lost their beginning, to leave room for the answer",
@@ -60,7 +60,7 @@ _NOTES = {
     "apart": "in {} of {} requests a token would reach over the end of the context; context and continuation were read on their "
     "own there. local-completions would lose or repeat characters, so its numbers differ for these",
 }
-"""What is said of the requests of a call: their number, the number of all, and `max_length`."""
+"""Warnings about the requests of a call. Arguments: number of affected requests, number of all requests, `max_length`."""
 
 
 @register_model("pangu-sigma")
@@ -99,14 +99,14 @@ class HarnessModel(LM):
         self.engine = path if isinstance(path, Engine) else open_engine(Path(path), lanes=lanes)
         config, self.tokenizer = self.engine.decoder.config, self.engine.decoder.tokenizer
         self.domain = domains_of(config).named(domain)
-        longest = config.model.seq_length
-        if max_length is not None and not 3 <= max_length <= longest:
-            raise ConfigError(f"max_length={max_length} is not allowed: 3 to model.seq_length={longest}")
-        self.max_length = (max_length or longest) - 1  # always with room for one token of the answer
-        self._most, self._tags, self._seed = max_gen_toks, tags, seed
+        model_length = config.model.seq_length
+        if max_length is not None and not 3 <= max_length <= model_length:
+            raise ConfigError(f"max_length={max_length} is not allowed: 3 to model.seq_length={model_length}")
+        self.max_length = (max_length or model_length) - 1  # always with room for one token of the answer
+        self._max_new_tokens, self._tags, self._seed = max_gen_toks, tags, seed
         self.truncated: set[tuple[str | None, int | None]] = set()
         self.cache: ResultCache | None = None
-        self._notes = Counter[str]()
+        self._warning_counts = Counter[str]()
         self._ids = lru_cache(maxsize=4096)(self._tokenize)  # choices of one question share its text
         if not tags and self.tokenizer.prompt("", self.domain):
             logger.warning(
@@ -116,18 +116,18 @@ class HarnessModel(LM):
             )
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return for each (context, continuation) its log-probability in nats, and whether greedy generation gives it.
+        """Return for each (context, continuation) its log-probability in nats, and True if greedy generation would return it.
 
         A continuation that exceeds the model's length is scored in windows, each token once.
         """
         texts = []
         for request in requests:
             context, continuation = self._pair(*request.args)
-            long = len(continuation) >= self.max_length
-            if long or len(context) + len(continuation) > self.max_length:
-                self._note("windows" if long else "contexts", request)
-            texts.append(self._windows(context, continuation) if long else [(context, continuation)])
-        self._report(len(requests))
+            is_long = len(continuation) >= self.max_length
+            if is_long or len(context) + len(continuation) > self.max_length:
+                self._count_warning("windows" if is_long else "contexts", request)
+            texts.append(self._windows(context, continuation) if is_long else [(context, continuation)])
+        self._log_warnings(len(requests))
         return self._scores(texts, "loglikelihood", disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -140,12 +140,14 @@ class HarnessModel(LM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return for each request, (context, options of the task), the generated text, without the stop string that ended it."""
-        repeats = [number for _, same in groupby(requests, id) for number, _ in enumerate(same)]
-        own_requests = [self._continuation(*each) for each in zip(requests, repeats, strict=True)]
-        self._report(len(requests))
+        # for several answers the harness sends the same object several times
+        repeats = [number for _, equal in groupby(requests, id) for number, _ in enumerate(equal)]
+        own_requests = list(map(self._generation_request, requests, repeats))
+        self._log_warnings(len(requests))
         return self._answers(own_requests, lambda answer: answer.text, "generate_until", disable_tqdm)
 
     def _tokenize(self, text: str, tags: bool) -> list[int]:
+        """Return the token ids of a text. tags: True to put the domain's language tag before it."""
         check_text(text, "a text of the task")
         return (self.tokenizer.prompt if tags else self.tokenizer.encode)(text, self.domain)
 
@@ -155,93 +157,98 @@ class HarnessModel(LM):
         continuation = context[len(stripped) :] + continuation
         if not stripped:
             return [self.tokenizer.eot], self._ids(continuation, False)
-        before, whole = self._ids(stripped, self._tags), self._ids(stripped + continuation, self._tags)
-        if not before:  # nothing of it is a token of this vocabulary
-            return [self.tokenizer.eot], whole
-        if whole[: len(before)] == before:
-            return before, whole[len(before) :]
-        self._notes["apart"] += 1
-        return before, self._ids(continuation, False)
+        context_ids, all_ids = self._ids(stripped, self._tags), self._ids(stripped + continuation, self._tags)
+        if not context_ids:  # the vocabulary has no token for it
+            return [self.tokenizer.eot], all_ids
+        if all_ids[: len(context_ids)] == context_ids:
+            return context_ids, all_ids[len(context_ids) :]
+        self._warning_counts["apart"] += 1
+        return context_ids, self._ids(continuation, False)
 
     def _windows(self, context: list[int], continuation: list[int]) -> list[Pair]:
-        """Split a text into windows that fit, each with as much preceding context as fits."""
-        whole = get_rolling_token_windows(continuation, context[-1], self.max_length - 1, context_len=1)
-        return [make_disjoint_window(window) for window in whole]
+        """Split a text that is too long into windows, each with as much preceding context as fits."""
+        windows = get_rolling_token_windows(continuation, context[-1], self.max_length - 1, context_len=1)
+        return [make_disjoint_window(window) for window in windows]
 
-    def _note(self, what: str, request: Any) -> None:
-        self._notes[what] += 1
+    def _count_warning(self, warning: str, request: Any) -> None:
+        """Count a request for a warning of `_WARNINGS`, and as truncated."""
+        self._warning_counts[warning] += 1
         self.truncated.add((request.task_name, request.doc_id))
 
-    def _report(self, total: int) -> None:
+    def _log_warnings(self, total: int) -> None:
         """Log how many of the requests of a call were cut or changed, and how."""
-        for what, number in self._notes.items():
-            logger.warning(_NOTES[what].format(number, total, self.max_length))
-        self._notes.clear()
+        for warning, number in self._warning_counts.items():
+            logger.warning(_WARNINGS[warning].format(number, total, self.max_length))
+        self._warning_counts.clear()
 
-    def _continuation(self, request: Any, repeat: int) -> Request:
+    def _generation_request(self, request: Any, repeat: int) -> Request:
+        """Convert the harness's request for a generated answer. repeat: number of the answer, for several answers to one prompt."""
         context, options = request.args[0], dict(request.args[1])
         until = options.pop("until", None) or []
         stop = [until] if isinstance(until, str) else list(until)
-        most = next((int(options[name]) for name in _MOST_TOKENS if options.get(name) is not None), self._most)
-        sampled = options.pop("do_sample", None)
+        limit = next((int(options[n]) for n in _LIMIT_NAMES if options.get(n) is not None), self._max_new_tokens)
+        do_sample = options.pop("do_sample", None)
         sampling = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
-        if sampled is False:
+        if do_sample is False:
             sampling["temperature"] = 0.0
-        if strange := options.keys() - {*_MOST_TOKENS, *_SAMPLING}:
-            raise ConfigError(f"the task asks for {', '.join(sorted(strange))}, which this model does not know")
-        if most >= self.max_length:
-            most = (self.max_length + 1) // 2
-            self._notes["answers"] += 1
-        ids, room = self._ids(context, self._tags) or [self.tokenizer.eot], self.max_length - most
+        if unknown_options := options.keys() - {*_LIMIT_NAMES, *_SAMPLING}:
+            raise ConfigError(f"the task asks for {', '.join(sorted(unknown_options))}, which this model does not know")
+        if limit >= self.max_length:
+            limit = (self.max_length + 1) // 2
+            self._warning_counts["answers"] += 1
+        ids, room = self._ids(context, self._tags) or [self.tokenizer.eot], self.max_length - limit
         if len(ids) > room:
-            self._note("prompts", request)
+            self._count_warning("prompts", request)
         seed = self._seed + repeat
-        return Request(self.domain, tuple(ids[-room:]), most, Sampling(**sampling), seed, tuple(filter(None, stop)))
+        return Request(self.domain, tuple(ids[-room:]), limit, Sampling(**sampling), seed, tuple(filter(None, stop)))
 
-    def _scores(self, texts: Sequence[list[Pair]], what: str, quiet: bool) -> list[tuple[float, bool]]:
-        """Return for each text, given as pairs, the continuations' log-probability, and whether each token was the likeliest."""
+    def _scores(self, texts: Sequence[list[Pair]], label: str, quiet: bool) -> list[tuple[float, bool]]:
+        """Return for each text, given as its pairs, the log-probability of all continuations in nats, and True if every token of
+        them was the likeliest. label: of the progress bar. quiet: True for no bar."""
         requests = []
         for context, continuation in (pair for pairs in texts for pair in pairs):
             ids = [*context, *continuation][-self.max_length :]
             first = len(ids) - len(continuation)
             requests.append(Request(self.domain, tuple(ids), 0, prompt_logprobs=1, scored_from=first))
-        scores = iter(self._answers(requests, _score_of, what, quiet))
-        parts = [[next(scores) for _ in pairs] for pairs in texts]
-        return [(float(sum(s for s, _ in each)), all(greedy for _, greedy in each)) for each in parts]
+        pair_scores = iter(self._answers(requests, _score, label, quiet))
+        scores_of_texts = [[next(pair_scores) for _ in pairs] for pairs in texts]
+        return [(float(sum(s for s, _ in scores)), all(g for _, g in scores)) for scores in scores_of_texts]
 
-    def _answers(
-        self, requests: Sequence[Request], extract: Callable[[Answer], Any], what: str, quiet: bool
-    ) -> list[Any]:
-        """Return what `extract` gives for each answer, in the order of the requests."""
-        names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
-        results: list[Any] = [self.cache.get(name) if self.cache else None for name in names]
-        order = [number for number in _in_order(requests) if results[number] is None]
+    def _answers(self, requests: list[Request], extract: Callable[[Answer], Any], label: str, quiet: bool) -> list[Any]:
+        """Answer the requests, or load their answers from the cache. Return `extract(answer)` for each request, in their order.
+
+        label: of the progress bar. quiet: True for no bar."""
+        cache_names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
+        results: list[Any] = [self.cache.get(name) if self.cache else None for name in cache_names]
+        order = [number for number in _submission_order(requests) if results[number] is None]
         numbers, total = {id(requests[number]): number for number in order}, len(requests)
-        with Bar(total=total, initial=total - len(order), desc=what, unit="request", disable=quiet) as bar:
+        with Bar(total=total, initial=total - len(order), desc=label, unit="request", disable=quiet) as bar:
 
             def advance(answer: Answer) -> None:
                 if answer.finish in ("stop", "length"):
                     number = numbers[id(answer.request)]
                     results[number] = extract(answer)
                     if self.cache:
-                        self.cache.put(names[number], results[number])
+                        self.cache.put(cache_names[number], results[number])
                     bar.update()
 
-            for first in range(0, len(order), _AT_ONCE):
-                self.engine.complete([requests[number] for number in order[first : first + _AT_ONCE]], advance)
+            for first in range(0, len(order), _CHUNK):
+                self.engine.complete([requests[number] for number in order[first : first + _CHUNK]], advance)
         return results
 
 
-def _in_order(requests: Sequence[Request]) -> list[int]:
-    """Return the order of submission: longest first, and prompts with a common prefix together, so that the prefix is read once."""
-    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+def _submission_order(requests: Sequence[Request]) -> list[int]:
+    """Return the numbers of the requests in the order of submission: longest first, and prompts with a common prefix together, so
+    that the prefix is read once."""
+    groups_by_prefix: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, request in enumerate(requests):
-        alike[request.ids[:_ALIKE]].append(number)
-    groups = sorted(alike.values(), key=lambda numbers: -max(len(requests[number].ids) for number in numbers))
+        groups_by_prefix[request.ids[:_GROUPING_PREFIX]].append(number)
+    groups = sorted(groups_by_prefix.values(), key=lambda numbers: -max(len(requests[n].ids) for n in numbers))
     return [number for group in groups for number in sorted(group, key=lambda number: requests[number].ids)]
 
 
-def _score_of(answer: Answer) -> tuple[float, bool]:
-    scored = answer.prompt[1:]
-    total = sum(token.logprob or 0.0 for token in scored)
-    return float(total), all((token.logprob or 0.0) >= token.top[0][1] for token in scored)
+def _score(answer: Answer) -> tuple[float, bool]:
+    """Return the log-probability of an answer's scored tokens, and True if each was the likeliest."""
+    scored_tokens = answer.prompt[1:]
+    total = sum(token.logprob or 0.0 for token in scored_tokens)
+    return float(total), all((token.logprob or 0.0) >= token.top[0][1] for token in scored_tokens)

@@ -16,7 +16,7 @@ from pangu_sigma.evaluate.benchmarks import TASKS
 
 def with_tasks(arguments: list[str]) -> list[str]:
     """Add this project's task folder to lm-evaluation-harness's arguments, unless they name a task folder or ask for help."""
-    if not arguments or any(each in ("-h", "--help") or each.startswith("--include_path") for each in arguments):
+    if not arguments or any(a in ("-h", "--help") or a.startswith("--include_path") for a in arguments):
         return arguments
     return [*arguments, "--include_path", str(TASKS)]
 

@@ -12,27 +12,29 @@ logger = logging.getLogger(__name__)
 
 
 class ResultCache:
-    """Cache of an evaluation's results by name, in a file of sealed lines that the first `put` begins, and each one writes.
+    """Cache of an evaluation's results by name, in a file of sealed lines. The first `put` creates the file; each `put` adds a
+    line.
 
-    A damaged line is told and left out, so that its result is computed again.
+    A damaged line is logged and left out, so that its result is computed again.
     """
 
-    def __init__(self, file: Path, of: dict[str, Any]):
-        """Load the file if its header equals `of`, else begin a new file. of: everything that the results depend on."""
+    def __init__(self, file: Path, dependencies: dict[str, Any]):
+        """Load the file if its header equals `dependencies`, else begin a new file. dependencies: all that the results depend
+        on."""
         self._file, self._values = file, dict[str, Any]()
         self._stream: TextIO | None = None
-        self._begun = sealed_line(of)
-        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # what a kill cut off has no end of line
-        continued = bool(lines) and lines[0] + b"\n" == self._begun.encode()
-        for number, line in enumerate(lines[1:] if continued else [], 2):
+        self._file_start = sealed_line(dependencies)
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # a line that a kill cut off has no end
+        is_continued = bool(lines) and lines[0] + b"\n" == self._file_start.encode()
+        for number, line in enumerate(lines[1:] if is_continued else [], 2):
             try:
                 result = unsealed_line(line)
             except DamagedFile:
                 logger.warning("%s: line %d is damaged; its result is computed again", file, number)
                 continue
             self._values[result["name"]] = result["value"]
-            self._begun += f"{line.decode()}\n"
-        if continued:
+            self._file_start += f"{line.decode()}\n"
+        if is_continued:
             logger.info("%s: going on after %d answers and results of before", file, len(self._values))
         elif lines:
             logger.info("%s is of another model or of other options, or is damaged, and is begun anew", file)
@@ -46,7 +48,7 @@ class ResultCache:
         self._values[name] = value
         if self._stream is None:
             self._stream = self._file.open("w", encoding="utf-8")
-            self._stream.write(self._begun)
+            self._stream.write(self._file_start)
         self._stream.write(sealed_line({"name": name, "value": value}, allow_nan=True))
         self._stream.flush()
 

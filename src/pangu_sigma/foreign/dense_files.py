@@ -33,22 +33,22 @@ def open_dense_model(path: Path) -> DenseModel:
 
     Raises LayoutError if no layout fits, or if a tensor is missing, unknown, damaged, or of another model.
     """
-    for fits, opened in _OPENERS if path.exists() else ():
+    for fits, open_layout in _OPENERS if path.exists() else ():
         if fits(path):
-            return opened(path)
-    what = f"is in no layout that is read: {contents(path)}" if path.exists() else "does not exist"
-    raise LayoutError(f"{path} {what}; give one of these: {'; '.join(map(': '.join, LAYOUTS.items()))}")
+            return open_layout(path)
+    problem = f"is in no layout that is read: {contents(path)}" if path.exists() else "does not exist"
+    raise LayoutError(f"{path} {problem}; give one of these: {'; '.join(map(': '.join, LAYOUTS.items()))}")
 
 
-def contents(path: Path, but: Collection[str] = ()) -> str:
-    """Describe the contents of a path that is no model for a message. but: names in a folder that are not told."""
+def contents(path: Path, hidden_names: Collection[str] = ()) -> str:
+    """Describe the contents of a path that is no model for a message. hidden_names: names in a folder that are not told."""
     if is_prepared(path):
         return "prepared data"
     if path.suffix in (".yaml", ".yml"):
         return "a configuration; MODEL comes first, CONFIG second"
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
-    names = sorted({file.name for file in path.iterdir()}.difference(but))
+    names = sorted({file.name for file in path.iterdir()}.difference(hidden_names))
     if not names:
         return "an empty folder"
     return f"a folder with {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.file_tensors import MIXED, Joined
+from pangu_sigma.foreign.file_tensors import MIXED, WholeTensor
 from pangu_sigma.foreign.names import Counterpart
 from pangu_sigma.model.arrays import Shapes, layer_shapes, norm_shapes, table_shapes
 from pangu_sigma.sections import Activation
@@ -58,20 +58,20 @@ class DenseModel:
 class Facts:
     """Properties of another project's dense model that its tensors do not show. heads: None if unknown.
 
-    said: sizes that the files state, to compare with the tensors: field of `DenseModel` → (name in the file, value).
+    stated_sizes: sizes that the files state, to compare with the tensors: field of `DenseModel` → (name in the file, value).
     """
 
     heads: int | None = None
     activation: Activation = "tanh"
     activation_known: bool = False
     vocabulary: int | None = None
-    said: dict[str, tuple[str, int]] = field(default_factory=dict)
+    stated_sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 def dense_model_of(
     path: Path,
     layout: str,
-    sources: Mapping[str, Joined],
+    sources: Mapping[str, WholeTensor],
     rules: Mapping[str, Counterpart],
     facts: Facts,
     unused: dict[str, str],
@@ -92,11 +92,11 @@ def dense_model_of(
             unused[f"{name}, rows from {rows}"] = f"padding of the vocabulary: {shape[0]} rows"
         if rule.transposed and len(shape) != 2:
             raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
-        tensors[rule.ours] = source.assembled(rule.ours, rule.transposed)
+        tensors[rule.ours] = source.lazy_array(rule.ours, rule.transposed)
         files = len({part.file for part in source.parts})
-        how = [f"joined from {files} files"] if files > 1 else []
-        how += ["transposed"] if rule.transposed else []
-        made_from[rule.ours] = f"{source.parts[0].name}: {', '.join(how) or 'copied'}"
+        changes = [f"joined from {files} files"] if files > 1 else []
+        changes += ["transposed"] if rule.transposed else []
+        made_from[rule.ours] = f"{source.parts[0].name}: {', '.join(changes) or 'copied'}"
         kinds[rule.ours] = source.kind
     words, positions, w1 = tables = [tensors[name] for name in ("embedding", "positions", "layers.0.ffn.w1")]
     for table in tables:
@@ -104,16 +104,16 @@ def dense_model_of(
             raise LayoutError(f"{path}: {table.origin} is of shape {table.shape}, and must be a table; it is damaged")
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
     sizes = (words.shape[1], w1.shape[0], facts.heads, layers, positions.shape[0], words.shape[0])
-    gelu = (facts.activation, facts.activation_known)
-    model = DenseModel(path, layout, *sizes, *gelu, tensors, made_from, kinds, unused)
+    activation = (facts.activation, facts.activation_known)
+    model = DenseModel(path, layout, *sizes, *activation, tensors, made_from, kinds, unused)
     _check_sizes(model, facts)
     return model
 
 
-def _first_rows(table: Joined, rows: int) -> Joined:
+def _first_rows(table: WholeTensor, rows: int) -> WholeTensor:
     """Return the first rows of a table."""
-    begins = [(part, part.corner[0]) for part in table.parts if part.corner[0] < rows]
-    parts = [replace(part, values=part.values[: rows - begin]) for part, begin in begins]
+    parts_with_begin = [(part, part.corner[0]) for part in table.parts if part.corner[0] < rows]
+    parts = [replace(part, values=part.values[: rows - begin]) for part, begin in parts_with_begin]
     return replace(table, shape=(rows, table.shape[1]), parts=parts)
 
 
@@ -122,10 +122,10 @@ def _check_sizes(model: DenseModel, facts: Facts) -> None:
     if model.heads is not None and (model.heads < 1 or model.hidden % model.heads):
         raise LayoutError(f"{path}: {model.heads} heads do not divide hidden size {model.hidden}; give the right heads")
     for name, shape in tensor_shapes(*sizes).items():
-        found = model.tensors[name]
-        if found.shape != shape:
-            raise LayoutError(f"{path}: {found.origin or name} is of shape {found.shape}, not {shape}; {MIXED}")
-    for name, (key, value) in facts.said.items():
+        tensor = model.tensors[name]
+        if tensor.shape != shape:
+            raise LayoutError(f"{path}: {tensor.origin or name} is of shape {tensor.shape}, not {shape}; {MIXED}")
+    for name, (key, value) in facts.stated_sizes.items():
         if getattr(model, name) != value:
             raise LayoutError(f"{path}: its tensors have {name}={getattr(model, name)}, {key} says {value}; {MIXED}")
 

@@ -64,27 +64,29 @@ class FileTensor:
         """Return the values from `begin` to `end` of an axis; bfloat16 as float32. The mapped memory is released."""
         if self.check is not None:
             self.check()
-        mapped = self.values[(slice(None),) * axis + (slice(begin, end),)]
-        values = (mapped.astype(np.uint32) << 16).view(np.float32) if self.kind == "bfloat16" else mapped.copy()
-        release_pages(mapped)
+        part = self.values[(slice(None),) * axis + (slice(begin, end),)]
+        values = (part.astype(np.uint32) << 16).view(np.float32) if self.kind == "bfloat16" else part.copy()
+        release_pages(part)
         return values
 
 
-def mapped(
+def map_tensor(
     file: Path, name: str, kind: str, shape: Any, content: np.ndarray, offset: Any = 0, strides: Any = None
 ) -> FileTensor:
-    """Return the tensor whose values are in `content`, bytes of a mapped file, which it fills unless strides are given.
+    """Return the tensor of a mapped file's bytes `content`. The tensor fills all of them unless strides are given.
 
-    offset, strides: in values. Raises LayoutError for a shape that the bytes cannot have.
+    kind: dtype in the file. shape, offset, strides: as the file states them, unchecked; offset and strides count values. Raises
+    LayoutError for a shape that the bytes cannot have.
     """
     try:
         if kind not in KINDS:
             return FileTensor(file, name, kind, np.broadcast_to(np.uint8(0), shape))
         dtype = KINDS[kind]
-        steps = None if strides is None else tuple(step * dtype.itemsize for step in strides)
-        values: np.ndarray = np.ndarray(shape, dtype, content, offset * dtype.itemsize, steps)
-        least = len(content) if strides is None else 0
-        if not least <= values.nbytes <= len(content) or values.shape != tuple(shape):  # strides may be 0, a size -1
+        byte_strides = None if strides is None else tuple(step * dtype.itemsize for step in strides)
+        values: np.ndarray = np.ndarray(shape, dtype, content, offset * dtype.itemsize, byte_strides)
+        least_bytes = len(content) if strides is None else 0
+        # strides may be 0, a size -1
+        if not least_bytes <= values.nbytes <= len(content) or values.shape != tuple(shape):
             raise ValueError("another number of bytes")
     except (TypeError, ValueError, OverflowError, MemoryError):
         raise LayoutError(
@@ -94,37 +96,37 @@ def mapped(
 
 
 @dataclass(frozen=True)
-class Joined:
+class WholeTensor:
     """Whole tensor of another project, joined from its parts in files.
 
-    same: copies of the only part, which are compared with it when it is read. A difference is logged as a warning, or raises
-    LayoutError if `strict`.
+    copies: tensors that must equal the only part; they are compared when it is read. A difference is logged as a warning, or raises
+        LayoutError if `strict`.
     """
 
     shape: tuple[int, ...]
     parts: Sequence[FileTensor]
-    same: Sequence[FileTensor] = ()
+    copies: Sequence[FileTensor] = ()
     strict: bool = False
 
     @classmethod
-    def only(cls, stored: FileTensor) -> Joined:
-        """Return a tensor that one file holds as a whole."""
-        return cls(stored.shape, [stored])
+    def from_part(cls, part: FileTensor) -> WholeTensor:
+        """Return the tensor of a single part, which is whole."""
+        return cls(part.shape, [part])
 
     @property
     def kind(self) -> str:
         """Dtype in the files."""
         return self.parts[0].kind
 
-    def assembled(self, name: str, transposed: bool = False) -> LazyArray:
-        """Return the tensor `name` of a model, which is joined when it is read. Raises LayoutError if the parts have different
-        dtypes or do not fill the shape."""
+    def lazy_array(self, name: str, transposed: bool = False) -> LazyArray:
+        """Return an array that joins the parts when it is read. name: name in our model, for messages. Raises LayoutError if the
+        parts have different dtypes or do not fill the shape."""
         first = self.parts[0]
-        for stored in self.parts:
-            if stored.kind not in KINDS:
-                raise LayoutError(f"{stored.origin} ({name}) is {stored.kind}; convert it to one of {', '.join(KINDS)}")
-            if stored.kind != first.kind:
-                raise LayoutError(f"{stored.origin} is {stored.kind}, {first.origin} is {first.kind}; {MIXED}")
+        for part in self.parts:
+            if part.kind not in KINDS:
+                raise LayoutError(f"{part.origin} ({name}) is {part.kind}; convert it to one of {', '.join(KINDS)}")
+            if part.kind != first.kind:
+                raise LayoutError(f"{part.origin} is {part.kind}, {first.origin} is {first.kind}; {MIXED}")
         if not self._is_filled():
             raise LayoutError(
                 f"{first.origin} and {len(self.parts) - 1} more do not fill {name} of shape {self.shape}; take the whole release"
@@ -147,48 +149,50 @@ class Joined:
         )
 
     def _slices(self, transposed: bool) -> Iterator[np.ndarray]:
-        """Yield slices of rows, or of columns where the tensor is transposed."""
+        """Yield the values in slices of rows; if the tensor is transposed, in slices of its columns, transposed."""
         axis = len(self.shape) - 1 if transposed else 0
-        row = math.prod(self.shape) // max(1, self.shape[axis]) * self._dtype.itemsize
-        length = max(1, _SLICE // max(1, row))
+        row_bytes = math.prod(self.shape) // max(1, self.shape[axis]) * self._dtype.itemsize
+        length = max(1, _SLICE // max(1, row_bytes))
         for begin in range(0, self.shape[axis], length):
             end = min(begin + length, self.shape[axis])
             values = np.empty((*self.shape[:axis], end - begin, *self.shape[axis + 1 :]), self._dtype)
             for part in self.parts:
-                at = part.corner[axis]
-                low, high = max(begin, at), min(end, at + part.shape[axis])
+                part_begin = part.corner[axis]
+                low, high = max(begin, part_begin), min(end, part_begin + part.shape[axis])
                 if low < high:
                     target = [slice(first, first + n) for first, n in zip(part.corner, part.shape, strict=True)]
                     target[axis] = slice(low - begin, high - begin)
-                    values[tuple(target)] = part.read(axis, low - at, high - at)
+                    values[tuple(target)] = part.read(axis, low - part_begin, high - part_begin)
             self._compare(values, axis, begin, end)
             yield values.T if transposed else values
 
     def _compare(self, values: np.ndarray, axis: int, begin: int, end: int) -> None:
-        """Log a warning, or raise LayoutError if strict, for a copy with other values."""
-        for other in self.same:
+        """Compare a slice with the copies. Log a warning, or raise LayoutError if strict, for a copy with other values. values: the
+        tensor from `begin` to `end` of an axis."""
+        for other in self.copies:
             copy = other.read(axis, begin, end)
             if not np.array_equal(values, copy, equal_nan=True):
                 first = self.parts[0]
                 if self.strict:
                     raise LayoutError(f"{other.origin} is not equal to {first.name}, as it must be: it cannot be used")
-                most = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
+                largest_difference = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
                 logger.warning(
                     "%s differs from %s by up to %g; both should be one tensor: the latter is taken",
-                    *(other.origin, first.origin, most),
+                    *(other.origin, first.origin, largest_difference),
                 )
 
 
-def plain_name(path: Path, name: object, what: str) -> Path:
-    """Return the path of the file `name` of a folder. what: what names it, for messages. Raises LayoutError without such a file."""
+def plain_name(path: Path, name: object, entry: str) -> Path:
+    """Return the path of the file `name` in the folder `path`. entry: description of the entry that has the name, for messages.
+    Raises LayoutError if `name` is a path, or there is no such file."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
-        raise LayoutError(f"{path}: {what} is {str(name)[:80]!r}, no name of a file in this folder; download it again")
+        raise LayoutError(f"{path}: {entry} is {str(name)[:80]!r}, no name of a file in this folder; download it again")
     if not (path / name).exists():
-        raise LayoutError(f"{path}: {what} is {name}, which is not there; take the whole release")
+        raise LayoutError(f"{path}: {entry} is {name}, which is not there; take the whole release")
     return path / name
 
 
-def npy_source(file: Path) -> Joined:
+def npy_source(file: Path) -> WholeTensor:
     """Open the array of an .npy file without running code in its header. Raises LayoutError unless it has floats in C order."""
     try:
         array = np.lib.format.open_memmap(file, mode="r")
@@ -200,4 +204,4 @@ def npy_source(file: Path) -> Joined:
     dtype, order = array.dtype, "" if array.flags.c_contiguous else " in Fortran order"
     if order or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
         raise LayoutError(f"{file}: it holds {dtype}{order}; convert it to float32 or float16 in C order")
-    return Joined.only(FileTensor(file, file.name, dtype.name, array))
+    return WholeTensor.from_part(FileTensor(file, file.name, dtype.name, array))

@@ -11,7 +11,7 @@ from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, dense_model_of
-from pangu_sigma.foreign.file_tensors import FileTensor, Joined, mapped, plain_name
+from pangu_sigma.foreign.file_tensors import FileTensor, WholeTensor, map_tensor, plain_name
 from pangu_sigma.foreign.names import counterparts
 from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
 from pangu_sigma.sealed import DamagedFile
@@ -28,7 +28,7 @@ _SIZES = {
 }
 """Key of config.json → field of `DenseModel`."""
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NEEDED = {"model_type": "gpt_pangu", "scale_attn_weights": True, "layer_norm_epsilon": 1e-5}
+_REQUIRED_VALUES = {"model_type": "gpt_pangu", "scale_attn_weights": True, "layer_norm_epsilon": 1e-5}
 """Key of config.json → its value for PanGu-α; without the last two it is the same."""
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Names of the files of weights; the first file that exists is read."""
@@ -46,13 +46,13 @@ def open_huggingface(path: Path) -> DenseModel:
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
     file, *others = [path / name for name in _FILES if (path / name).is_file()]
-    unused = {one.name: f"{file.name} is read instead" for one in others}
-    found = _weights(path, file)
-    sources, head = _named(path, found, unused)
+    unused = {other_file.name: f"{file.name} is read instead" for other_file in others}
+    stored_tensors = _weights(path, file)
+    sources, head = _sources(path, stored_tensors, unused)
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(f"{path}: lm_head.weight is of shape {head.shape}, not the word table: it cannot be used")
-        sources["wte.weight"] = replace(sources["wte.weight"], same=[head], strict=True)
+        sources["wte.weight"] = replace(sources["wte.weight"], copies=[head], strict=True)
     rules = counterparts("huggingface", path, sources)
     return dense_model_of(path, "huggingface", sources, rules, facts, unused)
 
@@ -71,10 +71,10 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _facts(file: Path, config: dict[str, Any]) -> Facts:
     """Read the properties in config.json. Raises LayoutError when the model computes something else than PanGu-α."""
-    for key, needed in _NEEDED.items():
-        if config.get(key, None if key == "model_type" else needed) != needed:
-            said = repr(config.get(key))[:40]
-            raise LayoutError(f"{file}: {key} is {said}, and must be {needed!r}; other models cannot be inherited")
+    for key, required in _REQUIRED_VALUES.items():
+        if config.get(key, None if key == "model_type" else required) != required:
+            stated = repr(config.get(key))[:40]
+            raise LayoutError(f"{file}: {key} is {stated}, and must be {required!r}; other models cannot be inherited")
     named = config.get("activation_function")
     if named is not None and (not isinstance(named, str) or named not in _ACTIVATIONS):
         raise LayoutError(f"{file}: activation_function is {named!r:.40}; computed here: {', '.join(_ACTIVATIONS)}")
@@ -84,7 +84,7 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
         if type(value) is not int or not 0 < value < 1 << 31:
             raise LayoutError(f"{file}: {key} is {str(value)[:40]}, and must be a positive number; download it again")
     facts.heads = sizes.pop("num_heads", None)
-    facts.said |= {_SIZES[key]: (key, value) for key, value in sizes.items()}
+    facts.stated_sizes |= {_SIZES[key]: (key, value) for key, value in sizes.items()}
     return facts
 
 
@@ -95,17 +95,18 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
     index = _json(file).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise LayoutError(f"{file}: it has no weight_map; download it again")
-    found: dict[str, FileTensor] = {}
+    tensors: dict[str, FileTensor] = {}
     for name in sorted({str(name) for name in index.values()}):
-        inside = _tensors(plain_name(path, name, f"a file that {file.name} names"))
-        if twice := found.keys() & inside.keys():
-            raise LayoutError(f"{path / name}: {min(twice)[:120]} is in another file, too; download both")
-        found |= inside
-    for tensor in [*index, *found]:
-        at, said = found[tensor].file.name if tensor in found else "no file", index.get(tensor)
-        if at != said:
-            raise LayoutError(f"{path}: {tensor[:120]} is in {at}, {file.name} says {str(said)[:80]}; download both")
-    return found
+        file_tensors = _tensors(plain_name(path, name, f"a file that {file.name} names"))
+        if duplicates := tensors.keys() & file_tensors.keys():
+            raise LayoutError(f"{path / name}: {min(duplicates)[:120]} is in another file, too; download both")
+        tensors |= file_tensors
+    for name in [*index, *tensors]:
+        actual, indexed = tensors[name].file.name if name in tensors else "no file", index.get(name)
+        if actual != indexed:
+            places = f"is in {actual}, {file.name} says {str(indexed)[:80]}"
+            raise LayoutError(f"{path}: {name[:120]} {places}; download both")
+    return tensors
 
 
 def _tensors(file: Path) -> dict[str, FileTensor]:
@@ -117,7 +118,7 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
             raise LayoutError(f"{error}: download it again") from None
         content = map_file(file)
         return {
-            name: mapped(file, name, _KINDS.get(kind, kind), shape, content[begin:end])
+            name: map_tensor(file, name, _KINDS.get(kind, kind), shape, content[begin:end])
             for name, (kind, shape, begin, end) in extents.items()
         }
     if file.suffix != ".bin":
@@ -128,13 +129,13 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
     return named_tensors(file, tensors)
 
 
-def _named(
-    path: Path, found: dict[str, FileTensor], unused: dict[str, str]
-) -> tuple[dict[str, Joined], FileTensor | None]:
+def _sources(
+    path: Path, tensors: dict[str, FileTensor], unused: dict[str, str]
+) -> tuple[dict[str, WholeTensor], FileTensor | None]:
     """Return tensors by the names of names.py, and the output head tied to the embedding table, if it exists."""
-    sources: dict[str, Joined] = {}
+    sources: dict[str, WholeTensor] = {}
     head = None
-    for name, stored in found.items():
+    for name, stored in tensors.items():
         short = name.removeprefix("transformer.")
         if short == "lm_head.weight":
             head = stored
@@ -145,5 +146,5 @@ def _named(
             short = short.replace(".attn.out_proj.", ".attn.c_proj.")
             if short in sources:
                 raise LayoutError(f"{path}: {name[:120]} is there under two names; the files are not of one model")
-            sources[short] = Joined.only(stored)
+            sources[short] = WholeTensor.from_part(stored)
     return sources, head

@@ -16,7 +16,7 @@ from typing import Any
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel, Facts, dense_model_of
-from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, Joined, plain_name
+from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, WholeTensor, plain_name
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut
 from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
@@ -41,48 +41,49 @@ def is_megatron(path: Path) -> bool:
 
 def open_megatron(path: Path) -> DenseModel:
     """Open a Megatron or DeepSpeed checkpoint of PanGu-α. Raises LayoutError, which names the file or tensor."""
-    files, unused = _files(path)
-    opened = [open_torch_file(file) for file in files]
-    top = opened[0]
-    key = next((key for key in ("model", "module") if isinstance(top, dict) and isinstance(top.get(key), dict)), None)
+    files, unused = _find_files(path)
+    trees = [tree if isinstance(tree, dict) else {} for tree in map(open_torch_file, files)]
+    key = next((key for key in ("model", "module") if isinstance(trees[0].get(key), dict)), None)
     if key is None:
         raise LayoutError(f"{files[0]}: no weights under `model` (Megatron) or `module` (DeepSpeed); give a PanGu-α")
     layout = "megatron" if key == "model" else "deepspeed"
-    for file, value in zip(files, opened, strict=True):
-        if not isinstance(value, dict) or not isinstance(value.get(key), dict):
+    for file, tree in zip(files, trees, strict=True):
+        if not isinstance(tree.get(key), dict):
             raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
-    ranks = [named_tensors(file, value[key]) for file, value in zip(files, opened, strict=True)]
+    ranks = [named_tensors(file, tree[key]) for file, tree in zip(files, trees, strict=True)]
     rules = counterparts("megatron", path, ranks[0])
     sources = {name: _source(path, name, ranks, rules.get(name)) for name in ranks[0]}
     for file, weights in zip(files, ranks, strict=True):
         if weights.keys() != ranks[0].keys():
             name = min(weights.keys() ^ ranks[0].keys())
             raise LayoutError(f"{path}: {name[:120]} is in only one of {files[0]} and {file}; {MIXED}")
-    rest = [name for name in top if name not in (key, "args")]
-    unused |= {name: f"{'random state' if 'rng' in name else 'state of training'}, not built" for name in rest}
-    facts = _facts(path, top.get("args"), len(files), sources.get(WORD_TABLE))
+    others = [name for name in trees[0] if name not in (key, "args")]
+    unused |= {name: f"{'random state' if 'rng' in name else 'state of training'}, not built" for name in others}
+    facts = _facts(path, trees[0].get("args"), len(files), sources.get(WORD_TABLE))
     return dense_model_of(path, layout, sources, rules, facts, unused)
 
 
-def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
-    """Return the files of the ranks in their order, and the other files beside them."""
+def _find_files(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """Return (files of the ranks in their order, reason why each other file beside them is not read, by its name)."""
     if path.is_file():
         return [path], {}
-    rest = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _RANK.match(file.name)]
-    folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if name in rest), None)
+    other_names = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _RANK.match(file.name)]
+    folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if name in other_names), None)
+    steps = [item for item in path.iterdir() if item.is_dir() and re.match(r"iter_\d+$|release$", item.name)]
     if tracker is not None:
-        folder = plain_name(path, _named_folder(path, tracker), f"the folder that {tracker} names")
-    elif steps := [one for one in path.iterdir() if one.is_dir() and re.match(r"iter_\d+$|release$", one.name)]:
-        if len(steps) > 1:
-            raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
+        folder = plain_name(path, _checkpoint_folder_name(path, tracker), f"the folder that {tracker} names")
+    elif len(steps) > 1:
+        raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
+    elif steps:
         folder = steps[0]
-    whole = folder / RANK_FILE
-    files = [whole] if whole.is_file() else _of_ranks(folder)
-    unused = [name for name in rest if name != tracker and path / name != whole]
+    single_file = folder / RANK_FILE
+    files = [single_file] if single_file.is_file() else _rank_files(folder)
+    unused = [name for name in other_names if name != tracker and path / name != single_file]
     return files, dict.fromkeys(unused, "not of this layout")
 
 
-def _of_ranks(folder: Path) -> list[Path]:
+def _rank_files(folder: Path) -> list[Path]:
+    """Return the files of all tensor ranks in the folder of a checkpoint, by rank. Raises LayoutError if one is missing."""
     by_rank: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         if match := _RANK.match(file.name):
@@ -96,38 +97,40 @@ def _of_ranks(folder: Path) -> list[Path]:
     return files
 
 
-def _named_folder(path: Path, tracker: str) -> str:
-    """Return the name of the folder that a tracker's one line stands for."""
+def _checkpoint_folder_name(path: Path, tracker: str) -> str:
+    """Return the name of the newest checkpoint's folder, from the one line of the file `tracker`."""
     with open(path / tracker, "rb") as stream:
-        said = stream.read(300).decode("utf-8", "replace").strip()
-    if tracker == TAG_FILE or said == "release":
-        return said
-    if not re.match(r"\d{1,9}$", said, re.ASCII):
-        raise LayoutError(f"{path / TRACKER}: {said!r:.40} must have the number of a step, or `release`; correct it")
-    return f"iter_{int(said):07d}"
+        content = stream.read(300).decode("utf-8", "replace").strip()
+    if tracker == TAG_FILE or content == "release":
+        return content
+    if not re.match(r"\d{1,9}$", content, re.ASCII):
+        raise LayoutError(f"{path / TRACKER}: {content!r:.40} must have the number of a step, or `release`; correct it")
+    return f"iter_{int(content):07d}"
 
 
-def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> Joined:
-    """Return a whole tensor from the ranks' tensors: joined along the axis of its split, or the tensor of rank 0."""
-    held = [weights[name] for weights in ranks if name in weights]
-    first = held[0]
-    for other in held[1:]:
+def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> WholeTensor:
+    """Return the whole tensor `name`: the ranks' tensors joined along the axis of their split, or the tensor of rank 0. rule: its
+    counterpart, which names that axis."""
+    parts = [weights[name] for weights in ranks if name in weights]
+    first = parts[0]
+    for other in parts[1:]:
         if other.shape != first.shape:
             raise LayoutError(f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; {MIXED}")
-    if rule is None or rule.cut is None or len(held) == 1:
-        return Joined(first.shape, [first], same=held[1:])
-    axis = rule.cut
-    if axis >= len(first.shape):
-        raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {axis}; {MIXED}")
-    cut = Cut((len(held),), tuple(0 if other == axis else -1 for other in range(len(first.shape))))
-    return cut.joined({cut.first(rank, one.shape): Joined.only(one) for rank, one in enumerate(held)})
+    if rule is None or rule.cut is None or len(parts) == 1:
+        return WholeTensor(first.shape, [first], copies=parts[1:])
+    if rule.cut >= len(first.shape):
+        raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {rule.cut}; {MIXED}")
+    cut = Cut((len(parts),), tuple(0 if axis == rule.cut else -1 for axis in range(len(first.shape))))
+    tensors = enumerate(map(WholeTensor.from_part, parts))
+    return cut.join({cut.first_index(rank, tensor.shape): tensor for rank, tensor in tensors})
 
 
-def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
-    """Read the properties in the training's arguments; without arguments, return the defaults of the community's code."""
-    rows = words.shape[0] if words is not None and words.shape else 0
-    padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING
-    facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if padded else None)
+def _facts(path: Path, args: Any, ranks: int, word_table: WholeTensor | None) -> Facts:
+    """Read the properties in the training's arguments `args`; without arguments, return the defaults of the community's code.
+    ranks: number of tensor ranks."""
+    rows = word_table.shape[0] if word_table is not None and word_table.shape else 0
+    is_padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING
+    facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if is_padded else None)
     if not isinstance(args, Namespace):
         return facts
     given = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
@@ -136,13 +139,13 @@ def _facts(path: Path, args: Any, ranks: int, words: Joined | None) -> Facts:
             raise LayoutError(f"{path}: args.{name} is {given[name]}, and {ranks} ranks are here; give all files")
     for key, name in (("hidden_size", "hidden"), ("max_position_embeddings", "seq_length")):
         if key in given:
-            facts.said[name] = (f"args.{key}", given[key])
+            facts.stated_sizes[name] = (f"args.{key}", given[key])
     if "num_layers" in given:
-        facts.said["layers"] = ("args.num_layers + 1, the query layer,", given["num_layers"] + 1)
+        facts.stated_sizes["layers"] = ("args.num_layers + 1, the query layer,", given["num_layers"] + 1)
     facts.heads = given.get("num_attention_heads")
     if 0 < given.get("vocab_size", 0) < rows:
         facts.vocabulary = given["vocab_size"]
     if "openai_gelu" in given:
-        tanh = given["openai_gelu"] or given.get("bias_gelu_fusion", False)
-        facts.activation, facts.activation_known = ("tanh" if tanh else "erf"), True
+        is_tanh = given["openai_gelu"] or given.get("bias_gelu_fusion", False)
+        facts.activation, facts.activation_known = ("tanh" if is_tanh else "erf"), True
     return facts

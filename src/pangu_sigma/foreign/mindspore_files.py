@@ -18,11 +18,11 @@ import numpy as np
 
 from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, Joined, mapped
-from pangu_sigma.foreign.protobuf import OF_BYTES, field_at, numbers
+from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, WholeTensor, map_tensor
+from pangu_sigma.foreign.protobuf import OF_BYTES, numbers, read_field
 
 _KINDS = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
-_HEAD = 512
+_HEAD_BYTES = 512
 """Number of bytes read at the start of a value: its tag, dims and type are far shorter."""
 _MOST_VALUES = 200_000
 """Maximum number of values of a file."""
@@ -31,7 +31,7 @@ _CHECKSUM = b"crc_num"
 
 
 class _Value(NamedTuple):
-    """Value of a checkpoint file. content: (first byte, end) of its values, which end the value."""
+    """Tagged tensor, or part of a tensor, in a checkpoint file. kind: dtype. content: (first byte, end) of its numbers."""
 
     name: str
     dims: tuple[int, ...]
@@ -39,7 +39,7 @@ class _Value(NamedTuple):
     content: tuple[int, int]
 
 
-def open_ckpt(path: Path) -> dict[str, Joined]:
+def open_ckpt(path: Path) -> dict[str, WholeTensor]:
     """Return the tensors of a MindSpore checkpoint file by name. Raises LayoutError for a damaged, encrypted or other file."""
     values: dict[str, list[_Value]] = {}
     for value in _values(path):
@@ -51,17 +51,17 @@ def open_ckpt(path: Path) -> dict[str, Joined]:
 
 
 def _values(path: Path) -> Iterator[_Value]:
-    """Yield the values of a file. Only their heads are read, one by one: a map of the file would read ahead."""
+    """Yield the values of a file. Only their heads are read, one by one, because a map of the file would read ahead."""
     at, count, size = 0, 0, path.stat().st_size
     with open(path, "rb", buffering=0) as stream:
         while at < size:
-            head, count = os.pread(stream.fileno(), _HEAD, at), count + 1
+            head, count = os.pread(stream.fileno(), _HEAD_BYTES, at), count + 1
             if size - at == len(_CHECKSUM) + 10 and head.startswith(_CHECKSUM):
                 return
             if count > _MOST_VALUES:
                 raise LayoutError(f"{path}: more than {_MOST_VALUES:,} values; no checkpoint of weights has so many")
             try:
-                value = _parsed(head, size - at)
+                value = _parse_value(head, size - at)
             except ValueError as error:
                 raise LayoutError(
                     f"{path}: no checkpoint of MindSpore at byte {at} ({error}), or encrypted; download it again"
@@ -71,56 +71,55 @@ def _values(path: Path) -> Iterator[_Value]:
             at += end
 
 
-def _parsed(head: bytes, left: int) -> _Value:
-    """Parse the head of a value. left: bytes of the file from the value on. Raises ValueError for anything else."""
-    value = field_at(head, 0, left)
-    tag = field_at(head, value.begin, value.end)
-    tensor = field_at(head, tag.end, value.end)
-    if [(one.number, one.way) for one in (value, tag, tensor)] != [(1, OF_BYTES), (1, OF_BYTES), (2, OF_BYTES)]:
+def _parse_value(head: bytes, remaining: int) -> _Value:
+    """Parse the head of a value. remaining: number of bytes in the file from the value on. Raises ValueError if it is no value."""
+    value = read_field(head, 0, remaining)
+    tag = read_field(head, value.begin, value.end)
+    tensor = read_field(head, tag.end, value.end)
+    if [(f.number, f.wire_type) for f in (value, tag, tensor)] != [(1, OF_BYTES), (1, OF_BYTES), (2, OF_BYTES)]:
         raise ValueError("no value of a tag and a tensor")
     dims: list[int] = []
-    kind, at = "", tensor.begin
-    while at < tensor.end:
-        found = field_at(head, at, tensor.end)
-        if found.number == 3 and found.end == tensor.end == value.end:
+    dtype, position = "", tensor.begin
+    while position < tensor.end:
+        entry_field = read_field(head, position, tensor.end)
+        if entry_field.number == 3 and entry_field.end == tensor.end == value.end:
             name = head[tag.begin : tag.end].decode()
-            return _Value(name, tuple(dims), _KINDS.get(kind, kind[:40]), (found.begin, found.end))
-        if found.number == 1:
-            dims += numbers(head, found)
-        elif found.number == 2:
-            kind = head[found.begin : found.end].decode()
-        at = found.end
+            return _Value(name, tuple(dims), _KINDS.get(dtype, dtype[:40]), (entry_field.begin, entry_field.end))
+        if entry_field.number == 1:
+            dims += numbers(head, entry_field)
+        elif entry_field.number == 2:
+            dtype = head[entry_field.begin : entry_field.end].decode()
+        position = entry_field.end
     raise ValueError("a tensor without dims, type and content")
 
 
-def _tensor(path: Path, content: np.ndarray, values: list[_Value]) -> Joined:
-    """Return the tensor that the values of one tag hold. Raises LayoutError if they do not have the bytes of its shape."""
+def _tensor(path: Path, content: np.ndarray, values: list[_Value]) -> WholeTensor:
+    """Join the values of one tag to a tensor. content: the mapped file. Raises LayoutError if they do not fill the tensor's
+    shape."""
     name, shape, kind, _ = values[0]
     extents = [value.content for value in values]
     if len({value[:3] for value in values}) > 1:
         raise LayoutError(f"{path}: {name[:80]} is twice in the file, of two shapes or types; it is damaged")
     if len(values) == 1 or kind not in KINDS:
-        return Joined.only(mapped(path, name, kind, shape, content[slice(*extents[0])]))
+        return WholeTensor.from_part(map_tensor(path, name, kind, shape, content[slice(*extents[0])]))
     itemsize, length = KINDS[kind].itemsize, sum(end - begin for begin, end in extents)
     ends_within = any((end - begin) % itemsize for begin, end in extents)
     if length != math.prod(shape) * itemsize or min(shape, default=0) < 0 or ends_within:
         raise LayoutError(f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice there")
     if len(shape) not in (1, 2):
         raise LayoutError(f"{path}: {name[:80]} is in {len(values)} values and has {len(shape)} axes; convert it")
-    parts, at = list[FileTensor](), 0
+    parts, first_index = list[FileTensor](), 0
     for begin, end in extents:
-        flat = content[begin:end].view(KINDS[kind])
-        parts += [FileTensor(path, name, kind, *piece) for piece in _pieces(flat, at, shape)]
-        at += len(flat)
-    return Joined(shape, parts)
+        flat_values = content[begin:end].view(KINDS[kind])
+        parts += [FileTensor(path, name, kind, *piece) for piece in _pieces(flat_values, first_index, shape)]
+        first_index += len(flat_values)
+    return WholeTensor(shape, parts)
 
 
-def _pieces(flat: np.ndarray, at: int, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
-    """Yield (values, first index) of the whole rows in a stretch of a flattened tensor, and of the part of a row at either end.
-
-    at: index of the stretch's first value in the flattened tensor.
-    """
+def _pieces(flat: np.ndarray, start: int, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+    """Split a part of a flattened tensor into its whole rows and the incomplete row at either end. Yield (values, index of the
+    first value in the tensor, by axis). start: index of the part's first value in the flattened tensor."""
     n, row = len(flat), max(1, math.prod(shape[1:]))
-    for begin, end in pairwise(sorted({0, min(n, -at % row), max(0, n - (at + n) % row), n})):
+    for begin, end in pairwise(sorted({0, min(n, -start % row), max(0, n - (start + n) % row), n})):
         values = flat[begin:end].reshape((-1, min(row, end - begin))[: len(shape)])
-        yield values, divmod(at + begin, row)[: len(shape)]
+        yield values, divmod(start + begin, row)[: len(shape)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel, Facts, dense_model_of
-from pangu_sigma.foreign.file_tensors import MIXED, Joined, npy_source
+from pangu_sigma.foreign.file_tensors import MIXED, WholeTensor, npy_source
 from pangu_sigma.foreign.mindspore_files import open_ckpt
 from pangu_sigma.foreign.names import LATER, TABLES, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut, read_strategy
@@ -35,9 +35,9 @@ def open_mindspore(path: Path) -> DenseModel:
     strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []
     weights = [file for file in files if file not in strategies]
     if any(_PART.match(file.name) for file in weights):
-        sources, unused = _joined(path, _in_order(path, weights), strategies)
+        sources, unused = _join_ranks(path, _sort_by_rank(path, weights), strategies)
     elif len(weights) == 1:
-        sources, unused = _split(open_ckpt(weights[0]))
+        sources, unused = _split_off_state(open_ckpt(weights[0]))
         unused |= {file.name: "how ranks cut a model; this one is whole" for file in strategies}
     else:
         raise LayoutError(
@@ -51,13 +51,13 @@ def open_mindspore(path: Path) -> DenseModel:
             "whose last LayerNorm comes after the query layer, not before it as in our network; it cannot be used"
         )
     rules = counterparts("mindspore", path, sources)
-    rules |= {name: Counterpart(ours) for ours, name in tables.items()}
-    later = any(name in sources for name in LATER)  # its network computes fast GELU
-    facts = Facts(activation="fast_gelu" if later else "tanh")
+    rules |= {name: Counterpart(our_name) for our_name, name in tables.items()}
+    is_later = any(name in sources for name in LATER)  # its network computes fast GELU
+    facts = Facts(activation="fast_gelu" if is_later else "tanh")
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
 
-def _in_order(path: Path, weights: list[Path]) -> list[Path]:
+def _sort_by_rank(path: Path, weights: list[Path]) -> list[Path]:
     """Return the files of the ranks in their order. Raises LayoutError when one is missing or does not belong."""
     by_rank: dict[int, Path] = {}
     for file in weights:
@@ -74,14 +74,15 @@ def _in_order(path: Path, weights: list[Path]) -> list[Path]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-def _split(tensors: dict[str, Joined]) -> tuple[dict[str, Joined], dict[str, str]]:
-    """Split tensors into weights and training state."""
+def _split_off_state(tensors: dict[str, WholeTensor]) -> tuple[dict[str, WholeTensor], dict[str, str]]:
+    """Split tensors into (weights, reason why each tensor of a training or decoding state is not read)."""
     unused = {name: "state of training or decoding" for name in tensors if _STATE.match(name)}
     return {name: tensor for name, tensor in tensors.items() if name not in unused}, unused
 
 
-def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, Joined], dict[str, str]]:
-    """Join the tensors of the ranks' files. Raises LayoutError unless there is one strategy file, which fits them."""
+def _join_ranks(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, WholeTensor], dict[str, str]]:
+    """Join the tensors of the ranks' files. Return (tensors by name, reason why each other entry is not read). Raises LayoutError
+    unless there is one strategy file, which fits the files."""
     if len(strategies) != 1:
         raise LayoutError(f"{path}: {len(strategies)} strategy files; put only the release's *strategy*.ckpt here")
     strategy = strategies[0]
@@ -89,55 +90,56 @@ def _joined(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict
     ranks = next(iter(cuts.values())).ranks
     if ranks != len(files):
         raise LayoutError(f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take a whole release")
-    weights, unused = _split(open_ckpt(files[0]))
+    weights, unused = _split_off_state(open_ckpt(files[0]))
     for name, tensor in weights.items():
         _check_cut(files[0], strategy, name, tensor.shape, cuts.get(name))
-    parts: dict[str, dict[tuple[int, ...], Joined]] = {name: {} for name in weights}
+    parts_by_name: dict[str, dict[tuple[int, ...], WholeTensor]] = {name: {} for name in weights}
     for rank, file in enumerate(files):
-        for name, tensor in (_of_rank(file, files[0], weights) if rank else weights).items():
-            # what MindSpore did not cut has no layout
-            corner = cuts[name].first(rank, tensor.shape) if name in cuts else ()
-            parts[name].setdefault(corner, tensor)  # of equal parts, that of the lowest rank is read
-    return {name: cuts[name].joined(held) if name in cuts else held[()] for name, held in parts.items()}, unused
+        for name, tensor in (_read_rank(file, files[0], weights) if rank else weights).items():
+            # a tensor that MindSpore did not cut is not in the strategy
+            corner = cuts[name].first_index(rank, tensor.shape) if name in cuts else ()
+            parts_by_name[name].setdefault(corner, tensor)  # of equal parts, that of the lowest rank is read
+    tensors = {name: cuts[name].join(parts) if name in cuts else parts[()] for name, parts in parts_by_name.items()}
+    return tensors, unused
 
 
-def _of_rank(file: Path, other: Path, weights: dict[str, Joined]) -> dict[str, Joined]:
-    """Read the weights of a rank's file. Raises LayoutError when names, shapes or dtypes differ from another rank's."""
-    found, _ = _split(open_ckpt(file))
-    if found.keys() != weights.keys():
-        name = min(found.keys() ^ weights.keys())
+def _read_rank(file: Path, other: Path, weights: dict[str, WholeTensor]) -> dict[str, WholeTensor]:
+    """Read the weights of a rank's file. Raises LayoutError if names, shapes or dtypes differ from `weights` of the file
+    `other`."""
+    rank_weights, _ = _split_off_state(open_ckpt(file))
+    if rank_weights.keys() != weights.keys():
+        name = min(rank_weights.keys() ^ weights.keys())
         raise LayoutError(f"{file.parent}: {name[:120]} is in only one of {other.name} and {file.name}; download both")
-    for name, tensor in found.items():
-        wanted = weights[name]
-        if (tensor.shape, tensor.kind) != (wanted.shape, wanted.kind):
-            raise LayoutError(
-                f"{file}: {name:.99} is {tensor.kind} {tensor.shape}, in {other.name} {wanted.kind} {wanted.shape}; {MIXED}"
-            )
-    return found
+    for name, tensor in rank_weights.items():
+        form, expected = (f"{t.kind} {t.shape}" for t in (tensor, weights[name]))
+        if form != expected:
+            raise LayoutError(f"{file}: {name:.99} is {form}, in {other.name} {expected}; {MIXED}")
+    return rank_weights
 
 
 def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cut: Cut | None) -> None:
     """Raise LayoutError if a rank's part of a tensor has another shape than the strategy says."""
     if cut is None:
         return
-    before = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
-    if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, before)):
+    unsharded = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
+    if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, unsharded)):
         raise LayoutError(f"{file}: {name:.99} has shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}")
 
 
-def _tables(path: Path, folder: Path | None, sources: dict[str, Joined], unused: dict[str, str]) -> dict[str, str]:
-    """Return the name of each table in `sources`; an .npy file is added where the checkpoint lacks the table."""
-    found = {}
+def _tables(path: Path, folder: Path | None, sources: dict[str, WholeTensor], unused: dict[str, str]) -> dict[str, str]:
+    """Return the name in `sources` of each of our tables. A table that the checkpoint lacks is added from its .npy file; the file
+    of a table that it has is added to `unused`."""
+    names_by_table = {}
     for ours, (file, *names) in TABLES.items():
-        there = [name for name in names if name in sources]
-        if len(there) > 1:
-            raise LayoutError(f"{path}: {there[0]} and {there[1]} are both {ours}; the file is not of one model")
+        present = [name for name in names if name in sources]
+        if len(present) > 1:
+            raise LayoutError(f"{path}: {present[0]} and {present[1]} are both {ours}; the file is not of one model")
         npy = folder / file if folder and (folder / file).is_file() else None
-        if there and npy:
-            unused[file] = f"the checkpoint has it too, as {there[0]}"
+        if present and npy:
+            unused[file] = f"the checkpoint has it too, as {present[0]}"
         elif npy:
             sources[file] = npy_source(npy)
-        elif not there:
+        elif not present:
             raise LayoutError(f"{path}: {file} is missing, and no checkpoint has {ours}; put it beside the checkpoints")
-        found[ours] = there[0] if there else file
-    return found
+        names_by_table[ours] = present[0] if present else file
+    return names_by_table

@@ -90,23 +90,24 @@ TABLES = {
 
 
 def counterparts(layout: str, path: Path, names: Iterable[str]) -> dict[str, Counterpart]:
-    """Return our counterpart of each tensor that a model in a layout has, by its name there.
+    """Return our counterpart of every tensor that a model in a layout must have, by the tensor's name in that layout.
 
     names: names of the tensors in `path`, by which layers are counted. Raises LayoutError if a layer's index is left out.
     """
-    pattern, last = _LAYERS[layout]
-    found = {match[1] for name in names if (match := re.match(rf"{pattern}\.", name))}
-    for index in range(len(found)):
-        if str(index) not in found:
-            raise LayoutError(f"{path}: there are {len(found)} layers and none of index {index}; take all files")
+    pattern, query_layer = _LAYERS[layout]
+    indices = {match[1] for name in names if (match := re.match(rf"{pattern}\.", name))}
+    for index in range(len(indices)):
+        if str(index) not in indices:
+            raise LayoutError(f"{path}: there are {len(indices)} layers and none of index {index}; take all files")
     template = pattern.replace(r"(\d+)", "{}").replace("\\", "")
-    prefixes = [template.format(index) for index in range(len(found) if last else max(1, len(found)))]
+    prefixes = [template.format(index) for index in range(len(indices))]
+    prefixes = [*prefixes, query_layer] if query_layer else prefixes or [template.format(0)]
     rules, column = dict(_SHARED[layout]), _COLUMNS.index(layout)
-    for layer, prefix in enumerate([*prefixes, last] if last else prefixes):
-        for (weight, bias, cut), theirs in _LAYER.items():
-            name, _, transposed = theirs[column].partition(" ")
-            ends = ("gamma", "beta") if name.startswith("layernorm") else ("weight", "bias")
-            rules[f"{prefix}.{name}.{ends[0]}"] = Counterpart(f"layers.{layer}.{weight}", transposed == "T", cut)
-            # whoever splits a weight by its outputs splits the bias too
-            rules[f"{prefix}.{name}.{ends[1]}"] = Counterpart(f"layers.{layer}.{bias}", cut=0 if cut == 0 else None)
+    for layer, prefix in enumerate(prefixes):
+        for (weight, bias, cut), other_names in _LAYER.items():
+            name, _, transposed = other_names[column].partition(" ")
+            suffixes = ("gamma", "beta") if name.startswith("layernorm") else ("weight", "bias")
+            rules[f"{prefix}.{name}.{suffixes[0]}"] = Counterpart(f"layers.{layer}.{weight}", transposed == "T", cut)
+            # a weight that is split by its outputs has its bias split, too
+            rules[f"{prefix}.{name}.{suffixes[1]}"] = Counterpart(f"layers.{layer}.{bias}", cut=0 if cut == 0 else None)
     return rules

@@ -1,6 +1,6 @@
 """Unpickler for files of weights, which imports and calls nothing that a file names.
 
-`_BUILT` has the few names that are built: dictionaries, `argparse.Namespace`, and tensors, whose values stay in the file. Random
+`_BUILDERS` has the few names that are built: dictionaries, `argparse.Namespace`, and tensors, whose values stay in the file. Random
 states and optimizers become an `OpaqueObject`, which holds the name only. Any other name in a file raises LayoutError.
 
 The base is the standard library's unpickler in Python. The one in C keeps its memo as an array, which one instruction of a hostile
@@ -23,12 +23,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, mapped
+from pangu_sigma.foreign.file_tensors import KINDS, FileTensor, map_tensor
 
 _KINDS = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
 _KINDS |= {f"{kind}Storage": kind for kind in ("Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")}
 """Storage class of torch → dtype of its values; tensors of the others are no weights."""
-_INERT = re.compile(
+_OPAQUE_NAMES = re.compile(
     r"numpy(\._?core\.multiarray)?\.(ndarray|dtype|_reconstruct|scalar)|_codecs\.encode|collections\.defaultdict|"
     r"(builtins|__builtin__)\.(set|object|bytes|bytearray)|(megatron|fp16|deepspeed|apex)\..*|"
     r"torch\.(device|Generator|serialization\._get_layout|bool|u?int\d*|short|long|half|b?float\d*|double)"
@@ -62,7 +62,7 @@ class Storage(NamedTuple):
     kind: str = ""
 
 
-class _Table(dict[Any, Any]):
+class _SafeDict(dict[Any, Any]):
     """Dictionary of a pickle. Refuses keys whose hashes take a hostile file's time or stack, such as deep tuples."""
 
     __slots__ = ()
@@ -77,12 +77,12 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Fil
     """Return a tensor of torch, a view of a storage."""
     if not isinstance(storage, Storage) or not type(shape) is type(strides) is tuple or len(shape) != len(strides):
         raise TypeError("a tensor without storage, shape and strides")
-    tensor = mapped(storage.file, "a tensor", storage.kind, shape, storage.content, offset, strides)
+    tensor = map_tensor(storage.file, "a tensor", storage.kind, shape, storage.content, offset, strides)
     return replace(tensor, check=storage.check)
 
 
-_BUILT: dict[str, Any] = {
-    "collections.OrderedDict": lambda: _Table(),  # without arguments: no copies of what a file repeats
+_BUILDERS: dict[str, Any] = {
+    "collections.OrderedDict": lambda: _SafeDict(),  # without arguments: no copies of what a file repeats
     "argparse.Namespace": lambda: Namespace(),
     "torch.Size": lambda sizes: sizes,
     **dict.fromkeys(("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"), _tensor),
@@ -99,7 +99,7 @@ def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> 
     Raises LayoutError, which names the file and the problem.
     """
     try:
-        return _Weights(content, file, storages).load()
+        return _WeightsUnpickler(content, file, storages).load()
     except LayoutError:
         raise
     except (
@@ -109,7 +109,7 @@ def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> 
         raise LayoutError(f"{file}: its pickle is damaged ({str(error)[:80]}); download it again") from None
 
 
-class _Weights(pickle._Unpickler):
+class _WeightsUnpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], Any]]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
     append: Callable[[Any], None]
@@ -121,9 +121,9 @@ class _Weights(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle may build by this name, an OpaqueObject for what is not built, or raise LayoutError."""
         full = f"{module[:99]}.{name[:99]}"
-        if full in _BUILT:
-            return _BUILT[full]
-        if _INERT.fullmatch(full):
+        if full in _BUILDERS:
+            return _BUILDERS[full]
+        if _OPAQUE_NAMES.fullmatch(full):
             return OpaqueObject(full)
         raise LayoutError(f"{self.file}: its pickle asks for {full}, which could run anything; save the weights alone")
 
@@ -141,35 +141,36 @@ class _Weights(pickle._Unpickler):
 
     def _load_reduce(self) -> None:
         """Call what `find_class` returned."""
-        arguments, made = self.stack.pop(), self.stack[-1]
+        arguments, function = self.stack.pop(), self.stack[-1]
         if type(arguments) is not tuple or len(arguments) > 9:  # which are copied
             raise TypeError(f"a call with a {type(arguments).__name__} of arguments, or more than nine")
-        self.stack[-1] = made(*arguments)
+        self.stack[-1] = function(*arguments)
 
     def _load_dict(self) -> None:
-        items, table = self.pop_mark(), _Table()  # type: ignore[attr-defined]
+        items, safe_dict = self.pop_mark(), _SafeDict()  # type: ignore[attr-defined]
         for key, value in zip(items[::2], items[1::2], strict=True):
-            table[key] = value
-        self.append(table)
+            safe_dict[key] = value
+        self.append(safe_dict)
 
     def _load_build(self) -> None:
         """Set the values of a Namespace. Other states are dropped: `_metadata` of modules, states of loss scalers."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Namespace) and isinstance(state, dict):
             target.__dict__ = state  # and no copy, of which a file could ask for millions
-        elif not isinstance(target, _Table | OpaqueObject):
+        elif not isinstance(target, _SafeDict | OpaqueObject):
             raise TypeError(f"a state of a {type(target).__name__}")
 
     def _refuse(self, name: str) -> None:
         raise LayoutError(f"{self.file}: its pickle uses the instruction {name}, which no weights need")
 
 
-_Weights.dispatch |= {
-    pickle.EMPTY_DICT[0]: lambda self: self.append(_Table()),
-    pickle.DICT[0]: _Weights._load_dict,
+_WeightsUnpickler.dispatch |= {
+    pickle.EMPTY_DICT[0]: lambda self: self.append(_SafeDict()),
+    pickle.DICT[0]: _WeightsUnpickler._load_dict,
     pickle.EMPTY_SET[0]: lambda self: self.append(OpaqueObject("set")),
     pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(OpaqueObject("frozenset"))),
-    **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _Weights._load_reduce),  # functions stand for classes
-    pickle.BUILD[0]: _Weights._load_build,
-    **{getattr(pickle, name)[0]: partial(_Weights._refuse, name=name) for name in _REFUSED},
+    # functions stand for classes
+    **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _WeightsUnpickler._load_reduce),
+    pickle.BUILD[0]: _WeightsUnpickler._load_build,
+    **{getattr(pickle, name)[0]: partial(_WeightsUnpickler._refuse, name=name) for name in _REFUSED},
 }

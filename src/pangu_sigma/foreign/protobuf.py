@@ -18,18 +18,19 @@ Content = bytes | memoryview
 
 
 class Field(NamedTuple):
-    """Field of a protobuf message of a MindSpore checkpoint file. number: field number. way: wire type. value:
-    integer, or length in bytes. begin, end: its bytes in the content."""
+    """Field of a protobuf message. number: field number. wire_type: OF_NUMBER, OF_BYTES or a key of `_FIXED`. value: integer, or
+    length in bytes. begin, end: position of its bytes in the content."""
 
     number: int
-    way: int
+    wire_type: int
     value: int
     begin: int
     end: int
 
 
-def varint(content: Content, at: int) -> tuple[int, int]:
-    """Read a protobuf varint (seven bits a byte). Returns number and next position. Raises ValueError if it does not end."""
+def read_varint(content: Content, at: int) -> tuple[int, int]:
+    """Read the protobuf varint (seven bits a byte) at position `at`. Returns (number, next position). Raises ValueError if it does
+    not end."""
     value = 0
     for i, byte in enumerate(content[at : at + 10]):
         value |= (byte & 127) << 7 * i
@@ -38,39 +39,39 @@ def varint(content: Content, at: int) -> tuple[int, int]:
     raise ValueError("a number that does not end")
 
 
-def field_at(content: Content, at: int, end: int) -> Field:
+def read_field(content: Content, at: int, end: int) -> Field:
     """Read the protobuf field at position `at`. end: end of its message, which may be behind that of the content.
 
     Raises ValueError for a field that ends outside of the message, or has an unknown wire type.
     """
-    key, begin = varint(content, at)
-    number, way = key >> 3, key & 7
-    value, after = varint(content, begin) if way in (OF_NUMBER, OF_BYTES) else (_FIXED.get(way), begin)
+    key, begin = read_varint(content, at)
+    number, wire_type = key >> 3, key & 7
+    value, after = read_varint(content, begin) if wire_type in (OF_NUMBER, OF_BYTES) else (_FIXED.get(wire_type), begin)
     if value is None:
-        raise ValueError(f"a field of way {way}")
-    if way != OF_NUMBER:
+        raise ValueError(f"a field of wire type {wire_type}")
+    if wire_type != OF_NUMBER:
         begin, after = after, after + value
     if not number or after > end:
         raise ValueError("a field that is not inside its message")
-    return Field(number, way, value, begin, after)
+    return Field(number, wire_type, value, begin, after)
 
 
 def message(content: Content, at: int, end: int) -> dict[int, list[Field]]:
-    """Return the fields of a protobuf message by their numbers, each in order. Raises ValueError as `field_at` does."""
-    found: dict[int, list[Field]] = {}
+    """Return the fields of the protobuf message from `at` to `end`, in lists by field number. Raises ValueError as `read_field`."""
+    fields: dict[int, list[Field]] = {}
     while at < end:
-        field = field_at(content, at, end)
-        found.setdefault(field.number, []).append(field)
+        field = read_field(content, at, end)
+        fields.setdefault(field.number, []).append(field)
         at = field.end
-    return found
+    return fields
 
 
-def numbers(content: Content, found: Field) -> list[int]:
-    """Return the signed numbers of a repeated field of MindSpore's checkpoint files: one number, or several packed into bytes."""
-    values, at = list[int](), found.begin
-    while at < found.end:
-        value, at = varint(content, at)
+def numbers(content: Content, repeated: Field) -> list[int]:
+    """Return the signed numbers of a repeated field: one number, or several that are packed into bytes."""
+    values, at = list[int](), repeated.begin
+    while at < repeated.end:
+        value, at = read_varint(content, at)
         values.append(value - (1 << 64) if value >> 63 else value)
-    if found.way not in (OF_NUMBER, OF_BYTES) or at > found.end:
-        raise ValueError("numbers of another way")
+    if repeated.wire_type not in (OF_NUMBER, OF_BYTES) or at > repeated.end:
+        raise ValueError("numbers of another wire type")
     return values

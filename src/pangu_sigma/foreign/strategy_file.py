@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.foreign.file_tensors import Joined
+from pangu_sigma.foreign.file_tensors import WholeTensor
 from pangu_sigma.foreign.protobuf import Field, message, numbers
 
 _MOST_BYTES = 64 << 20
@@ -46,28 +46,26 @@ class Cut:
         """Number of ranks among which the tensor is split."""
         return math.prod(self.grid)
 
-    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the whole tensor. shape: shape of one rank's part."""
         sizes = [n if axis < 0 else n * self.grid[-1 - axis] for n, axis in zip(shape, self.axes, strict=True)]
         return (sizes[0] * self.stretches, *sizes[1:])
 
-    def first(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def first_index(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the index in the whole tensor of the first value of a rank's part. shape: shape of the part."""
-        at = []
+        part_index = []
         for axis in self.axes:
-            behind = math.prod(self.grid[len(self.grid) - axis :]) if axis > 0 else 1
-            at.append(0 if axis < 0 else rank // behind % self.grid[-1 - axis])
-        at[0] = at[0] * self.stretches + rank // self.step % self.stretches
-        return tuple(index * n for index, n in zip(at, shape, strict=True))
+            ranks_behind = math.prod(self.grid[len(self.grid) - axis :]) if axis > 0 else 1
+            part_index.append(0 if axis < 0 else rank // ranks_behind % self.grid[-1 - axis])
+        part_index[0] = part_index[0] * self.stretches + rank // self.step % self.stretches
+        return tuple(index * size for index, size in zip(part_index, shape, strict=True))
 
-    def joined(self, held: Mapping[tuple[int, ...], Joined]) -> Joined:
-        """Join a tensor from the parts of ranks. held: parts of equal shapes by the index of their first value in the whole."""
-        parts = [
-            replace(part, first=tuple(np.add(corner, part.corner).tolist()))
-            for corner, tensor in held.items()
-            for part in tensor.parts
-        ]
-        return Joined(self.whole(next(iter(held.values())).shape), parts)
+    def join(self, tensors: Mapping[tuple[int, ...], WholeTensor]) -> WholeTensor:
+        """Join a tensor from the parts of ranks. tensors: parts of equal shapes by the index of their first value in the whole."""
+        parts = []
+        for corner, tensor in tensors.items():
+            parts += [replace(part, first=tuple(np.add(corner, part.corner).tolist())) for part in tensor.parts]
+        return WholeTensor(self.whole_shape(next(iter(tensors.values())).shape), parts)
 
 
 def read_strategy(file: Path) -> dict[str, Cut]:
@@ -76,34 +74,39 @@ def read_strategy(file: Path) -> dict[str, Cut]:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
     content = file.read_bytes()
     try:
-        cuts = dict(_item(content, item) for item in message(content, 0, len(content)).get(3, []))
+        cuts = dict(_parse_item(content, item) for item in message(content, 0, len(content)).get(3, []))
         if len({cut.ranks for cut in cuts.values()}) != 1:
             raise ValueError("it says of no parameter how it was cut, or of pipeline stages, which are not read")
     except (ValueError, LookupError) as error:
-        said = str(error)[:200]
-        raise LayoutError(f"{file}: no strategy file of MindSpore ({said}); take the one of the release") from None
+        reason = str(error)[:200]
+        raise LayoutError(f"{file}: no strategy file of MindSpore ({reason}); take the one of the release") from None
     return cuts
 
 
-def _item(content: bytes, item: Field) -> tuple[str, Cut]:
-    """Return the name of a parameter, and how it was cut. Raises ValueError or LookupError for what cannot be, or is not read."""
-    inner = message(content, item.begin, item.end)
-    named, layout = inner[1][-1], inner[2][-1]
-    name, found = content[named.begin : named.end].decode(), message(content, layout.begin, layout.end)
-    if len(found.get(2, [])) > 1:
+def _parse_item(content: bytes, item: Field) -> tuple[str, Cut]:
+    """Parse one `parallel_layout_item`: return the name of the parameter and its cut. Raises ValueError or LookupError for a cut
+    that is impossible or not supported."""
+    item_fields = message(content, item.begin, item.end)  # by their numbers, which the head of this file lists
+    name_field, layout = item_fields[1][-1], item_fields[2][-1]
+    name, fields = content[name_field.begin : name_field.end].decode(), message(content, layout.begin, layout.end)
+    if len(fields.get(2, [])) > 1:
         raise ValueError(f"{name[:80]} is cut along several axes of the grid at once")
-    lists = ([message(content, each.begin, each.end).get(1, []) for each in found.get(n, [])] for n in (1, 2, 3))
-    grid, axes, part = (tuple(n for dims in some for dim in dims for n in numbers(content, dim)) for some in lists)
-    rows, step, stretches = (numbers(content, found[number][-1])[0] if number in found else 0 for number in (5, 6, 7))
+
+    def dims(number: int) -> tuple[int, ...]:
+        lists = [message(content, field.begin, field.end) for field in fields.get(number, [])]
+        return tuple(n for dims_by_number in lists for dim in dims_by_number.get(1, []) for n in numbers(content, dim))
+
+    grid, axes, part = dims(1), dims(2), dims(3)
+    rows, step, stretches = (numbers(content, fields[n][-1])[0] if n in fields else 0 for n in (5, 6, 7))
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
     if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
         raise ValueError(f"{name[:80]} has dev_matrix {grid[:16]} and tensor_map {axes[:16]}")
     if rows:
         raise ValueError(f"{name[:80]} is cut by fields of its rows, as PanGu-α is not")
-    used = [axis for axis in axes if axis >= 0]
-    equal = ranks // math.prod(grid[-1 - axis] for axis in set(used))
-    stretches = equal if stretches == -1 else stretches
-    if len(set(used)) < len(used) or not 0 <= stretches <= equal or not 0 <= step <= ranks:
+    split_axes = [axis for axis in axes if axis >= 0]
+    holders = ranks // math.prod(grid[-1 - axis] for axis in set(split_axes))  # number of ranks with the same part
+    stretches = holders if stretches == -1 else stretches
+    if len(set(split_axes)) < len(split_axes) or not 0 <= stretches <= holders or not 0 <= step <= ranks:
         how = f"is cut into {stretches} stretches for the optimizer, {step} ranks apart"
-        raise ValueError(f"{name[:80]} has tensor_map {axes} and {how}, which {equal} equal ranks cannot hold")
+        raise ValueError(f"{name[:80]} has tensor_map {axes} and {how}, which {holders} equal ranks cannot hold")
     return name, Cut(grid, axes, part, max(1, step), max(1, stretches))

@@ -33,7 +33,8 @@ _DAMAGED = "it is damaged or cut short: download it again"
 
 
 def open_torch_file(path: Path) -> Any:
-    """Return what `torch.save` saved, with a `FileTensor` for each tensor. Raises LayoutError for damage, or other objects."""
+    """Return the object that `torch.save` saved, with a `FileTensor` for each tensor. Raises LayoutError for a damaged file, and
+    for objects that are not built (pickles.py)."""
     with open(path, "rb") as stream:
         magic = stream.read(4)
     if magic[:1] == b"\x80":
@@ -44,64 +45,65 @@ def open_torch_file(path: Path) -> Any:
         raise LayoutError(f"{path}: neither a zip file nor a pickle; it is damaged or encrypted: download it again")
     try:
         with zipfile.ZipFile(path) as archive:
-            listed = archive.infolist()
+            entries = archive.infolist()
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError, EOFError) as error:
         raise LayoutError(f"{path}: no file of torch ({str(error)[:80]}); {_DAMAGED}") from None
-    members = {member.filename: member for member in listed}
-    if len(members) < len(listed):
+    members = {member.filename: member for member in entries}
+    if len(members) < len(entries):
         raise LayoutError(f"{path}: two of its members have one name; {_DAMAGED}")
-    pickled = [name for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
-    if len(pickled) != 1:
-        raise LayoutError(f"{path}: it has {len(pickled)} members data.pkl and must have one; it is no file of torch")
-    root, content = pickled[0].removesuffix("data.pkl"), map_file(path)
-    inside = {name.removeprefix(root): one for name, one in members.items() if name.startswith(root)}
-    stored = {name: _storage(path, content, one) for name, one in inside.items()}
+    pickles = [name for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
+    if len(pickles) != 1:
+        raise LayoutError(f"{path}: it has {len(pickles)} members data.pkl and must have one; it is no file of torch")
+    root, content = pickles[0].removesuffix("data.pkl"), map_file(path)
+    names = [name for name in members if name.startswith(root)]
+    stored = {name.removeprefix(root): _storage(path, content, members[name]) for name in names}
     if "byteorder" in stored and _content(stored["byteorder"]) == b"big":
         raise LayoutError(f"{path}: its values are big-endian; save it again on a little-endian machine")
-    storages = {name.removeprefix("data/"): one for name, one in stored.items() if name.startswith("data/")}
+    storages = {name.removeprefix("data/"): member for name, member in stored.items() if name.startswith("data/")}
     return load_pickle(_content(stored["data.pkl"]), path, storages)
 
 
 def named_tensors(file: Path, tree: dict[Any, Any]) -> dict[str, FileTensor]:
     """Return the tensors in nested dictionaries of a file by dotted name. Raises LayoutError for anything else there."""
-    found: dict[str, FileTensor] = {}
-    waiting: list[tuple[str, Any, int]] = [("", tree, 0)]
-    while waiting:
-        name, value, depth = waiting.pop()
+    tensors: dict[str, FileTensor] = {}
+    pending: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while pending:
+        name, value, depth = pending.pop()
         if isinstance(value, FileTensor):
-            if name in found:
+            if name in tensors:
                 raise LayoutError(f"{file}: {name[:120]} is twice in it; the file is damaged")
-            found[name] = replace(value, name=name)
-        elif isinstance(value, dict) and depth < 8 and len(waiting) + len(value) < 100_000:
-            waiting += [(f"{name}.{inner}".lstrip("."), one, depth + 1) for inner, one in value.items()]
+            tensors[name] = replace(value, name=name)
+        elif isinstance(value, dict) and depth < 8 and len(pending) + len(value) < 100_000:
+            pending += [(f"{name}.{key}".lstrip("."), item, depth + 1) for key, item in value.items()]
         else:
             opaque = isinstance(value, OpaqueObject)
-            what = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
-            raise LayoutError(f"{file}: {name[:120]} is {what}, and no tensor; save the weights alone, and use those")
-    return found
+            kind = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
+            raise LayoutError(f"{file}: {name[:120]} is {kind}, and no tensor; save the weights alone, and use those")
+    return tensors
 
 
 def _storage(path: Path, content: np.ndarray, member: zipfile.ZipInfo) -> Storage:
     """Return the bytes of a member. Raises LayoutError if it is compressed, encrypted or not in the file."""
-    name, at = member.filename[:80], member.header_offset
+    name, header_begin = member.filename[:80], member.header_offset
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.compress_size != member.file_size:
         raise LayoutError(f"{path}: its member {name} is compressed or encrypted; save it again with torch.save")
-    if 0 <= at <= len(content) - _HEAD.size:  # zipfile takes the directory's word for it, negative numbers too
-        signature, *more = _HEAD.unpack(content[at : at + _HEAD.size].data)
-        begin = at + _HEAD.size + sum(more)
+    # zipfile does not check this number of the directory, which may be negative
+    if 0 <= header_begin <= len(content) - _HEAD.size:
+        signature, *lengths = _HEAD.unpack(content[header_begin : header_begin + _HEAD.size].data)
+        begin = header_begin + _HEAD.size + sum(lengths)
         if signature == b"PK\3\4" and begin + member.file_size <= len(content):
-            found = content[begin : begin + member.file_size]
-            return Storage(path, found, cache(partial(_check_crc, path, member, found)))
+            member_bytes = content[begin : begin + member.file_size]
+            return Storage(path, member_bytes, cache(partial(_check_crc, path, member, member_bytes)))
     raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
 
 
 def _check_crc(path: Path, member: zipfile.ZipInfo, content: np.ndarray) -> None:
     """Raise LayoutError if the bytes of a member do not have the CRC32 that the directory says."""
     crc = 0
-    for at in range(0, len(content), _READ_BYTES):
-        some = content[at : at + _READ_BYTES]
-        crc = zlib.crc32(some.data, crc)
-        release_pages(some)
+    for begin in range(0, len(content), _READ_BYTES):
+        chunk = content[begin : begin + _READ_BYTES]
+        crc = zlib.crc32(chunk.data, crc)
+        release_pages(chunk)
     if crc != member.CRC:
         raise LayoutError(
             f"{path}: its member {member.filename[:80]} has the CRC32 {crc:08x}, {member.CRC:08x} was written; it is damaged: "
@@ -109,13 +111,12 @@ def _check_crc(path: Path, member: zipfile.ZipInfo, content: np.ndarray) -> None
         )
 
 
-def _content(stored: Storage) -> bytes:
-    """Return the verified bytes of a member that is small."""
-    size = len(stored.content)
+def _content(member: Storage) -> bytes:
+    """Return the verified bytes of a small member. Raises LayoutError for one of more than MOST_PICKLED bytes."""
+    size = len(member.content)
     if size > MOST_PICKLED:
-        raise LayoutError(
-            f"{stored.file}: its pickle has {size:,} bytes, more than the {MOST_PICKLED:,} that are read; save the weights alone"
-        )
-    if stored.check is not None:
-        stored.check()
-    return stored.content.tobytes()
+        too_large = f"its pickle has {size:,} bytes, more than the {MOST_PICKLED:,} that are read"
+        raise LayoutError(f"{member.file}: {too_large}; save the weights alone")
+    if member.check is not None:
+        member.check()
+    return member.content.tobytes()

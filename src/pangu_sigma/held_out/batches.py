@@ -36,56 +36,57 @@ class HeldOutBatch:
 
 @dataclass(frozen=True)
 class HeldOutText:
-    """Held-out text of a domain. digest: hash of the ids of its samples, their pieces, and the unit size. Losses are comparable if
-    it is equal; a vocabulary with more pieces, or a slot with more rows, does not change it. units_U3: of each unit the number of
-    predicted tokens, their bytes, and their unigram loss in nats."""
+    """Held-out text of a domain.
+
+    digest: hash of the ids of its samples, of their pieces, and of the unit size. Losses with equal digests are comparable; more
+        pieces in a vocabulary, or more rows in a slot, do not change it.
+    units_U3: for each unit, the number of predicted tokens, their bytes, and their unigram loss in nats.
+    """
 
     digest: str
     units_U3: np.ndarray
 
 
 class HeldOut:
-    """Held-out batches that one rank evaluates. Their domains are those of its group of ranks. Two methods give the same samples.
+    """Held-out batches that one rank evaluates, with the domains of its group of ranks. Two methods return the same samples:
+    `domain_batches` for a forward graph, which returns a loss per sample, and `training_shaped_batches` for the graph of a training
+    step, which returns a loss per block of samples. A sample or block with one loss is called a unit.
 
-    `domain_batches` is for a forward graph, which returns a loss per sample. `training_shaped_batches` is for the graph of a
-    training step, which returns a loss per block of samples. What has one loss is called a unit.
+    block: number of samples of a block, over all micro-batches.
     """
 
-    def __init__(self, batches: BatchLoader, most: int):
-        """batches: loader of the held-out split. most: maximum number of samples of a domain."""
+    def __init__(self, batches: BatchLoader, sample_limit: int):
+        """batches: loader of the held-out split. sample_limit: maximum number of samples of a domain."""
         self._batches, self._config = batches, batches.config
-        everybody = data_rank_of_sequences(self._config)
-        self._takers_B = everybody[np.isin(everybody, takers_of_group(self._config, batches.rank))]
+        # the data-parallel rank of each sequence of a batch, then of those only that the group of this rank reads
+        takers_B = data_rank_of_sequences(self._config)
+        self._takers_B = takers_B[np.isin(takers_B, takers_of_group(self._config, batches.rank))]
         self._blocks = self._config.data.domains_per_step // self._config.parallel.groups
         self._per_block = self._config.train.batch_size // self._config.data.domains_per_step
-        self._wanted = [min(count, most) for count in batches.samples.counts]
+        self._sample_counts = [min(count, sample_limit) for count in batches.samples.counts]
         self.block = self._config.train.accumulation * self._per_block
 
     @cached_property
     def domains(self) -> list[int]:
         """Indices of the domains of the rank's group: domain set by domain set (`domain_sets`), ascending within a set."""
         sets = self._batches.domain_sets
-        return [domain for s in share_of(self._config, self._batches.rank).sets for domain in sets[s]]
+        return [domain for set_index in share_of(self._config, self._batches.rank).sets for domain in sets[set_index]]
 
     def numbers(self, domain: int) -> np.ndarray:
         """Return the numbers of a domain's samples that are evaluated, ascending: the middles of equal stretches of its text."""
-        count, wanted = self._batches.samples.counts[domain], self._wanted[domain]
-        return (2 * np.arange(wanted) + 1) * count // (2 * wanted)
-
-    def units(self, size: int) -> list[int]:
-        """Return the number of units (samples or blocks with one loss) of each domain. size: number of samples of a unit."""
-        return [-(-wanted // size) for wanted in self._wanted]
+        total, count = self._batches.samples.counts[domain], self._sample_counts[domain]
+        return (2 * np.arange(count) + 1) * total // (2 * count)
 
     def digests(self, size: int = 1) -> dict[str, str]:
         """Return the hash of each domain's text, of units of `size` samples (HeldOutText.digest)."""
         pieces, digests_by_domain = self._batches.tokenizer.vocabulary.pieces, {}
         for domain in self._batches.domains:
-            digest, used_V = xxhash.xxh3_64(str(size).encode()), np.zeros(len(pieces), bool)
+            digest, is_used_V = xxhash.xxh3_64(str(size).encode()), np.zeros(len(pieces), bool)
             for number in self.numbers(domain.index).tolist():
                 ids_S1 = self._batches.samples.read(domain.index, number)
                 digest.update(ids_S1.tobytes())
-                used_V[ids_S1] = True
-            digest.update("\0".join(pieces[token] for token in np.flatnonzero(used_V)).encode())
+                is_used_V[ids_S1] = True
+            digest.update("\0".join(pieces[token] for token in np.flatnonzero(is_used_V)).encode())
             digests_by_domain[domain.name] = digest.hexdigest()
         return digests_by_domain
 
@@ -94,12 +95,12 @@ class HeldOut:
         samples, tokenizer, texts = self._batches.samples, self._batches.tokenizer, {}
         bytes_V, counts_DV, digests = bytes_of_ids(tokenizer), self._batches.frequencies(), self.digests(size)
         for domain, counts_V in zip(self._batches.domains, counts_DV, strict=True):
-            unigram_V, units = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot]), []
+            unigram_V, rows_of_units = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot]), []
             for number in self.numbers(domain.index).tolist():
                 ids = samples.read(domain.index, number)
                 predicted = ids[1:][counted(ids, tokenizer) & samples.counted(domain.index, number)]
-                units.append((len(predicted), bytes_V[predicted].sum(), unigram_V[predicted].sum()))
-            units_U3 = np.add.reduceat(np.reshape(units, (-1, 3)), np.arange(0, len(units), size))
+                rows_of_units.append((len(predicted), bytes_V[predicted].sum(), unigram_V[predicted].sum()))
+            units_U3 = np.add.reduceat(np.reshape(rows_of_units, (-1, 3)), np.arange(0, len(rows_of_units), size))
             texts[domain.name] = HeldOutText(digests[domain.name], units_U3)
         return texts
 
@@ -110,13 +111,13 @@ class HeldOut:
         """
         if domain not in self.domains:
             return []
-        wanted, size, batches = self._wanted[domain], self._blocks * self._per_block, []
-        domains_M, own = np.full(self._blocks, domain), self._batches.own(self._takers_B)
-        for first in range(0, wanted, size):
+        count, size, batches = self._sample_counts[domain], self._blocks * self._per_block, []
+        domains_M, own_sequences = np.full(self._blocks, domain), self._batches.own(self._takers_B)
+        for first in range(0, count, size):
             numbers_MGQ = np.arange(first, first + size).reshape(self._blocks, 1, -1)
-            batch = self._batch(domains_M, numbers_MGQ, np.full(self._blocks, wanted))
-            units_U = _by_pass(numbers_MGQ)[0, own].clip(max=wanted - 1)
-            batches.append(HeldOutBatch(batch, np.full(len(own), domain), units_U))
+            batch = self._batch(domains_M, numbers_MGQ, np.full(self._blocks, count))
+            units_U = _by_micro_batch(numbers_MGQ)[0, own_sequences].clip(max=count - 1)
+            batches.append(HeldOutBatch(batch, np.full(len(own_sequences), domain), units_U))
         return batches
 
     def training_shaped_batches(self) -> list[HeldOutBatch]:
@@ -124,29 +125,31 @@ class HeldOut:
 
         Blocks are padded with samples of weight 0. Raises the errors of the planner, as training does.
         """
-        passes, batches, size = self._config.train.accumulation, [], self.block
+        micro_batches, batches, size = self._config.train.accumulation, [], self.block
         for first in range(0, len(self.domains), self._blocks):
-            own = self.domains[first : first + self._blocks]
-            wanted_M = np.array([self._wanted[d] for d in own] + [0] * (self._blocks - len(own)))
-            domains_M = np.array([*own, *(d for d in self.domains if d not in own)][: self._blocks])
-            for start in range(0, wanted_M.max(), size):
-                numbers_GQ = np.arange(start, start + size).reshape(passes, -1)
-                batch = self._batch(domains_M, np.tile(numbers_GQ, (self._blocks, 1, 1)), wanted_M)
+            own_M = self.domains[first : first + self._blocks]
+            count_M = np.array([self._sample_counts[d] for d in own_M] + [0] * (self._blocks - len(own_M)))
+            # further blocks have other domains of the group, with weight 0
+            domains_M = np.array([*own_M, *(d for d in self.domains if d not in own_M)][: self._blocks])
+            for start in range(0, count_M.max(), size):
+                numbers_GQ = np.arange(start, start + size).reshape(micro_batches, -1)
+                batch = self._batch(domains_M, np.tile(numbers_GQ, (self._blocks, 1, 1)), count_M)
                 domains_U = domains_M[batch.blocks]
-                last_U = np.array(self.units(size))[domains_U] - 1
+                last_U = (np.array(self._sample_counts)[domains_U] - 1) // size
                 batches.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
         return batches
 
-    def _batch(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray, wanted_M: np.ndarray) -> Batch:
-        """Return the batch of the samples at these positions of `numbers`, by the domain of each block; from `wanted` on they have
-        weight 0, and are the domain's last one."""
-        samples, chosen = self._batches.samples, []
+    def _batch(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray, count_M: np.ndarray) -> Batch:
+        """Return a batch of samples. domains_M: domain of each block. numbers_MGQ: positions of the samples in `numbers` of their
+        domain. count_M: number of evaluated samples; positions from there on are padding: the domain's last sample, with weight 0.
+        """
+        samples, sample_keys = self._batches.samples, []
         for domain, numbers_GQ in zip(domains_M.tolist(), numbers_MGQ, strict=True):
             numbers = self.numbers(domain)
-            chosen += [(domain, n) for n in numbers[numbers_GQ.ravel().clip(max=len(numbers) - 1)].tolist()]
-        both = (np.stack([read(*each) for each in chosen]) for read in (samples.read, samples.counted))
-        ids_GBS1, counted_GBS = (_by_pass(array.reshape(*numbers_MGQ.shape, -1)) for array in both)
-        counted_GBS &= _by_pass(numbers_MGQ < wanted_M[:, None, None])[..., None]
+            sample_keys += [(domain, n) for n in numbers[numbers_GQ.ravel().clip(max=len(numbers) - 1)].tolist()]
+        arrays = (np.stack([read(*key) for key in sample_keys]) for read in (samples.read, samples.counted))
+        ids_GBS1, counted_GBS = (_by_micro_batch(array.reshape(*numbers_MGQ.shape, -1)) for array in arrays)
+        counted_GBS &= _by_micro_batch(numbers_MGQ < count_M[:, None, None])[..., None]
         return self._batches.assemble(ids_GBS1, domains_M, counted_GBS=counted_GBS, taker_B=self._takers_B)
 
 
@@ -161,11 +164,11 @@ def bytes_of_ids(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def counted(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Return where a token of a sample predicts another of its document, bool [S]. ids: token ids, [S + 1]."""
+    """Return the mask of predicted tokens that count, bool [S]: tokens of the same document as the token before. ids: [S + 1]."""
     return (ids[:-1] != tokenizer.eot) & (ids[1:] != tokenizer.pad)
 
 
-def _by_pass(of_blocks: np.ndarray) -> np.ndarray:
+def _by_micro_batch(array_of_blocks: np.ndarray) -> np.ndarray:
     """Reorder [M, G, Q, …] to [G, B, …]: the blocks of each micro-batch next to each other."""
-    blocks, passes, per_block, *rest = of_blocks.shape
-    return of_blocks.swapaxes(0, 1).reshape(passes, blocks * per_block, *rest)
+    blocks, micro_batches, per_block, *other_axes = array_of_blocks.shape
+    return array_of_blocks.swapaxes(0, 1).reshape(micro_batches, blocks * per_block, *other_axes)

@@ -40,19 +40,20 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
     """
     if len(runs) != len(others):
         raise ConfigError(f"{len(runs)} runs against {len(others)}; {argument('--against')} takes as many as runs")
-    losses, left_out = measure_together([*runs, *others], all)
-    return {**differences_of(losses, runs, others), "left_out": left_out}
+    losses, reasons = measure_together([*runs, *others], all)
+    return {**differences_of(losses, runs, others), "left_out": reasons}
 
 
 def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path, Losses], dict[str, str]]:
     """Measure the losses of each run on the held-out tokens that all have, in batches as in the first run, so that equal weights
-    have equal losses bit for bit. Returns them, and what `left_out` returns. Arguments and errors as in `compare_runs`."""
+    have equal losses bit for bit. Returns (losses by run and domain, result of `left_out`). Arguments and errors as in
+    `compare_runs`."""
     opened, first = {path: open_model(path, "run") for path in runs}, runs[0]
     batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
-    most = samples_read(opened[first], batches[first], all)
-    apart = left_out(list(opened.values()), list(batches.values()), most)
-    losses = {path: measure(run, batches[path], most) for path, run in opened.items()}
-    return {path: {name: of[name] for name in of if name not in apart} for path, of in losses.items()}, apart
+    sample_limit = samples_read(opened[first], batches[first], all)
+    reasons = left_out(list(opened.values()), list(batches.values()), sample_limit)
+    losses = {path: measure(run, batches[path], sample_limit) for path, run in opened.items()}
+    return {path: {name: of[name] for name in of if name not in reasons} for path, of in losses.items()}, reasons
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
@@ -60,60 +61,65 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
     pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [
-            {"run": str(run), "against": str(other), "domains": _rows(*pair)}
+            {"run": str(run), "against": str(other), "domains": _domain_figures(*pair)}
             for run, other, pair in zip(runs, others, pairs, strict=True)
         ],
-        "mean": {name: _mean(name, pairs) for name in pairs[0][0]},
+        "mean": {name: _mean_figures(name, pairs) for name in pairs[0][0]},
     }
 
 
-def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], most: int) -> dict[str, str]:
-    """Return the domains that have not the same held-out samples, in the same tokens, in all runs, each with the reason.
+def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], sample_limit: int) -> dict[str, str]:
+    """Return why a domain cannot be compared, by the names of the domains whose held-out samples or tokens differ between the runs.
 
     An extended run has the tokens of its parent in old domains, though vocabulary and slots grew. Raises ConfigError if no domain
     is left.
     """
-    digests, apart = [HeldOut(each, most).digests() for each in batches], dict[str, str]()
-    for name in dict.fromkeys(name for each in digests for name in each):
-        for run, theirs, found in zip(runs, batches, digests, strict=True):
-            if found.get(name) != digests[0].get(name):
-                lacking = next((run.path for run, each in zip(runs, digests, strict=True) if name not in each), None)
-                differs = f"its held-out text in {batches[0].folder} and {theirs.folder} differs"
-                apart[name] = f"{lacking} has no such domain" if lacking else _why_incomparable(runs[0], run) or differs
-    if digests[0].keys() <= apart.keys():
+    digests, reasons = [HeldOut(loader, sample_limit).digests() for loader in batches], dict[str, str]()
+    for name in dict.fromkeys(name for of_run in digests for name in of_run):
+        lacking = next((run.path for run, of_run in zip(runs, digests, strict=True) if name not in of_run), None)
+        for run, loader, of_run in zip(runs, batches, digests, strict=True):
+            if lacking:
+                reasons[name] = f"{lacking} has no such domain"
+            elif of_run[name] != digests[0][name]:
+                text_differs = f"its held-out text in {batches[0].folder} and {loader.folder} differs"
+                reasons[name] = _why_incomparable(runs[0], run) or text_differs
+    if digests[0].keys() <= reasons.keys():
         raise ConfigError(
-            f"{', '.join(str(run.path) for run in runs)} cannot be compared token by token: {'; '.join(_reasons(apart))}; train "
+            f"{', '.join(str(run.path) for run in runs)} cannot be compared token by token: {'; '.join(_lines(reasons))}; train "
             "them on the same prepared data, or compare losses of one text by `evaluate MODEL --input FILE`"
         )
-    return apart
+    return reasons
 
 
-def _reasons(apart: Mapping[str, str]) -> list[str]:
-    """Format what `left_out` returned, with the domains of one reason together."""
-    return [f"{', '.join(n for n, w in apart.items() if w == why)}: {why}" for why in dict.fromkeys(apart.values())]
+def _lines(reasons: Mapping[str, str]) -> list[str]:
+    """Format the result of `left_out` as a line for each reason, with all domains of that reason."""
+    names = {reason: [name for name in reasons if reasons[name] == reason] for reason in reasons.values()}
+    return [f"{', '.join(names[reason])}: {reason}" for reason in names]
 
 
 def _why_incomparable(run: StoredModel, other: StoredModel) -> str:
     """Return why the held-out samples of two runs may differ (tokenizer, sequence length); "" if it is due to the text."""
     if run.tokenizer.hash != other.tokenizer.hash:
         return "their tokenizers differ"
-    lengths = [r.config.model.seq_length for r in (run, other)]
-    return "" if lengths[0] == lengths[1] else f"model.seq_length is {lengths[0]} and {lengths[1]}"
+    length, other_length = run.config.model.seq_length, other.config.model.seq_length
+    return "" if length == other_length else f"model.seq_length is {length} and {other_length}"
 
 
-def _rows(mine: Losses, theirs: Losses) -> DomainFigures:
+def _domain_figures(losses: Losses, others: Losses) -> DomainFigures:
+    """Return the figures of each domain in one pair of runs, with those of the other run and the difference."""
     return {
-        name: loss.figures() | {"against": theirs[name].figures(), "difference": loss.minus(theirs[name]).figures()}
-        for name, loss in mine.items()
+        name: loss.figures() | {"against": others[name].figures(), "difference": loss.minus(others[name]).figures()}
+        for name, loss in losses.items()
     }
 
 
-def _mean(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | None]:
+def _mean_figures(name: str, pairs: list[tuple[Losses, Losses]]) -> dict[str, float | None]:
     """Return the mean difference of a domain over pairs, with both of its standard errors."""
-    differences = [mine[name].minus(theirs[name]) for mine, theirs in pairs]
+    differences = [losses[name].minus(others[name]) for losses, others in pairs]
     over_pairs = Difference(mean_of([d.nats.mean for d in differences]), mean_of([d.bits.mean for d in differences]))
-    gap_U = np.mean([mine[name].nats_U - theirs[name].nats_U for mine, theirs in pairs], axis=0)
-    over_text = dataclasses.replace(pairs[0][0][name], nats_U=gap_U)
+    # the mean difference of each sample as a loss: its standard error is over samples of text
+    difference_U = np.mean([losses[name].nats_U - others[name].nats_U for losses, others in pairs], axis=0)
+    over_text = dataclasses.replace(pairs[0][0][name], nats_U=difference_U)
     return over_pairs.figures() | {
         "se_of_text": finite_or_none(over_text.nats_per_token.error),
         "bits_per_byte_se_of_text": finite_or_none(over_text.bits_per_byte.error),
@@ -140,4 +146,4 @@ def format_differences(comparison: dict[str, Any]) -> str:
             rows.append([name, f"mean of {len(pairs)}, ± over pairs", "", "", "", *over_pairs, ""])
             rows.append([name, "its ± over samples", "", "", "", "", of_nats, "", of_bits, ""])
     table = aligned(rows, "<<<>", "held-out; ± over samples")
-    return "\n".join([*table, *(f"not compared: {reason}" for reason in _reasons(comparison["left_out"]))])
+    return "\n".join([*table, *(f"not compared: {reason}" for reason in _lines(comparison["left_out"]))])

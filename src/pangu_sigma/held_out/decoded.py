@@ -23,24 +23,26 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.score import token_losses
 from pangu_sigma.held_out.batches import HeldOut, bytes_of_ids, counted
-from pangu_sigma.held_out.losses import HeldOutLoss
+from pangu_sigma.held_out.losses import HeldOutLoss, ratio
 from pangu_sigma.text.documents import Document
 
 
-def measure_decoded(engine: Engine, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on at most `most` held-out samples."""
-    held_out, losses = HeldOut(batches, most), {}
+def measure_decoded(engine: Engine, batches: BatchLoader, sample_limit: int) -> dict[str, HeldOutLoss]:
+    """Measure the loss of each domain on at most `sample_limit` held-out samples."""
+    held_out, losses = HeldOut(batches, sample_limit), {}
     for domain, (name, text) in zip(batches.domains, held_out.texts().items(), strict=True):
         samples = [batches.samples.read(domain.index, n) for n in held_out.numbers(domain.index).tolist()]
         tokens_U, bytes_U, unigram_U = text.units_U3.T
-        unigram = unigram_U.sum() / tokens_U.sum()
-        losses[name] = HeldOutLoss(_nats(engine, domain, samples), tokens_U, bytes_U, unigram, text.digest)
+        losses[name] = HeldOutLoss(
+            _nats(engine, domain, samples), tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, text.digest
+        )
     return losses
 
 
 def measure_documents(engine: Engine, documents: Iterable[Document]) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on documents, which are encoded as for training, each with its <eot>, and read one after
-    another. "unigram" is NaN: no training text is read. Raises ConfigError for a domain without a token."""
+    """Measure the loss of each domain on documents. They are encoded as for training, each with its <eot>, and follow each other in
+    samples of model.seq_length. "unigram" is NaN, because no training text is read. Raises ConfigError for a domain without a
+    token."""
     tokenizer, domains, losses = engine.decoder.tokenizer, domains_of(engine.decoder.config), {}
     bytes_V, length = bytes_of_ids(tokenizer), engine.decoder.config.model.seq_length
     streams = defaultdict[str, list[int]](list)

@@ -121,7 +121,7 @@ def ratio(values_U: np.ndarray, weights_U: np.ndarray) -> Estimate:
 
 
 def mean_of(values: list[float]) -> Estimate:
-    """Return the unweighted mean of numbers with its standard error, s ÷ √n."""
+    """Return the unweighted mean of numbers with its standard error, s ÷ √n (s: their standard deviation)."""
     return ratio(np.array(values), np.ones(len(values)))
 
 
@@ -162,11 +162,11 @@ def format_numbers(values: Iterable[float | None], digits: Iterable[int]) -> lis
 
 
 def format_losses(losses: Mapping[str, Mapping[str, Any]], unit: str = "held-out, nats per token") -> str:
-    """Format losses as the table that `pangu-sigma evaluate` prints. unit: of what text, and in what unit."""
+    """Format losses as the table that `pangu-sigma evaluate` prints. unit: text and unit of the losses, for the table's head."""
     rows = [["domain", "loss", "±", "perplexity", "unigram", "bits/byte", "tokens", "samples"]]
-    for name, d in losses.items():
-        figures = [d["loss"], d["se"], d["perplexity"], d["unigram"], d["bits_per_byte"]]
-        cells = format_numbers(figures, (3, 3, 2, 3, 3))
-        cells[:1] = ["not finite"] if d["loss"] is None else cells[:1]
-        rows.append([name, *cells, f"{d['tokens']:,}", f"{d['samples']:,}"])
+    for name, figures in losses.items():
+        numbers = [figures["loss"], figures["se"], figures["perplexity"], figures["unigram"], figures["bits_per_byte"]]
+        cells = format_numbers(numbers, (3, 3, 2, 3, 3))
+        cells[:1] = ["not finite"] if figures["loss"] is None else cells[:1]
+        rows.append([name, *cells, f"{figures['tokens']:,}", f"{figures['samples']:,}"])
     return "\n".join(aligned(rows, "<>", unit))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ascend_ops.few_rows import Precision
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.prepared import encodes, read_prepared_tokenizer
@@ -18,12 +19,13 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, kind_of, open_model
 
 
-def evaluate_run(path: Path, all: bool = False, passages: int = 0) -> DomainFigures:
+def evaluate_run(path: Path, all: bool = False, passages: int = 0, weights: Precision | None = None) -> DomainFigures:
     """Measure the held-out losses of a run, an exported model or a Hugging Face style folder. Returns `HeldOutLoss.figures` by
     domain.
 
-    all: True to read all held-out samples, False for those that training evaluates. passages: number of passages that are continued
-    in each domain; they are added as "passages". Raises ConfigError or DataError.
+    all: True to read all held-out samples, False for as many as training evaluates. passages: number of passages to continue in
+    each domain; they are added as "passages" (`passages_of`). weights: precision of the matrices in memory, with which the CPU's
+    decoder measures; None for an export's own, and for a run the network of training. Raises ConfigError or DataError.
     """
     if kind_of(path) == "alpha" and is_dense_model(path):
         raise ConfigError(
@@ -32,28 +34,30 @@ def evaluate_run(path: Path, all: bool = False, passages: int = 0) -> DomainFigu
         )
     model = open_model(path, "run", "export", "hf")
     batches = held_out_batches(model)
-    most = samples_read(model, batches, all)
-    decoded = model.kind != "run"
-    engine = open_engine(model, 1) if decoded or passages else None
-    losses = measure_decoded(engine, batches, most) if engine and decoded else measure(model, batches, most)
-    more = {name: {"passages": passages_of(engine, name, passages)} for name in losses} if engine and passages else {}
-    return {name: loss.figures() | more.get(name, {}) for name, loss in losses.items()}
+    limit, is_decoded = samples_read(model, batches, all), model.kind != "run" or weights not in (None, "float32")
+    engine = open_engine(model, 1, weights) if is_decoded or passages else None
+    losses = measure_decoded(engine, batches, limit) if engine and is_decoded else measure(model, batches, limit)
+    figures = {name: loss.figures() for name, loss in losses.items()}
+    if engine and passages:
+        for name in figures:
+            figures[name]["passages"] = passages_of(engine, name, passages)
+    return figures
 
 
-def held_out_batches(run: StoredModel, like: Config | None = None) -> BatchLoader:
-    """Open the held-out batches of a model for one process. like: configuration whose shape of batches they have; None: its own.
+def held_out_batches(run: StoredModel, batches_like: Config | None = None) -> BatchLoader:
+    """Open the held-out batches of a model for one process. batches_like: configuration that decides the shape of the batches; None
+    for the model's own.
 
     Raises DataError if the prepared text is missing, ConfigError if it was prepared again with another vocabulary.
     """
-    folder = Path(run.config.data.path)
-    prepared = read_prepared_tokenizer(run.config)
+    folder, prepared = Path(run.config.data.path), read_prepared_tokenizer(run.config)
     if not encodes(run.tokenizer, prepared):
         raise ConfigError(
             f"data.path={folder} was prepared with another vocabulary than {run.path} has (hash {prepared.hash[:12]}…, "
             f"not {run.tokenizer.hash[:12]}…): its token ids mean other text; put back the data that the run was trained on, or "
             f"prepare them there again as they were: pangu-sigma prepare-data {run.path}, with the same --input"
         )
-    config = run.config.on_one_rank() if like is None else run.config.with_batches_of(like)
+    config = run.config.on_one_rank() if batches_like is None else run.config.with_batches_of(batches_like)
     return BatchLoader(config, folder, run.tokenizer, run.table, "held_out")
 
 
@@ -62,11 +66,11 @@ def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:
     return max(batches.samples.counts) if all else samples_of_evaluation(run.config)
 
 
-def measure(run: StoredModel, batches: BatchLoader, most: int) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on at most `most` held-out samples, with the newest checkpoint of a run."""
+def measure(run: StoredModel, batches: BatchLoader, sample_limit: int) -> dict[str, HeldOutLoss]:
+    """Measure the loss of each domain on at most `sample_limit` held-out samples, with the newest checkpoint of a run."""
     from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
     from pangu_sigma.stored.network import build_network
 
     use_cpu()
     network, store = build_network(run)
-    return Evaluator(batches, most, EvaluationStep(network, store), network).losses()
+    return Evaluator(batches, sample_limit, EvaluationStep(network, store), network).losses()

@@ -18,11 +18,11 @@ from pangu_sigma.text.layout import Layout
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 3
+_SHOWN_LINES = 3
 """Maximum number of lines that cannot be used that the log shows."""
 
-_OF_RECORDS = ("text_key", "domain_of", "reader")
-"""Keys of section `data` that say how records are read."""
+_RECORD_KEYS = ("data.text_key", "data.domain_of", "data.reader")
+"""Keys that say how records are read."""
 
 
 def read_documents(
@@ -30,32 +30,31 @@ def read_documents(
 ) -> list[Document]:
     """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
 
-    domain: domain of all records; None: each says its own. overrides: of the keys that say how records are read; other keys are
-    warned of. If no record has the text key of the model's configuration, the key `text` is read, with a warning. Lines that
-    cannot be used are left out with a warning. Raises ConfigError as `Layout.of`, DataError if no line can be used, and as
-    `input_units`.
+    domain: domain of all records; None if each record names its own. overrides: values of the keys that say how records are read;
+    other keys have no effect, which a warning says. If no record has the text key of the model's configuration, the key `text` is
+    read, with a warning. Lines that cannot be used are left out with a warning. Raises the errors of `Layout.of` and `input_units`,
+    and DataError if no line can be used.
     """
     for key in map(key_of, overrides):
-        if key.split(".")[:2] not in [["data", name] for name in _OF_RECORDS]:
-            known = ", ".join(f"data.{name}" for name in _OF_RECORDS)
-            without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {known}")
+        if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:
+            without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {', '.join(_RECORD_KEYS)}")
     layout, domains = Layout.of(changed(config, overrides)), domains_of(config)
     if domain is not None:
         layout = replace(layout, domain_of={"*": domains.named(domain).name})
     documents, rejected = _read(files, layout, domains)
     if not documents and not overrides and layout.text_key != "text" and layout.reader is None:
-        documents, others = _read(files, replace(layout, text_key="text"), domains)
+        documents, other_rejected = _read(files, replace(layout, text_key="text"), domains)
         if documents:
             logger.warning("no record has the key %s of the run's text; the key text is read", layout.text_key)
-            rejected = others
+            rejected = other_rejected
     if rejected:
-        shown = "\n".join(str(line) for line in rejected[:_SHOWN])
+        shown = "\n".join(str(line) for line in rejected[:_SHOWN_LINES])
         logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), shown)
     if not documents:
-        named = ", ".join(map(str, files))
-        label = next((each for each in rejected if each.detail.startswith("no key 'domain'")), None)
-        fix = f"; say with {argument('--domain')} which domain reads them" if label else ""
-        raise DataError(f"{named}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
+        file_names = ", ".join(map(str, files))
+        missing_domain = next((line for line in rejected if line.detail.startswith("no key 'domain'")), None)
+        fix = f"; say with {argument('--domain')} which domain reads them" if missing_domain else ""
+        raise DataError(f"{file_names}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
     return documents
 
 

@@ -21,11 +21,13 @@ _PARAMETERS = {"total": "parameters", "dense": "  dense", "experts": "  experts"
 def inspect(config: Config) -> dict[str, Any]:
     """Return the parameter counts and bytes of a configuration as a plain tree.
 
-    Its keys expert_store…: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
-    active_expert_…: float32 weights and gradients of the experts that a step can activate, all that ECSS holds on the device.
-    rows: entries of `model.rows`; rows_at_most: of one rank, of all rows that its steps can meet. All other bytes are sums over the
-    cluster, not per device. experts.segments: kind and number of experts of each segment of an RRE
-    layer, and the parameters of one; empty for a dense model.
+    Some of its keys:
+        experts.segments: kind and number of experts of each segment of an RRE layer, and parameters of one; [] for a dense model.
+        rows: entries of `model.rows`.
+        bytes.expert_store…: weights and both Adam moments of all experts in float32; on the host with ECSS, on the device without.
+        bytes.active_expert_…: float32 weights and gradients of the experts that a step can activate, all that ECSS has on the
+            device.
+        bytes.rows_at_most: all rows that the steps of one rank can meet. All other bytes are sums over the cluster.
     """
     m, count = config.model, config.num_params()
     segments = [
@@ -66,8 +68,8 @@ def extraction(config: Config, keep: Sequence[str], drop: Sequence[str]) -> dict
 
     keep, drop: names of the domains to keep or to remove. Raises ConfigError for an unknown domain, or none left.
     """
-    kept = chosen_domains(config, keep, drop)
-    smaller = config.model_copy(update={"domains": [d for d in config.domains if d.name in kept]})
+    names = chosen_domains(config, keep, drop)
+    smaller = config.model_copy(update={"domains": [d for d in config.domains if d.name in names]})
     return {
         "domains": [d.name for d in smaller.domains],
         "before": asdict(config.num_params()),
@@ -75,13 +77,11 @@ def extraction(config: Config, keep: Sequence[str], drop: Sequence[str]) -> dict
     }
 
 
-def format_extraction(found: dict[str, Any]) -> str:
+def format_extraction(result: dict[str, Any]) -> str:
     """Format the result of `extraction` as lines of text."""
-    rows = [
-        (label, f"{_short_number(found['after'][key])} of {_short_number(found['before'][key])}")
-        for key, label in _PARAMETERS.items()
-    ]
-    return format_rows(f"extracting {', '.join(found['domains'])} leaves", rows)
+    before, after = ({key: _short_number(result[size][key]) for key in _PARAMETERS} for size in ("before", "after"))
+    rows = [(label, f"{after[key]} of {before[key]}") for key, label in _PARAMETERS.items()]
+    return format_rows(f"extracting {', '.join(result['domains'])} leaves", rows)
 
 
 def format_inspection(inspection: dict[str, Any]) -> str:
@@ -99,8 +99,8 @@ def format_inspection(inspection: dict[str, Any]) -> str:
         ("experts in a layer", in_step),
         *_segment_rows(experts["segments"]),
         *(
-            (f"rows, entry {e}", f"{each['stored']:,} of order {each['order']} ({each['kind']}), width {each['width']}")
-            for e, each in enumerate(inspection["rows"])
+            (f"rows, entry {n}", f"{row['stored']:,} of order {row['order']} ({row['kind']}), width {row['width']}")
+            for n, row in enumerate(inspection["rows"])
         ),
         ("tokens in a step", f"{inspection['tokens_per_step']:,}"),
         ("expert store", f"{sizes['expert_store']} on the {size['expert_store_on']}, {copies}"),
@@ -122,10 +122,10 @@ def _segment_rows(segments: list[dict[str, Any]]) -> list[tuple[str, str]]:
         return [("one expert", _short_number(segments[0]["params_each"] if segments else 0))]
     return [
         (
-            f"  segment {s} ({each['kind']})",
-            f"{each['stored']}, at most {each['active_at_most']} in a step, each of {_short_number(each['params_each'])}",
+            f"  segment {s} ({segment['kind']})",
+            f"{segment['stored']}, at most {segment['active_at_most']} in a step, each of {_short_number(segment['params_each'])}",
         )
-        for s, each in enumerate(segments)
+        for s, segment in enumerate(segments)
     ]
 
 

@@ -74,36 +74,37 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
 
 
 def _inspect(path: Path, verify: bool) -> FileInspection:
+    """Inspect a model as `inspect_files` does, but raise for damage with verification, too."""
     model = open_model(path, verified=verify)
-    # others use the newest checkpoint's in the place of a configuration that was edited
+    # a configuration that was edited is refused here; other commands read that of the newest checkpoint instead
     if model.kind == "run" and (path / CONFIG_FILE).exists():
         read_config(path, "run", "change keys with --set, or remove the file")
-    listed = list(model.listed())
-    roles = _count((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in listed)
-    found = FileInspection(
+    arrays = list(model.listed())
+    roles = _count_by_role((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in arrays)
+    inspection = FileInspection(
         *(str(path), model.layout, model.step, roles, model.hashes, _VERIFIED[model.kind][verify]),
         *(model.lineage, parent_refusal(model)),
     )
     if isinstance(model, StoredAlpha):
-        found.notes = _notes(model)
+        inspection.notes = _alpha_notes(model)
     else:
-        found.config, segments = model.config, model.config.model.segments
+        inspection.config, segments = model.config, model.config.model.segments
         if len(segments) > 1:
             stored = ", ".join(f"{kind} {model.config.stored_experts(kind)}" for kind in segments)
-            found.notes.append(f"experts in the segments of an RRE layer: {stored}")
-        found.notes += _row_notes(model, listed)
+            inspection.notes.append(f"experts in the segments of an RRE layer: {stored}")
+        inspection.notes += _row_notes(model, arrays)
     if model.kind == "export":
-        found.notes.append("counted by its configuration")
+        inspection.notes.append("counted by its configuration")
     if isinstance(model, StoredRun):
-        needed = saved_arrays(model.config)
-        if lacking := sorted(needed.keys() - {(shard, name) for shard, name, *_ in listed}):
-            shard, name = lacking[0]
+        expected = saved_arrays(model.config)
+        if missing := sorted(expected.keys() - {(shard, name) for shard, name, *_ in arrays}):
+            shard, name = missing[0]
             raise DamagedCheckpoint(
-                f"{path}: the checkpoint of step {model.step} lacks {len(lacking)} of {len(needed)} arrays, which a run with its "
-                f"configuration restores, such as {name} of shard {shard}; {ANOTHER}"
+                f"{path}: the checkpoint of step {model.step} lacks {len(missing)} of {len(expected)} arrays, which a run with "
+                f"its configuration restores, such as {name} of shard {shard}; {ANOTHER}"
             )
-        found.damaged = list(model.checkpoint.passed_over)
-    return found
+        inspection.damaged = list(model.checkpoint.passed_over)
+    return inspection
 
 
 _VERIFIED: dict[Kind, tuple[str, str]] = {
@@ -116,7 +117,7 @@ _VERIFIED: dict[Kind, tuple[str, str]] = {
 """Kind of model → names of the files that are verified, without and with `verify`."""
 
 
-def _notes(model: StoredAlpha) -> list[str]:
+def _alpha_notes(model: StoredAlpha) -> list[str]:
     """Return remarks on a PanGu-α in the files of another project."""
     sizes = model.sizes
     notes = [
@@ -129,14 +130,16 @@ def _notes(model: StoredAlpha) -> list[str]:
 
 
 def _row_notes(model: StoredModel, listed: list[tuple[str, str, tuple[int, ...], str]]) -> list[str]:
-    """Return remarks on the rows of a checkpoint: how many of each entry tokens met, and the scales of the layers."""
+    """Return remarks on the rows (`model.rows`) of a checkpoint: how many of each entry are stored, and the scales of the layers.
+
+    listed: shard, name, shape and dtype of each array."""
     shapes, config, notes = {(shard, name): shape for shard, name, shape, _ in listed}, model.config, list[str]()
-    for e, entry in enumerate(config.model.rows):
-        if (f"{ROWS}{e}", "keys") in shapes:
-            (met,), stored = shapes[f"{ROWS}{e}", "keys"], config.stored_rows(entry)
+    for number, entry in enumerate(config.model.rows):
+        if (f"{ROWS}{number}", "keys") in shapes:
+            (stored,), most = shapes[f"{ROWS}{number}", "keys"], config.stored_rows(entry)
             notes.append(
-                f"rows, entry {e}: {met:,} of {stored:,} met ({met / stored:.2%}), order {entry.order}, {entry.kind}, width "
-                f"{entry.width}, {met * (8 + 4 * (3 * entry.width + 1)):,} bytes with Adam state and keys"
+                f"rows, entry {number}: {stored:,} of {most:,} met ({stored / most:.2%}), order {entry.order}, {entry.kind}, "
+                f"width {entry.width}, {stored * (8 + 4 * (3 * entry.width + 1)):,} bytes with Adam state and keys"
             )
     if notes:
         scales = (model.tensor(name).item() for name in row_scale_shapes(config.model.layers))
@@ -163,35 +166,37 @@ def _role_of(shard: str, name: str) -> str:
     return next((role for word, role in _ROLES.items() if word in words), "LayerNorm")
 
 
-def _count(tensors: Listed) -> dict[str, dict[str, Any]]:
+def _count_by_role(tensors: Listed) -> dict[str, dict[str, Any]]:
+    """Return the number of tensors, parameters and bytes, and the dtypes, by role. tensors: role, name, shape and dtype of each."""
     numbers: dict[str, Counter[str]] = {}
-    types: dict[str, set[str]] = {}
+    dtypes: dict[str, set[str]] = {}
     for role, _, shape, dtype in tensors:
         size = math.prod(shape)
-        width = int("".join(c for c in dtype if c.isdigit()) or 8) // 8
-        numbers.setdefault(role, Counter()).update({"tensors": 1, "parameters": size, "bytes": size * width})
-        types.setdefault(role, set()).add(dtype)
-    return {role: {**counts, "types": sorted(types[role])} for role, counts in numbers.items()}
+        item_bytes = int("".join(c for c in dtype if c.isdigit()) or 8) // 8  # bool, without digits, has one byte
+        numbers.setdefault(role, Counter()).update({"tensors": 1, "parameters": size, "bytes": size * item_bytes})
+        dtypes.setdefault(role, set()).add(dtype)
+    return {role: {**counts, "types": sorted(dtypes[role])} for role, counts in numbers.items()}
 
 
-def format_file_inspection(found: FileInspection) -> str:
+def format_file_inspection(inspection: FileInspection) -> str:
     """Format an inspection as a table."""
-    head = f"{found.path}: {found.kind}" + ("" if found.step is None else f", step {found.step}")
-    damaged = [("DAMAGED", message) for message in found.damaged]
-    if damaged and not found.roles:
+    head = f"{inspection.path}: {inspection.kind}" + ("" if inspection.step is None else f", step {inspection.step}")
+    damaged = [("DAMAGED", message) for message in inspection.damaged]
+    if damaged and not inspection.roles:
         return format_rows(head, damaged)
+    roles = inspection.roles
     rows = [
         (f"  {role}", f"{n['parameters']:,} in {n['tensors']:,} tensors, {', '.join(n['types'])}, {n['bytes']:,} bytes")
-        for role, n in found.roles.items()
+        for role, n in roles.items()
     ]
-    dense_and_experts = [c for role, c in found.roles.items() if role not in (ADAM, ROW_KEYS, "loss scale")]
-    rows.insert(0, ("parameters", f"{sum(c['parameters'] for c in dense_and_experts):,}"))
-    rows += [(f"hash of {what}", value) for what, value in found.hashes.items()]
-    rows.append(("verified", found.verified))
-    rows.append(("lineage", _lineage_text(found.lineage)))
-    rows += [("", note) for note in found.notes]
-    unread = f", as far as headers tell ({argument('--verify')}: all values)" if found.verified == "nothing" else ""
-    rows.append(("inherit", found.refusal or f"takes it{unread}"))
+    total = sum(n["parameters"] for role, n in roles.items() if role not in (ADAM, ROW_KEYS, "loss scale"))
+    rows.insert(0, ("parameters", f"{total:,}"))
+    rows += [(f"hash of {name}", value) for name, value in inspection.hashes.items()]
+    rows.append(("verified", inspection.verified))
+    rows.append(("lineage", _lineage_text(inspection.lineage)))
+    rows += [("", note) for note in inspection.notes]
+    limit = f", as far as headers tell ({argument('--verify')}: all values)" if inspection.verified == "nothing" else ""
+    rows.append(("inherit", inspection.refusal or f"takes it{limit}"))
     return format_rows(head, damaged + rows)
 
 

@@ -57,7 +57,7 @@ def report_prepared(folder: Path) -> tuple[dict[str, Any], str]:
         write_atomically(file, png.getvalue())
     except OSError as error:
         raise DataError(f"cannot write {file}: {error.strerror or error}; make {file.parent} writable") from error
-    text = "\n".join([_format(numbers), f"picture: {file}", "", format_overview(data.manifest)])
+    text = "\n".join([_format_table(numbers), f"picture: {file}", "", format_overview(data.manifest)])
     return numbers | {"report": str(file)}, text
 
 
@@ -67,7 +67,7 @@ def measure_prepared(data: PreparedData) -> dict[str, Any]:
     load: table → tokens of the most loaded of EXPERTS experts over its fair share.
     """
     tokenizer, counts_DV = data.tokenizer(), data.frequencies()
-    characters_V = np.array([_characters(surface) for surface in tokenizer.vocabulary.surfaces])
+    characters_V = np.array([_character_count(surface) for surface in tokenizer.vocabulary.surfaces])
     rows = [*zip(data.manifest.config["domains"], counts_DV, strict=True)]
     domains: dict[str, dict[str, Any]] = {}
     for (name, _, language, *_), counts_V in Bar(rows, desc="measuring", unit="domain"):
@@ -86,9 +86,9 @@ def measure_prepared(data: PreparedData) -> dict[str, Any]:
             "unknown": (record.train.unknown + record.held_out.unknown) / max(1, tokens),
             "load": {table: expected_load(counts_V, table, EXPERTS) for table in _TABLES},
         }
-    total = sum(each["tokens"] for each in domains.values())
-    for each in domains.values():
-        each["share"] = each["tokens"] / max(1, total)
+    total = sum(row["tokens"] for row in domains.values())
+    for row in domains.values():
+        row["share"] = row["tokens"] / max(1, total)
     facts = {"folder": str(data.folder), "content_hash": data.manifest.content_hash}
     return facts | {"tokens": total, "experts": EXPERTS, "domains": domains}
 
@@ -101,20 +101,21 @@ def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
     if not counts_V.any():
         return 1.0
     routing = RoutingConfig(table=table)
-    drawn = draw_tables(routing, _DRAWS, 1, len(counts_V), experts, counts_V[None])
-    shares = [shares_of_experts(*drawn.of_segment(n), counts_V[None]) for n in range(_DRAWS)]
+    tables = draw_tables(routing, _DRAWS, 1, len(counts_V), experts, counts_V[None])
+    shares = [shares_of_experts(*tables.of_segment(n), counts_V[None]) for n in range(_DRAWS)]
     return float(np.mean([share_1E.max() * experts for share_1E in shares]))
 
 
-def _characters(surface: bytes) -> int:
+def _character_count(surface: bytes) -> int:
     """Return the number of characters of a token: of its bytes that do not continue a character of UTF-8."""
     return sum(byte & 0xC0 != 0x80 for byte in surface)
 
 
-def _format(numbers: dict[str, Any]) -> str:
+def _format_table(numbers: dict[str, Any]) -> str:
+    """Format the result of `measure_prepared` as a table of the domains with notes."""
     domains = numbers["domains"]
     rows = [["domain", *_COLUMNS]]
-    rows += [[name, *(cell.format(**each) for cell in _COLUMNS.values())] for name, each in domains.items()]
+    rows += [[name, *(cell.format(**row) for cell in _COLUMNS.values())] for name, row in domains.items()]
     notes = (
         "median, longest: tokens of a document. /char, /byte: tokens per character and per byte (fertility)",
         f"load: of the most loaded expert of a domain over its fair share, {' / '.join(_TABLES)} tables, if the model has "
@@ -128,11 +129,11 @@ def draw_prepared(numbers: dict[str, Any]) -> Figure:
     names, domains = [*numbers["domains"]], [*numbers["domains"].values()]
     figure = Figure(figsize=(10, 2.0 + 0.3 * len(names)), layout="constrained")
     tokens, load = figure.subplots(1, 2, sharey=True)
-    tokens.barh(names, [each["tokens"] for each in domains])
+    tokens.barh(names, [domain["tokens"] for domain in domains])
     tokens.set(xlabel="tokens", title=f"{numbers['tokens']:,} tokens")
     tokens.invert_yaxis()
     for table, mark in zip(_TABLES, "oD", strict=True):
-        load.plot([each["load"][table] for each in domains], names, mark, label=table)
+        load.plot([domain["load"][table] for domain in domains], names, mark, label=table)
     load.axvline(1.0, color="black", linestyle="--")
     load.set(xlabel="times its fair share", title=f"Most loaded of {EXPERTS} experts, by routing.table (dashed: even)")
     load.legend()

@@ -30,8 +30,8 @@ class PanGuSigmaConfig(PretrainedConfig):
         model = {key: keys.pop(key) for key in ModelConfig.model_fields if key in keys}
         sections: dict[str, Any] = {key: keys.pop(key) for key in SECTIONS if key in keys}
         super().__init__(**keys)
-        own = {"name": self.model_type, "model": model, "train": {"compute_dtype": compute_dtype}}
-        self.tree = tree or own | sections
+        name_and_train = {"name": self.model_type, "train": {"compute_dtype": compute_dtype}}
+        self.tree = tree or {**name_and_train, "model": model, **sections}
 
     @property
     def sigma(self) -> Config:

@@ -32,25 +32,25 @@ from pangu_sigma.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
 
-_WHOLE = StepArrays._fields.index("order_GT")
-"""Number of the fields of `StepArrays` that are arrays. The others, and `coming`, are tuples over the N segments, but for the rows
-of `model.rows`, which are refused. A row of a dataset is flat, so each segment has a column of its own there."""
-_BY_SEGMENT = (*(name for name in StepArrays._fields[_WHOLE:] if name != "e_GTH"), "coming")
+_ARRAY_FIELDS = StepArrays._fields.index("order_GT")
+"""Number of the first fields of `StepArrays`, which are single arrays. The other fields are tuples over the N segments; `e_GTH`,
+the rows of `model.rows`, is not used here. A row of a dataset is flat, so each segment has a column of its own there."""
+_SEGMENT_FIELDS = (*(name for name in StepArrays._fields[_ARRAY_FIELDS:] if name != "e_GTH"), "coming")
 
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
 def make_dataset(dataset_config: Any, batches: BatchLoader, cursor: Cursor, steps: int) -> GeneratorDataset:
-    """Make a MindSpore dataset with a row for each of the next `steps` training steps: a row is a whole batch.
+    """Make a MindSpore dataset with a row for each of the next `steps` training steps: the arrays of a whole batch.
 
     dataset_config: the YAML's `train_dataset`, which `sigma_config` has read. cursor: position in the data at which they begin.
     """
-    names = [f"{name}.{n}" for name in _BY_SEGMENT for n in range(len(batches.config.model.routed))]
-    columns = [*StepArrays._fields[:_WHOLE], *names, "taken"]
+    names = [f"{name}.{n}" for name in _SEGMENT_FIELDS for n in range(len(batches.config.model.routed))]
+    columns = [*StepArrays._fields[:_ARRAY_FIELDS], *names, "taken"]
     return GeneratorDataset(_StepRows(batches, cursor, steps), columns, shuffle=False, python_multiprocessing=False)
 
 
 class _StepRows:
-    """Iterable of the rows of `make_dataset`, which `_arrays_of` reads. It can be iterated over once."""
+    """Iterable of the rows of `make_dataset`, which `_arrays_of` parses. It can be iterated over once."""
 
     def __init__(self, batches: BatchLoader, cursor: Cursor, steps: int):
         self._lookahead, self._steps = Lookahead(batches, cursor), steps
@@ -60,22 +60,22 @@ class _StepRows:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
         for _ in range(self._steps):
-            batch, cursor, coming = self._lookahead.take()
+            batch, cursor, next_batch = self._lookahead.take()
             arrays = batch.arrays()
-            by_segment = (array for field in (*arrays[_WHOLE:], coming.active_A) for array in field)
-            yield (*arrays[:_WHOLE], *by_segment, np.array(cursor.taken))
+            segment_arrays = (array for field in (*arrays[_ARRAY_FIELDS:], next_batch.active_A) for array in field)
+            yield (*arrays[:_ARRAY_FIELDS], *segment_arrays, np.array(cursor.taken))
 
 
 def _arrays_of(columns: Sequence[Any]) -> tuple[StepArrays, tuple[Any, ...], Any]:
-    """Return what a row of the dataset has: the arrays of a step; the active experts of the next batch, to read them ahead;
-    and the number of samples taken of each domain after the step [D]."""
-    *columns, taken = columns
-    count = (len(columns) - _WHOLE) // len(_BY_SEGMENT)
-    firsts = (_WHOLE + i * count for i in range(len(_BY_SEGMENT)))
-    by_segment = {name: tuple(columns[first : first + count]) for name, first in zip(_BY_SEGMENT, firsts, strict=True)}
-    coming = by_segment.pop("coming")
-    whole = dict(zip(StepArrays._fields, columns[:_WHOLE], strict=False))
-    return StepArrays(**whole, **by_segment, e_GTH=()), coming, taken
+    """Parse a row of the dataset. Return (arrays of a step; active experts of the next batch by segment, to read them ahead; number
+    of samples taken of each domain after the step [D])."""
+    *columns, taken_D = columns
+    segments = (len(columns) - _ARRAY_FIELDS) // len(_SEGMENT_FIELDS)
+    fields = dict(zip(StepArrays._fields, columns[:_ARRAY_FIELDS], strict=False))
+    for i, name in enumerate(_SEGMENT_FIELDS):
+        fields[name] = tuple(columns[_ARRAY_FIELDS + i * segments :][:segments])
+    next_active_A = fields.pop("coming")
+    return StepArrays(**fields, e_GTH=()), next_active_A, taken_D
 
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
@@ -116,8 +116,8 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         self.shards = shards_of(network.network, network.store, self.step.dense, self.step.scale)
 
     def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        arrays, coming_A, taken_D = _arrays_of(columns)
-        self.network.store.tier.read_ahead(*([a.asnumpy() for a in lists] for lists in (arrays.active_A, coming_A)))
+        arrays, next_A, taken_D = _arrays_of(columns)
+        self.network.store.tier.read_ahead(*([a.asnumpy() for a in rows_A] for rows_A in (arrays.active_A, next_A)))
         rate = self.optimizer.rate(self.progress.updates + 1)
         result = self.step.take(rate, StepArrays(*map(as_input, arrays)))
         applied = bool(result.applied.asnumpy())

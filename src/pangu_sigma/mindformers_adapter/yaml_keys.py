@@ -63,9 +63,9 @@ FIXED = {
 """YAML keys with one allowed value. Data sinking is off because the host works between steps; there is one epoch because samples
 are drawn by step; accumulation is the step's own (runner_wrapper.accumulation); the adapter trains on one device."""
 
-_GOES_ON = "a training goes on from the newest checkpoint in output_dir, if it has one"
+_RESUMES = "a training goes on from the newest checkpoint in output_dir, if it has one"
 EMPTY = {
-    **dict.fromkeys(("load_checkpoint", "resume_training", "model.model_config.checkpoint_name_or_path"), _GOES_ON),
+    **dict.fromkeys(("load_checkpoint", "resume_training", "model.model_config.checkpoint_name_or_path"), _RESUMES),
     "model.model_config.rows": "MindFormers' trainer, whose dataset has no host beside it, has no place for rows",
     "do_eval": "`pangu-sigma evaluate` measures the held-out loss of output_dir",
 }
@@ -85,10 +85,10 @@ CHECKED_SECTIONS = (
 ADDED_BY_MINDFORMERS = "model.model_config.disable_lazy_inline"
 """Key that MindFormers adds to `CHECKED_SECTIONS`."""
 
-_THEIR_KEY = {ours: theirs for theirs, ours in KEYS.items()} | {"model": "model.model_config"}
-_OUR_KEY = re.compile(
-    rf"(?<![\w.])({'|'.join(key for key in sorted(_THEIR_KEY, reverse=True) if '.' in key)})(?!\w)"  # anywhere
-    rf"|(?<![\w.])({'|'.join(SECTIONS)})(?=\.\w)|^({'|'.join(key for key in _THEIR_KEY if '.' not in key)})(?=[:.])"
+_YAML_KEY_OF = {project_key: path for path, project_key in KEYS.items()} | {"model": "model.model_config"}
+_PROJECT_KEY = re.compile(
+    rf"(?<![\w.])({'|'.join(key for key in sorted(_YAML_KEY_OF, reverse=True) if '.' in key)})(?!\w)"  # anywhere
+    rf"|(?<![\w.])({'|'.join(SECTIONS)})(?=\.\w)|^({'|'.join(key for key in _YAML_KEY_OF if '.' not in key)})(?=[:.])"
 )
 """Pattern of the project's keys in a message. A key without dots is also a word, so it matches only before a dot or at the start of
 a line."""
@@ -101,37 +101,37 @@ def sigma_config(yaml: dict[str, Any]) -> Config:
     an unknown or missing key, a value that is invalid, or unlike the only allowed one (in FIXED), a key that must be empty (in
     EMPTY), the callback CheckpointMonitor of MindFormers, and the file store for experts.
     """
-    given = dict(_leaves(_by_type(yaml), ""))
+    values = dict(_leaves(_callbacks_by_type(yaml), ""))
     for path, value in FIXED.items():
-        if given.get(path) != value or type(given.get(path)) is not type(value):
-            raise ConfigError(f"{path}: {given.get(path)!r} is not allowed: it must be {value!r} for PanGu-Σ")
-    for path, value in given.items():
+        if values.get(path) != value or type(values.get(path)) is not type(value):
+            raise ConfigError(f"{path}: {values.get(path)!r} is not allowed: it must be {value!r} for PanGu-Σ")
+    for path, value in values.items():
         if value and path in EMPTY:
             raise ConfigError(f"{path}: {value!r} is not allowed: {EMPTY[path]}")
         _check_known(path)
     for path in KEYS:
-        if path.startswith("lr_schedule.") and path not in given:
+        if path.startswith("lr_schedule.") and path not in values:
             raise ConfigError(f"{path}: required key is missing; MindFormers' default is not the project's")
-    tree = override({}, [(ours, given[path]) for path, ours in KEYS.items() if path in given])
+    tree = override({}, [(project_key, values[path]) for path, project_key in KEYS.items() if path in values])
     try:
-        config = parse_config(_with_decay(tree))
+        config = parse_config(_with_decay_steps(tree))
     except ConfigError as error:
-        raise ConfigError("\n".join(map(_in_their_words, str(error).splitlines()))) from None
+        raise ConfigError("\n".join(map(_with_yaml_keys, str(error).splitlines()))) from None
     if config.ecss.store == "file":
         raise ConfigError("model.model_config.ecss.store: 'file' is not allowed: under MindFormers it must be host")
     return config
 
 
-def _by_type(yaml: dict[str, Any]) -> dict[str, Any]:
+def _callbacks_by_type(yaml: dict[str, Any]) -> dict[str, Any]:
     """Return the YAML with its list of callbacks as a section, keyed by type."""
-    listed = yaml.get("callbacks")
-    if not isinstance(listed, list) or not all(isinstance(callback, dict) for callback in listed):
-        raise ConfigError(f"callbacks: {listed!r} is not allowed: it must be a list of sections with a type")
-    callbacks = {str(callback.get("type")): callback for callback in listed}
+    callback_list = yaml.get("callbacks")
+    if not isinstance(callback_list, list) or not all(isinstance(callback, dict) for callback in callback_list):
+        raise ConfigError(f"callbacks: {callback_list!r} is not allowed: it must be a list of sections with a type")
+    callbacks = {str(callback.get("type")): callback for callback in callback_list}
     if "CheckpointMonitor" in callbacks:
-        why = "its files hold neither the position in the data nor what the ids mean; use PanGuSigmaCheckpoint, which has the same"
         raise ConfigError(
-            f"callbacks: CheckpointMonitor is not allowed: {why} save_checkpoint_steps and keep_checkpoint_max"
+            "callbacks: CheckpointMonitor is not allowed: its files hold neither the position in the data nor what the ids mean; "
+            "use PanGuSigmaCheckpoint, which has the same save_checkpoint_steps and keep_checkpoint_max"
         )
     return {**yaml, "callbacks": callbacks}
 
@@ -148,23 +148,24 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(node: Any) -> Any:
-    """Copy to plain dicts and lists, because MindFormers' own kind of dict has every attribute."""
+    """Return a copy in plain dicts and lists: MindFormers' own kind of dict seems to have every attribute."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list) else node
 
 
 def _check_known(path: str) -> None:
+    """Raise ConfigError for a key of CHECKED_SECTIONS that is in no table."""
     section = next((section for section in CHECKED_SECTIONS if path.startswith(f"{section}.")), None)
     if section is None or path in (*KEYS, *FIXED, *EMPTY, ADDED_BY_MINDFORMERS, "callbacks.PanGuSigmaCheckpoint.type"):
         return
     allowed = [key for key in (*FIXED, *KEYS) if key.startswith(f"{section}.")]
-    near = difflib.get_close_matches(path, allowed, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(path, allowed, n=1, cutoff=0.0)
     names = ", ".join(key.removeprefix(f"{section}.") for key in allowed)
-    raise ConfigError(f"{path}: unknown key; nearest valid key: {near[0]}; allowed in {section}: {names}")
+    raise ConfigError(f"{path}: unknown key; nearest valid key: {nearest[0]}; allowed in {section}: {names}")
 
 
-def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
+def _with_decay_steps(tree: dict[str, Any]) -> dict[str, Any]:
     """Replace total_steps, at which the decay ends (-1: at the last step), by decay_steps, which count from the warm-up's end."""
     train = tree["train"]
     total, warmup = train["optimizer"]["decay_steps"], train["optimizer"]["warmup_steps"]
@@ -179,6 +180,6 @@ def _with_decay(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _in_their_words(line: str) -> str:
+def _with_yaml_keys(line: str) -> str:
     """Replace the project's keys by the YAML's keys in a line of a ConfigError."""
-    return _OUR_KEY.sub(lambda match: _THEIR_KEY[match[0]], line)
+    return _PROJECT_KEY.sub(lambda match: _YAML_KEY_OF[match[0]], line)

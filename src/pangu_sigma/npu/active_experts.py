@@ -1,8 +1,8 @@
-"""Active experts of an Ascend rank: parameters of the network that hold nothing, and their weights, which the host gives as values.
+"""Active experts of an Ascend rank: placeholder parameters of the network, and their weights, which the host returns as values.
 
 Auto-parallel sums and accumulates gradients of parameters alone, so the active experts are parameters here. MindSpore 2.9 may read
-a parameter of the network before the step has written it, so their weights are never written into them: an operator on the host
-gives the weights as values, and its gradients are those of the parameters. The host's store is in no graph.
+a parameter of the network before the step has written it, so the weights are never written into the parameters: an operator on the
+host returns the weights, and passes their gradients on to the parameters. The host's store is in no graph.
 
 Shape suffixes: N segments of all RRE layers, F ffn, H hidden; B, S, T and M as in model/pangu_sigma.py, of all ranks of a stage.
 """
@@ -28,20 +28,21 @@ from pangu_sigma.npu.cuts import active_buffers, summed_alone
 from pangu_sigma.npu.inputs import StepSettings
 from pangu_sigma.npu.rows import dispatch_layout
 from pangu_sigma.ranks.connect import Groups
-from pangu_sigma.ranks.reduce import parted
+from pangu_sigma.ranks.reduce import split_segments
 
 
 class FetchExperts(nn.Cell):
-    """Cell that gives the weights of the rank's active experts: construct(active) -> tensors of their shapes and dtypes
-    active: the network's parameters for them, which get the gradients: for each segment a tuple, as of the result. The host writes
-    the row numbers of these experts in its store into `StepSettings` before each step."""
+    """Cell that returns the weights of the rank's active experts: construct(active) -> a tuple of tensors for each segment.
+
+    active: the placeholder parameters in the same structure, shapes and dtypes; the gradients go to them. `StepSettings` has the
+    rows of these experts in the host's store; they are written there before each step."""
 
     def __init__(self, config: Config, store: HostStore, settings: StepSettings, worker: AdamWorker):
-        """worker: that of the store's updates, which has its arrays."""
+        """worker: the worker that updates the store's experts, and knows the store's arrays."""
         super().__init__()
         sizes = [len(experts.weights) for experts in store.segments]
         self.segments = nn.CellList([FetchStored(worker, n, size) for n, size in enumerate(sizes)])
-        # the standard operators that MindSpore may need: the host adds 1.0 to the parameters, which nobody reads
+        # MindSpore may need standard operators between parameters and ours: the host adds 1.0 to the parameters, which nobody reads
         self.adds = summed_alone(config)
         self.w1, self.b1, self.w2, self.b2 = (ops.Add() for _ in FFN_TENSORS)
         for add in (self.w1, self.b1, self.w2, self.b2):
@@ -54,15 +55,16 @@ class FetchExperts(nn.Cell):
         weights: tuple = ()
         token = self.first
         for n in range(len(self.segments)):
-            like = active[n]
+            inputs = active[n]
             if self.adds:
-                added: tuple = (self.w1(like[0], 1.0), self.b1(like[1], 1.0), self.w2(like[2], 1.0))
-                if len(like) == len(FFN_TENSORS):
-                    added += (self.b2(like[3], 1.0),)
-                like = added
-            found = self.segments[n](self.active_rows[n], like, token)
-            weights += (found[:-1],)
-            token = found[len(found) - 1]  # MindSpore's parallel passes find no shape at an index of -1
+                sums: tuple = (self.w1(inputs[0], 1.0), self.b1(inputs[1], 1.0), self.w2(inputs[2], 1.0))
+                if len(inputs) == len(FFN_TENSORS):
+                    sums += (self.b2(inputs[3], 1.0),)
+                inputs = sums
+            fetched = self.segments[n](self.active_rows[n], inputs, token)
+            weights += (fetched[:-1],)
+            # the next segment is fetched after this one; MindSpore's parallel passes find no shape at an index of -1
+            token = fetched[len(fetched) - 1]
         return weights
 
 
@@ -73,34 +75,35 @@ class ActiveExperts(nn.Cell):
         takes a flat list of inputs. Other inputs: as in `NextTokenLoss`.
 
     The loss scale is a parameter, because inputs of the network are cut into micro-batches, and has one axis, because MindSpore
-    2.9 crashes on a network with a scalar parameter. The step writes it for the next one, behind all that reads it. It is a copy,
-    because it belongs to the last stage, and all stages read the loss scale.
+    2.9 crashes on a network with a scalar parameter. The step writes the scale of the next step after every operator that reads it.
+    This parameter is a copy, because it belongs to the last stage, and all stages read the loss scale.
     """
 
-    def __init__(self, config: Config, loss: NextTokenLoss, fetch: FetchExperts, own: list[int]):
-        """fetch: cell that gives the weights of the rank's own active experts. own: numbers of their segments."""
+    def __init__(self, config: Config, loss: NextTokenLoss, fetch: FetchExperts, own_segments: list[int]):
+        """fetch: cell that returns the weights of the rank's active experts. own_segments: numbers of the rank's segments."""
         super().__init__()
         self.loss, self.fetch = loss, fetch
         self.scale = Parameter(Tensor([1.0], ms.float32), name="pass_scale", requires_grad=False)
         self.multiply = ops.Mul()
-        self.active = ParameterTuple(_buffers(config))
+        self.active = ParameterTuple(_placeholders(config))
         self.segments, self.dropless = len(config.model.routed), dispatch_layout(config) == "dropless"
         self.has_rows = bool(config.model.rows)
-        of_layer = [len(expert_shapes(config.model, s)) for s in range(len(config.model.segments))]
-        self.sizes = tuple(of_layer * config.model.rre_layers)
-        self.begin, self.end = (own[0], own[-1] + 1) if own else (0, 0)
+        tensors_of_segments = [len(expert_shapes(config.model, s)) for s in range(len(config.model.segments))]
+        self.sizes = tuple(tensors_of_segments * config.model.rre_layers)
+        self.begin, self.end = (own_segments[0], own_segments[-1] + 1) if own_segments else (0, 0)
 
-    def own(self) -> list[Parameter]:
-        """Return the parameters of the rank's own segments."""
-        return [p for of_segment in parted(tuple(self.active), self.sizes)[self.begin : self.end] for p in of_segment]
+    def own_parameters(self) -> list[Parameter]:
+        """Return the placeholder parameters of the rank's own segments."""
+        segments = split_segments(tuple(self.active), self.sizes)
+        return [parameter for segment in segments[self.begin : self.end] for parameter in segment]
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others):
-        e_TH, plans = (others[0], others[1:]) if self.has_rows else ((), others)
+        e_TH, plans = (others[0], others[1:]) if self.has_rows else ((), others)  # e_TH: the rows of the tokens
         order, inverse, ends = self.by_segment(plans)
         active: tuple = ()
         for i in range(len(self.active)):
             active += (self.active[i],)
-        active = parted(active, self.sizes)
+        active = split_segments(active, self.sizes)
         # experts of other stages stay parameters: MindSpore removes all that reads them
         experts = active[: self.begin] + self.fetch(active[self.begin : self.end]) + active[self.end :]
         batch = (rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS)
@@ -108,56 +111,59 @@ class ActiveExperts(nn.Cell):
         return self.multiply(loss_M, self.scale)
 
     def by_segment(self, plans):
-        """Group the plan arrays of `construct`: return order, inverse and ends (None unless dropless), tuples over segments."""
+        """Return the plan arrays grouped by segment: three tuples over segments, `order` for dispatch, `inverse` for combine, and
+        `ends`, which is None unless the layout is dropless.
+
+        plans: for each name of `inputs.plan_arrays`, the arrays of all segments."""
         order: tuple = ()
         inverse: tuple = ()
         ends: tuple = ()
-        count, first_back = self.segments, 4 if self.dropless else 2
+        count, order_length = self.segments, 4 if self.dropless else 2
         for n in range(count):
             arrays = plans[n::count]
-            order += (arrays[:first_back],)
-            inverse += (arrays[first_back : first_back + 2],)
+            order += (arrays[:order_length],)
+            inverse += (arrays[order_length : order_length + 2],)
             ends += (arrays[-1],)
         return order, inverse, ends if self.dropless else None
 
 
-def _buffers(config: Config) -> list[Parameter]:
+def _placeholders(config: Config) -> list[Parameter]:
+    """Return the placeholder parameters of all stages' active experts, in the network's argument order."""
     arrays = (array for stage in range(config.parallel.stages) for array in active_buffers(config, stage))
     return [Parameter(initializer(Zero(), a.shape, getattr(ms, a.dtype)), name=a.name) for a in arrays]
 
 
 class SumOverGroups(nn.Cell):
-    """Sum of the gradients of common experts over groups: construct(grads) -> grads, those of other weights as they are. Each group
-    has a copy of these experts, and equal gradients make equal updates."""
+    """Sum of the gradients of common experts over groups. Each group has a copy of these experts; equal gradients make the updates
+    equal. construct(grads) -> grads, with the gradients of other weights unchanged."""
 
     def __init__(self, weights: list[Parameter], groups: Groups):
         """weights: the weights of the gradients, marked by `sharding.mark_parameters`."""
         super().__init__(auto_prefix=False)
-        self.common = [weight.cut.copies > 1 for weight in weights]
-        add = any(self.common)
-        self.add = (
-            ops.AllReduce(ops.ReduceOp.SUM, groups.name("groups")).add_prim_attr(OF_COPIES, True) if add else None
-        )
+        self.is_common = [weight.cut.copies > 1 for weight in weights]
+        self.add = None
+        if any(self.is_common):
+            self.add = ops.AllReduce(ops.ReduceOp.SUM, groups.name("groups")).add_prim_attr(OF_COPIES, True)
 
     def construct(self, grads):
         if self.add is None:
             return grads
-        summed: tuple = ()
+        sums: tuple = ()
         for i in range(len(grads)):
-            summed += (self.add(grads[i]) if self.common[i] else grads[i],)
-        return summed
+            sums += (self.add(grads[i]) if self.is_common[i] else grads[i],)
+        return sums
 
 
 class RankTier(UninitializedTier):
     """Storage of an Ascend rank's experts in host memory: zeros, which take no memory, until `fill` draws initial values."""
 
     def __init__(self) -> None:
-        self._made: dict[str, np.ndarray] = {}
+        self._arrays: dict[str, np.ndarray] = {}
 
     def parameter(self, spec: ArraySpec) -> Parameter:
         """Create the parameter of an array, which only checkpoints use: the graph has none of the store."""
         parameter = super().parameter(spec)
-        self._made[spec.key] = parameter.asnumpy()
+        self._arrays[spec.key] = parameter.asnumpy()
         return parameter
 
     def fill(self, specs: list[ArraySpec]) -> None:
@@ -167,8 +173,8 @@ class RankTier(UninitializedTier):
             the same values on any number of ranks.
         """
         for spec in specs:
-            array = self._made.get(spec.key)
-            if array is None:
+            array = self._arrays.get(spec.key)
+            if array is None:  # of another stage: draw without storing
                 spec = replace(spec, shape=(0, *spec.shape[1:]), drawn=(False,) * len(spec.drawn))
                 array = np.zeros(spec.shape, spec.dtype)
             for _ in spec.fill(array):

@@ -44,38 +44,40 @@ class AscendBackend(Backend):
         return TrainingSetup(config, ranks, step.network.loss.network, step.store, step)
 
     def traffic(self, built: TrainingSetup, batch: Batch) -> dict[str, float]:
-        return {}  # `plan` tells
+        return {}  # `pangu-sigma plan` predicts the traffic of NPUs
 
     def take_step(
         self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
-        """Take one training step. rate: learning rate. fed: its batch. limit_D: unused, see `check_ascend`."""
-        loss_M, norm, applied, scale, *of_rows = built.step.take(rate, fed.batch, fed.e_GTH)
-        if not of_rows:
+        """Take one training step. rate: learning rate. fed: the batch and the rows of its tokens. limit_D: unused, because
+        `check_ascend` refuses to skip spikes."""
+        loss_M, norm, applied, scale, *row_results = built.step.take(rate, fed.batch, fed.e_GTH)
+        if not row_results:
             return StepResult((loss_M,), norm, applied, scale)
-        rows_TH, hyper = of_rows
+        rows_TH, hyper = row_results
         result = StepResult((loss_M,), norm, applied, scale, rows_GTH=(rows_TH,), rows_hyper=hyper)
-        # of what tensor ranks share each has a part of the gradient, and each stage has that of its layers: all ranks are summed
+        # a tensor rank has a part of the gradient, and a stage has the gradient of its layers: the sum goes over all ranks
         update_rows(built.store, built.ranks, fed.batch, result)
         return result
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: if it is the first of a tensor group in the last stage."""
-        at = Layout(config.parallel).coordinates(ranks.rank)
-        return at.tensor == 0 and at.stage == config.parallel.stages - 1
+        coordinates = Layout(config.parallel).coordinates(ranks.rank)
+        return coordinates.tensor == 0 and coordinates.stage == config.parallel.stages - 1
 
     def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
-        """Return the held-out evaluator. It runs the training graph, because another graph would have to be compiled."""
-        counts = self.adds_losses(built.config, built.ranks)
-        most = samples_of_evaluation(built.config)
-        return Evaluator(held_out, most, built.step, built.network, built.ranks, together=True, counts=counts)
+        """Return the held-out evaluator. It runs the training graph, because another graph would have to be compiled: all ranks
+        take part in each pass."""
+        ranks, limit = built.ranks, samples_of_evaluation(built.config)
+        adds = self.adds_losses(built.config, ranks)
+        return Evaluator(held_out, limit, built.step, built.network, ranks, training_shaped=True, adds_losses=adds)
 
     def checkpoint_files(self, built: TrainingSetup) -> Files:
         rank = built.ranks.rank
         built.store.settle()
         files: Files = {}
-        for shard, name, parameter, part, written in saved_parts(built.shards, built.store, built.config, rank):
-            if written:
+        for shard, name, parameter, part, writes_part in saved_parts(built.shards, built.store, built.config, rank):
+            if writes_part:
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
         return files | row_files(built.store.rows, built.ranks)
 
@@ -92,9 +94,9 @@ class AscendBackend(Backend):
         def put(parameter: Parameter, values: np.ndarray) -> None:
             parameter.set_data(Tensor(values), slice_shape=True)
 
-        experts = {shard: arrays for shard, arrays in built.shards.items() if shard.startswith(EXPERTS)}
-        restore(experts, checkpoint, parts=parts)
-        others = {shard: arrays for shard, arrays in built.shards.items() if shard not in experts}
-        restore(others, checkpoint, parts=parts, put=put)
+        expert_shards = {shard: arrays for shard, arrays in built.shards.items() if shard.startswith(EXPERTS)}
+        restore(expert_shards, checkpoint, parts=parts)
+        dense_shards = {shard: arrays for shard, arrays in built.shards.items() if shard not in expert_shards}
+        restore(dense_shards, checkpoint, parts=parts, put=put)
         restore_rows(built.store.rows, checkpoint)
-        built.step.give_scale()
+        built.step.copy_scale()

@@ -76,89 +76,99 @@ def exchange_plan(
     ids_PA: np.ndarray,
     active: tuple[np.ndarray, np.ndarray],
     peer: int,
-    kept_GPK: np.ndarray,
+    fit_GPK: np.ndarray,
     room: Capacity,
     dropped: int = 0,
 ) -> ExchangePlan:
     """Make the routing plan of a segment on one rank, for G micro-batches.
 
-    experts_GT: expert of each of the rank's tokens, by its number among all K. ids_PA: expert at each entry of the active list of
-    each rank of the group, -1 for unused entries. active: active_A and used_A1 of the rank's own list. peer: number of this rank in
-    its group. kept_GPK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.kept`).
+    Args:
+        experts_GT: expert of each of the rank's tokens, by its number among all K.
+        ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
+        active: active_A and used_A1 of the rank's own active list.
+        peer: number of this rank in its group.
+        fit_GPK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.accepted`).
+        dropped: number of rows of the whole batch that do not fit.
     """
-    passes = [_plan_pass(layout, *each, ids_PA, peer, room) for each in zip(experts_GT, kept_GPK, strict=True)]
-    arrays = (np.stack(arrays).astype(np.int32) for arrays in zip(*passes, strict=True))
-    return ExchangePlan(*active, *arrays, dropped=dropped)
+    pairs = zip(experts_GT, fit_GPK, strict=True)
+    micro_batches = [_plan_micro_batch(layout, experts_T, fit_PK, ids_PA, peer, room) for experts_T, fit_PK in pairs]
+    fields = (np.stack(arrays).astype(np.int32) for arrays in zip(*micro_batches, strict=True))
+    return ExchangePlan(*active, *fields, dropped=dropped)
 
 
-def _plan_pass(
-    layout: DispatchLayout, experts_T: np.ndarray, kept_PK: np.ndarray, ids_PA: np.ndarray, peer: int, room: Capacity
+def _plan_micro_batch(
+    layout: DispatchLayout, experts_T: np.ndarray, fit_PK: np.ndarray, ids_PA: np.ndarray, peer: int, room: Capacity
 ) -> tuple[np.ndarray, ...]:
-    """Return order, inverse, offsets, arrive, leave, sent and taken of one micro-batch."""
-    entries = ids_PA.shape[1]
-    sent_PA = np.where(ids_PA >= 0, kept_PK[peer][ids_PA], 0)
-    taken_PA = np.where(ids_PA[peer] >= 0, kept_PK[:, ids_PA[peer]], 0)
+    """Return the array fields of `ExchangePlan` for one micro-batch, in their order: order_R, inverse_T, offsets_A1, arrive_W,
+    leave_R, sent_P, taken_P."""
+    sent_PA = np.where(ids_PA >= 0, fit_PK[peer][ids_PA], 0)
+    taken_PA = np.where(ids_PA[peer] >= 0, fit_PK[:, ids_PA[peer]], 0)
     if layout == "dropless":
-        rows = len(experts_T) + 1
-        sent_P, first_Q = _without_gaps(sent_PA, peer)
-        taken_P, arrived_Q = _without_gaps(taken_PA, peer)
+        row_count = len(experts_T) + 1
+        sent_P, first_Q = _packed_rows(sent_PA, peer)
+        taken_P, arrived_Q = _packed_rows(taken_PA, peer)
         # the last entry has the empty rows, too: GroupedMatmul writes nothing after its end, and unwritten rows must not be read
-        offsets_A1 = np.append(_starts(taken_PA.sum(axis=0)), room.arrived)
+        offsets_A1 = np.append(_exclusive_sums(taken_PA.sum(axis=0)), room.arrived)
         leave_R = np.full(room.arrived + 1, -1)  # with the rank's own empty row; a graph has fixed shapes
     else:
         assert room.sent is not None
-        rows = ids_PA.size * room.sent  # equal sizes for all entries: auto-parallel supports no other exchange
+        row_count = ids_PA.size * room.sent  # equal sizes for all entries: auto-parallel supports no other exchange
         sent_P, taken_P = sent_PA.sum(axis=1), taken_PA.sum(axis=1)
         first_Q = arrived_Q = np.arange(ids_PA.size) * room.sent
-        offsets_A1, leave_R = np.arange(entries + 1) * room.arrived, np.full(rows, -1)
-    order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), kept_PK[peer], first_Q, rows)
-    arrive_W = _bring_together(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_R)
+        offsets_A1, leave_R = np.arange(ids_PA.shape[1] + 1) * room.arrived, np.full(row_count, -1)
+    order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), fit_PK[peer], first_Q, row_count)
+    arrive_W = _arrival_order(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_R)
     return order_R, inverse_T, offsets_A1, arrive_W, leave_R, sent_P, taken_P
 
 
-def _without_gaps(counts_PA: np.ndarray, peer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of rows of each rank, and the first row of each entry, if rows follow each other without gaps. A rank sends
+def _packed_rows(counts_PA: np.ndarray, peer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lay out rows without gaps: return the number of rows of each rank [P] and the first row of each entry [Q]. A rank sends
     itself one more, empty row at the end: MindSpore's AlltoAllV has no result if nothing arrives."""
     extra_P1 = (np.arange(len(counts_PA)) == peer).astype(counts_PA.dtype)[:, None]
     counts = np.hstack([counts_PA, extra_P1])
-    return counts.sum(axis=1), _starts(counts.ravel()).reshape(counts.shape)[:, :-1].ravel()
+    return counts.sum(axis=1), _exclusive_sums(counts.ravel()).reshape(counts.shape)[:, :-1].ravel()
 
 
-def _starts(counts: np.ndarray) -> np.ndarray:
-    """Return the exclusive cumulative sum of counts: the first row of each entry."""
+def _exclusive_sums(counts: np.ndarray) -> np.ndarray:
+    """Return the sum of the counts before each one: the first row of an entry, if `counts` are the rows of entries."""
     return np.cumsum(counts) - counts
 
 
 def _assign_rows(
-    experts_T: np.ndarray, ids_Q: np.ndarray, kept_K: np.ndarray, first_Q: np.ndarray, rows: int
+    experts_T: np.ndarray, ids_Q: np.ndarray, fit_K: np.ndarray, first_Q: np.ndarray, row_count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Assign each token the next free row of its expert, as long as there is one. Returns order and inverse. ids_Q: expert at each
-    of the P·A entries, -1 for none. kept_K: number of rows of each expert. first_Q: first row of each entry. rows: R."""
-    entry_K = np.full(len(kept_K), -1)
+    """Assign each token the next free row of its expert, as long as there is one. Return order_R and inverse_T.
+
+    ids_Q: expert at each of the P·A entries, -1 for none. fit_K: number of rows of each expert. first_Q: first row of each
+    entry. row_count: R."""
+    entry_K = np.full(len(fit_K), -1)
     entry_K[ids_Q[ids_Q >= 0]] = np.flatnonzero(ids_Q >= 0)
     entry_T = entry_K[experts_T]
     sorted_T = np.argsort(entry_T, kind="stable")
     counts_Q = np.bincount(entry_T, minlength=len(ids_Q))
-    number_T = np.arange(len(sorted_T)) - np.repeat(_starts(counts_Q), counts_Q)
-    fits = number_T < kept_K[experts_T[sorted_T]]
-    tokens, taken = sorted_T[fits], (first_Q[entry_T[sorted_T]] + number_T)[fits]
-    order_R, inverse_T = np.full(rows, -1), np.full(len(experts_T), -1)
-    order_R[taken], inverse_T[tokens] = tokens, taken
+    rank_in_entry_T = np.arange(len(sorted_T)) - np.repeat(_exclusive_sums(counts_Q), counts_Q)
+    fits = rank_in_entry_T < fit_K[experts_T[sorted_T]]
+    fitting_tokens, rows_of_tokens = sorted_T[fits], (first_Q[entry_T[sorted_T]] + rank_in_entry_T)[fits]
+    order_R, inverse_T = np.full(row_count, -1), np.full(len(experts_T), -1)
+    order_R[rows_of_tokens], inverse_T[fitting_tokens] = fitting_tokens, rows_of_tokens
     return order_R, inverse_T
 
 
-def _bring_together(
+def _arrival_order(
     taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_R: np.ndarray
 ) -> np.ndarray:
-    """Return `arrive`, which gathers the rows of each entry, ordered by sender and then by number. taken_PA: number of rows from
-    each sender for each entry. arrived_PA: first of these rows. leave_R: all -1; filled in place."""
+    """Return arrive_W, which gathers the rows of each entry, ordered by sender and then by number; write its inverse to `leave_R`.
+
+    taken_PA: number of rows from each sender for each entry. arrived_PA: first of these rows among the arrived ones. offsets_A1:
+    first multiplied row of each entry. leave_R: all -1, filled in place."""
     count_Q = taken_PA.ravel()
-    of_row = np.repeat(np.arange(len(count_Q)), count_Q)
-    number = np.arange(len(of_row)) - _starts(count_Q)[of_row]
-    before_PA = np.cumsum(taken_PA, axis=0) - taken_PA + offsets_A1[:-1]
-    there, here = arrived_PA.ravel()[of_row] + number, before_PA.ravel()[of_row] + number
-    arrive_W = np.full(offsets_A1[-1], -1)
-    arrive_W[here], leave_R[there] = there, here
+    entry_R = np.repeat(np.arange(len(count_Q)), count_Q)
+    number_R = np.arange(len(entry_R)) - _exclusive_sums(count_Q)[entry_R]
+    first_PA = np.cumsum(taken_PA, axis=0) - taken_PA + offsets_A1[:-1]
+    arrived_rows = arrived_PA.ravel()[entry_R] + number_R
+    multiplied_rows = first_PA.ravel()[entry_R] + number_R
+    arrive_W = np.full(offsets_A1[-1], -1)  # -1 stays at the empty rows
+    arrive_W[multiplied_rows], leave_R[arrived_rows] = arrived_rows, multiplied_rows
     return arrive_W
 
 
@@ -167,10 +177,10 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 
     experts_NGBS: expert of each token. taker_B: data-parallel rank that trains on each sequence. takers: number of these ranks.
     stored: K."""
-    layers, micro = experts_NGBS.shape[:2]
+    segments, micro = experts_NGBS.shape[:2]
     bins = experts_NGBS + stored * taker_B[:, None]
-    counts = [np.bincount(b.ravel(), minlength=takers * stored) for b in bins.reshape(layers * micro, -1)]
-    return np.stack(counts).reshape(layers, micro, takers, stored)
+    counts = [np.bincount(bins_T, minlength=takers * stored) for bins_T in bins.reshape(segments * micro, -1)]
+    return np.stack(counts).reshape(segments, micro, takers, stored)
 
 
 @dataclass(frozen=True)
@@ -183,21 +193,21 @@ class Receivers:
     groups: int
     holder_K: np.ndarray
 
-    def kept(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
+    def accepted(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
         """Return how many of the sent rows fit both limits of `room`, in the same shape; earlier senders and rows go first. In the
         dropless layout all experts of a rank share the limit on arriving rows: of one sender, earlier experts go first."""
-        kept_NGDK = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
-        by_sender = self._by_sender(kept_NGDK)  # axis 3: the P senders
-        if self.layout != "dropless":
+        accepted_NGDK = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
+        by_sender = self._by_sender(accepted_NGDK)  # axis 3: the P senders
+        if self.layout != "dropless":  # cumulative sums, cut at the limit: their differences are the rows that fit
             filled = np.minimum(np.cumsum(by_sender, axis=3), room.arrived)
             return np.diff(filled, prepend=0, axis=3).reshape(sent_NGDK.shape)
-        fitting = np.empty_like(by_sender)
+        accepted_rows = np.empty_like(by_sender)
         for peer in range(by_sender.shape[3]):  # the rows that this peer receives
-            own = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K of the peer
-            filled = np.minimum(np.cumsum(own.reshape(*own.shape[:-2], -1), axis=-1), room.arrived)
-            own = np.diff(filled, prepend=0, axis=-1).reshape(own.shape)
-            fitting[..., self.holder_K == peer] = np.moveaxis(own, -2, 3)
-        return fitting.reshape(sent_NGDK.shape)
+            of_peer = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K of the peer
+            filled = np.minimum(np.cumsum(of_peer.reshape(*of_peer.shape[:-2], -1), axis=-1), room.arrived)
+            of_peer = np.diff(filled, prepend=0, axis=-1).reshape(of_peer.shape)
+            accepted_rows[..., self.holder_K == peer] = np.moveaxis(of_peer, -2, 3)
+        return accepted_rows.reshape(sent_NGDK.shape)
 
     def arrived(self, sent_NGDK: np.ndarray) -> np.ndarray:
         """Return the number of rows that arrive for each expert [N, G, groups, replicas, K], or in the dropless layout on each of
@@ -217,16 +227,20 @@ class Receivers:
 _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
 
 
-def check_room(rows: np.ndarray, room: int, even: float, names: Sequence[str], sent: bool) -> None:
-    """Raise CapacityError if any number of `rows` exceeds `room`. The message names the factor that would be enough.
+def check_room(rows: np.ndarray, limit: int, even: float, names: Sequence[str], sent: bool) -> None:
+    """Raise CapacityError if any number of `rows` exceeds `limit`. The message names the factor that would be enough.
 
-    rows: result of `sent_rows` if `sent`, else of `Receivers.arrived`. even: number of rows under an even load. names: names of the
-    segments."""
+    Args:
+        rows: row counts, segments first: of each sender and expert [N, …, K], or of each receiver.
+        even: number of rows under an even load.
+        names: names of the N segments.
+        sent: True if `rows` are the result of `sent_rows`, False if that of `Receivers.arrived`.
+    """
     most = int(rows.max())
-    if most > room:
+    if most > limit:
         segment, *_, expert = np.unravel_index(rows.argmax(), rows.shape)
-        what, key = f"{most} rows arrive where {room} have room", "arrival_factor"
+        problem, key = f"{most} rows arrive where {limit} have room", "arrival_factor"
         if sent:
-            what, key = f"a rank has {most} rows for expert {expert}, whose capacity is {room}", "capacity_factor"
+            problem, key = f"a rank has {most} rows for expert {expert}, whose capacity is {limit}", "capacity_factor"
         needed = math.ceil(round(100 * most / even, 6)) / 100
-        raise CapacityError(f"{names[int(segment)]}: {what}; set parallel.{key} to {needed:g} or more {_ADVICE}")
+        raise CapacityError(f"{names[int(segment)]}: {problem}; set parallel.{key} to {needed:g} or more {_ADVICE}")

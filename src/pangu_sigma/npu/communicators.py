@@ -49,9 +49,9 @@ def check_layout(config: Config) -> None:
     tokens of a block over its tensor ranks."""
     parallel, tensor = config.parallel, config.parallel.tensor
     if parallel.ranks not in (1, 2, 4) and parallel.ranks % 8:
-        is_many = f"parallel: {axes_text(parallel)} is {parallel.ranks}"
-        raise ConfigError(f"{is_many}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs")
-    if (group := _refused_group(parallel, bool(config.model.common_experts))) is not None:
+        size = f"parallel: {axes_text(parallel)} is {parallel.ranks}"
+        raise ConfigError(f"{size}; MindSpore takes 1, 2, 4 or a multiple of 8 NPUs")
+    if (group := _refused_group(parallel, copies=bool(config.model.common_experts))) is not None:
         ranks = ", ".join(map(str, group[:6])) + (", …" if len(group) > 6 else "")
         raise ConfigError(
             f"parallel: {axes_text(parallel)} makes a communication group of ranks {ranks}; on {CHIP_DATA[parallel.chip].title} "
@@ -67,22 +67,27 @@ def check_layout(config: Config) -> None:
 
 
 def _refused_group(parallel: ParallelConfig, copies: bool) -> list[int] | None:
-    """Return the ranks of a communication group that MindSpore refuses on the chip; None if there is none. copies: True if there
-    are common experts, whose copies communicate, too."""
+    """Return the ranks of the first communication group that MindSpore refuses on the chip; None if it takes all groups. copies:
+    True if the model has common experts, whose copies communicate, too."""
     if family(parallel.chip) != "910a" or all(getattr(parallel, axis).bit_count() == 1 for axis in AXES):
         return None
     layout = Layout(parallel)
     for axes in (axes for axes in GROUPS if axes != COPIES or copies):
         groups = layout.groups(*axes)
-        _, firsts = np.unique(groups[:, 0] % _HOST, return_index=True)  # moved by whole hosts, a group stays what it is
-        for first in firsts:
-            if not _is_feasible(groups[first]):
-                return groups[first].tolist()
+        # groups whose first ranks have the same place in a host are alike: one of them is enough
+        _, firsts = np.unique(groups[:, 0] % _HOST, return_index=True)
+        for group in groups[firsts]:
+            if not _is_feasible(group):
+                return group.tolist()
     return None
 
 
 def _is_feasible(ranks: np.ndarray) -> bool:
+    """Return True if a group of ranks on 910A has the same NPUs of each of its hosts, in numbers and places that MindSpore
+    takes."""
     hosts, npus = np.divmod(ranks, _HOST)
-    of_host = {int(mask) for mask in np.bincount(hosts, 1 << npus) if mask}
-    lower, upper = (mask := of_host.pop()) & 15, mask >> 4
-    return not of_host and mask.bit_count() in (1, 2, 4, 8) and (lower == upper or not lower or not upper)
+    # the different sets of NPUs of a host in the group, one bit for each NPU
+    npus_of_hosts = {int(mask) for mask in np.bincount(hosts, 1 << npus) if mask}
+    mask = npus_of_hosts.pop()
+    lower, upper = mask & 15, mask >> 4
+    return not npus_of_hosts and mask.bit_count() in (1, 2, 4, 8) and (lower == upper or not lower or not upper)

@@ -94,7 +94,7 @@ def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[A
         shapes.append((count if m.rows else 0, {f"layers.{layer}.row_scale": (1,)}))
     if stage == config.parallel.stages - 1:
         shapes.append((1, norm_shapes("norm", m.hidden)))
-    return [_dense_array(config, n, name, shape) for n, some in shapes if n for name, shape in some.items()]
+    return [_dense_array(config, n, name, shape) for n, arrays in shapes if n for name, shape in arrays.items()]
 
 
 def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
@@ -106,31 +106,32 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
     count = len(layers) if alike and layers else 1
     arrays = []
     for n in (n for layer in layers[::count] for n in config.model.segments_of(layer)):
-        stored, (_, s) = config.stored_experts(config.model.routed[n]), config.model.in_layer(n)
-        for name, shape in expert_shapes(config.model, s).items():
-            weight = _expert_array(config, count, n, name, (stored, *shape), device)
+        experts = config.stored_experts(config.model.routed[n])
+        for name, shape in expert_shapes(config.model, config.model.in_layer(n)[1]).items():
+            weight = _expert_array(config, count, n, name, (experts, *shape), device)
             arrays += [weight, *_moments([weight], moments)]
-        step = _expert_array(config, count, n, "step", (stored,), device)
+        step = _expert_array(config, count, n, "step", (experts,), device)
         arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
 
 
 def _moments(weights: list[Array], dtype: str) -> list[Array]:
+    """Return Adam's first moments of the weights, then the second ones."""
     kinds: tuple[Literal["moment", "variance"], ...] = ("moment", "variance")
     return [replace(a, name=f"{a.name}.{kind}", kind=kind, dtype=dtype) for kind in kinds for a in weights]
 
 
 def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the parameters of a stage's active experts (ECSS), in the network's argument order; biases are [experts, 1, …]. They
-    are on the host and hold nothing: their gradients are on the NPU, and the weights come there as values."""
+    """Return the placeholder parameters of a stage's active experts (ECSS), in the network's argument order; biases are [experts,
+    1, …]. They are on the host and take no memory: their gradients are on the NPU, and the weights come there as values."""
     buffers = []
     for weight in expert_arrays(config, stage, alike):
         if config.ecss.enabled and weight.kind == "weight":
-            local = active_entries(config, config.model.routed[int(weight.name.split(".")[1])])
+            entries = active_entries(config, config.model.routed[int(weight.name.split(".")[1])])
             rows = (1,) if len(weight.shape) == 2 else ()
-            # common ones, too, once for each group: only slices of their own let ranks of different groups compute apart
-            count = config.parallel.groups * config.parallel.expert * local
-            shape, computed = (count, *rows, *weight.shape[1:]), (local, *rows, *weight.computed[1:])
+            # common experts, too, have entries for each group: ranks of different groups compute with slices of their own
+            count = config.parallel.groups * config.parallel.expert * entries
+            shape, computed = (count, *rows, *weight.shape[1:]), (entries, *rows, *weight.computed[1:])
             buffer = replace(weight, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=HOST)
             buffers.append(replace(buffer, name=weight.name.replace("experts", "active", 1)))
     return buffers
@@ -142,10 +143,10 @@ def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> l
     the word table that it receives. alike: as in `all_arrays`."""
     if config.train.accumulation == 1:
         return []
-    summed = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
+    weights = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
     if 0 < stage == config.parallel.stages - 1:
-        summed.append(word_table(config))
-    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed, device=NPU) for a in summed]
+        weights.append(word_table(config))
+    return [replace(a, name=f"{a.name}.accumulated", kind="accumulator", kept=a.computed, device=NPU) for a in weights]
 
 
 def arrays_of_step(config: Config, stage: int) -> list[Array]:
@@ -155,24 +156,23 @@ def arrays_of_step(config: Config, stage: int) -> list[Array]:
 
 def active_elements(config: Config, stage: int = 0) -> int:
     """Return the largest number of elements of active experts' weights that a rank computes with in a step."""
-    of_layer = 0
+    layer_elements = 0
     for s, kind in enumerate(config.model.segments):
-        local, tensor = active_in_group(config, kind) // config.parallel.expert, config.parallel.tensor
-        shapes = expert_shapes(config.model, s).items()
-        of_layer += local * sum(math.prod(_divide(shape, tensor_axis(name), tensor)) for name, shape in shapes)
-    return of_layer * len(rre_layers_of_stage(config, stage))
+        experts = active_in_group(config, kind) // config.parallel.expert
+        for name, shape in expert_shapes(config.model, s).items():
+            layer_elements += experts * math.prod(_divide(shape, tensor_axis(name), config.parallel.tensor))
+    return layer_elements * len(rre_layers_of_stage(config, stage))
 
 
 def summed_alone(config: Config) -> bool:
-    """Return True if a rank alone sums gradients of experts over micro-batches, without stages. MindSpore 2.9 then returns the sums
-    only behind a standard operator, so the Ascend step has one (npu/active_experts.py)."""
+    """Return True if the gradients of experts are summed over micro-batches only, neither over ranks nor stages. MindSpore 2.9 then
+    returns the sums only behind a standard operator, so the Ascend step has one (npu/active_experts.py)."""
     return config.train.accumulation > 1 and config.parallel.stages == config.parallel.data == 1
 
 
 def word_table(config: Config) -> Array:
     """Return the word table, which the first stage keeps."""
-    name, shape = next(iter(_tables(config, 0).items()))
-    return _dense_array(config, 1, name, shape)
+    return _dense_array(config, 1, "embedding", _tables(config, 0)["embedding"])
 
 
 TENSOR_AXES = {
@@ -185,30 +185,34 @@ TENSOR_AXES = {
 
 
 def tensor_axis(name: str) -> int | None:
-    """Return the axis that tensor parallelism divides; None for no axis. name: of a dense weight, or in its expert."""
+    """Return the axis that tensor parallelism divides; None for no axis. name: name of a dense weight, or of a tensor in its
+    expert."""
     return TENSOR_AXES.get(name.split(".", 2)[2] if name.startswith("layers.") else name)
 
 
 def _tables(config: Config, stage: int) -> Shapes:
     """Return the tables of a stage: words and positions on the first one, the query layer's positions on the last one."""
-    m, has = config.model, ["embedding", "positions"] if stage == 0 else []
-    has += ["query_positions"] if stage == config.parallel.stages - 1 else []
+    m, names = config.model, ["embedding", "positions"] if stage == 0 else []
+    names += ["query_positions"] if stage == config.parallel.stages - 1 else []
     shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
-    return {name: shape for name, shape in shapes.items() if name in has}
+    return {name: shape for name, shape in shapes.items() if name in names}
 
 
 def _dense_array(config: Config, count: int, name: str, shape: Shape) -> Array:
+    """Return the array of a dense weight with its slice on a rank. count: number of layers that it represents."""
     parallel, axis = config.parallel, tensor_axis(name)
     used_as = "float32" if "norm." in name or name in _TABLES else config.train.compute_dtype
     computed = _divide(shape, axis, parallel.tensor)
     replicas = parallel.stage_ranks if axis is None else parallel.stage_ranks // parallel.tensor
-    travels = name == "embedding" and parallel.stages > 1
-    divides = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not travels
-    kept = _divide(computed, 0, replicas) if divides else computed
+    is_sent = name == "embedding" and parallel.stages > 1
+    is_divided = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not is_sent
+    kept = _divide(computed, 0, replicas) if is_divided else computed
     return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count=count)
 
 
 def _expert_array(config: Config, count: int, segment: int, name: str, shape: Shape, device: str) -> Array:
+    """Return a weight of all experts of a segment with its slice on a rank. count: number of layers that it represents. name: name
+    of the tensor in an expert. shape: of all experts together."""
     parallel, own, axis = config.parallel, config.model.routed[segment] == "own", tensor_axis(name)
     held = _divide(shape, 0, parallel.expert * (parallel.groups if own else 1))
     computed = _divide(held, None if axis is None else axis + 1, parallel.tensor)
@@ -219,6 +223,7 @@ def _expert_array(config: Config, count: int, segment: int, name: str, shape: Sh
 
 
 def _divide(shape: Shape, axis: int | None, parts: int) -> Shape:
+    """Return the shape of one of equal parts along an axis; the whole shape for None."""
     if axis is None:
         return shape
     return (*shape[:axis], shape[axis] // parts, *shape[axis + 1 :])

@@ -31,8 +31,8 @@ class DeviceAdam(nn.Cell):
     def update(self, grads, lr, grad_scale, applied):
         """Update the parameters in place, and return tensors that depend on it. lr: learning rate. grad_scale: factor for the
         gradients. applied: 1.0, or 0.0 to change nothing."""
-        counted = ops.assign(self.step, self.step + ops.cast(applied, ms.int32))
-        step = ops.reshape(ops.cast(counted, ms.float32), ())
+        new_count = ops.assign(self.step, self.step + ops.cast(applied, ms.int32))
+        step = ops.reshape(ops.cast(new_count, ms.float32), ())
         power1, power2 = ops.pow(self.beta1, ops.maximum(step, 1.0)), ops.pow(self.beta2, ops.maximum(step, 1.0))
         unbias = ops.sqrt(1.0 - power2)
         correction = unbias / (1.0 - power1)
@@ -40,9 +40,10 @@ class DeviceAdam(nn.Cell):
         beta1 = 1.0 - (1.0 - self.beta1) * applied  # a step that is not applied leaves the moments as they are
         beta2 = 1.0 - (1.0 - self.beta2) * applied
         update = ops.partial(_adam, self.adam, rate, beta1, beta2, eps, correction, grad_scale, applied < 0.5)
-        return counted, self.map(update, self.weights, self.moments, self.variances, self.decay, grads)
+        return new_count, self.map(update, self.weights, self.moments, self.variances, self.decay, grads)
 
 
 def _adam(adam, rate, beta1, beta2, eps, correction, grad_scale, skipped, weight, moment, variance, decay, grad):
+    """Update one parameter. skipped: True if the step is not applied; its gradient, which may be infinite, becomes zero then."""
     grad = ops.masked_fill(grad * grad_scale, skipped, 0.0)
     return adam(weight, moment, variance, rate, beta1, beta2, eps, decay / correction, grad)

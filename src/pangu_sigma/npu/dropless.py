@@ -42,28 +42,29 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
     an `ExchangePlan`; `ends_A`, the row after the last row of each expert, replaces the offsets.
     """
     travels = groups.size("expert") > 1
-    there, back = (AllToAllV(groups, hidden) if travels else None for _ in range(2))
-    return Experts(DroplessDispatch(there, cann), DroplessFFN(groups, activation), DroplessCombine(back, cann))
+    send, send_back = (AllToAllV(groups, hidden) if travels else None for _ in range(2))
+    return Experts(DroplessDispatch(send, cann), DroplessFFN(groups, activation), DroplessCombine(send_back, cann))
 
 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
-    """Wrap a cell as a Morph: an operator of the graph of all ranks that runs the cell on each rank's slices.
+    """Wrap a cell as a Morph: an operator of the graph of all ranks that runs the cell on each rank's slices. The output has the
+    first input's dtype.
 
-    shape: function from the shapes of the inputs to the shape of the output; a shape here is that of all ranks' slices together.
-    The output has the first input's dtype.
+    shape: function from the shapes of the inputs to the shape of the output, of all ranks' slices together.
     """
-    return ops.Morph(cell.construct, shape, _as_the_first).add_prim_attr("self_define_shard", True)
+    return ops.Morph(cell.construct, shape, _like_first).add_prim_attr("self_define_shard", True)
 
 
-def _shape_of_rows(x, order, inverse, arrive, *rest):
-    return [arrive[0], x[1]]
+def _shape_of_rows(x, order, inverse, arrive, *others):
+    return [arrive[0], x[1]]  # [W, H]
 
 
-def _shape_of_tokens(rows, order, inverse, *rest):
-    return [inverse[0], rows[1]]
+def _shape_of_tokens(rows, order, inverse, *others):
+    return [inverse[0], rows[1]]  # [T, H]
 
 
-def _as_the_first(first, *rest):
+def _like_first(first, *others):
+    """Return the shape, or the dtype, of the first input: that of the output."""
     return first
 
 
@@ -106,12 +107,12 @@ class DroplessCombine(nn.Cell):
 class DroplessFFN(nn.Cell):
     """Expert FFN of an RRE layer on Ascend, dropless layout: construct(rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A) -> outputs
     [W, H] of the W rows, which are sorted by expert. ends: the row after the last row of each expert. b2: None in a further
-    segment, which takes an operator of its own, because an input of one cannot be None."""
+    segment, which takes an operator of its own, because an operator's input cannot be None."""
 
     def __init__(self, groups: Groups, activation: Activation):
         super().__init__()
         self.local = LocalFFN(groups, activation)
-        self.morph, self.morph_further = (on_one_rank(self.local, _as_the_first) for _ in range(2))
+        self.morph, self.morph_further = (on_one_rank(self.local, _like_first) for _ in range(2))
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, b2_A1H, ends_A):
         if b2_A1H is None:
@@ -161,20 +162,22 @@ class LocalFFN(ActivatedFFN):
         super().__init__(activation)
         self.grouped = grouped_matmul()
         tensor = groups.size("tensor")
-        self.share = 1.0 / tensor  # of the bias: each rank adds its share; of powers of two the sum is exact
+        # each tensor rank adds its share of the bias; for powers of two the sum is exact
+        self.bias_share = 1.0 / tensor
         self.sum_of_parts = ops.AllReduce(ops.ReduceOp.SUM, groups.name("tensor")) if tensor > 1 else None
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, ends_A, b2_A1H=None):
-        ends, own_WA = F.cast(ends_A, ms.int64), _expert_of_row(rows_WH, ends_A)
+        ends, is_own_WA = F.cast(ends_A, ms.int64), _expert_of_row(rows_WH, ends_A)
         b1_AF = F.reshape(b1_A1F, (-1, F.shape(b1_A1F)[-1]))
-        inner_WF = self.product(rows_WH, F.transpose(w1_AFH, (0, 2, 1)), ends) + F.matmul(own_WA, b1_AF)
+        inner_WF = self.product(rows_WH, F.transpose(w1_AFH, (0, 2, 1)), ends) + F.matmul(is_own_WA, b1_AF)
         out_WH = self.product(self.activated(inner_WF), w2_AFH, ends)
         if b2_A1H is not None:
-            out_WH = out_WH + F.matmul(own_WA, F.reshape(b2_A1H, (-1, F.shape(b2_A1H)[-1]))) * self.share
+            out_WH = out_WH + F.matmul(is_own_WA, F.reshape(b2_A1H, (-1, F.shape(b2_A1H)[-1]))) * self.bias_share
         return out_WH if self.sum_of_parts is None else self.sum_of_parts(out_WH)
 
     def product(self, x, w, ends):
-        """Multiply the rows of x by the matrices of their experts, [A, in, out]. ends: row after the last row of each expert."""
+        """Multiply the rows of x [W, in] by the matrices w of their experts [A, in, out]. ends: row after the last row of each
+        expert. Return [W, out]."""
         return self.grouped([x], [w], None, None, None, None, None, ends)[0]
 
 
@@ -210,7 +213,8 @@ class AllToAllV(nn.Cell):
 
 
 def _expert_of_row(rows_WH, ends_A):
-    """Return [W, A], 1 where the row belongs to the expert, else 0: a product with it adds biases, and sums their gradients."""
+    """Return a matrix [W, A] with 1 where the row belongs to the expert, else 0: its product with the experts' biases [A, F] is the
+    bias of each row, and the gradient of this product sums over the rows of an expert."""
     row_W1 = F.expand_dims(ops.arange(F.shape(rows_WH)[0]), 1)
     before_WA = F.cast(row_W1 < F.expand_dims(ends_A, 0), rows_WH.dtype)
     first = before_WA[:, :1]

@@ -61,8 +61,8 @@ class CompactedDispatch(nn.Cell):
 
 class CompactedCombine(nn.Cell):
     """Combine cell of an RRE layer on Ascend, compacted layout: sends the experts' outputs back to the ranks of their tokens, and
-    adds the residual. construct(rows, inverse, order, residual_TH) -> [T, H]. rows: in the shape that `CompactedDispatch` returns;
-    the indices are those that it takes."""
+    adds the residual. construct(rows, (inverse_T, leave_R), (order_R, arrive_W), residual_TH) -> [T, H]. rows: [G·P·A, D·W/A, H],
+    as `CompactedDispatch` returns; the indices are fields of an `ExchangePlan`."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()

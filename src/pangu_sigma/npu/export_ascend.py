@@ -24,12 +24,13 @@ _COMPILES = "PANGU_SIGMA_EXPORTS_FOR_ASCEND"
 """Environment variable that is set in the compiling process."""
 
 
-def _compile(run: Path, output: Path, weights: StoredPrecision) -> int:
+def _export(run: Path, output: Path, weights: StoredPrecision) -> int:
+    """Compile and export a run in this process, and return its exit status."""
     from pangu_sigma.convert.mindir import export_mindir
     from pangu_sigma.npu.context import target_ascend
 
-    written = export_mindir(run, output, weights, target_ascend)
-    sys.stderr.write(f"{written}: compiled for Ascend; nothing of it has run\n")
+    folder = export_mindir(run, output, weights, target_ascend)
+    sys.stderr.write(f"{folder}: compiled for Ascend; nothing of it has run\n")
     return 0
 
 
@@ -44,7 +45,7 @@ def main() -> int:
         environment = child_environment() if "ASCEND_HOME_PATH" in os.environ else ascend_environment(1, 0)
         command = [sys.executable, "-m", "pangu_sigma.npu.export_ascend", *sys.argv[1:]]
         return subprocess.run(command, env=environment | {_COMPILES: "1"}).returncode
-    status = exit_status(lambda: _compile(options.run, options.output, options.weights))
+    status = exit_status(lambda: _export(options.run, options.output, options.weights))
     sys.stderr.flush()
     os._exit(status)
 

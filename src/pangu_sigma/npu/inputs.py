@@ -29,40 +29,42 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 
 
 def _inputs(config: Config) -> list[tuple[tuple[int, ...], type]]:
-    """Return shape and dtype of each input of the step on a rank, in the order of `inputs_of`."""
-    parallel, model, passes = config.parallel, config.model, config.train.accumulation
-    sequences = passes * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
-    blocks = passes * config.data.domains_per_step // parallel.groups
-    tokens, rows = (sequences, model.seq_length), (sequences * model.seq_length, model.hidden)
-    lengths = {kind: plan_arrays(config, kind) for kind in model.kinds}
-    plans = [(passes * lengths[kind][name],) for name in lengths["own"] for kind in model.routed]
+    """Return shape and dtype of each input of the step on a rank, in the order of `inputs_of`: of the batch, of the tokens' rows if
+    the model has rows, and of the routing plans."""
+    parallel, model, micro_batches = config.parallel, config.model, config.train.accumulation
+    sequences = micro_batches * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
+    domain_blocks = micro_batches * config.data.domains_per_step // parallel.groups
+    tokens = (sequences, model.seq_length)
     inputs: list[tuple[tuple[int, ...], type]] = [
-        (shape, np.int32) for shape in (tokens, tokens, tokens, (blocks,), tokens)
+        *((shape, np.int32) for shape in (tokens, tokens, tokens, (domain_blocks,), tokens)),
+        (tokens, np.float32),  # the weights
     ]
-    inputs += [(shape, np.float32) for shape in (tokens, *[rows] * bool(model.rows))]
+    if model.rows:
+        inputs.append(((sequences * model.seq_length, model.hidden), np.float32))
+    lengths = {kind: plan_arrays(config, kind) for kind in model.kinds}
+    plans = [(micro_batches * lengths[kind][name],) for name in lengths["own"] for kind in model.routed]
     return inputs + [(shape, np.int32) for shape in plans]
 
 
 def inputs_of(batch: Batch, config: Config, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[np.ndarray, ...]:
-    """Return a batch as the inputs of the Ascend step, its micro-batches concatenated. batch: sequences of this rank, with routing
-    plans in an Ascend layout. e: the rows of its tokens, if the model has rows."""
-    of_batch = ("rows_GBS", "positions_GBS", "documents_GBS", "slots_GM", "labels_GBS", "weights_GBS")
-    of_rows = [e_GTH] if isinstance(e_GTH, np.ndarray) else []
-    plans = [getattr(plan, name) for name in plan_arrays(config) for plan in batch.plans]
-    return tuple(
-        array.reshape(-1, *array.shape[2:]) for array in (*(getattr(batch, n) for n in of_batch), *of_rows, *plans)
-    )
+    """Return a batch as the inputs of the Ascend step, its micro-batches concatenated along the first axis. batch: sequences of
+    this rank, with an `ExchangePlan` for each segment. e_GTH: the rows of its tokens; () without `model.rows`."""
+    names = ("rows_GBS", "positions_GBS", "documents_GBS", "slots_GM", "labels_GBS", "weights_GBS")
+    arrays = [getattr(batch, name) for name in names]
+    arrays += [e_GTH] if isinstance(e_GTH, np.ndarray) else []
+    arrays += [getattr(plan, name) for name in plan_arrays(config) for plan in batch.plans]
+    return tuple(array.reshape(-1, *array.shape[2:]) for array in arrays)
 
 
 def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
-    """Return the lengths on a rank, by name, of the `ExchangePlan` fields that the graph takes for each segment of a kind: the
-    indices of dispatch and of combine, and in the dropless layout the ends of the experts' rows."""
+    """Return names and lengths of the `ExchangePlan` fields that the graph takes for a segment of a kind: the indices of dispatch,
+    then of combine, and in the dropless layout the ends of the experts' rows. Lengths are for one rank and one micro-batch."""
     peers, tokens = config.parallel.expert, tokens_of_rank(config)
     sent, multiplied = exchanged_rows(config), multiplied_rows(config)
     if dispatch_layout(config) == "compacted":
         return {"order_GR": sent, "arrive_GW": multiplied, "inverse_GT": tokens, "leave_GR": sent}
-    there = {"order_GR": sent, "arrive_GW": multiplied, "sent_GP": peers, "taken_GP": peers}
-    return there | {"inverse_GT": tokens, "leave_GR": multiplied + 1, "ends_GA": active_entries(config, kind)}
+    dispatch_arrays = {"order_GR": sent, "arrive_GW": multiplied, "sent_GP": peers, "taken_GP": peers}
+    return dispatch_arrays | {"inverse_GT": tokens, "leave_GR": multiplied + 1, "ends_GA": active_entries(config, kind)}
 
 
 class StepSettings(nn.Cell):
@@ -72,7 +74,7 @@ class StepSettings(nn.Cell):
     """
 
     def __init__(self, segments: list[RoutedSegment]):
-        """segments: those that the rank stores."""
+        """segments: the segments whose experts the rank stores."""
         super().__init__(auto_prefix=False)  # the plan knows these parameters by their names
         self.numbers = [segment.number for segment in segments]
         self.rate = Parameter(Tensor(0.0, ms.float32), name="rate", requires_grad=False)
@@ -90,7 +92,7 @@ class StepSettings(nn.Cell):
 
 
 def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:
-    """Return an int32 parameter of each length, which only host operators read."""
+    """Return int32 parameters of zeros, one of each length, which only operators on the host read. name: prefix of their names."""
     zeros = (Tensor(np.zeros(length, np.int32)) for length in lengths)
     tables = [Parameter(zero, f"{name}.{i}", requires_grad=False) for i, zero in enumerate(zeros)]
     for table in tables:

@@ -31,19 +31,20 @@ class MicroBatches(nn.Cell):
         self.add = tuple(ops.Add().add_prim_attr(mark, i) for i in range(count))
 
     def construct(self, *inputs):
+        """Run the network on one micro-batch after another, and return the sum of its results."""
         total = self.network(*self.micro_batch(0, inputs))
         for i in range(1, self.count):
             total = self.add[i](total, self.network(*self.micro_batch(i, inputs)))
         return total
 
     def micro_batch(self, i, inputs):
-        """Return the inputs of micro-batch number i."""
-        taken: tuple = ()
+        """Return the inputs of micro-batch number i: a slice of the first axis of each input."""
+        slices: tuple = ()
         for x in inputs:
             rows = x.shape[0] // self.count
             begin, end = (i * rows, 0), ((i + 1) * rows, x.shape[-1])
-            taken += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
-        return taken
+            slices += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
+        return slices
 
 
 class GradientAccumulation(nn.Cell):
@@ -55,44 +56,48 @@ class GradientAccumulation(nn.Cell):
         """network: cell that returns the scaled loss. weights: the weights that this rank keeps. received: weights of another stage
         whose gradients this rank computes."""
         super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
-        self.own, passes = len(weights), config.train.accumulation
-        differentiated = ParameterTuple([*weights, *received])
-        forward = network if passes == 1 else MicroBatches(network, passes, config.parallel)
+        self.own_count, micro_batches = len(weights), config.train.accumulation
+        all_weights = ParameterTuple([*weights, *received])
+        forward = network if micro_batches == 1 else MicroBatches(network, micro_batches, config.parallel)
         self.has_rows = bool(config.model.rows)
-        self.loss_and_grads = ms.value_and_grad(forward, ROWS if self.has_rows else None, weights=differentiated)
+        self.loss_and_grads = ms.value_and_grad(forward, ROWS if self.has_rows else None, weights=all_weights)
         # in the dtypes of the weights; MindSpore finds them by the weights' names, which must be final
-        self.accumulators = None if passes == 1 else differentiated.clone("accu_grads", "zeros")
-        for total in self.accumulators or ():
-            total.requires_grad = False
+        self.accumulators = None if micro_batches == 1 else all_weights.clone("accu_grads", "zeros")
+        for accumulator in self.accumulators or ():
+            accumulator.requires_grad = False
         self.map = ops.HyperMap()
 
     def construct(self, *inputs):
         scaled_M, grads = self.loss_and_grads(*inputs)
-        of_rows, grads = grads if self.has_rows else ((), grads)
-        return scaled_M, grads[: self.own], grads[self.own :], of_rows
+        row_grads, weight_grads = grads if self.has_rows else ((), grads)
+        return scaled_M, weight_grads[: self.own_count], weight_grads[self.own_count :], row_grads
 
     def clear(self, applied):
-        """Reset the gradient accumulators to zero for the next step, once `applied`, 0.0 or 1.0, has been computed."""
-        return (
-            applied if self.accumulators is None else self.map(ops.partial(_clear, applied >= 0.0), self.accumulators)
-        )
+        """Reset the gradient accumulators to zero for the next step, once `applied`, 0.0 or 1.0, has been computed. Return a value
+        that depends on the reset."""
+        if self.accumulators is None:
+            return applied
+        return self.map(ops.partial(_clear, applied >= 0.0), self.accumulators)
 
 
-def _clear(always, total):
-    # MindSpore would make a constant of zeros_like(total), and keep as much memory again for all accumulators
-    return ops.assign(total, ops.masked_fill(total, always, 0.0))
+def _clear(always_true, accumulator):
+    """Set an accumulator to zero. always_true: a tensor of bool, computed before: MindSpore would make a constant of
+    zeros_like(accumulator), and keep as much memory again for all accumulators."""
+    return ops.assign(accumulator, ops.masked_fill(accumulator, always_true, 0.0))
 
 
 def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Primitive]:
-    """Return the operators that cut inputs of one axis and of two on each rank by itself; unmarked, MindSpore would gather all."""
-    takers, made = parallel.stage_ranks // parallel.tensor, []
-    for strategy in ((takers,), (takers, 1)):
+    """Return the operators that cut a micro-batch out of an input of one axis, and of two axes. count: number of micro-batches.
+
+    Their attributes make every rank cut its own rows; without them MindSpore would gather the rows of all ranks first."""
+    data_ranks, operators = parallel.stage_ranks // parallel.tensor, []
+    for strategy in ((data_ranks,), (data_ranks, 1)):
         cut = ops.StridedSlice()
         if parallel.stages > 1:
-            cut.add_prim_attr("out_shard_size", takers)
+            cut.add_prim_attr("out_shard_size", data_ranks)
         else:
             cut.add_prim_attr("grad_accu_num", count).add_prim_attr("skip_redistribution", True)
             if parallel.ranks > 1:
                 cut.shard((strategy,))
-        made.append(cut)
-    return made[0], made[1]
+        operators.append(cut)
+    return operators[0], operators[1]

@@ -23,18 +23,18 @@ INFINITY = ("ascend910b", "ascend910_93", "ascend950")
 
 
 def saturates(chip: Chip) -> bool:
-    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, which is used where
-    MindSpore names none, as when it compiles without an NPU."""
+    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, which decides if
+    MindSpore does not know the NPU's name, as when it compiles without an NPU."""
     if ms.get_context("device_target") != "Ascend":
         return False
-    named = MSContext.get_instance().get_ascend_soc_version()
-    by_chip = named not in INFINITY if named else CHIP_DATA[chip].saturates
-    return by_chip or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
+    soc_version = MSContext.get_instance().get_ascend_soc_version()
+    saturates_by_default = soc_version not in INFINITY if soc_version else CHIP_DATA[chip].saturates
+    return saturates_by_default or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
 
 
 class OverflowFlag(nn.Cell):
-    """Cell that reads the overflow flag of a rank's NPU, then clears it. construct(after) -> float32 (), above 0 if since the last
-    call an operator overflowed on this rank. The flag is read after the tensor `after` has been computed."""
+    """Cell that reads the overflow flag of a rank's NPU, then clears it. construct(after) -> float32 (), above 0 if an operator
+    overflowed on this rank since the last call. The flag is read after the tensor `after` has been computed."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class OverflowCheck(nn.Cell):
     def construct(self, grads, scale, sent_back):
         # The flag is read after all that may raise it, and after the sum of the squares, so that all ranks come to the two sums in
         # the same order.
-        squares = self.sum_over_ranks(self.sum(self.map(_squares, grads, self.norm_weights)))
+        squares = self.sum_over_ranks(self.sum(self.map(_weighted_square_sum, grads, self.norm_weights)))
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
         if self.overflow is not None:
@@ -76,5 +76,6 @@ class OverflowCheck(nn.Cell):
         return value if self.all_reduce is None else self.all_reduce(value)
 
 
-def _squares(grad, weight):
+def _weighted_square_sum(grad, weight):
+    """Return the sum of a gradient's squares, times its weight in the global norm."""
     return ops.ReduceSum()(ops.square(ops.cast(grad, ms.float32))) * weight

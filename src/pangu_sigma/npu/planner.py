@@ -26,16 +26,18 @@ class ExchangePlanner:
         self._config, self._room, self._layout = config, room or room_of(config), dispatch_layout(config)
         self._peer = grid.coordinates(rank).expert
         of_peers = [share_of(config, peer).routed for peer in grid.peers(rank, "expert")]
-        self._segments = list(zip(*of_peers, strict=True))  # of each segment, what each peer has
+        self._segments = list(zip(*of_peers, strict=True))  # for each segment, its part on each peer
         self._receivers = {kind: self._receivers_of(kind) for kind in config.model.kinds}
         self._taker, self._group = data_rank_of(config, rank), takers_of_group(config, rank)
-        self._takers, group = parallel.stage_ranks // parallel.tensor, len(self._group)
-        # those whose rows come to this rank
-        self._senders = self._group[0] + np.arange(self._taker % parallel.data, group, parallel.data)
+        self._takers, group_size = parallel.stage_ranks // parallel.tensor, len(self._group)
+        # the data-parallel ranks whose rows come to this rank: those of its group with the same place on the axis `data`
+        self._senders = self._group[0] + np.arange(self._taker % parallel.data, group_size, parallel.data)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> list[RoutingPlan]:
-        """Return the plan of each segment, an `ExchangePlan`. experts_NGBS: the expert of each token of the whole batch, in G
-        micro-batches. taker_B: data-parallel index of each sequence (`data_rank_of_sequences`).
+        """Return the `ExchangePlan` of each segment, in the order of the network.
+
+        experts_NGBS: expert of each token of the whole batch, in G micro-batches. taker_B: data-parallel rank that trains on each
+        sequence (`data_rank_of_sequences`).
 
         Raises CapacityError, on every rank or on none, if the batch does not fit and `parallel.overflow` is refuse.
         """
@@ -43,30 +45,35 @@ class ExchangePlanner:
         own_B = taker_B == self._taker
         tokens = np.count_nonzero(own_B) * experts_NGBS.shape[-1]
         for kind in self._config.model.kinds:
-            numbers = [n for n, other in enumerate(self._config.model.routed) if other == kind]
-            sent = sent_rows(experts_NGBS[numbers], taker_B, self._takers, self._config.stored_experts(kind))
-            self._check(kind, numbers, sent, tokens)
-            kept = self._receivers[kind].kept(sent, self._room[kind])
+            numbers = [n for n, segment_kind in enumerate(self._config.model.routed) if segment_kind == kind]
+            sent_NGDK = sent_rows(experts_NGBS[numbers], taker_B, self._takers, self._config.stored_experts(kind))
+            self._check(kind, numbers, sent_NGDK, tokens)
+            fit_NGDK = self._receivers[kind].accepted(sent_NGDK, self._room[kind])
             # every copy of a common expert is updated alike, if any group has tokens for it
             counted_B = np.isin(taker_B, self._group) | (kind == "common")
-            for n, sent_GDK, kept_GDK in zip(numbers, sent, kept, strict=True):
-                own, counted = experts_NGBS[n][:, own_B], experts_NGBS[n][:, counted_B]
-                plans[n] = self._plan(n, own, counted, kept_GDK, int((sent_GDK - kept_GDK).sum()))
+            for n, sent_GDK, fit_GDK in zip(numbers, sent_NGDK, fit_NGDK, strict=True):
+                own_GT = experts_NGBS[n][:, own_B].reshape(experts_NGBS.shape[1], -1)
+                counted, fit_GPK = experts_NGBS[n][:, counted_B], fit_GDK[:, self._senders]
+                plans[n] = self._plan(n, own_GT, counted, fit_GPK, dropped=int((sent_GDK - fit_GDK).sum()))
         return [plans[n] for n in range(len(plans))]
 
-    def _plan(self, n: int, own: np.ndarray, counted: np.ndarray, kept_GDK: np.ndarray, dropped: int) -> RoutingPlan:
-        """Return the plan of segment n. own, counted: experts of the tokens of this rank, and of the
-        tokens that make experts active."""
+    def _plan(self, n: int, own_GT: np.ndarray, counted: np.ndarray, fit_GPK: np.ndarray, dropped: int) -> RoutingPlan:
+        """Return the plan of segment n.
+
+        own_GT: experts of this rank's tokens. counted: experts of all tokens that make an expert of this group active.
+        fit_GPK: number of rows that fit, from each rank of the group to each expert. dropped: number of rows that do not fit."""
         segments, peer = self._segments[n], self._peer
-        rows = [segment.row_of[counted] for segment in segments]
+        room = self._room[segments[0].kind]
+        rows = [segment.row_of[counted] for segment in segments]  # -1: another peer stores the expert
         lists = [active_list(segment, r[r >= 0]) for segment, r in zip(segments, rows, strict=True)]
         # the expert at each entry of each peer's list, -1 at unused entries
-        ids_PA = np.stack([np.append(s.held, -1)[a] for s, (a, _) in zip(segments, lists, strict=True)])
-        experts_GT, kept_GPK, room = own.reshape(len(own), -1), kept_GDK[:, self._senders], self._room[segments[0].kind]
-        return exchange_plan(self._layout, experts_GT, ids_PA, lists[peer], peer, kept_GPK, room, dropped)
+        ids_PA = np.stack([np.append(s.held, -1)[active_A] for s, (active_A, _) in zip(segments, lists, strict=True)])
+        return exchange_plan(self._layout, own_GT, ids_PA, lists[peer], peer, fit_GPK, room, dropped)
 
     def _check(self, kind: Segment, numbers: list[int], sent_NGDK: np.ndarray, tokens: int) -> None:
-        """Raise CapacityError if rows of segments of a kind have no room and may not be dropped. tokens: of a rank."""
+        """Raise CapacityError if rows have no room and may not be dropped.
+
+        numbers: all segments of the kind. sent_NGDK: result of `sent_rows` for them. tokens: number of tokens of one rank."""
         config, room = self._config, self._room[kind]
         if config.parallel.overflow != "refuse":
             return
@@ -77,7 +84,9 @@ class ExchangePlanner:
         check_room(arrived, room.arrived, even, names, sent=False)
 
     def _receivers_of(self, kind: Segment) -> Receivers:
+        """Return which rank of a group stores each expert of a kind: the peers divide each domain's own experts, or all common
+        experts, into equal ranges."""
         stored, peers = self._config.stored_experts(kind), self._config.parallel.expert
-        alike = self._config.model.experts_per_domain if kind == "own" else stored
-        holder_K = np.arange(stored) % alike // (alike // peers)  # equally many each, in order
+        divided_experts = self._config.model.experts_per_domain if kind == "own" else stored
+        holder_K = np.arange(stored) % divided_experts // (divided_experts // peers)
         return Receivers(self._layout, self._config.parallel.groups, holder_K)

@@ -32,18 +32,19 @@ def tokens_of_rank(config: Config) -> int:
 
 def capacity(config: Config, kind: Segment = "own") -> int:
     """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens,
-    raised by `as_many_rows`."""
-    sent = config.parallel.capacity_factor * tokens_of_rank(config)
-    return as_many_rows(config, {k: math.ceil(sent / active_in_group(config, k)) for k in config.model.kinds})[kind]
+    raised by `equalized_rows`."""
+    sent_rows = config.parallel.capacity_factor * tokens_of_rank(config)
+    least = {other: math.ceil(sent_rows / active_in_group(config, other)) for other in config.model.kinds}
+    return equalized_rows(config, least)[kind]
 
 
-def as_many_rows(config: Config, rows: dict[Segment, int]) -> dict[Segment, int]:
-    """Return numbers of rows for one expert, by the kind of its segment, raised until all experts of a rank have equally many
-    together in segments of each kind. Then the arrays of their plans are equally long (our choice). rows: the least numbers."""
-    entries = {kind: active_entries(config, kind) for kind in rows}
-    unit = math.lcm(*entries.values())
-    together = max(math.ceil(each * entries[kind] / unit) for kind, each in rows.items()) * unit
-    return {kind: together // count for kind, count in entries.items()}
+def equalized_rows(config: Config, rows: dict[Segment, int]) -> dict[Segment, int]:
+    """Return the number of rows for one expert of each kind of segment, raised until all experts of a rank together have equally
+    many in every kind. Then the arrays of all segments' plans are equally long (our choice). rows: least number for one expert."""
+    experts = {kind: active_entries(config, kind) for kind in rows}
+    multiple = math.lcm(*experts.values())
+    rank_rows = max(math.ceil(count * experts[kind] / multiple) for kind, count in rows.items()) * multiple
+    return {kind: rank_rows // count for kind, count in experts.items()}
 
 
 def dispatch_layout(config: Config) -> DispatchLayout:
@@ -62,7 +63,7 @@ def gather_operator(config: Config) -> Literal["ours", "cann"]:
 
 
 def even_rows_received(config: Config, kind: Segment = "own") -> float:
-    """Return how many rows arrive at each of a rank's experts under an even load; if dropless, at all of them together."""
+    """Return how many rows arrive at one active expert of a rank under an even load; if dropless, at all of them together."""
     return tokens_of_rank(config) / (1 if dispatch_layout(config) == "dropless" else active_entries(config, kind))
 
 
@@ -72,7 +73,7 @@ def room_of(config: Config) -> Room:
     arrived = {kind: math.ceil(factor * even_rows_received(config, kind)) for kind in config.model.kinds}
     if dispatch_layout(config) == "dropless":
         return {kind: Capacity(None, rows) for kind, rows in arrived.items()}
-    return {kind: Capacity(capacity(config, kind), rows) for kind, rows in as_many_rows(config, arrived).items()}
+    return {kind: Capacity(capacity(config, kind), rows) for kind, rows in equalized_rows(config, arrived).items()}
 
 
 def exchanged_rows(config: Config) -> int:

@@ -19,15 +19,15 @@ from pangu_sigma.sections import ParallelConfig
 def saved_parts(
     shards: Shards, store: ExpertStore, config: Config, rank: int
 ) -> Iterator[tuple[str, str, Parameter, Part, bool]]:
-    """Yield (shard, array's name, parameter, part, written) for every array of a checkpoint on Ascend ranks. part: the slice of the
-    whole array that `rank` holds, in the parameter. written: True if `rank` writes it."""
+    """Yield (shard, name, parameter, part, writes_part) for every array of a checkpoint on Ascend ranks. name: name of the array in
+    the shard. part: the slice of the whole array that `rank` holds, in the parameter. writes_part: True if `rank` writes it."""
     stage = Layout(config.parallel).coordinates(rank).stage
-    arrays = {array.name: array for array in all_arrays(config, stage)}
-    segments = {f"{EXPERTS}{experts.segment.number}": experts.segment for experts in store.segments}
+    array_of_name = {array.name: array for array in all_arrays(config, stage)}
+    segment_of_shard = {f"{EXPERTS}{experts.segment.number}": experts.segment for experts in store.segments}
     for shard, parameters in shards.items():
-        segment = segments.get(shard)
+        segment = segment_of_shard.get(shard)
         for name, parameter in parameters.items():
-            array = arrays[f"experts.{segment.number}.{name}"] if segment else arrays.get(name)
+            array = array_of_name[f"experts.{segment.number}.{name}"] if segment else array_of_name.get(name)
             if array is None:
                 yield shard, name, parameter, Part.everything(tuple(parameter.shape)), rank == 0
             else:
@@ -36,9 +36,10 @@ def saved_parts(
 
 
 def part_of(array: Array, parallel: ParallelConfig, rank: int, held: np.ndarray | None = None) -> Part:
-    """Return the part of an array that a rank holds. held: of an array of experts, those that the rank stores."""
+    """Return the part of an array that a rank holds. held: numbers of the experts that the rank stores; None for a dense array."""
     sizes = zip(array.computed, array.shape, strict=True)
-    first, *offset = (rank % parallel.tensor * size if size < full else 0 for size, full in sizes)
+    # where the rank's slice begins on each axis, under tensor parallelism
+    first, *offset = (rank % parallel.tensor * size if size < full_size else 0 for size, full_size in sizes)
     if held is not None:
         return Part(array.shape, Part.of_rows(array.shape, held).rows, tuple(offset))
     if array.divided:
@@ -51,9 +52,9 @@ def writes(array: Array, config: Config, rank: int) -> bool:
     """Return True if `rank` writes its part of the array to the checkpoint: the first of the ranks with the same part does."""
     if array.divided:
         return True  # no two ranks hold the same rows
-    of_experts, at = array.name.startswith("experts."), Layout(config.parallel).coordinates(rank)
-    if at.tensor and array.computed[of_experts:] == array.shape[of_experts:]:
+    is_expert_array, coordinates = array.name.startswith("experts."), Layout(config.parallel).coordinates(rank)
+    if coordinates.tensor and array.computed[is_expert_array:] == array.shape[is_expert_array:]:
         return False  # tensor ranks hold the same
-    if of_experts:
+    if is_expert_array:
         return writes_experts(config, rank, config.model.routed[int(array.name.split(".")[1])])
-    return at.group == at.expert == at.data == 0
+    return coordinates.group == coordinates.expert == coordinates.data == 0

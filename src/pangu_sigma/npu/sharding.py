@@ -145,9 +145,9 @@ ROLES: dict[str, dict[str, Strategy]] = {
 """Strategies of the four `Linear`s of an `Attention`: three are cut by columns (their output), one by rows (its input)."""
 
 
-def apply_strategies(network: ActiveExperts, config: Config, own: int) -> None:
+def apply_strategies(network: ActiveExperts, config: Config, own_stage: int) -> None:
     """Set MindSpore's parallel strategy of every operator of the network and its loss; mark how ranks cut every parameter, and the
-    pipeline stage of every cell. own: stage of the rank, whose experts alone it fetches.
+    pipeline stage of every cell. own_stage: pipeline stage of the rank, which fetches experts of this stage only.
 
     Raises ConfigError for an operator without an entry in the tables, naming its cell."""
     parallel = config.parallel
@@ -163,16 +163,16 @@ def apply_strategies(network: ActiveExperts, config: Config, own: int) -> None:
         if parallel.recompute and isinstance(cell, Layer):
             cell.recompute()
     mark_parameters(network, config)
-    for stage in range(parallel.stages) if parallel.stages > 1 else ():
-        for cell in cells_of_stage(network.loss.network, config, stage):
-            cell.pipeline_stage = stage
     if parallel.stages > 1:
-        network.fetch.pipeline_stage = own
+        for stage in range(parallel.stages):
+            for cell in cells_of_stage(network.loss.network, config, stage):
+                cell.pipeline_stage = stage
+        network.fetch.pipeline_stage = own_stage
 
 
 def mark_parameters(network: ActiveExperts, config: Config) -> None:
-    """Note on each parameter, as its attribute `cut`, the `Array` that says how ranks divide it, and tell MindSpore if optimizer
-    parallelism does."""
+    """Set two attributes of each parameter: `cut`, the `Array` that says how ranks divide it, and MindSpore's `parallel_optimizer`,
+    True if optimizer parallelism divides it."""
     stages = range(config.parallel.stages)
     cuts = {a.name: a for s in stages for a in (*dense_weights(config, s), *active_buffers(config, s))}
     for name, parameter in (*network.loss.network.parameters_and_names(), *((p.name, p) for p in network.active)):
@@ -205,14 +205,16 @@ def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[P
     return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
 
 
-def _sizes(parallel: ParallelConfig) -> dict[str | int, int]:
-    """Return the number that each symbol of a strategy stands for."""
-    p = parallel
+def _sizes(p: ParallelConfig) -> dict[str | int, int]:
+    """Return the number that each symbol of a strategy stands for. p: section `parallel`."""
     sizes: dict[str | int, int] = {"D": p.stage_ranks // p.tensor, "T": p.tensor, "E": p.groups * p.expert}
     return sizes | {"G": p.groups, "P": p.expert, "R": p.data, 1: 1}
 
 
 def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
+    """Return the strategy of one operator of a cell. Raises ConfigError if the tables have none.
+
+    path: the cell's name in the network. name: the cell's attribute that holds the operator. operator: MindSpore's name of it."""
     if isinstance(cell, FetchStored):
         tensors = EXPERT_TENSORS[: cell.tensors]
         return (1,), *tensors, (1,), (1,), *tensors, (1,)
@@ -223,11 +225,13 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
 
 
 def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int], outputs: int) -> None:
+    """Set the strategy of an operator. sizes: number of slices of each symbol. outputs: number of outputs of the operator, whose
+    strategies follow those of the inputs if the operator is ours."""
     if not isinstance(operator, ops.Custom | ops.Morph):
         operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
         return
-    # one of ours, which computes with the slices of its own rank
-    layout = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
-    names = {"D": ("E", "R"), 1: "None"}
-    layouts = tuple(layout(*(names.get(axis, axis) for axis in axes)) for axes in strategy)
+    # our operators compute with the slices of their own rank: MindSpore takes a layout of devices for them, not numbers of slices
+    devices = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
+    device_axes = {"D": ("E", "R"), 1: "None"}
+    layouts = tuple(devices(*(device_axes.get(axis, axis) for axis in axes)) for axes in strategy)
     operator.shard(layouts[:-outputs], layouts[-outputs:])

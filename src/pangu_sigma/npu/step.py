@@ -44,7 +44,7 @@ from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.optimizer.update import Hyper, LossScale, gradient_factor
 from pangu_sigma.ranks.connect import Groups
 from pangu_sigma.ranks.layout import Layout, active_entries
-from pangu_sigma.ranks.reduce import parted
+from pangu_sigma.ranks.reduce import split_segments
 from pangu_sigma.rre.experts import Experts
 from pangu_sigma.sections import Activation, Segment
 
@@ -65,7 +65,7 @@ class AscendStep(nn.Cell):
         check_ascend(config)
         self.config, self.rank, self.tier = config, rank, RankTier()
         stage = Layout(config.parallel).coordinates(rank).stage
-        self.store = HostStore(_columns(config), self.tier, rank)
+        self.store = HostStore(_with_own_columns(config), self.tier, rank)
         segments = [experts.segment for experts in self.store.segments]
         self.settings, self.has_rows = StepSettings(segments), bool(config.model.rows)
         # MindSpore may use the memory of gradients again as soon as the worker's operator has returned
@@ -74,40 +74,42 @@ class AscendStep(nn.Cell):
         fetch = FetchExperts(config, self.store, self.settings, self.worker_update.worker)
         self.network = ActiveExperts(config, NextTokenLoss(network), fetch, [segment.number for segment in segments])
         self.scale, self.one = LossScale(config), Tensor([1.0], ms.float32)
-        self.give_scale()
+        self.copy_scale()
         apply_strategies(self.network, config, stage)
         dense = parameters_of_stage(network, config, stage)
         self.dense = DeviceAdam(config, dense)
-        weights = [*dense, *self.network.own()]  # parameters of auto-parallel, in one list; `Update` splits it again
-        self.passes = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
+        # parameters of auto-parallel, in one list; `Update` splits it again
+        weights = [*dense, *self.network.own_parameters()]
+        self.accumulate = GradientAccumulation(self.network, weights, received_by_stage(network, config, stage), config)
         self.sum_common = SumOverGroups(weights, Groups(Layout(config.parallel), rank))
-        self.verdict = OverflowCheck(weights, config.parallel)
+        self.check = OverflowCheck(weights, config.parallel)
         self.update = Update(config, self.dense, self.worker_update, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others):
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        scaled_M, grads, sent_back, of_rows = self.passes(
+        scaled_M, grads, sent_back, of_rows = self.accumulate(
             rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others
         )
         grads = self.sum_common(grads)
-        norm, finite = self.verdict(grads, scale, sent_back)
+        norm, finite = self.check(grads, scale, sent_back)
         applied, updated, next_scale, hyper_rows = self.update(grads, norm, finite, scale)
         ops.assign(self.network.scale, self.one * next_scale)
         # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
-        done = self.passes.clear(ops.depend(applied, (updated, sent_back)))
-        return ops.depend(
-            (scaled_M / scale, norm, applied, scale, *((of_rows, hyper_rows) if self.has_rows else ())), done
-        )
+        cleared = self.accumulate.clear(ops.depend(applied, (updated, sent_back)))
+        result = (scaled_M / scale, norm, applied, scale, *((of_rows, hyper_rows) if self.has_rows else ()))
+        return ops.depend(result, cleared)
 
-    def give_scale(self) -> None:
-        """Give the network the loss scale, after another hand than the step's has set it."""
+    def copy_scale(self) -> None:
+        """Copy the loss scale to the network. The step does so itself, except after a restore."""
         self.network.scale.set_data(Tensor([float(self.scale.value.asnumpy())], ms.float32))
 
     def take(
         self, rate: float, batch: Batch, e_GTH: np.ndarray | tuple[()] = (), learns: float = 1.0
     ) -> tuple[Tensor, ...]:
-        """Run one step on the rank's share of a batch, and return the result of `construct`. rate: learning rate. e: rows of its
-        tokens (`model.rows`). learns: 1.0, or 0.0 to update nothing."""
+        """Run one step on the rank's share of a batch, and return the result of `construct`.
+
+        rate: learning rate. e_GTH: rows of the batch's tokens (`model.rows`), () without rows. learns: 1.0, or 0.0 to update
+        nothing."""
         self.prepare(rate, batch, learns)
         with self.store.step_guard():
             result = self(*map(as_tensor, inputs_of(batch, self.config, e_GTH)))
@@ -128,14 +130,16 @@ class AscendStep(nn.Cell):
         self.worker_update.register()
 
     def fill(self, seed: int) -> None:
-        """Draw the experts' initial values; they do not depend on the number of stages, groups and expert ranks. seed: of the run;
-        read only if there are several tensor ranks; with one, MindSpore's generator goes on from this seed by itself."""
+        """Draw the experts' initial values. They do not depend on the number of stages, groups and expert ranks.
+
+        seed: seed of the run. Only several tensor ranks read it; with one, MindSpore's generator goes on from this seed by itself.
+        """
         parallel = self.config.parallel
         if parallel.tensor > 1:  # each tensor rank draws its own columns
             ms.set_seed(seed + 1 + Layout(parallel).coordinates(self.rank).tensor)
         # values are drawn for all layers, as if there were one stage, so stages do not matter
         one_stage = parallel.model_copy(update={"stages": 1})
-        config = _columns(self.config.model_copy(update={"parallel": one_stage}))
+        config = _with_own_columns(self.config.model_copy(update={"parallel": one_stage}))
         self.tier.fill(array_specs(config, self.rank % one_stage.ranks))
 
 
@@ -144,7 +148,8 @@ class Update(nn.Cell):
     construct(grads, norm, finite, scale)
         -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates; the loss scale of the next step;
         the hyperparameters of the update of rows)
-    norm: global gradient norm, without the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
+    grads: gradients of the dense weights, then of the active experts, scaled by the loss scale. norm: global gradient norm, without
+    the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
 
     def __init__(
         self, config: Config, dense: DeviceAdam, worker_update: WorkerUpdate, scale: LossScale, settings: StepSettings
@@ -157,7 +162,7 @@ class Update(nn.Cell):
         self.clip_norm = optimizer.clip_norm
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
         self.hyper_rows, self.rate_rows = Hyper(optimizer, optimizer.eps_rows), optimizer.rate_rows
-        self.accumulated = config.train.accumulation > 1
+        self.has_accumulators = config.train.accumulation > 1
 
     def construct(self, grads, norm, finite, scale):
         lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
@@ -165,14 +170,14 @@ class Update(nn.Cell):
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
         updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
         if self.sizes:
-            of_experts: tuple = ()
+            expert_grads: tuple = ()
             for i in range(self.dense_count, len(grads)):
                 # a copy of an accumulator: MindSpore would copy the accumulator itself to the host at each write
-                of_experts += (grads[i] * 1.0 if self.accumulated else grads[i],)
+                expert_grads += (grads[i] * 1.0 if self.has_accumulators else grads[i],)
             hyper = self.hyper_experts(lr, grad_scale, applied)
-            of_experts = parted(of_experts, self.sizes)
-            started = self.worker_update.update(of_experts, self.settings.active_rows, self.settings.used, hyper)
-            updated = (updated, started)
+            grads_of_segments = split_segments(expert_grads, self.sizes)
+            start = self.worker_update.update(grads_of_segments, self.settings.active_rows, self.settings.used, hyper)
+            updated = (updated, start)
         next_scale = self.scale.update(finite, learns)
         return applied, (updated, next_scale), next_scale, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)
 
@@ -181,16 +186,16 @@ def _network(config: Config, rank: int) -> PanGuSigma:
     """Build the network for all ranks of a stage together, from operators that auto-parallel supports. rank: this process."""
     groups = Groups(Layout(config.parallel), rank)
 
-    def routed(activation: Activation, kind: Segment) -> Experts:
+    def expert_cells(activation: Activation, kind: Segment) -> Experts:
         if dispatch_layout(config) == "dropless":
             return dropless_experts(groups, config.model.hidden, activation, gather_operator(config) == "cann")
         return compacted_experts(config.parallel, active_entries(config, kind), activation)
 
     dtype = getattr(ms, config.train.compute_dtype)
-    return PanGuSigma(config.model, config.slots, dtype, routed=routed, dense=MatMulFFN)
+    return PanGuSigma(config.model, config.slots, dtype, routed=expert_cells, dense=MatMulFFN)
 
 
-def _columns(config: Config) -> Config:
+def _with_own_columns(config: Config) -> Config:
     """Return the configuration with the FFN width of one tensor rank, which stores its columns of every expert."""
     model = config.model.model_copy(update={"ffn": config.model.ffn // config.parallel.tensor})
     return config.model_copy(update={"model": model})

@@ -17,10 +17,10 @@ from pangu_sigma.sections import ParallelConfig
 
 
 class Groups:
-    """Communication groups of one rank, each created when it is first asked for."""
+    """Communication groups of one rank, each created when its name is first needed."""
 
     def __init__(self, layout: Layout, rank: int):
-        self._layout, self._rank, self._made = layout, rank, set[str]()
+        self._layout, self._rank, self._created = layout, rank, set[str]()
 
     def name(self, *axes: str) -> str:
         """Return the name of the group of the ranks that differ from this one in `axes` only."""
@@ -28,9 +28,9 @@ class Groups:
         if len(ranks) == self._layout.ranks:
             return communication.GlobalComm.WORLD_COMM_GROUP
         name = f"{'_'.join(axes)}_{'_'.join(map(str, ranks))}"
-        if name not in self._made:
+        if name not in self._created:
             communication.create_group(name, ranks)
-            self._made.add(name)
+            self._created.add(name)
         return name
 
     def size(self, *axes: str) -> int:
@@ -63,20 +63,22 @@ def connect(parallel: ParallelConfig) -> Ranks:
     Call it after `use_cpu` and before any tensor is made.
     Raises ConfigError if the `parallel` section has another number of ranks than the run.
     """
-    started = started_ranks(parallel)
-    if started > 1 and not communication.GlobalComm.INITED:
+    started_count = started_ranks(parallel)
+    if started_count > 1 and not communication.GlobalComm.INITED:
         communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)
-    if started == 1:
+    if started_count == 1:
         return SINGLE_PROCESS
     ranks = ConnectedRanks(parallel)
     if not ranks.first:
-        logging.getLogger().setLevel(logging.WARNING)  # what all of them know, rank 0 says
+        logging.getLogger().setLevel(logging.WARNING)  # rank 0 logs what is the same on all ranks
     return ranks
 
 
 class _Sum(nn.Cell):
+    """Sum of a tensor over the ranks of a group."""
+
     def __init__(self, group: str):
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)

@@ -27,7 +27,7 @@ from pangu_sigma.sections import Activation, Segment
 
 
 class _Group(nn.Cell):
-    """A group of ranks, as one of them sees it: `gathered` and `own_sum` are each the gradient of the other."""
+    """Base of two cells that communicate in a group of ranks; `gather_rows` and `own_sum` are each the gradient of the other."""
 
     def __init__(self, group: str, peers: int, peer: int):
         """group: name of the communication group. peers: number of its ranks, P. peer: index of this rank in the group."""
@@ -35,8 +35,9 @@ class _Group(nn.Cell):
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
         self.before, self.after, self.peer, self.peers = peer, peers - 1 - peer, peer, peers
 
-    def gathered(self, x_TH):
-        # Each rank's rows, and zeros for the others: MindSpore's CPU gathers among all ranks only, and a sum with zeros is exact.
+    def gather_rows(self, x_TH):
+        """Return the rows of all ranks of the group, [X, H]."""
+        # A sum of this rank's rows and zeros for the others: MindSpore's CPU gathers among all ranks only, and this sum is exact.
         tokens, hidden = F.shape(x_TH)
         rows: tuple = ()
         if self.before:
@@ -47,6 +48,7 @@ class _Group(nn.Cell):
         return self.all_reduce(ops.concat(rows, 0))
 
     def own_sum(self, x_XH):
+        """Return the sum over the ranks of the group, of which this rank takes the rows of its own tokens, [T, H]."""
         tokens = F.shape(x_XH)[0] // self.peers
         return self.all_reduce(x_XH)[self.peer * tokens : (self.peer + 1) * tokens]
 
@@ -55,7 +57,7 @@ class GatherTokens(_Group):
     """Tokens of all ranks of a group: construct(x_TH) -> x_XH, on every rank. float32 or float16."""
 
     def construct(self, x_TH):
-        return self.gathered(x_TH)
+        return self.gather_rows(x_TH)
 
     def bprop(self, x_TH, out, dout):
         return (self.own_sum(dout),)
@@ -69,12 +71,12 @@ class SumTokens(_Group):
         return self.own_sum(x_XH)
 
     def bprop(self, x_XH, out, dout):
-        return (self.gathered(dout),)
+        return (self.gather_rows(dout),)
 
 
 def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation, Segment], Experts]:
-    """Return the function that makes the cells of a segment of an RRE layer from its activation and kind: cells that compute on
-    this rank alone, or for the tokens of all ranks of an expert group."""
+    """Return the function that makes the cells of a segment of an RRE layer from its activation and kind. The cells compute on this
+    rank alone, or for the tokens of all ranks of an expert group."""
     peers = config.parallel.expert
     if peers == 1:
         return grouped_experts
@@ -82,13 +84,15 @@ def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation, Segm
     group, peer = ranks.group("expert"), Layout(config.parallel).coordinates(ranks.rank).expert
     gather, own_sum = GatherTokens(group, peers, peer), SumTokens(group, peers, peer)
 
-    def of_group(activation: Activation, kind: Segment) -> Experts:
+    def group_experts(activation: Activation, kind: Segment) -> Experts:
         return Experts(_Dispatch(gather), GroupedFFN(activation), _Combine(own_sum))
 
-    return of_group
+    return group_experts
 
 
 class _Dispatch(nn.Cell):
+    """Dispatch of the tokens of all ranks of a group to this rank's experts."""
+
     def __init__(self, gather: nn.Cell):
         super().__init__()
         self.gather, self.dispatch = gather, ExpertDispatch()
@@ -98,6 +102,8 @@ class _Dispatch(nn.Cell):
 
 
 class _Combine(nn.Cell):
+    """Combination of the experts' outputs, summed over the ranks of a group."""
+
     def __init__(self, own_sum: nn.Cell):
         super().__init__()
         self.combine, self.own_sum = ExpertCombine(), own_sum

@@ -19,7 +19,7 @@ HEARTBEATS_VARIABLE = "PANGU_SIGMA_HEARTBEATS"
 """Environment variable with the folder of the heartbeat files, one a rank; without it none are written."""
 STACK_SIGNAL = signal.SIGUSR2
 """Signal at which a rank writes the stacks of its threads to standard error, which is its log."""
-_BYTES = 256
+_BEAT_BYTES = 256
 """Size of the file: longer beats are cut, shorter ones padded with spaces."""
 
 
@@ -36,14 +36,14 @@ class Heartbeat:
                 self._file = open(_file(Path(folder), rank), "wb", buffering=0)  # noqa: SIM115 (open as long as the rank lives)
             faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)  # sys.stderr may be no file
 
-    def beat(self, doing: str) -> None:
-        """Write what the rank does next, such as "step 12". If the disk is full, the rank continues without heartbeats.
+    def beat(self, activity: str) -> None:
+        """Write the next activity of the rank, such as "step 12". If the disk is full, the rank continues without heartbeats.
 
         One write replaces the previous beat, so a rank that is stopped at any moment leaves a complete beat.
         """
         self._beats += 1
         if self._file:
-            beat = f"{self._beats} {time.monotonic()} {doing}".encode()[:_BYTES].ljust(_BYTES)
+            beat = f"{self._beats} {time.monotonic()} {activity}".encode()[:_BEAT_BYTES].ljust(_BEAT_BYTES)
             try:
                 os.pwrite(self._file.fileno(), beat, 0)
             except OSError:
@@ -52,8 +52,8 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Beat:
-    """Content of a rank's heartbeat file. number: writes so far. at: `time.monotonic()` of the last, which all processes of a
-    machine share and no setting of the clock changes. doing: activity begun then."""
+    """Content of a rank's heartbeat file. number: number of beats so far. at: `time.monotonic()` of the last beat; all processes
+    of a machine share this clock. doing: activity that began then."""
 
     number: int
     at: float

@@ -37,8 +37,8 @@ DEFAULT_PORT = 8118
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
-_MOST_RESTARTS, _MOST_SECONDS = 1_000_000, 86_400.0 * 365
-_SHOWN = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
+_MAX_RESTARTS, _MAX_SECONDS = 1_000_000, 86_400.0 * 365
+_SHOWN_PREFIXES = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
 """Prefixes of environment variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
 
 
@@ -131,15 +131,15 @@ def launch(job: Job) -> int:
     """
     check_job(job)
     check_ports(job)
-    launched = time.strftime("%Y%m%d-%H%M%S")
+    launch_time = time.strftime("%Y%m%d-%H%M%S")
     for start in range(job.restarts + 1):
         if start > 0:
             logger.info("starting again: %d of %d times", start, job.restarts)
         try:
-            status, again = _run_once(job, f"{launched}.{start}")
+            status, may_restart = _run_ranks(job, f"{launch_time}.{start}")
         except KeyboardInterrupt:  # only while it waits for other nodes: later it is a signal like others
             raise LaunchError("interrupted") from None
-        if not again:
+        if not may_restart:
             break
     return status
 
@@ -147,16 +147,16 @@ def launch(job: Job) -> int:
 def dry_run(job: Job) -> str:
     """Return a shell script of the commands that `launch` would start on each node. Raises LaunchError for wrong numbers."""
     check_numbers(job)
-    all_of_it = sorted(_environment(job).items())
-    environment = {k: v for k, v in all_of_it if k.startswith(_SHOWN) or os.environ.get(k) != v}
+    all_variables = sorted(_environment(job).items())
+    environment = {k: v for k, v in all_variables if k.startswith(_SHOWN_PREFIXES) or os.environ.get(k) != v}
     lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
     if job.devices:
         lines[0] += f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server"
     for node in range(job.nodes):
-        here = replace(job, node=node)
-        ranks = here.ranks_here
+        node_job = replace(job, node=node)
+        ranks = node_job.ranks_here
         lines += ["", f"# node {node} of {job.nodes}: ranks {ranks.start} … {ranks.stop - 1}"]
-        lines.append(shlex.join(here.msrun(job.logs / "START")))
+        lines.append(shlex.join(node_job.msrun(job.logs / "START")))
     return "\n".join(lines)
 
 
@@ -189,32 +189,33 @@ def check_numbers(job: Job) -> None:
             f"{job.ranks} processes cannot be divided among {job.nodes} nodes: every node runs the same number; use a divisor"
         )
     if job.devices:
-        _check_room(job, job.devices)
-    for name, value, least, most in (
+        _check_devices(job, job.devices)
+    for name, value, minimum, maximum in (
         ("--node-rank", job.node, 0, job.nodes - 1),
         ("--master-port", job.port, 1024, 65_534),  # the next one is used too
-        ("--max-restarts", job.restarts, 0, _MOST_RESTARTS),
-        ("--grace", job.grace, 0, _MOST_SECONDS),
-        ("--wait", job.wait, 0, _MOST_SECONDS),
-        ("--hang-timeout", job.hang_timeout, 0, _MOST_SECONDS),
+        ("--max-restarts", job.restarts, 0, _MAX_RESTARTS),
+        ("--grace", job.grace, 0, _MAX_SECONDS),
+        ("--wait", job.wait, 0, _MAX_SECONDS),
+        ("--hang-timeout", job.hang_timeout, 0, _MAX_SECONDS),
     ):
-        if not least <= value <= most:  # nor is NaN
-            raise LaunchError(f"{argument(name)} {value:.9g} is not allowed: {least} to {most:.0f}")
+        if not minimum <= value <= maximum:  # NaN is refused, too
+            raise LaunchError(f"{argument(name)} {value:.9g} is not allowed: {minimum} to {maximum:.0f}")
 
 
-def _check_room(job: Job, devices: Devices) -> None:
+def _check_devices(job: Job, devices: Devices) -> None:
     """Raise LaunchError if the job has more ranks per node than a node has devices."""
-    most = devices.per_node
-    if job.local > most:
-        nodes = next(n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= most)
+    limit = devices.per_node
+    if job.local > limit:
+        nodes = next(n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= limit)
         raise LaunchError(
             f"{argument('--nodes')} {job.nodes}: the parallel section lays out {job.ranks} ranks, {job.local} on each node, and "
-            f"a server of {devices.title} ({devices.key}) has {most} NPUs; use {argument('--nodes')} {nodes}, or fewer ranks"
+            f"a server of {devices.title} ({devices.key}) has {limit} NPUs; use {argument('--nodes')} {nodes}, or fewer ranks"
         )
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Return the environment of msrun and the ranks: `python` is this Python, and a rank's output is in its log at once."""
+    """Return the environment of msrun and the ranks. In it the program `python` is this process's Python, and Python does not
+    buffer output, so that a rank's log has it at once."""
     environment = {
         **child_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -227,7 +228,7 @@ def _environment(job: Job) -> dict[str, str]:
     return environment
 
 
-def _run_once(job: Job, name: str) -> tuple[int, bool]:
+def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
     """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure."""
     facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--max-restarts": str(job.restarts)}
     with rendezvous(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
@@ -235,7 +236,7 @@ def _run_once(job: Job, name: str) -> tuple[int, bool]:
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
         with (
-            _Asked(job.node) as signals,
+            _Signals(job.node) as signals,
             Processes(
                 job.msrun(folder),
                 _environment(job) | {HEARTBEATS_VARIABLE: str(folder)},
@@ -251,58 +252,60 @@ def _run_once(job: Job, name: str) -> tuple[int, bool]:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
             peers.tell(stop)
-            well = _end(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
+            ended_well = _end_ranks(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
             follower.copy()
-    return (stop.status, stop.status == 1) if stop.status else (int(not well), False)
+    return (stop.status, stop.status == 1) if stop.status else (int(not ended_well), False)
 
 
-def _watch(processes: Processes, peers: Peers, signals: _Asked, watchdog: Watchdog, follower: _Follower) -> Stop | None:
-    """Wait until the ranks of all nodes have ended well (None), or until there is a reason to stop them."""
-    done = False
+def _watch(processes: Processes, peers: Peers, signals: _Signals, dog: Watchdog, follower: _Follower) -> Stop | None:
+    """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None."""
+    is_reported = False
     while not peers.ended:
-        stop = _failure(processes, watchdog) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
+        stop = _failure(processes, dog) or signals.stop or _hang(processes, dog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
-        if not done and not processes.running:
+        if not is_reported and not processes.running:
             peers.done()
-            done = True
+            is_reported = True
     return None
 
 
 def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return the first process that failed, and log its last lines; name ranks that are stopped, which it may have waited for."""
+    """Return the reason to stop if a process has failed, else None; log the last lines of the first that failed. The reason also
+    names ranks whose process is stopped, because the failed process may have waited for them."""
     failures = processes.failures()
     if not failures:
         return None
-    first = failures[0]
-    log = processes.log(first.name)
-    logger.error("%s (%s); the end of %s:\n%s", first, socket.gethostname(), log, processes.last_lines(first.name))
-    stopped = watchdog.stopped(processes.ranks)
-    if stopped is not None:
-        _show_ends(processes)
-    reason = f"{first} and {stopped}" if stopped else f"{first}"
-    return Stop(f"{reason} ({socket.gethostname()})", 2 if first.status == 2 else 1)
+    failure = failures[0]
+    log = processes.log(failure.name)
+    logger.error("%s (%s); the end of %s:\n%s", failure, socket.gethostname(), log, processes.last_lines(failure.name))
+    paused = watchdog.stopped(processes.ranks)
+    if paused is not None:
+        _log_last_lines(processes)
+    reason = f"{failure} and {paused}" if paused else f"{failure}"
+    return Stop(f"{reason} ({socket.gethostname()})", 2 if failure.status == 2 else 1)
 
 
 def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return a reason to stop if ranks hang, and log the ends of all logs."""
-    hung = watchdog.hung(processes.ranks)
-    if hung is None:
+    """Return the reason to stop if ranks hang, else None; log the ends of all logs."""
+    message = watchdog.hung(processes.ranks)
+    if message is None:
         return None
-    _show_ends(processes)
-    return Stop(f"{hung} ({socket.gethostname()})", 1)
+    _log_last_lines(processes)
+    return Stop(f"{message} ({socket.gethostname()})", 1)
 
 
-def _show_ends(processes: Processes) -> None:
+def _log_last_lines(processes: Processes) -> None:
     """Log the last lines of all ranks, where their stacks are."""
     for rank in processes.ranks:
         name = f"rank {rank}"
         logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
 
 
-def _end(processes: Processes, signals: _Asked, grace: float) -> bool:
-    """Terminate the ranks; kill the rest after `grace` seconds or a second signal. Returns True if all ended well."""
+def _end_ranks(processes: Processes, signals: _Signals, grace: float) -> bool:
+    """Ask the ranks to end, and wait for them until `grace` seconds are over or a second signal comes; `Processes` kills the others
+    when it is left. Returns True if all ended well."""
     processes.terminate()
     deadline = time.monotonic() + grace
     failures = []
@@ -316,8 +319,10 @@ def _end(processes: Processes, signals: _Asked, grace: float) -> bool:
     return not failures and not processes.running
 
 
-class _Asked:
-    """Records the signals that ask the launcher to stop while ranks run. Before and after, they simply end it."""
+class _Signals:
+    """Records signals that ask the launcher to stop while ranks run. Outside of this context they simply end the launcher.
+
+    times: number of signals. stop: reason to stop; None without a signal."""
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -325,24 +330,25 @@ class _Asked:
         self._node, self.times = node, 0
         self.stop: Stop | None = None
 
-    def __enter__(self) -> _Asked:
+    def __enter__(self) -> _Signals:
         # A signal that is ignored stays ignored: `nohup` means it.
-        self._before = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
-        for number in self._before:
-            signal.signal(number, self._note)
+        self._handlers = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
+        for number in self._handlers:
+            signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: object) -> None:
+    def _record(self, number: int, _: object) -> None:
+        """Handle a signal."""
         self.times += 1
         self.stop = Stop(f"node {self._node} ({socket.gethostname()}) got {signal.Signals(number).name}", 0)
 
 
 class _Follower:
-    """Copies a rank's log to standard output as it grows."""
+    """Copies what is added to a rank's log to standard output."""
 
     def __init__(self, log: Path):
         self._log, self._at = log, 0

@@ -1,6 +1,6 @@
 """The layout of ranks: their coordinates, and the data, layers and experts of each. Pure Python, without MindSpore or a device.
 
-Shape suffix: B sequences of a batch.
+Shape suffixes: B sequences of a batch, D domains of a rank's group.
 
 A rank has stage, group, expert, data and tensor coordinates; the last varies fastest. The paper's layout on 512 ranks:
 
@@ -70,9 +70,9 @@ class Layout:
 
 def layers_of_stage(config: Config, stage: int) -> range:
     """Return the layers of the network that a pipeline stage runs: equally many on each, and one more on the first stages."""
-    each, more = divmod(config.model.layers, config.parallel.stages)
-    first = stage * each + min(stage, more)
-    return range(first, first + each + (stage < more))
+    layers_per_stage, longer_stages = divmod(config.model.layers, config.parallel.stages)
+    first = stage * layers_per_stage + min(stage, longer_stages)
+    return range(first, first + layers_per_stage + (stage < longer_stages))
 
 
 def rre_layers_of_stage(config: Config, stage: int) -> list[int]:
@@ -87,7 +87,7 @@ class Share:
 
     sets: numbers of the domain sets (`domains.domain_sets`) whose text the rank's group trains on.
     routed: all N segments of the RRE layers, as the rank has them. Own experts are divided among groups and expert ranks; of common
-        ones each group has a copy, which its expert ranks divide.
+        experts each group has a copy, which its expert ranks divide.
     stored: the segments in layers of the rank's stage.
     """
 
@@ -101,37 +101,36 @@ def share_of(config: Config, rank: int) -> Share:
     parallel, model = config.parallel, config.model
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
-    at, sets = Layout(parallel).coordinates(rank), config.domain_sets
-    per_group, experts = len(sets) // parallel.groups, model.experts_per_domain
-    mine = tuple(range(at.group * per_group, (at.group + 1) * per_group))
-    each = experts // parallel.expert
-    first = np.array(sorted(domain for s in mine for domain in sets[s])) * experts + at.expert * each
-    held: dict[Segment, np.ndarray] = {"own": (first[:, None] + np.arange(each)).ravel()}
+    place, sets = Layout(parallel).coordinates(rank), config.domain_sets
+    sets_per_group, experts_per_rank = len(sets) // parallel.groups, model.experts_per_domain // parallel.expert
+    own_sets = tuple(range(place.group * sets_per_group, (place.group + 1) * sets_per_group))
+    domains_D = np.array(sorted(domain for s in own_sets for domain in sets[s]))
+    # the rank's first expert of each domain
+    first_D = domains_D * model.experts_per_domain + place.expert * experts_per_rank
+    held: dict[Segment, np.ndarray] = {"own": (first_D[:, None] + np.arange(experts_per_rank)).ravel()}
     if model.common_experts:
-        held["common"] = np.split(np.arange(model.common_experts), parallel.expert)[at.expert]
-    routed = [
-        RoutedSegment(
-            n, kind, config.stored_experts(kind), held[kind], active_entries(config, kind), config.learns(kind)
-        )
-        for n, kind in enumerate(model.routed)
-    ]
-    stored = [routed[n] for layer in rre_layers_of_stage(config, at.stage) for n in model.segments_of(layer)]
-    return Share(mine, routed, stored)
+        held["common"] = np.split(np.arange(model.common_experts), parallel.expert)[place.expert]
+    routed = []
+    for n, kind in enumerate(model.routed):
+        experts, entries = config.stored_experts(kind), active_entries(config, kind)
+        routed.append(RoutedSegment(n, kind, experts, held[kind], entries, config.learns(kind)))
+    stored = [routed[n] for layer in rre_layers_of_stage(config, place.stage) for n in model.segments_of(layer)]
+    return Share(own_sets, routed, stored)
 
 
 def writes_experts(config: Config, rank: int, kind: Segment) -> bool:
     """Return True if the rank writes its experts of segments of this kind to a checkpoint: the first of the ranks that store the
-    same ones does. Ranks of a tensor group divide each of them."""
-    at = Layout(config.parallel).coordinates(rank)
-    return at.data == 0 and (kind == "own" or at.group == 0)
+    same experts does. Ranks of a tensor group divide every expert, and all of them write."""
+    coordinates = Layout(config.parallel).coordinates(rank)
+    return coordinates.data == 0 and (kind == "own" or coordinates.group == 0)
 
 
 def data_rank_of_sequences(config: Config) -> np.ndarray:
     """Return, for each sequence of a batch, the data-parallel index (`data_rank_of`) of the ranks that train on it, [B]."""
     data, parallel = config.data, config.parallel
     groups = np.arange(data.domains_per_step) % data.domain_sets // (data.domain_sets // parallel.groups)
-    of_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
-    return (groups[:, None] * of_group + np.arange(sequences) // (sequences // of_group)).ravel()
+    ranks_per_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
+    return (groups[:, None] * ranks_per_group + np.arange(sequences) // (sequences // ranks_per_group)).ravel()
 
 
 def data_rank_of(config: Config, rank: int) -> int:
@@ -146,14 +145,15 @@ def takers_of_group(config: Config, rank: int) -> np.ndarray:
 
 
 def active_entries(config: Config, kind: Segment = "own") -> int:
-    """Return the length of a segment's list of active experts on one rank; without ECSS, and if they are common, every stored
-    expert has an entry."""
+    """Return the length of a segment's list of active experts on one rank. Every stored expert has an entry if the segment is
+    common, or without ECSS."""
     owners = config.parallel.expert * (config.parallel.groups if kind == "own" else 1)
     return config.active_of(kind) // owners
 
 
 def active_in_group(config: Config, kind: Segment = "own") -> int:
-    """Return how many experts of a segment a group of ranks uses in a step: all of the domains that it trains on, or all common."""
+    """Return how many experts of a segment a group of ranks uses in a step: all own experts of the domains that it trains on, or
+    all common experts."""
     if kind == "common":
         return config.model.common_experts
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups

@@ -13,8 +13,8 @@ from pangu_sigma.rre.plan import Planner, RoutingPlan, plan_segment
 
 
 class RankPlanner(Planner):
-    """Maker of the routing plans of a rank. Its experts compute the tokens of all ranks of its expert group, in the order of the
-    ranks: `ranks/experts.py` brings them together."""
+    """Maker of the routing plans of a rank. The rank's experts compute the tokens of all ranks of its expert group, which
+    `ranks/experts.py` gathers in the order of the ranks."""
 
     def __init__(self, config: Config, rank: int):
         super().__init__(share_of(config, rank).routed)
@@ -24,11 +24,11 @@ class RankPlanner(Planner):
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> list[RoutingPlan]:
         """Return the plan of each segment. experts_NGBS: as in `Planner.plan`. taker_B: data-parallel index of each sequence
         (`data_rank_of_sequences`)."""
-        computed = np.concatenate([np.flatnonzero(taker_B == taker) for taker in self._peers])
+        computed_B = np.concatenate([np.flatnonzero(taker_B == taker) for taker in self._peers])
         in_group = np.isin(taker_B, self._group)
         # every copy of a common expert is updated alike, if any group has tokens for it
         return [
-            plan_segment(segment, experts[:, computed], experts if segment.kind == "common" else experts[:, in_group])
+            plan_segment(segment, experts[:, computed_B], experts if segment.kind == "common" else experts[:, in_group])
             for segment, experts in zip(self.routed, experts_NGBS, strict=True)
         ]
 

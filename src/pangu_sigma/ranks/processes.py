@@ -65,7 +65,7 @@ class Processes:
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
         self._logs, self._ranks = logs, ranks
-        self._gate = _locked(gate)
+        self._gate = _lock_gate(gate)
         with open(self.log(_MSRUN), "wb") as output:
             # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
             self._msrun = subprocess.Popen(
@@ -110,16 +110,16 @@ class Processes:
 
     def failures(self) -> list[FailedProcess]:
         """Return the processes that failed since the last call, in the order in which Linux reports them."""
-        bad = []
+        failures = []
         for pid, status in _ended_children():
             name = self._names.pop(pid, None)
             if name == _MSRUN:
                 self._msrun.returncode = status
             if name is not None and status != 0:
-                bad.append(FailedProcess(name, status))
+                failures.append(FailedProcess(name, status))
             elif name == _MSRUN:
-                bad += [FailedProcess(missing, None) for missing in self._adopt()]
-        return bad
+                failures += [FailedProcess(missing, None) for missing in self._adopt()]
+        return failures
 
     def terminate(self) -> None:
         """Send SIGTERM to the ranks. The scheduler stays: ranks communicate through it while they save."""
@@ -142,7 +142,8 @@ class Processes:
                 return
 
     def _adopt(self) -> list[str]:
-        """Read the rank of each process from the variables that msrun gave it, and open the gate. Returns the missing ranks."""
+        """Read the rank of each process from the environment that msrun set, and open the gate. Returns the names of missing
+        ranks."""
         for pid in children_of(os.getpid()):
             variables = environment_of(pid)
             role = variables.get("MS_ROLE")
@@ -157,7 +158,7 @@ class Processes:
         return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
 
 
-def _locked(gate: Path) -> IO[str]:
+def _lock_gate(gate: Path) -> IO[str]:
     """Lock the gate: `ranks/worker.py` waits until this process unlocks it or ends."""
     gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
@@ -188,8 +189,8 @@ def children_of(parent: int) -> Iterator[int]:
     """Yield the process ids of a process's children. Reads all of /proc, as not every Linux has `/proc/<id>/task/<id>/children`."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            after_name = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-            if int(after_name[1]) == parent:
+            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()  # behind the name: state, parent, …
+            if int(fields[1]) == parent:
                 yield int(folder.name)
 
 
@@ -204,6 +205,7 @@ def environment_of(pid: int) -> dict[str, str]:
 
 
 def _kill_with_group(pid: int) -> None:
+    """Kill a process and its process group, unless that is the launcher's own group."""
     with contextlib.suppress(ProcessLookupError):
         group = os.getpgid(pid)
         if group == os.getpgrp():

@@ -60,24 +60,25 @@ class Ranks:
         """Return the largest of the ranks' numbers."""
         return int(self.gather(np.array([number], np.int64).view(np.uint16)).view(np.int64).max())
 
-    def texts(self, own: str) -> list[str]:
-        """Gather the texts of all ranks, in rank order, on each of them."""
-        content = np.frombuffer(own.encode(), np.uint8)
+    def texts(self, text: str) -> list[str]:
+        """Return the texts of all ranks, in rank order, on each of them. text: this rank's."""
+        content = np.frombuffer(text.encode(), np.uint8)
         chunks = np.zeros((1 + self.max(content.size) // _CHUNK, _CHUNK), np.uint8)
         chunks.flat[: content.size] = content
         rows = np.concatenate([self.gather(chunk) for chunk in chunks], axis=1)
         return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
     @contextmanager
-    def fail_together(self, what: str) -> Iterator[None]:
-        """Run the body of a `with` statement. If it fails on one rank, others raise RankError. what: its name in the message."""
+    def fail_together(self, activity: str) -> Iterator[None]:
+        """Run the body of a `with` statement. If it fails on one rank, the others raise RankError. activity: for the message,
+        such as "saving the checkpoint"."""
         try:
             yield
         except Exception:
             self.any(True)
             raise
         if self.any(False):
-            raise RankError(f"{what} failed on another rank; its log says why")
+            raise RankError(f"{activity} failed on another rank; its log says why")
 
     def agree(self, values: dict[str, str]) -> None:
         """Check that the texts `values` are equal on all ranks. Raises RankError on every rank if one differs from rank 0's."""
@@ -115,13 +116,13 @@ def end_as_rank(command: Callable[[], int]) -> NoReturn:
     """Run a command in a rank's process, and end the process with the command's status, which is 1 after the traceback of a bug."""
     try:
         status = command()
-    except SystemExit as leaving:  # argparse, which has said why
-        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except SystemExit as error:  # argparse, which has said why
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
         status = 1
     if status != 0:
-        time.sleep(PAUSE)  # the others are to hear of it: `leave` was not called
+        time.sleep(PAUSE)  # for messages to other ranks: `leave` was not called
     end_process(status)
 
 

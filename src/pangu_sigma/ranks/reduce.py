@@ -17,28 +17,29 @@ from pangu_sigma.ranks.ranks import Ranks
 
 
 class LocalGradients(nn.Cell):
-    """Gradient reduction of a run of one process: as `ReducedGradients`, but there are no other ranks to sum over."""
+    """Gradient reduction of a run of one process, without other ranks to sum over. construct: see the top of this file."""
 
-    chained = False
+    chained = False  # there is no collective to keep in order
 
     def __init__(self) -> None:
         super().__init__()
         self.square_sums = SquareSums()
 
     def construct(self, dense, experts):
-        flat = joined(experts)
-        sums, end = self.square_sums(dense + flat), 1 + len(dense)
-        of_experts = ops.ReduceSum()(sums[end:], 0) if flat else 0.0 * sums[0]
-        of_dense = ops.ReduceSum()(sums[1:end], 0) if dense else 0.0 * sums[0]
-        return dense, experts, sums[0], of_dense, of_experts
+        flat_experts = flatten_segments(experts)
+        sums, dense_end = self.square_sums(dense + flat_experts), 1 + len(dense)
+        expert_sum = ops.ReduceSum()(sums[dense_end:], 0) if flat_experts else 0.0 * sums[0]
+        dense_sum = ops.ReduceSum()(sums[1:dense_end], 0) if dense else 0.0 * sums[0]
+        return dense, experts, sums[0], dense_sum, expert_sum
 
     def over_ranks(self, values, after):
         return values
 
 
 class ReducedGradients(nn.Cell):
-    """Gradient reduction of a run of several ranks: dense gradients are summed over all ranks, those of experts over the ranks that
-    store the same experts: replicas on the data axis, and for common experts all groups."""
+    """Gradient reduction of a run of several ranks. Dense gradients are summed over all ranks; gradients of experts over the ranks
+    that store the same experts: replicas on the data axis, and for common experts all groups. construct: see the top of this
+    file."""
 
     chained = True
     """True if micro-batches contain collectives, so that they must run one after another."""
@@ -46,63 +47,64 @@ class ReducedGradients(nn.Cell):
     def __init__(self, config: Config, ranks: ConnectedRanks):
         super().__init__()
         self.replicas, self.groups = config.parallel.data, config.parallel.groups
-        self.sparse = any(map(config.learns, config.model.routed))
+        self.experts_learn = any(map(config.learns, config.model.routed))
         self.is_common = tuple(kind == "common" and self.groups > 1 for kind in config.model.routed)
-        everybody = ranks.group("groups", "expert", "data", "tensor")
-        self.dense_over_ranks = JoinedAllReduce(everybody)
-        self.over_replicas = JoinedAllReduce(ranks.group("data")) if self.replicas > 1 and self.sparse else None
+        all_ranks = ranks.group("groups", "expert", "data", "tensor")
+        self.dense_over_ranks = JoinedAllReduce(all_ranks)
+        self.over_replicas = JoinedAllReduce(ranks.group("data")) if self.replicas > 1 and self.experts_learn else None
         self.over_groups = JoinedAllReduce(ranks.group("groups")) if any(self.is_common) else None
-        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, everybody)
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, all_ranks)
         self.square_sum = SquareSum()
 
-    def construct(self, dense, of_segments):
+    def construct(self, dense, experts_of_segments):
         dense = self.dense_over_ranks(dense, dense[0])
-        squares = of_dense = self.square_sum(dense)
-        # a zero like of_dense; and the result of the last collective, which the next one gets: all ranks keep one order
-        of_experts, after = 0.0 * of_dense, dense[-1]
+        squares = dense_squares = self.square_sum(dense)
+        # a zero of the same type; and the result of the last collective, on which the next one depends: all ranks keep one order
+        expert_squares, after = 0.0 * dense_squares, dense[-1]
         if self.over_replicas is not None:
-            experts = self.over_replicas(joined(of_segments), after)
+            experts = self.over_replicas(flatten_segments(experts_of_segments), after)
             sizes: tuple = ()
-            for of_segment in of_segments:
-                sizes += (len(of_segment),)
-            after, of_segments = experts[-1], parted(experts, sizes)
-        reduced: tuple = ()
-        own = ops.zeros_like(ops.reshape(of_dense, (1,)))
-        for n in range(len(of_segments)):
-            experts, copies = of_segments[n], 1.0
+            for segment_experts in experts_of_segments:
+                sizes += (len(segment_experts),)
+            after, experts_of_segments = experts[-1], split_segments(experts, sizes)
+        reduced_experts: tuple = ()
+        own_squares = ops.zeros_like(ops.reshape(dense_squares, (1,)))
+        for n in range(len(experts_of_segments)):
+            experts, copies = experts_of_segments[n], 1.0
             if self.over_groups is not None and self.is_common[n] and len(experts) > 0:
                 experts = self.over_groups(experts, after)
                 after, copies = experts[-1], self.groups  # each group adds the same square sum below
             if len(experts) > 0:
-                own = own + ops.reshape(self.square_sum(experts), (1,)) / copies
-            reduced += (experts,)
-        if self.sparse:
+                own_squares = own_squares + ops.reshape(self.square_sum(experts), (1,)) / copies
+            reduced_experts += (experts,)
+        if self.experts_learn:
             # each replica of the data axis added the same square sum
-            of_experts = ops.reshape(self.all_reduce(ops.depend(own, after)), ()) / self.replicas
-            squares = of_dense + of_experts
-        return dense, reduced, squares, of_dense, of_experts
+            expert_squares = ops.reshape(self.all_reduce(ops.depend(own_squares, after)), ()) / self.replicas
+            squares = dense_squares + expert_squares
+        return dense, reduced_experts, squares, dense_squares, expert_squares
 
     def over_ranks(self, values, after):
+        """Return the sum of values over all ranks, taken after `after` is computed."""
         return self.all_reduce(ops.depend(values, after))
 
 
-def joined(of_segments):
-    """Return the tensors of all segments as one tuple. Only here tensors of segments become flat:
-    operators that read many tensors, and auto-parallel's parameters, have no other form."""
+def flatten_segments(segments):
+    """Return the tensors of all segments as one tuple, the form of operators that read many tensors and of auto-parallel's
+    parameters. segments: a tuple of tensors for each segment."""
     tensors: tuple = ()
-    for of_segment in of_segments:
-        tensors += of_segment
+    for segment in segments:
+        tensors += segment
     return tensors
 
 
-def parted(tensors, sizes):
-    """Return a tuple of tensors for each segment: the inverse of `joined`. sizes: their numbers."""
-    of_segments: tuple = ()
+def split_segments(tensors, sizes):
+    """Return a tuple of tensors for each segment: the inverse of `flatten_segments`. sizes: number of tensors of each segment."""
+    segments: tuple = ()
     first = 0
     for size in sizes:
-        of_segments += (tensors[first : first + size],)
+        segments += (tensors[first : first + size],)
         first += size
-    return of_segments
+    return segments
 
 
 def make_gradient_reduction(config: Config, ranks: Ranks) -> nn.Cell:
@@ -125,10 +127,10 @@ class JoinedAllReduce(nn.Cell):
         for i in range(len(tensors)):
             flat += (ops.reshape(tensors[i], (-1,)),)
         total = self.all_reduce(ops.depend(ops.concat(flat, 0) if len(flat) > 1 else flat[0], after))
-        summed: tuple = ()
+        sums: tuple = ()
         first = 0
         for i in range(len(tensors)):
             end = first + flat[i].shape[0]
-            summed += (ops.reshape(total[first:end], tensors[i].shape),)
+            sums += (ops.reshape(total[first:end], tensors[i].shape),)
             first = end
-        return summed
+        return sums

@@ -52,7 +52,7 @@ class _Link:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that loses power closes nothing
         for option, seconds in ((socket.TCP_KEEPIDLE, 3), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
             connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
-        self._connection, self._received = connection, b""
+        self._connection, self._incomplete_line = connection, b""
         self.unread: list[dict[str, Any]] = []
         """Messages that came together with the last one of the rendezvous; `receive` returns them next."""
         self.node, self.host = -1, connection.getpeername()[0]
@@ -73,13 +73,13 @@ class _Link:
             messages, self.unread = self.unread, []
             return messages
         try:
-            arrived = self._connection.recv(1 << 16)
-            *lines, self._received = (self._received + arrived).split(b"\n")
+            data = self._connection.recv(1 << 16)
+            *lines, self._incomplete_line = (self._incomplete_line + data).split(b"\n")
             messages = [json.loads(line) for line in lines]
         except (OSError, ValueError):
             return None
-        well_formed = all(isinstance(message, dict) for message in messages)
-        return messages if arrived and well_formed and len(self._received) < _LONGEST_MESSAGE else None
+        are_objects = all(isinstance(message, dict) for message in messages)
+        return messages if data and are_objects and len(self._incomplete_line) < _LONGEST_MESSAGE else None
 
     def __str__(self) -> str:
         return f"node {self.node} ({self.host})"
@@ -91,7 +91,7 @@ class Peers:
     def __init__(self, node: int, links: list[_Link], folder: str):
         self._node, self._links, self.folder = node, links, folder
         self._nodes = len(links) + 1
-        self._done: set[int] = set()
+        self._finished_nodes: set[int] = set()
         self.ended = False
 
     def __enter__(self) -> Peers:
@@ -112,7 +112,7 @@ class Peers:
             if messages is None:
                 self._links.remove(link)
                 link.close()
-                if link.node not in self._done:
+                if link.node not in self._finished_nodes:
                     return Stop(
                         f"{link} is gone: its launcher was killed, its machine stopped, or the network broke", 1
                     )
@@ -138,9 +138,9 @@ class Peers:
                 link.send(done=True)
 
     def _finish(self, node: int) -> None:
-        """On node 0: count the nodes whose ranks have ended."""
-        self._done.add(node)
-        if len(self._done) == self._nodes:
+        """On node 0: record that the ranks of a node have ended well, and tell all nodes once all have."""
+        self._finished_nodes.add(node)
+        if len(self._finished_nodes) == self._nodes:
             self.ended = True
             for link in self._links:
                 link.send(end=True)
@@ -158,12 +158,12 @@ def rendezvous(
     if nodes == 1:
         return Peers(node, [], folder)
     if node == 0:
-        return Peers(node, _Host(nodes, facts, folder, seconds).gather(address, port), folder)
-    return _visit(node, address, port, facts, seconds)
+        return Peers(node, _MeetingPoint(nodes, facts, folder, seconds).gather(address, port), folder)
+    return _join_node_0(node, address, port, facts, seconds)
 
 
-class _Host:
-    """Node 0's side of the rendezvous."""
+class _MeetingPoint:
+    """Node 0's side of the rendezvous: it listens for the other nodes, and compares their facts."""
 
     def __init__(self, nodes: int, facts: dict[str, str], folder: str, seconds: float):
         self._nodes, self._facts, self._folder = nodes, facts, folder
@@ -173,16 +173,18 @@ class _Host:
 
     @property
     def _present(self) -> dict[int, _Link]:
-        """The nodes that came, by number; other links have not said who they are."""
+        """Connections of the nodes that have sent their number, by number."""
         return {link.node: link for link in self._links if link.node > 0}
 
     def gather(self, address: str, port: int) -> list[_Link]:
+        """Wait for all nodes at an address, tell them to go or why not, and return their connections. Raises LaunchError if nodes
+        are missing or differ."""
         with (
-            _server(address, port, self._nodes) as server,
+            _listening_socket(address, port, self._nodes) as server,
             Bar(total=self._nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
         ):
             while len(self._present) < self._nodes - 1 and time.monotonic() < self._deadline:
-                self._listen(server)
+                self._accept_and_read(server)
                 progress.update(1 + len(self._present) - progress.n)
         if not self._problems and len(self._present) < self._nodes - 1:
             missing = [str(n) for n in range(1, self._nodes) if n not in self._present]
@@ -202,50 +204,52 @@ class _Host:
             raise LaunchError("\n".join(self._problems))
         return present
 
-    def _listen(self, server: socket.socket) -> None:
+    def _accept_and_read(self, server: socket.socket) -> None:
+        """Accept new connections and read messages, for at most _RETRY_SECONDS."""
         readers: list[socket.socket | _Link] = [server, *self._links]
         for ready in select.select(readers, [], [], _RETRY_SECONDS)[0]:
             if isinstance(ready, _Link):
-                self._hear(ready)
+                self._read_link(ready)
             else:
                 self._links.append(_Link(ready.accept()[0]))
 
-    def _hear(self, link: _Link) -> None:
+    def _read_link(self, link: _Link) -> None:
+        """Read the messages of a launcher's connection, and register its node; remove the connection if it was closed."""
         messages = link.receive()
         if messages is None:  # it left, and may come again
             link.close()
             self._links.remove(link)
         for message in messages or []:
             if message.keys() == {"node", "host", "facts"}:  # anything else is not a launcher's
-                self._welcome(link, **message)
+                self._register(link, **message)
 
-    def _welcome(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
-        """Register a node, and note the facts in which it differs."""
-        link.host, came = host, f"node {node} ({host})"
+    def _register(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
+        """Register a node. Its number, if it is wrong or taken, and facts in which it differs become problems."""
+        link.host, visitor = host, f"node {node} ({host})"
         if 0 < node < self._nodes and node not in self._present:
             link.node = node
         else:
-            taken = f"and {self._present[node]} is there" if node in self._present else "and node 0 is this one"
-            self._object(
-                f"{came} came, {taken}; give each node its own {argument('--node-rank')}, 0 … {self._nodes - 1}"
-            )
-        different = [name for name in {**self._facts, **facts} if facts.get(name) != self._facts.get(name)]
-        if different:
-            shown = [
-                f"{name} ({facts.get(name, 'none')}, on node 0 {self._facts.get(name, 'none')})"
-                for name in different[:_DIFFERENCES_SHOWN]
-            ]
-            more = len(different) - len(shown)
-            here = f"node 0 ({socket.gethostname()})"
-            self._object(f"{came} differs from {here} in " + "; ".join(shown) + f"; and {more} more" * (more > 0))
+            conflict = f"{self._present[node]} is there" if node in self._present else "node 0 is this one"
+            advice = f"give each node its own {argument('--node-rank')}, 0 … {self._nodes - 1}"
+            self._refuse(f"{visitor} came, and {conflict}; {advice}")
+        differences = [
+            f"{name} ({facts.get(name, 'none')}, on node 0 {self._facts.get(name, 'none')})"
+            for name in {**self._facts, **facts}
+            if facts.get(name) != self._facts.get(name)
+        ]
+        if differences:
+            more = len(differences) - _DIFFERENCES_SHOWN
+            shown = "; ".join(differences[:_DIFFERENCES_SHOWN]) + f"; and {more} more" * (more > 0)
+            self._refuse(f"{visitor} differs from node 0 ({socket.gethostname()}) in {shown}")
 
-    def _object(self, problem: str) -> None:
+    def _refuse(self, problem: str) -> None:
+        """Record a problem; after the first, node 0 listens only _LINGER_SECONDS more."""
         if not self._problems:
             self._deadline = min(self._deadline, time.monotonic() + _LINGER_SECONDS)
         self._problems.append(problem)
 
 
-def _server(address: str, port: int, nodes: int) -> socket.socket:
+def _listening_socket(address: str, port: int, nodes: int) -> socket.socket:
     try:
         return socket.create_server((address, port), backlog=nodes)
     except OSError as error:
@@ -254,8 +258,8 @@ def _server(address: str, port: int, nodes: int) -> socket.socket:
         ) from error
 
 
-def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: float) -> Peers:
-    """Run the rendezvous on a node other than 0."""
+def _join_node_0(node: int, address: str, port: int, facts: dict[str, str], seconds: float) -> Peers:
+    """Run the rendezvous on a node other than 0: connect to node 0 until it answers, and return the connection."""
     logger.info("waiting up to %g s for node 0 at %s:%d", seconds, address, port)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -268,10 +272,10 @@ def _visit(node: int, address: str, port: int, facts: dict[str, str], seconds: f
         link.send(node=node, host=socket.gethostname(), facts=facts)
         while select.select([link], [], []) and (messages := link.receive()) is not None:
             if messages:
-                first, *link.unread = messages
-                if "refuse" in first:
-                    raise LaunchError(first["refuse"])
-                return Peers(node, [link], first["go"])
+                answer, *link.unread = messages
+                if "refuse" in answer:
+                    raise LaunchError(answer["refuse"])
+                return Peers(node, [link], answer["go"])
         link.close()  # node 0 was stopped; it may be started again
         time.sleep(_RETRY_SECONDS)
     raise LaunchError(

@@ -41,9 +41,9 @@ class Watchdog:
         late = {rank: beat for rank, beat in beats.items() if now - beat.at > self._seconds}
         if not late:
             return None
-        states = {rank: _state(pid) for rank, pid in pids.items()}
+        states = {rank: _process_state(pid) for rank, pid in pids.items()}
         _show_stacks(pids, states)
-        return _explain(late, states, self._seconds)
+        return _hang_message(late, states, self._seconds)
 
     def stopped(self, pids: dict[int, int]) -> str | None:
         """Return a message if a signal has paused processes of ranks, else None. With a message, all ranks were asked to write
@@ -52,38 +52,37 @@ class Watchdog:
         Call it when another process has failed: MindSpore's scheduler ends 30 s after the last message of a paused rank, which may
         be before the limit of `hung` is over, and it names no rank.
         """
-        states = {rank: _state(pid) for rank, pid in pids.items()}
-        stopped = {rank: last_beat(self._folder, rank) for rank in pids if states[rank] in _STOPPED}
-        if not stopped:
+        states = {rank: _process_state(pid) for rank, pid in pids.items()}
+        paused = {rank: last_beat(self._folder, rank) for rank in pids if states[rank] in _STOPPED}
+        if not paused:
             return None
         _show_stacks(pids, states)
-        return f"{_named(stopped, states)}; the stack of each rank is in its log"
+        return f"{_rank_texts(paused, states)}; the stack of each rank is in its log"
 
 
-def _explain(late: dict[int, Beat], states: dict[int, str], seconds: float) -> str:
-    """Return a message that names the ranks that others wait for: those that are stopped, or else those that are behind."""
-    fewest = min(beat.number for beat in late.values())
-    stopped = [rank for rank in late if states[rank] in _STOPPED]
-    behind = stopped or [rank for rank, beat in late.items() if beat.number == fewest]
-    named = _named({rank: late[rank] for rank in behind}, states)
-    others = len(late) - len(behind)
-    waiting = (
-        f"; {others} other rank{'s' if others > 1 else ''} of this node wait{'s' if others == 1 else ''}"
-        if others
-        else ""
-    )
-    return f"no progress for {seconds:g} s ({argument('--hang-timeout')}): {named}{waiting}; the stack of each rank is in its log"
+def _hang_message(late: dict[int, Beat], states: dict[int, str], seconds: float) -> str:
+    """Return a message that names the ranks that others wait for: ranks whose process is stopped, or else those with the fewest
+    beats. late: last beats of the ranks that exceed the limit. states: process states by rank. seconds: the limit."""
+    fewest_beats = min(beat.number for beat in late.values())
+    paused = [rank for rank in late if states[rank] in _STOPPED]
+    culprits = paused or [rank for rank, beat in late.items() if beat.number == fewest_beats]
+    culprits_text = _rank_texts({rank: late[rank] for rank in culprits}, states)
+    text = f"no progress for {seconds:g} s ({argument('--hang-timeout')}): {culprits_text}"
+    if waiting := len(late) - len(culprits):
+        ranks = "rank of this node waits" if waiting == 1 else "ranks of this node wait"
+        text += f"; {waiting} other {ranks}"
+    return f"{text}; the stack of each rank is in its log"
 
 
-def _named(beats: Mapping[int, Beat | None], states: dict[int, str]) -> str:
-    """Return text with each rank, its activity by its last heartbeat, and whether it is stopped."""
+def _rank_texts(beats: Mapping[int, Beat | None], states: dict[int, str]) -> str:
+    """Return a text that names each rank with its activity at its last beat, and says if its process is stopped."""
     return ", ".join(
         f"rank {rank} in {beat.doing if beat else 'its start'}{' (its process is stopped)' if states[rank] in _STOPPED else ''}"
         for rank, beat in beats.items()
     )
 
 
-def _state(pid: int) -> str:
+def _process_state(pid: int) -> str:
     """Return the state letter of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -92,7 +91,8 @@ def _state(pid: int) -> str:
 
 
 def _show_stacks(pids: dict[int, int], states: dict[int, str]) -> None:
-    """Ask every rank for its stacks, and wait for them. A stopped rank is continued for it: it is killed afterwards."""
+    """Ask every rank to write its stacks, and wait until they have. A stopped process is continued first; the launch ends
+    anyway."""
     for rank, pid in pids.items():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, STACK_SIGNAL)

@@ -55,9 +55,9 @@ def _bind_cores(launcher: int, ranks: int) -> None:
     needs the cpuset of cgroup v1."""
     cores = sorted(os.sched_getaffinity(0))
     if set(cores) == os.sched_getaffinity(launcher) and len(cores) >= ranks:
-        each = len(cores) // ranks
-        first = int(os.environ["DEVICE_ID"]) * each
-        os.sched_setaffinity(0, cores[first : first + each])
+        cores_of_rank = len(cores) // ranks
+        first = int(os.environ["DEVICE_ID"]) * cores_of_rank
+        os.sched_setaffinity(0, cores[first : first + cores_of_rank])
 
 
 if __name__ == "__main__":

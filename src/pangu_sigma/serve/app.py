@@ -52,18 +52,19 @@ def make_app(served: Served, hosts: Sequence[str], key: str | None = None) -> Fa
     app.state.served, app.state.key = served, key
     install_error_handlers(app)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    keyed = [] if key is None else [Depends(_check_key)]
+    key_check = [] if key is None else [Depends(_check_key)]
     app.include_router(_public)
-    app.include_router(_router, dependencies=keyed)
+    app.include_router(_router, dependencies=key_check)
     # for clients that cannot send a model's name: /sigma-zh/tokenize is /tokenize with model=sigma-zh
-    app.include_router(_router, prefix="/{of_path}", dependencies=keyed, include_in_schema=False)
+    app.include_router(_router, prefix="/{of_path}", dependencies=key_check, include_in_schema=False)
     return app
 
 
 async def _check_key(
-    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> None:
-    if given is None or not hmac.compare_digest(given.credentials.encode(), request.app.state.key.encode()):
+    """Raise ApiError unless the request has the server's key."""
+    if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), request.app.state.key.encode()):
         reason = "the key is missing or wrong; send the header Authorization: Bearer KEY"
         raise ApiError(401, reason, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
@@ -77,31 +78,31 @@ async def _answers(request: Request) -> AsyncIterator[Answers]:
             pass
         answers.break_off()
 
-    watching = create_task(watch())
+    watch_task = create_task(watch())
     try:
         yield answers
     finally:
-        watching.cancel()
+        watch_task.cancel()
         answers.close()
 
 
-Asked = Annotated[Answers, Depends(_answers)]
-_refused: dict[int | str, dict[str, Any]] = {
+RequestAnswers = Annotated[Answers, Depends(_answers)]
+_REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": "refused: {error: {message, type, param, code}}"}
     for status in (400, 401, 404, 413, 429, 500, 503)
 }
-_stream = _refused | {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
-_router, _public = APIRouter(responses=_refused), APIRouter(responses=_refused)
+_STREAM_RESPONSES = _REFUSALS | {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+_router, _public = APIRouter(responses=_REFUSALS), APIRouter(responses=_REFUSALS)
 
 
-@_router.post("/v1/completions", responses=_stream)
-async def completions(request: Request, answers: Asked, body: schemas.CompletionRequest) -> Response:
+@_router.post("/v1/completions", responses=_STREAM_RESPONSES)
+async def completions(request: Request, answers: RequestAnswers, body: schemas.CompletionRequest) -> Response:
     """Continue prompts."""
     return await openai.complete(request, answers, body)
 
 
-@_router.post("/v1/chat/completions", responses=_stream)
-async def chat_completions(request: Request, answers: Asked, body: schemas.ChatRequest) -> Response:
+@_router.post("/v1/chat/completions", responses=_STREAM_RESPONSES)
+async def chat_completions(request: Request, answers: RequestAnswers, body: schemas.ChatRequest) -> Response:
     """Answer a chat."""
     return await openai.answer_chat(request, answers, body)
 
@@ -112,7 +113,7 @@ async def tokenize(request: Request, body: schemas.TokenizeRequest) -> dict[str,
     served, domain = openai.domain_of(request, body.model)
     tags = body.add_special_tokens is not False
     ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, tags)
-    names = [served.texts.shown(token) for token in ids] if body.return_token_strs else None
+    names = [served.texts.display_text(token) for token in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": served.length, "tokens": ids, "token_strs": names}
 
 
@@ -122,8 +123,8 @@ async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> dict[
     tokenizer = request.app.state.served.tokenizer
     if body.model or "of_path" in request.path_params:
         openai.domain_of(request, body.model)  # only for its ApiError: a model that is not there
-    if outside := [token for token in body.tokens if token >= tokenizer.size]:
-        raise ApiError.invalid("tokens", f"{outside[0]} does not exist; there are 0 … {tokenizer.size - 1}")
+    if unknown_ids := [token for token in body.tokens if token >= tokenizer.size]:
+        raise ApiError.invalid("tokens", f"{unknown_ids[0]} does not exist; there are 0 … {tokenizer.size - 1}")
     return {"prompt": tokenizer.decode(body.tokens)}
 
 
@@ -148,16 +149,16 @@ async def tokenizer_info(request: Request, model: str | None = None) -> dict[str
 async def models(request: Request) -> dict[str, Any]:
     """List the models: the domains."""
     served = request.app.state.served
-    return {"object": "list", "data": [_described(served, domain) for domain in served.domains.values()]}
+    return {"object": "list", "data": [_description(served, domain) for domain in served.domains.values()]}
 
 
 @_router.get("/v1/models/{model}")
 async def model(request: Request, model: str) -> dict[str, Any]:
     """Describe one model: a domain. Ours: domain, and segments, the kinds of an RRE layer's segments."""
-    return _described(*openai.domain_of(request, model))
+    return _description(*openai.domain_of(request, model))
 
 
-def _described(served: Served, domain: Domain) -> dict[str, Any]:
+def _description(served: Served, domain: Domain) -> dict[str, Any]:
     return {
         "id": PREFIX + domain.name,
         "object": "model",
@@ -201,10 +202,10 @@ def policy(html: str) -> str:
 
     Scripts cannot turn text into markup, because there are no trusted types.
     """
-    allowed = defaultdict[str, str](str)
+    hashes_of_tag = defaultdict[str, str](str)
     for tag, text in re.findall(r"<(script|style)\b[^>]*>(.*?)</\1>", html, re.DOTALL):
-        allowed[tag] += f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-    inline = "".join(f"{tag}-src{hashes}; " for tag, hashes in allowed.items())
+        hashes_of_tag[tag] += f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    inline = "".join(f"{tag}-src{hashes}; " for tag, hashes in hashes_of_tag.items())
     return (
         f"{inline}default-src 'none'; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

@@ -36,7 +36,7 @@ class EngineThread:
         self.stopped = self.failed = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.wake, self._ending = threading.Event(), False
-        self._told = deque[tuple[asyncio.Queue[int | None], int]]()
+        self._updated_answers = deque[tuple[asyncio.Queue[int | None], int]]()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -59,15 +59,18 @@ class EngineThread:
         self._thread.join()
 
     def tell(self, queue: asyncio.Queue[int | None], index: int, _: Answer) -> None:
-        """Put the number of an answer with new tokens into the queue of its handler, once the step is done."""
-        self._told.append((queue, index))
+        """Record that answer number `index` has new tokens; its handler reads the number from `queue` after the step. The engine
+        calls this in its thread."""
+        self._updated_answers.append((queue, index))
 
-    def _hand_over(self) -> None:
-        while self._told:
-            queue, index = self._told.popleft()
+    def _send_to_handlers(self) -> None:
+        """Put the numbers of updated answers into the queues of their handlers. The event loop runs this."""
+        while self._updated_answers:
+            queue, index = self._updated_answers.popleft()
             queue.put_nowait(index)
 
     def _work(self) -> None:
+        """Step the engine until `end` is called or too many steps have failed. The thread runs this."""
         failures = 0
         while not self._ending and failures < _FAILURES:
             self.wake.clear()
@@ -79,8 +82,8 @@ class EngineThread:
             except Exception:  # the engine has cancelled the running answers; waiting ones may still be answered
                 failures += 1
                 logger.exception("a step of the engine failed, and so did the answers that ran")
-            if self._told:  # the event loop is woken once for all answers of the step
-                self.loop.call_soon_threadsafe(self._hand_over)  # type: ignore[union-attr]
+            if self._updated_answers:  # the event loop is woken once for all answers of the step
+                self.loop.call_soon_threadsafe(self._send_to_handlers)  # type: ignore[union-attr]
         if failures == _FAILURES:
             logger.error("%d steps failed one after another; nothing is answered any more", _FAILURES)
             self.failed = True
@@ -117,7 +120,7 @@ class Answers:
     def ask(self, requests: list[Request]) -> None:
         """Submit requests to the engine. Raises ApiError if too many wait, if one does not fit, or if the server ends."""
         if self._thread.stopped:
-            raise _stopping()
+            raise _server_stopping()
         self._thread.open.add(self)
         try:
             for index, request in enumerate(requests):
@@ -125,8 +128,8 @@ class Answers:
                 self._watches.append(self._metrics.watch(request))
         except QueueFull as error:
             self._metrics.refused.labels("busy").inc()
-            wait = {"Retry-After": str(self._metrics.wait_seconds())}
-            raise ApiError(429, str(error), code="busy", headers=wait) from error
+            headers = {"Retry-After": str(self._metrics.wait_seconds())}
+            raise ApiError(429, str(error), code="busy", headers=headers) from error
         except ConfigError as error:
             raise ApiError(400, str(error), "prompt", "invalid_value") from error
         self._thread.wake.set()
@@ -145,23 +148,23 @@ class Answers:
 
     async def news(self) -> AsyncIterator[News]:
         """Yield new tokens of all answers until all are finished. Raises ApiError if the model fails or the server ends before."""
-        going, sent = set(range(len(self.answers))), Counter[int]()
-        while going:
+        unfinished, sent_counts = set(range(len(self.answers))), Counter[int]()
+        while unfinished:
             index = await self._changed.get()
             if index is None:
-                raise _stopping()
+                raise _server_stopping()
             answer, watch = self.answers[index], self._watches[index]
             finish = answer.finish  # read first: a finished answer has all of its tokens
             if finish == "cancelled":
                 watch.ended("abort" if answer.error is None else "error")
-                raise _stopping() if answer.error is None else _failed(answer.error)
-            tokens = answer.tokens[sent[index] :]
-            if index in going and (tokens or finish):
+                raise _server_stopping() if answer.error is None else _failure(answer.error)
+            tokens = answer.tokens[sent_counts[index] :]
+            if index in unfinished and (tokens or finish):
                 watch.record(len(tokens))
-                yield News(index, answer, not sent[index], tokens, finish)
-                sent[index] += len(tokens)
+                yield News(index, answer, not sent_counts[index], tokens, finish)
+                sent_counts[index] += len(tokens)
             if finish:
-                going.discard(index)
+                unfinished.discard(index)
                 watch.ended(finish)
 
     async def whole(self) -> list[News]:
@@ -171,12 +174,13 @@ class Answers:
         return [News(i, answer, True, answer.tokens, answer.finish) for i, answer in enumerate(self.answers)]
 
 
-def _stopping() -> ApiError:
+def _server_stopping() -> ApiError:
+    """Return the response to a request that the end of the server breaks off."""
     reason = "this request is broken off: the server ends; ask another one, or again later"
     return ApiError(503, reason, code="server_stopping", headers={"Connection": "close"})
 
 
-def _failed(error: Exception) -> ApiError:
+def _failure(error: Exception) -> ApiError:
     """Log the error of an answer, and return the response to its request."""
     logger.error("an answer failed: %s", error)
     reason = error if isinstance(error, UserError) else "the server's log says why"

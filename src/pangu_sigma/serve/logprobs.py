@@ -19,7 +19,7 @@ class TokenTexts:
     def __init__(self, vocabulary: Vocabulary):
         self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces
 
-    def shown(self, token: int) -> str:
+    def display_text(self, token: int) -> str:
         """Return a token's text; for a token without text its name, such as <eot>; for a part of a character `bytes:\\xe4`."""
         surface = self.surfaces[token]
         if not surface:
@@ -46,37 +46,38 @@ class CompletionTokens:
         self.ids += [token.id for token in tokens]
         return {
             "text_offset": [self._begin(token.id) for token in tokens],
-            "token_logprobs": [None if t.logprob is None else max(t.logprob, MIN_LOGPROB) for t in tokens],
-            "tokens": [self._texts.shown(token.id) for token in tokens],
+            "token_logprobs": [None if token.logprob is None else max(token.logprob, MIN_LOGPROB) for token in tokens],
+            "tokens": [self._texts.display_text(token.id) for token in tokens],
             "top_logprobs": [self._top(token) for token in tokens],
         }
 
     def _begin(self, token: int) -> int:
+        """Return the offset, in characters of the text, at which the next token begins, and count the token's characters."""
         unfinished, begin = self._characters.getstate()[0], self._offset
-        new = self._characters.decode(self._texts.surfaces[token])
-        self._offset += len(new)
+        new_text = self._characters.decode(self._texts.surfaces[token])
+        self._offset += len(new_text)
         # U+FFFD at the beginning stands for a character before this token that it does not complete
-        return begin + bool(unfinished and new.startswith("\N{REPLACEMENT CHARACTER}"))
+        return begin + bool(unfinished and new_text.startswith("\N{REPLACEMENT CHARACTER}"))
 
     def _top(self, token: Token) -> dict[str, float] | None:
-        """Return the alternatives by their text. If several have the same text, it stands for the token itself, or else for the
-        likeliest; the others are `token_id:` and their id."""
+        """Return the log-probabilities of the alternatives by their text. If several tokens have the same text, the text stands for
+        the token itself, or else for the likeliest; the others are named `token_id:` and their id."""
         if token.logprob is None:
             return None
-        by_text, own = dict[str, float](), self._texts.shown(token.id)
-        for other, logprob in (*token.top, (token.id, token.logprob)):
-            text = self._texts.shown(other)
-            twin = other != token.id and text in (own, *by_text)
-            by_text[f"token_id:{other}" if twin else text] = max(logprob, MIN_LOGPROB)
-        return by_text
+        logprob_of_text, own_text = dict[str, float](), self._texts.display_text(token.id)
+        for alternative, logprob in (*token.top, (token.id, token.logprob)):
+            text = self._texts.display_text(alternative)
+            is_duplicate = alternative != token.id and text in (own_text, *logprob_of_text)
+            logprob_of_text[f"token_id:{alternative}" if is_duplicate else text] = max(logprob, MIN_LOGPROB)
+        return logprob_of_text
 
 
 def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> dict[str, Any]:
     """Return the log-probabilities of an answer's tokens as a response of /v1/chat/completions has them."""
 
-    def one(token: int, logprob: float | None) -> dict[str, Any]:
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
         finite = MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
-        return {"token": texts.shown(token), "bytes": list(texts.surfaces[token]), "logprob": finite}
+        return {"token": texts.display_text(token), "bytes": list(texts.surfaces[token]), "logprob": finite}
 
-    content = [one(t.id, t.logprob) | {"top_logprobs": [one(*other) for other in t.top]} for t in tokens]
+    content = [entry(t.id, t.logprob) | {"top_logprobs": [entry(*other) for other in t.top]} for t in tokens]
     return {"content": content, "refusal": None}

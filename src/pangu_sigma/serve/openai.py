@@ -45,39 +45,40 @@ async def complete(request: HttpRequest, answers: Answers, body: CompletionReque
     """Answer a request for completions. Raises ApiError."""
     served, domain = domain_of(request, body.model)
     logprobs = 0 if body.experts and body.logprobs is None else body.logprobs
-    _check(served, "logprobs", logprobs or 0, "logprobs")
+    _check_limit(served, "logprobs", logprobs or 0, "logprobs")
     prompts, warnings = await _prompts(served, body, domain)
-    new = room_for(served, prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
+    new_tokens = room_for(served, prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
     structure = await _structure(served, body, domain)
     options = {"logprobs": logprobs, "prompt_logprobs": logprobs if body.echo else None, "structure": structure}
-    answers.ask(make_requests(served, body, domain, prompts, new, options))
+    answers.ask(make_requests(served, body, domain, prompts, new_tokens, options))
     return await _Completions(served, answers, body, domain, warnings).respond()
 
 
 async def answer_chat(request: HttpRequest, answers: Answers, body: ChatRequest) -> Response:
     """Answer a request for chat completions. Raises ApiError."""
     served, domain = domain_of(request, body.model)
-    _check(served, "top_logprobs", body.top_logprobs or 0, "logprobs")
-    _check(served, "messages", len(body.messages), "messages")
+    _check_limit(served, "top_logprobs", body.top_logprobs or 0, "logprobs")
+    _check_limit(served, "messages", len(body.messages), "messages")
     template = ChatTemplate.of(domain, served.config.chat)
-    wanted = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    room_for(served, [[]], wanted, 0)
+    max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    room_for(served, [[]], max_tokens, 0)
     messages: list[tuple[Role, str]] = [
         ("system" if message.role == "developer" else message.role, message.text) for message in body.messages
     ]
     make_prompt = served.prompts.chat_prompt
-    ids, warnings = await served.prompts.in_thread(make_prompt, messages, domain, template, wanted)
-    new = room_for(served, [ids], wanted, served.length)
+    ids, warnings = await served.prompts.in_thread(make_prompt, messages, domain, template, max_tokens)
+    new_tokens = room_for(served, [ids], max_tokens, served.length)
     structure = await _structure(served, body, domain)
     stop = template.stop if structure is None else ()  # a structured answer ends once it is whole
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     options = {"logprobs": logprobs, "structure": structure}
-    answers.ask(make_requests(served, body, domain, [ids], new, options, stop))
-    return await _Chats(served, answers, body, domain, warnings).respond()
+    answers.ask(make_requests(served, body, domain, [ids], new_tokens, options, stop))
+    return await _ChatCompletions(served, answers, body, domain, warnings).respond()
 
 
 def domain_of(request: HttpRequest, name: str | None) -> tuple[Served, Domain]:
-    """Return what is served, and the domain that answers a request. name: name of the model in the body; the path may have one too.
+    """Return the served model, and the domain that answers a request. name: name of the model in the body; the path may have one
+    too.
 
     Raises ApiError for an unknown name, for two different names, and without a name if there are several domains.
     """
@@ -89,17 +90,17 @@ def domain_of(request: HttpRequest, name: str | None) -> tuple[Served, Domain]:
         reason = f"name one of {names}, here or in front of the path: /{next(iter(domains))}/…"
         raise ApiError.invalid("model", f"domains read text differently; {reason}", "missing_required_parameter")
     if name is not None and name not in domains:
-        (near,) = difflib.get_close_matches(name[:100], domains, n=1, cutoff=0.0)
-        reason = f"model: there is no {name[:100]!r} here; the nearest is {near}, and /v1/models lists all"
+        (nearest,) = difflib.get_close_matches(name[:100], domains, n=1, cutoff=0.0)
+        reason = f"model: there is no {name[:100]!r} here; the nearest is {nearest}, and /v1/models lists all"
         raise ApiError(404, reason, "model", "model_not_found")
     return served, domains[name or names]
 
 
 async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> tuple[list[list[int]], list[str]]:
-    """Return the token ids of each prompt, and warnings."""
+    """Return (token ids of each prompt, warnings for the client)."""
     single = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
     inputs: list[Any] = [body.prompt] if single else [*body.prompt]
-    _check(served, "prompt", len(inputs), "prompts")
+    _check_limit(served, "prompt", len(inputs), "prompts")
     prompts, warnings = [], []
     for prompt in inputs:
         ids = prompt
@@ -114,27 +115,29 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
     return prompts, warnings
 
 
-def room_for(served: Served, prompts: Sequence[list[int]], wanted: int | None, usual: int) -> list[int]:
-    """Return how many new tokens each prompt may get. wanted: the client's max_tokens; usual: the default without it.
+def room_for(served: Served, prompts: Sequence[list[int]], max_tokens: int | None, default: int) -> list[int]:
+    """Return the maximum number of new tokens for each prompt. max_tokens: the client's parameter; default: its value if the client
+    sends none.
 
     Raises ApiError if a prompt, or prompt and new tokens together, exceed model.seq_length.
     """
     rooms = [served.length - len(ids) for ids in prompts]
     for ids, room in zip(prompts, rooms, strict=True):
-        if room < (wanted or 0):
-            said, fix = (f" and max_tokens is {wanted}", " or lower max_tokens") if wanted else ("", "")
-            reason = f"{len(ids)} tokens{said}; together they may be {served.length}; shorten the prompt{fix}"
+        if room < (max_tokens or 0):
+            limit_text, fix = (f" and max_tokens is {max_tokens}", " or lower max_tokens") if max_tokens else ("", "")
+            reason = f"{len(ids)} tokens{limit_text}; together they may be {served.length}; shorten the prompt{fix}"
             raise ApiError.invalid("prompt" if room < 1 else "max_tokens", f"the prompt has {reason}", TOO_LONG)
-    return [min(usual, room) if wanted is None else wanted for room in rooms]
+    return [min(default, room) if max_tokens is None else max_tokens for room in rooms]
 
 
 async def _structure(served: Served, body: GenerationRequest, domain: Domain) -> Structure | None:
-    """Return the structure that a request wants of its answers. Raises ApiError for one that cannot be followed."""
+    """Return the structure that a request requires of its answers; None for any text. Raises ApiError for one that is not
+    supported."""
     if body.structure is None:
         return None
-    parameter, kind, what = body.structure
+    parameter, kind, value = body.structure
     try:
-        return await served.prompts.in_thread(served.structures.compile, kind, what, domain)
+        return await served.prompts.in_thread(served.structures.compile, kind, value, domain)
     except ConfigError as error:
         raise ApiError.invalid(parameter, str(error)) from error
 
@@ -144,49 +147,50 @@ def make_requests(
     body: GenerationRequest,
     domain: Domain,
     prompts: Sequence[list[int]],
-    new: Sequence[int],
+    new_tokens: Sequence[int],
     options: dict[str, Any],
     stop: tuple[str, ...] = (),
 ) -> list[Request]:
     """Make the engine's requests, body.n for each prompt. Raises ApiError for parameters beyond a limit.
 
-    new: maximum number of new tokens of each prompt. options: more fields of `Request`. stop: stop strings besides the client's.
+    new_tokens: maximum number of new tokens for each prompt. options: more fields of `Request`. stop: stop strings besides the
+    client's.
     """
     n, stops = body.n or 1, (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
-    _check(served, "n", n, "n")
-    _check(served, "n", len(prompts) * n, "waiting")
-    _check(served, "stop", len(stops), "stops")
-    _check(served, "stop", max(map(len, stops), default=0), "stop_characters")
-    _check(served, "stop_token_ids", len(body.stop_token_ids or ()), "stops")
+    _check_limit(served, "n", n, "n")
+    _check_limit(served, "n", len(prompts) * n, "waiting")
+    _check_limit(served, "stop", len(stops), "stops")
+    _check_limit(served, "stop", max(map(len, stops), default=0), "stop_characters")
+    _check_limit(served, "stop_token_ids", len(body.stop_token_ids or ()), "stops")
     for parameter, ids in (("stop_token_ids", body.stop_token_ids or []), ("logit_bias", [token for token, _ in bias])):
         try:
             served.tokenizer.rows(ids, domain)
         except ConfigError as error:
             raise ApiError.invalid(parameter, str(error)) from error
-    names = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    given = {name: value for name in names if (value := getattr(body, name)) is not None}
+    names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    sampling = {"temperature": 1.0} | {name: value for name in names if (value := getattr(body, name)) is not None}
     options = options | {
-        "sampling": Sampling(1.0 if body.temperature is None else body.temperature, max(body.top_k or 0, 0), **given),
+        "sampling": Sampling(top_k=max(body.top_k or 0, 0), **sampling),
         "stop": stops + stop,
         "stop_ids": tuple(body.stop_token_ids or ()),
         "ignore_eot": bool(body.ignore_eos),
         "logit_bias": bias,
     }
-    first = secrets.randbits(53) if body.seed is None else body.seed
-    seeds: defaultdict[tuple[int, ...], count[int]] = defaultdict(lambda: count(first))  # of each prompt
+    first_seed = secrets.randbits(53) if body.seed is None else body.seed
+    seeds: defaultdict[tuple[int, ...], count[int]] = defaultdict(lambda: count(first_seed))  # of each prompt
     return [
-        Request(domain, tuple(ids), most, seed=next(seeds[tuple(ids)]), **options)
-        for ids, most in zip(prompts, new, strict=True)
+        Request(domain, tuple(ids), max_new_tokens, seed=next(seeds[tuple(ids)]), **options)
+        for ids, max_new_tokens in zip(prompts, new_tokens, strict=True)
         for _ in range(n)
     ]
 
 
-def _check(served: Served, parameter: str, number: int, limit: str) -> None:
+def _check_limit(served: Served, parameter: str, number: int, limit: str) -> None:
     """Raise ApiError if the number that a parameter of a request asks for is above a limit. limit: a field of `Limits`."""
-    if number > (most := getattr(served.limits, limit)):
+    if number > (maximum := getattr(served.limits, limit)):
         fix = f"lower it, or start the server with --set {limit}=N"
-        raise ApiError.invalid(parameter, f"{number} is more than {most}, the limit {limit} of this server; {fix}")
+        raise ApiError.invalid(parameter, f"{number} is more than {maximum}, the limit {limit} of this server; {fix}")
 
 
 class _Responses:
@@ -207,80 +211,84 @@ class _Responses:
             news = self.answers.news()
             events = self._events(await anext(news), news)
             return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
-        whole = await self.answers.whole()
-        warnings = chain(self._warnings, [news.answer.warning for news in whole])
-        choices = [self.choice(news) for news in whole]
-        return JSONResponse(self._made(self.objects[0], choices, warnings, usage=self._usage()))
+        all_news = await self.answers.whole()
+        warnings = chain(self._warnings, [news.answer.warning for news in all_news])
+        choices = [self.choice(news) for news in all_news]
+        return JSONResponse(self._body(self.objects[0], choices, warnings, usage=self._usage()))
 
     def choice(self, news: News) -> dict[str, Any]:
         """Return a finished answer as a part of the whole response."""
         raise NotImplementedError
 
     def parts(self, news: News) -> list[dict[str, Any]]:
-        """Return the choices that tell news, each for a chunk of its own."""
+        """Return the choices of a stream for some news; each is sent as a chunk of its own."""
         raise NotImplementedError
 
-    async def _events(self, news: News | None, rest: AsyncIterator[News]) -> AsyncIterator[bytes]:
+    async def _events(self, news: News | None, later_news: AsyncIterator[News]) -> AsyncIterator[bytes]:
+        """Yield the events of a streamed response. news: first news of the answers. later_news: all others."""
         options, warnings = self.body.stream_options, self._warnings
         usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
         try:
             while news:
                 for choice in self.parts(news):
                     warnings = warnings + ([news.answer.warning] if choice["finish_reason"] else [])
-                    yield _event(self._made(self.objects[1], [choice], warnings, **usage))
+                    yield _event(self._body(self.objects[1], [choice], warnings, **usage))
                     warnings = []
-                news = await anext(rest, None)
+                news = await anext(later_news, None)
             if usage:
-                yield _event(self._made(self.objects[1], [], [], usage=self._usage()))
-        except ApiError as refused:
-            yield _event(refused.body)
+                yield _event(self._body(self.objects[1], [], [], usage=self._usage()))
+        except ApiError as error:
+            yield _event(error.body)
         yield format_sse_event(data_str="[DONE]")
 
-    def _made(self, kind: str, choices: list[Any], warnings: Iterable[str], **fields: Any) -> dict[str, Any]:
-        """Make a response or a chunk. It has the field `warnings` (ours) only if there are some."""
-        if different := list(dict.fromkeys(filter(None, warnings))):
-            fields["warnings"] = different
+    def _body(self, kind: str, choices: list[Any], warnings: Iterable[str], **fields: Any) -> dict[str, Any]:
+        """Return the body of a response or chunk. It has the field `warnings` (ours) only if there are some."""
+        if distinct_warnings := list(dict.fromkeys(filter(None, warnings))):
+            fields["warnings"] = distinct_warnings
         return {**self._head, "object": kind, "choices": choices, **fields}
 
     def _usage(self) -> dict[str, int]:
         """Count the tokens. A prompt counts once, however many answers it gets."""
         answers = self.answers.answers
         prompt = sum(len(answer.request.ids) for answer in answers[:: self.body.n or 1])
-        new = sum(len(answer.tokens) for answer in answers)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        completion = sum(len(answer.tokens) for answer in answers)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def without_effect(served: Served, body: GenerationRequest) -> list[str]:
     """Return a warning that names the request's parameters without effect, if there are some. The log names each once."""
     names = [name for name in WithoutEffect.model_fields if getattr(body, name) is not None]
-    if new := [name for name in names if name not in served.without_effect]:
-        served.without_effect.update(new)
-        logger.info("a client sends %s, which is taken and has no effect", ", ".join(new))
+    if new_names := [name for name in names if name not in served.without_effect]:
+        served.without_effect.update(new_names)
+        logger.info("a client sends %s, which is taken and has no effect", ", ".join(new_names))
     return [f"{', '.join(names)}: without effect on this server"] if names else []
 
 
 def _event(body: dict[str, Any]) -> bytes:
+    """Return a server-sent event with a JSON body."""
     return format_sse_event(data_str=json.dumps(body, ensure_ascii=False, separators=(",", ":")))
 
 
 class _Completions(_Responses):
+    """Response of /v1/completions."""
+
     id_prefix, objects = "cmpl", ("text_completion", "text_completion")
 
-    def __init__(self, served: Served, answers: Answers, body: CompletionRequest, *more: Any):
-        super().__init__(served, answers, body, *more)
-        scored = body.experts or body.logprobs is not None
-        before = [[] if body.echo else answer.request.ids for answer in answers.answers]
-        self._tokens = [CompletionTokens(served.texts, ids) for ids in before if scored]
+    def __init__(self, served: Served, answers: Answers, body: CompletionRequest, *arguments: Any):
+        super().__init__(served, answers, body, *arguments)
+        has_logprobs = body.experts or body.logprobs is not None
+        hidden_ids = [[] if body.echo else answer.request.ids for answer in answers.answers]
+        self._tokens = [CompletionTokens(served.texts, ids) for ids in hidden_ids if has_logprobs]
 
     def choice(self, news: News) -> dict[str, Any]:
-        text, new = news.text, news.tokens
+        text, tokens = news.text, news.tokens
         if news.first and self.body.echo:
             text = self.served.tokenizer.decode(news.answer.request.ids) + text
-            new = [*news.answer.prompt, *new]
-        logprobs = self._tokens[news.number].to_logprobs(new) if self._tokens and new else None
+            tokens = [*news.answer.prompt, *tokens]
+        logprobs = self._tokens[news.number].to_logprobs(tokens) if self._tokens and tokens else None
         if logprobs and self.body.experts:  # ours
             ids, decoder = self._tokens[news.number].ids, self.served.thread.engine.decoder
-            logprobs["experts"] = decoder.experts(self.domain, ids)[:, -len(new) :].T.tolist()
+            logprobs["experts"] = decoder.experts(self.domain, ids)[:, -len(tokens) :].T.tolist()
         return {"index": news.number, "text": text, "logprobs": logprobs, "finish_reason": news.finish}
 
     def parts(self, news: News) -> list[dict[str, Any]]:
@@ -288,9 +296,9 @@ class _Completions(_Responses):
         return [choice] if choice["text"] or choice["logprobs"] or news.finish else []
 
 
-class _Chats(_Responses):
-    """The content of a message is the text of its tokens, without the blank of the template at its start, which a structured answer
-    does not have."""
+class _ChatCompletions(_Responses):
+    """Response of /v1/chat/completions. The content of a message is the text of its tokens without the blank of the template at its
+    start, which a structured answer does not have."""
 
     id_prefix, objects = "chatcmpl", ("chat.completion", "chat.completion.chunk")
 
@@ -306,16 +314,16 @@ class _Chats(_Responses):
 
     def parts(self, news: News) -> list[dict[str, Any]]:
         logprobs = chat_logprobs(self.served.texts, news.tokens) if self.body.logprobs and news.tokens else None
-        before = self._texts[news.number]
-        after = self._texts[news.number] = before + news.text
-        text = self._content(after)[len(self._content(before)) :]
+        old_text = self._texts[news.number]
+        new_text = self._texts[news.number] = old_text + news.text
+        text = self._content(new_text)[len(self._content(old_text)) :]
 
         def part(delta: dict[str, str], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
             return {"index": news.number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-        begin = [part({"role": "assistant", "content": ""})] if news.first else []
-        end = [part({}, finish=news.finish)] if news.finish else []
-        return begin + ([part({"content": text}, logprobs)] if text or logprobs else []) + end
+        first_part = [part({"role": "assistant", "content": ""})] if news.first else []
+        last_part = [part({}, finish=news.finish)] if news.finish else []
+        return first_part + ([part({"content": text}, logprobs)] if text or logprobs else []) + last_part
 
     def _content(self, text: str) -> str:
         """Return the content of a message for the text of an answer, or for its beginning."""

@@ -66,10 +66,10 @@ class AnswerWatch:
         self._last = now
         metrics.new.labels(self._name).inc(tokens)
 
-    def ended(self, why: str) -> None:
+    def ended(self, reason: str) -> None:
         """Record the end of the answer with its reason; later calls are ignored."""
         if self._open:
             self._open, seconds = False, time.monotonic() - self._started
             self._metrics.whole.labels(self._name).observe(seconds)
-            self._metrics.ended.labels(self._name, why).inc()
+            self._metrics.ended.labels(self._name, reason).inc()
             self._metrics.mean_seconds += 0.1 * (seconds - self._metrics.mean_seconds)

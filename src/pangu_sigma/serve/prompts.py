@@ -69,15 +69,15 @@ class PromptTokenizer:
         """
         reserved = answer or max(self.length // 4, 1)
         fix = "lower max_tokens" if answer else "set max_tokens, which keeps less for the answer"
-        can = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
+        capacity = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
 
-        def ids_of(some: Messages) -> list[int] | None:
-            text = template.prompt(some)
+        def ids_of(chat_messages: Messages) -> list[int] | None:
+            text = template.prompt(chat_messages)
             return self.read(text, domain) if len(text) <= self._most_characters else None
 
-        if found := without_oldest(tuple(messages), self.length - reserved, ids_of):
-            ids, left_out = found
-            number = f"{left_out} of {len(messages)} messages, the oldest, were left out"
-            return ids, [f"{number}: {can}; {fix}, or send less"] if left_out else []
-        what = "the first and the last one do" if messages[0][0] == "system" else "the last one does"
-        raise ApiError.invalid("messages", f"{what} not fit: {can}; shorten them, or {fix}", TOO_LONG)
+        if result := without_oldest(tuple(messages), self.length - reserved, ids_of):
+            ids, left_out_count = result
+            warning = f"{left_out_count} of {len(messages)} messages, the oldest, were left out"
+            return ids, [f"{warning}: {capacity}; {fix}, or send less"] if left_out_count else []
+        subject = "the first and the last one do" if messages[0][0] == "system" else "the last one does"
+        raise ApiError.invalid("messages", f"{subject} not fit: {capacity}; shorten them, or {fix}", TOO_LONG)

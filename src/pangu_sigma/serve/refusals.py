@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from pangu_sigma.config_file import in_words
 
-_SHOWN = 8  # problems of one request that a message lists
+_SHOWN_PROBLEMS = 8  # problems of one request that a message lists
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -42,32 +42,32 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         if not isinstance(error, ApiError):
-            asked = f"{request.method} {request.url.path}"[:200]
-            message = f"{asked}: {error.detail}; /openapi.json lists what there is"
+            request_line = f"{request.method} {request.url.path}"[:200]
+            message = f"{request_line}: {error.detail}; /openapi.json lists what there is"
             error = ApiError(error.status_code, message, headers=error.headers)
         return JSONResponse(error.body, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> Response:
         problems = error.errors()
-        more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        message = "; ".join([*map(_explained, problems[:_SHOWN]), *more])
+        more = [f"… and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
+        message = "; ".join([*map(_explain, problems[:_SHOWN_PROBLEMS]), *more])
         return await _http(request, ApiError(400, message, _parameter(problems[0]) or None, "invalid_value"))
 
 
-def _explained(problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any]) -> str:
     """Return a line for one problem that FastAPI or pydantic found."""
-    where = _parameter(problem)
+    parameter = _parameter(problem)
     match problem["type"]:
         case "extra_forbidden":
-            return f"{where}: this parameter is not known here; remove it, or see /openapi.json"
+            return f"{parameter}: this parameter is not known here; remove it, or see /openapi.json"
         case "missing":
-            return f"{where or 'the body'}: is missing"
+            return f"{parameter or 'the body'}: is missing"
         case "json_invalid":
             return f"the body is not JSON: {problem['ctx']['error']}"
-        case "model_attributes_type" if not where:
+        case "model_attributes_type" if not parameter:
             return "the body is not a JSON object, sent as such (curl: -H 'Content-Type: application/json')"
-    return f"{where}: {in_words(problem)}" if where else in_words(problem)
+    return f"{parameter}: {in_words(problem)}" if parameter else in_words(problem)
 
 
 def _parameter(problem: dict[str, Any]) -> str:

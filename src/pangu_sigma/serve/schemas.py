@@ -24,7 +24,7 @@ class RequestBody(BaseModel):
         return {key: value for key, value in body.items() if value is not None or key in cls.model_fields}
 
 
-def _or(message: str) -> WrapValidator:
+def _else(message: str) -> WrapValidator:
     """Return a validator that refuses a value with this message, where pydantic has a line for each type of a union."""
 
     def check(value: Any, validate: Any) -> Any:
@@ -44,7 +44,7 @@ SomeTexts = Annotated[list[SomeText], Field(min_length=1)]
 SomeIds = Annotated[list[TokenId], Field(min_length=1)]
 PromptInput = Annotated[
     str | Annotated[list[str], Field(min_length=1)] | SomeIds | Annotated[list[SomeIds], Field(min_length=1)],
-    _or(
+    _else(
         "must be a text, token ids, or a list of texts or of lists of token ids; no list may be empty, and a token id is a whole "
         "number from 0 to 2147483647"
     ),
@@ -52,20 +52,20 @@ PromptInput = Annotated[
 ]
 StopStrings = Annotated[
     SomeText | list[SomeText],
-    _or("must be a Unicode text, or a list of Unicode texts, of at least one character each"),
+    _else("must be a Unicode text, or a list of Unicode texts, of at least one character each"),
     Field(description="The answer ends before the first of these."),
 ]
 Temperature = Annotated[
     Annotated[float, Field(ge=0, le=0)] | Annotated[float, Field(ge=LEAST_FACTOR, le=2)],
-    _or(f"must be 0 (greedy), or {LEAST_FACTOR:g} to 2"),
+    _else(f"must be 0 (greedy), or {LEAST_FACTOR:g} to 2"),
     Field(description="0 is greedy; 1 if not given."),
 ]
 NoSuffix = Annotated[
     Literal[""],
-    _or("is not supported: these models write after a text, not inside of one; leave it out"),
+    _else("is not supported: these models write after a text, not inside of one; leave it out"),
     Field(description="Not supported."),
 ]
-_NO_TOOLS = _or("these models call no tools; response_format with a json_schema makes the answer their arguments")
+_NO_TOOLS = _else("these models call no tools; response_format with a json_schema makes the answer their arguments")
 
 
 class JsonSchema(RequestBody):
@@ -156,20 +156,20 @@ class GenerationRequest(WithoutEffect):
         if self.structured_outputs is not None and self.response_format is not None:
             raise ValueError("response_format and structured_outputs both describe the answer; give one of them")
         if self.structure is not None and self.ignore_eos:
-            ends = f"{self.structure[0]} ends the answer where it is whole"
-            raise ValueError(f"{ends}; ignore_eos=true goes on; leave one out")
+            problem = f"{self.structure[0]} ends the answer where it is whole"
+            raise ValueError(f"{problem}; ignore_eos=true goes on; leave one out")
         return self
 
     @property
     def structure(self) -> tuple[str, StructureKind, Any] | None:
         """Parameter that describes the answer, kind of its structure, and schema, expression or texts. None: any text."""
         if self.structured_outputs is not None:
-            ((kind, what),) = self.structured_outputs.model_dump(by_alias=True, exclude_none=True).items()
-            return f"structured_outputs.{kind}", cast(StructureKind, kind), what
+            ((kind, value),) = self.structured_outputs.model_dump(by_alias=True, exclude_none=True).items()
+            return f"structured_outputs.{kind}", cast(StructureKind, kind), value
         if self.response_format is None or self.response_format.type == "text":
             return None
-        asked = self.response_format.json_schema
-        return "response_format", "json", {"type": "object"} if asked is None else asked.json_schema
+        schema = self.response_format.json_schema
+        return "response_format", "json", {"type": "object"} if schema is None else schema.json_schema
 
 
 class CompletionRequest(GenerationRequest):
@@ -186,10 +186,11 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _own_combinations(self) -> CompletionRequest:
+        """Reject combinations of values that are not supported, besides those of every request."""
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens=0 without echo=true asks for nothing; raise it, or set echo")
-        if (best := self.best_of) not in (None, self.n or 1):
-            raise ValueError(f"best_of={best} is not supported; leave it out, or set n={best} and choose")
+        if (best_of := self.best_of) not in (None, self.n or 1):
+            raise ValueError(f"best_of={best_of} is not supported; leave it out, or set n={best_of} and choose")
         return self
 
 
@@ -206,7 +207,7 @@ class Message(RequestBody):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         str | Annotated[list[TextPart], Field(min_length=1)],
-        _or('must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are not read'),
+        _else('must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are not read'),
     ]
 
     @property
@@ -228,6 +229,7 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _own_combinations(self) -> ChatRequest:
+        """Reject combinations of values that are not supported, besides those of every request."""
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is only allowed with logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:

@@ -45,13 +45,13 @@ class Limits:
     @classmethod
     def changed(cls, changes: Sequence[str]) -> Limits:
         """Return the default limits with changes, texts NAME=NUMBER. Raises ConfigError for unknown names and unfit numbers."""
-        limits, names, named = cls(), [field.name for field in fields(cls)], argument("--set", "limits")
+        limits, names, option = cls(), [field.name for field in fields(cls)], argument("--set", "limits")
         for change in changes:
             name, _, number = change.partition("=")
             if name not in names:
-                raise ConfigError(f"{named} {change}: there is no limit {name!r}; there are {', '.join(names)}")
+                raise ConfigError(f"{option} {change}: there is no limit {name!r}; there are {', '.join(names)}")
             if not (number.isascii() and number.isdigit() and len(number) < 14 and 1 <= int(number) <= MOST):
-                raise ConfigError(f"{named} {change}: {number!r} is not a whole number from 1 to {MOST}")
+                raise ConfigError(f"{option} {change}: {number!r} is not a whole number from 1 to {MOST}")
             limits = replace(limits, **{name: int(number)})
         return limits
 

@@ -58,18 +58,18 @@ def bind(address: Address) -> socket.socket:
     """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError."""
     for name in address.others:
         if not re.fullmatch(_NAME, name):
-            named = f"{argument('--allow-host')}={name!r}"
-            raise ConfigError(f"{named} is not a host name; leave out http://, port and path")
+            option = f"{argument('--allow-host')}={name!r}"
+            raise ConfigError(f"{option} is not a host name; leave out http://, port and path")
     if not 0 <= address.port < 1 << 16:
         raise ConfigError(f"{argument('--port')} {address.port} is not allowed: 0 (any that is free) to 65535")
-    bound = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+    server_socket = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a killed server's port is free at once
-        bound.bind((address.host, address.port))
+        server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a killed server's port is free at once
+        server_socket.bind((address.host, address.port))
     except OSError as error:
-        bound.close()
+        server_socket.close()
         raise _cannot_listen(address.host, address.port, error) from error
-    return bound
+    return server_socket
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
@@ -84,16 +84,16 @@ def read_key(file: Path | None) -> str | None:
     """
     if file is None and KEY_VARIABLE not in os.environ:
         return None
-    named, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
+    source, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
     if file is not None:
-        named = f"{argument('--api-key-file')} {file}"
+        source = f"{argument('--api-key-file')} {file}"
         try:
             with open(file, "rb") as stream:
                 key = stream.read(_KEY_BYTES + 1).decode("latin-1").strip()  # a device may have no end
         except OSError as error:
-            raise ConfigError(f"{named}: {error.strerror}; give a file with the key") from error
+            raise ConfigError(f"{source}: {error.strerror}; give a file with the key") from error
     if not 0 < len(key) <= _KEY_BYTES or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(f"{named}: a key has 1 to {_KEY_BYTES:,} ASCII letters, digits and marks, and no blanks")
+        raise ConfigError(f"{source}: a key has 1 to {_KEY_BYTES:,} ASCII letters, digits and marks, and no blanks")
     return key
 
 
@@ -103,8 +103,8 @@ def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str
     Requests that were accepted before the signal have limits.stop_seconds to finish.
     """
     if key is None and not address.is_local:
-        who = f"{argument('--host')} {address.host}: everybody who reaches this machine can use the model"
-        logger.warning("%s; set %s, or %s", who, KEY_VARIABLE, argument("--api-key-file"))
+        problem = f"{argument('--host')} {address.host}: everybody who reaches this machine can use the model"
+        logger.warning("%s; set %s, or %s", problem, KEY_VARIABLE, argument("--api-key-file"))
     server = make_server(decoder, address, key, limits)
     server.served.warm_up()
     server.run([listening])
@@ -161,5 +161,5 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         except OSError as error:  # another server was bound to this port at the same time, and listened first
             raise _cannot_listen(host, port, error) from error
-        shown = f"[{host}]" if ":" in host else host
-        logger.info("serving %s at http://%s:%d", ", ".join(self.served.domains), shown, port)
+        url_host = f"[{host}]" if ":" in host else host
+        logger.info("serving %s at http://%s:%d", ", ".join(self.served.domains), url_host, port)

@@ -66,8 +66,8 @@ class Chat:
             if not line.startswith("/") or line.startswith("//"):
                 self.answer(line.removeprefix("/") if line.startswith("//") else line)
                 return True
-            word, _, rest = line.partition(" ")
-            return self.command(word, rest.strip())
+            word, _, argument_text = line.partition(" ")
+            return self.command(word, argument_text.strip())
         except (ApiError, UserError) as error:
             self.say(error.detail if isinstance(error, ApiError) else str(error))
         except ValueError:
@@ -82,13 +82,13 @@ class Chat:
         ids, warnings = self.prompts.chat_prompt(messages, self.domain, template, self.max_new_tokens)
         for warning in warnings:
             self.say(warning)
-        new = self.max_new_tokens or self.prompts.length - len(ids)
-        request = Request(self.domain, tuple(ids), new, self.sampling, self.seed, template.stop)
+        max_new_tokens = self.max_new_tokens or self.prompts.length - len(ids)
+        request = Request(self.domain, tuple(ids), max_new_tokens, self.sampling, self.seed, template.stop)
         self.seed += 1
         reply = self._stream(request, template)
         self.messages += [("user", text), ("assistant", reply)]
 
-    def command(self, word: str, rest: str) -> bool:
+    def command(self, word: str, value: str) -> bool:
         """Execute a command. Returns False if it ends the chat. Raises UserError or ApiError."""
         match word:
             case "/quit" | "/exit":
@@ -98,11 +98,11 @@ class Chat:
             case "/reset":
                 self.messages.clear()
             case "/system":
-                self.system, self.messages = rest, []
+                self.system, self.messages = value, []
             case "/temperature":
-                self.sampling = Sampling(float(rest))
-            case "/domain" if rest:
-                self.domain, self.messages = self.domains.named(rest), []
+                self.sampling = Sampling(float(value))
+            case "/domain" if value:
+                self.domain, self.messages = self.domains.named(value), []
             case "/domain":
                 self.say(", ".join(f"*{d.name}" if d is self.domain else d.name for d in self.domains))
             case "/retry" if self.messages:
@@ -116,14 +116,15 @@ class Chat:
         return True
 
     def _stream(self, request: Request, template: ChatTemplate) -> str:
-        shown, answer = 0, self.engine.submit(request)
+        """Generate an answer, write its text as it grows, and return it. Ctrl-C ends the answer."""
+        shown_length, answer = 0, self.engine.submit(request)
         try:
             while self.engine.is_unfinished(answer):
                 self.engine.step()
-                new = template.without_blanks(answer.text)[shown:]
-                self.output.write(new)
+                new_text = template.without_blanks(answer.text)[shown_length:]
+                self.output.write(new_text)
                 self.output.flush()
-                shown += len(new)
+                shown_length += len(new_text)
         except KeyboardInterrupt:
             self.engine.cancel(answer)
             self.engine.step()
@@ -144,9 +145,9 @@ def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: Te
         import readline  # noqa: F401
     chat.say(f"{decoder.config.name}, domain {chat.domain.name}; /help says what there is")
     with suppress(EOFError):
-        going = True
-        while going:
+        goes_on = True
+        while goes_on:
             with suppress(KeyboardInterrupt):
                 line = input(f"{chat.domain.name}> ").strip()
-                going = not line or chat.take(line)
+                goes_on = not line or chat.take(line)
     return 0

@@ -24,9 +24,9 @@ SIDES = ("zh", "en")
 
 MAX_LINE_BYTES = 64 << 20
 """Maximum length of a line in bytes, about ten long novels. A longer line is a file without newlines, not a document."""
-_SHOWN = 200
+_DETAIL_LENGTH = 200
 """Maximum characters of a `Rejected.detail`: people read the quarantine."""
-_OF_AN_ARRAY = "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"
+_ARRAY_ADVICE = "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"
 
 
 @dataclass(frozen=True)
@@ -61,33 +61,34 @@ class Rejected:
     detail: str
 
     def __str__(self) -> str:
-        before = f"row {self.offset + 1:,}" if self.file.endswith(".parquet") else f"byte {self.offset:,}"
+        place = f"row {self.offset + 1:,}" if self.file.endswith(".parquet") else f"byte {self.offset:,}"
         line = "" if self.line is None else f":{self.line}"
-        return f"{self.file}{line} ({before}): {self.detail}"
+        return f"{self.file}{line} ({place}): {self.detail}"
 
 
 class RejectedLine(Exception):
     """Exception of a parser for a line that cannot be used; arguments: reason and detail, as in `Rejected`."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail if len(detail) <= _SHOWN else f"{detail[:_SHOWN]}…")
+        super().__init__(reason, detail if len(detail) <= _DETAIL_LENGTH else f"{detail[:_DETAIL_LENGTH]}…")
 
     @classmethod
-    def too_long(cls, size: int, what: str = "") -> RejectedLine:
-        """Return the exception for a line, or texts of a row, of `size` bytes. what: words behind that number."""
-        return cls("line too long", f"{size:,} bytes{what}; at most {MAX_LINE_BYTES:,} are read")
+    def too_long(cls, size: int, unit: str = "") -> RejectedLine:
+        """Return the exception for a line, or texts of a row, of `size` bytes. unit: words behind that number."""
+        return cls("line too long", f"{size:,} bytes{unit}; at most {MAX_LINE_BYTES:,} are read")
 
 
 Row = tuple[int, bytes | dict[str, Any] | RejectedLine | None]
-"""Offset of a line of a file, as in `Rejected`, and its JSON or record; why it cannot be used, or all from it on; None if blank."""
+"""Offset of a line of a file (`Rejected.offset`) and its content: JSON or a record; None if blank; or the exception that says why
+this line, or the file from it on, cannot be used."""
 Item = TypeVar("Item")
 
 
 def items_of(
     path: Path, rows: Iterable[Row], parse: Callable[[Any, int], Item]
 ) -> Generator[Item | Rejected, None, int]:
-    """Yield, for each row of a file that is not blank, what `parse` makes of it, or a `Rejected` if `parse` raises RejectedLine.
-    Return the number of rows, blank ones included. parse: takes the JSON or record of a row, and its offset."""
+    """Yield `parse(content, offset)` of each row of a file that is not blank, or a `Rejected` if `parse` raises RejectedLine.
+    Return the number of rows, blank ones included."""
     number = 0
     for number, (offset, row) in enumerate(rows, 1):
         try:
@@ -108,10 +109,10 @@ def json_object(line: bytes) -> dict[str, Any]:
         fix = "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz"
         raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}; {fix}") from None
     except (ValueError, RecursionError) as error:
-        fix = _OF_AN_ARRAY if line.lstrip().startswith(b"[") else "a line holds a whole object, as `jq -c .` writes it"
+        fix = _ARRAY_ADVICE if line.lstrip().startswith(b"[") else "a line holds a whole object, as `jq -c .` writes it"
         raise RejectedLine("not JSON", f"{error}; {fix}") from None
     if not isinstance(value, dict):
-        fix = f"; {_OF_AN_ARRAY}" if isinstance(value, list) else ""
+        fix = f"; {_ARRAY_ADVICE}" if isinstance(value, list) else ""
         raise RejectedLine("not a JSON object", f"the line holds {_shown(value)}{fix}")
     return value
 

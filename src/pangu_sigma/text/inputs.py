@@ -33,40 +33,40 @@ INPUTS = (*LINES, *ARRAYS, ".parquet")
 
 _MAGIC = {b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"(\xb5/\xfd": ".zst"}
 """First bytes of files that have a format of their own, and the end of their names."""
-_SHOWN = 100
+_SHOWN_FILES = 100
 """Number of files left out of a folder that the log names."""
 
 
 @dataclass(frozen=True)
 class InputUnit:
-    """One run of an input file. begin, end: bytes of a plain file of JSON lines, row groups of a Parquet file, 0 and the size of
-    another file."""
+    """Part of an input file that is read at a time. begin, end: offsets in bytes in a plain file of JSON lines, numbers of row
+    groups in a Parquet file, 0 and the size for any other file."""
 
     path: Path
     begin: int
     end: int
 
 
-def check_input(path: Path, option: str = "--input", ends: tuple[str, ...] = LINES) -> None:
-    """Raise DataError unless `path` is a regular file that can be opened, with a name that ends in one of `ends`.
+def check_input(path: Path, option: str = "--input", suffixes: tuple[str, ...] = LINES) -> None:
+    """Raise DataError unless `path` is a regular file that can be opened, with a name that ends in one of `suffixes`.
 
-    option: command-line option that gave the path, for the error.
+    option: command-line option that named the path, for the message.
     """
-    option, begins = argument(option), b""
-    if not path.name.endswith(ends):
+    option, first_bytes = argument(option), b""
+    if not path.name.endswith(suffixes):
         missing = "" if path.exists() else "there is no such file or folder; "
-        raise DataError(f"{option} {path}: {missing}the name must end in {', '.join(ends)}")
+        raise DataError(f"{option} {path}: {missing}the name must end in {', '.join(suffixes)}")
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):  # opening a pipe would wait, reading a device may never end
             with path.open("rb") as file:
-                begins = file.read(4)
+                first_bytes = file.read(4)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        why = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{option} {path}: cannot be read: {why}; check the path") from error
-    for magic, end in _MAGIC.items():
-        if begins.startswith(magic) and not path.name.endswith(end):
-            raise DataError(f"{option} {path}: it begins as a {end} file; name it so, such as {path.stem}{end}")
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{option} {path}: cannot be read: {reason}; check the path") from error
+    for magic, suffix in _MAGIC.items():
+        if first_bytes.startswith(magic) and not path.name.endswith(suffix):
+            raise DataError(f"{option} {path}: it begins as a {suffix} file; name it so, such as {path.stem}{suffix}")
     if not stat.S_ISREG(mode):
         raise DataError(f"{option} {path}: is not a file but a folder, a pipe or a device; write the text to a file")
 
@@ -79,35 +79,36 @@ def input_files(paths: Sequence[Path]) -> list[Path]:
     """
     files = []
     for path in paths:
-        below = _files_below(path) if path.is_dir() and not path.name.endswith(INPUTS) else [path]
-        for file in below:
-            check_input(file, ends=INPUTS)
-        files += below
+        files_of_path = _files_below(path) if path.is_dir() and not path.name.endswith(INPUTS) else [path]
+        for file in files_of_path:
+            check_input(file, suffixes=INPUTS)
+        files += files_of_path
     return files
 
 
 def _files_below(folder: Path) -> list[Path]:
+    """Return the files below a folder that can be read, sorted, and log the others. Raises DataError if there are none."""
+
     def refuse(error: OSError) -> None:
         raise DataError(
             f"{argument('--input')} {error.filename}: cannot be read: {error.strerror}; change its permissions"
         ) from error
 
-    found: list[Path] = []
+    texts: list[Path] = []
     others: list[Path] = []
-    for at, names, files in os.walk(folder, onerror=refuse):
-        here = Path(at)
-        others += [here / name for name in names if name.startswith(".") or (here / name).is_symlink()]
-        names[:] = [name for name in names if not name.startswith(".")]
+    for parent, subfolders, files in os.walk(folder, onerror=refuse):
+        others += [Path(parent, n) for n in subfolders if n.startswith(".") or Path(parent, n).is_symlink()]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
-            (found if name.endswith(INPUTS) and not name.startswith(".") else others).append(here / name)
-    if not found:
+            (texts if name.endswith(INPUTS) and not name.startswith(".") else others).append(Path(parent, name))
+    if not texts:
         raise DataError(f"{argument('--input')} {folder}: no file below it ends in {', '.join(INPUTS)}")
-    logger.info("%s: %s %s", folder, f"{len(found):,}", "file is read" if len(found) == 1 else "files are read")
+    logger.info("%s: %s %s", folder, f"{len(texts):,}", "file is read" if len(texts) == 1 else "files are read")
     if others:
-        named = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:_SHOWN])
-        more = f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else ""
-        logger.warning("%s: not read are %s%s; names of text end in %s", folder, named, more, ", ".join(INPUTS))
-    return sorted(found)
+        names = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:_SHOWN_FILES])
+        more = f" and {len(others) - _SHOWN_FILES:,} more" if len(others) > _SHOWN_FILES else ""
+        logger.warning("%s: not read are %s%s; names of text end in %s", folder, names, more, ", ".join(INPUTS))
+    return sorted(texts)
 
 
 def input_units(paths: Sequence[Path], size: int) -> list[InputUnit]:
@@ -131,11 +132,11 @@ def input_units(paths: Sequence[Path], size: int) -> list[InputUnit]:
 def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Document | Rejected, None, int]:
     """Yield the documents and the rejected lines of a unit, in order. Return its number of lines, blank ones included.
 
-    `Rejected.line` counts from the unit's begin, offsets from that of the file. Raises DataError for a file that cannot be read or
-    was changed since, and as `Layout.domain_of_file` does.
+    `Rejected.line` counts from the unit's begin, offsets from the file's. Raises DataError for a file that cannot be read or was
+    changed since, and as `Layout.domain_of_file` does.
     """
     path = unit.path
-    check_input(path, ends=INPUTS)
+    check_input(path, suffixes=INPUTS)
     domain = layout.domain_of_file(path)
 
     if path.suffix == ".parquet":
@@ -145,8 +146,8 @@ def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Do
     else:
         rows = json_lines(path, unit.begin, unit.end if path.suffix == ".jsonl" else None)
 
-    def parse(row: bytes | dict[str, Any], at: int) -> Document:
+    def parse(row: bytes | dict[str, Any], offset: int) -> Document:
         record = row if isinstance(row, dict) else json_object(row)
-        return layout.document(record, domain, domains, f"{path}:{at}")
+        return layout.document(record, domain, domains, f"{path}:{offset}")
 
     return (yield from items_of(path, rows, parse))

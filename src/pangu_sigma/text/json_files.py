@@ -23,7 +23,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 """Ends of the names of compressed files, and their format."""
 _SKIP_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 18
 """Bytes read at once, at least."""
 _BLANKS = re.compile("[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
@@ -39,9 +39,9 @@ def _open_stream(path: Path) -> BinaryIO:
 
 
 def _broken_stream(path: Path, offset: int, error: OSError, option: str = "--input") -> RejectedLine:
-    """Return what is wrong with a compressed stream that was cut off. Raises DataError for every other failed read.
+    """Return the rejection of a compressed stream that was cut off. Raises DataError for every other failed read.
 
-    offset: bytes before what could not be read.
+    offset: number of bytes that were read before the error.
     """
     if "Truncated compressed stream" in str(error):
         return RejectedLine("cut stream", f"{error}; copy the file again")
@@ -60,13 +60,13 @@ def json_lines(path: Path, begin: int = 0, end: int | None = None, option: str =
     Raises DataError if the file cannot be read, if a compressed stream is damaged, because its lines may then be other text, and
     if the file ends before `end`.
     """
-    offset, blank = begin, True
+    offset, is_blank = begin, True
     with _open_stream(path) as file:
         if begin:
             file.seek(begin)
         while end is None or offset < end:
             try:
-                line, size = _line(file)
+                line, size = _read_line(file)
             except OSError as error:
                 yield offset, _broken_stream(path, offset, error, option)
                 return
@@ -74,27 +74,28 @@ def json_lines(path: Path, begin: int = 0, end: int | None = None, option: str =
                 break
             content = line if offset else line.removeprefix(_BYTE_ORDER_MARK)
             if content.strip():
-                blank = False
+                is_blank = False
                 yield offset, content if size <= MAX_LINE_BYTES else RejectedLine.too_long(size)
             else:
                 yield offset, None
             offset += size
-        whole = not begin and (end is None or not file.read(1))
+        is_whole_file = not begin and (end is None or not file.read(1))
     if end is not None and offset < end:
         raise DataError(
             f"{argument(option)} {path}: was changed while it was read: it ends at byte {offset}, not at {end}"
         )
-    if blank and whole:
+    if is_blank and is_whole_file:
         yield 0, RejectedLine("empty file", f"there {'are only blanks' if offset else 'is no line'} in it")
 
 
-def _line(file: BinaryIO) -> tuple[bytes, int]:
-    """Read the next line and its size; only the beginning of a line over MAX_LINE_BYTES is kept, to bound memory."""
-    line = rest = file.readline(MAX_LINE_BYTES + 1)
+def _read_line(file: BinaryIO) -> tuple[bytes, int]:
+    """Read the next line, and return it with its size. Of a line over MAX_LINE_BYTES only the beginning is returned, to bound
+    memory."""
+    line = chunk = file.readline(MAX_LINE_BYTES + 1)
     size = len(line)
-    while size > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
-        rest = file.readline(_SKIP_BYTES)
-        size += len(rest)
+    while size > MAX_LINE_BYTES and chunk and not chunk.endswith(b"\n"):
+        chunk = file.readline(_SKIP_BYTES)
+        size += len(chunk)
     return line, size
 
 
@@ -107,34 +108,35 @@ def line_ends(path: Path, size: int) -> list[int]:
     with path.open("rb") as file:
         while (multiple := (ends[-1] // size + 1) * size) < total:
             file.seek(multiple - 1)
-            found = multiple - 1
-            while (text := file.readline(_SKIP_BYTES)) and not text.endswith(b"\n"):
-                found += len(text)
-            found += len(text)
-            if found >= total:
+            end = multiple - 1
+            while (chunk := file.readline(_SKIP_BYTES)) and not chunk.endswith(b"\n"):
+                end += len(chunk)
+            end += len(chunk)
+            if end >= total:
                 break
-            ends.append(found)
+            ends.append(end)
     return [*ends, total]
 
 
 def json_array(path: Path) -> Iterator[Row]:
     """Yield the elements of the array in a file.
 
-    A file that begins with an object is read as JSON lines, which many publish under this name. What is no JSON ends the
-    elements, and is the last one. Raises DataError as `json_lines`.
+    A file that begins with an object is read as JSON lines, which many publish under this name. A RejectedLine takes the place of
+    the first element that is not JSON, and is the last one. Raises DataError as `json_lines`.
     """
     with _open_stream(path) as file:
-        elements = _Elements(file)
+        elements = _ArrayElements(file)
         try:
             yield from json_lines(path) if elements.peek() == "{" else iter(elements)
         except OSError as error:
             yield elements.offset, _broken_stream(path, elements.offset, error)
-        except RejectedLine as why:
-            yield elements.offset, why
+        except RejectedLine as rejection:
+            yield elements.offset, rejection
 
 
-class _Elements:
-    """Elements of the array in a stream, as its bytes. These are parsed as Latin-1: whatever they spell, an element ends there."""
+class _ArrayElements:
+    """Elements of the JSON array in a stream, each as bytes. The bytes are parsed as Latin-1, because the end of an element does
+    not depend on the characters that they spell."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._text, self._before, self._at, self._ended = file, "", 0, 0, False
@@ -166,15 +168,16 @@ class _Elements:
     def peek(self) -> str:
         """Go to the next character that is no blank, and return it; "" at the end of the file."""
         while True:
-            marked = not self.offset and self._text.startswith(_BYTE_ORDER_MARK.decode("latin-1"))
-            blanks = _BLANKS.match(self._text, len(_BYTE_ORDER_MARK) if marked else self._at)
+            has_mark = not self.offset and self._text.startswith(_BYTE_ORDER_MARK.decode("latin-1"))
+            blanks = _BLANKS.match(self._text, len(_BYTE_ORDER_MARK) if has_mark else self._at)
             assert blanks is not None, "none match, too"
             self._at = blanks.end()
             if self._at < len(self._text) or self._ended:
                 return self._text[self._at : self._at + 1]
-            self._more()
+            self._read_more()
 
     def _element(self) -> bytes | RejectedLine:
+        """Return the bytes of the next element; a `RejectedLine` if they are too many. Raises RejectedLine if it is no JSON."""
         while True:
             try:
                 end = _DECODER.raw_decode(self._text, self._at)[1]
@@ -182,28 +185,28 @@ class _Elements:
                     element, self._at = self._text[self._at : end].encode("latin-1"), end
                     return element if len(element) <= MAX_LINE_BYTES else RejectedLine.too_long(len(element))
             except (ValueError, RecursionError) as error:
-                said = getattr(error, "msg", str(error))
+                message = getattr(error, "msg", str(error))
                 if isinstance(error, RecursionError) or self._ended:
-                    self._end("not JSON", said)
+                    self._end("not JSON", message)
                 if len(self._text) - self._at > MAX_LINE_BYTES:
-                    self._end("not JSON", f"{said}, or an element is longer than {MAX_LINE_BYTES:,} bytes")
-            self._more()
+                    self._end("not JSON", f"{message}, or an element is longer than {MAX_LINE_BYTES:,} bytes")
+            self._read_more()
 
-    def _more(self) -> None:
-        """Read on: as much again as is there, so that a long element is not parsed often."""
-        self._before, self._text, self._at, size, blocks = self.offset, self._text[self._at :], 0, 0, list[bytes]()
-        least = max(len(self._text), _BLOCK_BYTES, len(_BYTE_ORDER_MARK))
+    def _read_more(self) -> None:
+        """Read on, at least as much again as the unparsed text, so that a long element is not parsed often."""
+        self._before, self._text, self._at, size, chunks = self.offset, self._text[self._at :], 0, 0, list[bytes]()
+        least_size = max(len(self._text), _CHUNK_BYTES, len(_BYTE_ORDER_MARK))
         try:
-            while size < least and (block := self._file.read1(_BLOCK_BYTES)):  # type: ignore[attr-defined]
-                blocks.append(block)
-                size += len(block)
+            while size < least_size and (chunk := self._file.read1(_CHUNK_BYTES)):  # type: ignore[attr-defined]
+                chunks.append(chunk)
+                size += len(chunk)
         except OSError:
-            if not blocks:  # else the next call raises it
+            if not chunks:  # else the next call raises it
                 raise
-        self._text += b"".join(blocks).decode("latin-1")
-        self._ended = not blocks
+        self._text += b"".join(chunks).decode("latin-1")
+        self._ended = not chunks
 
     def _end(self, reason: str, detail: str) -> NoReturn:
         """Read to the end, so that a checksum is verified. Raises RejectedLine with the number of bytes that are not used."""
-        left = len(self._text) - self._at + sum(map(len, iter(partial(self._file.read, _BLOCK_BYTES), b"")))
-        raise RejectedLine(reason, f"{detail}; {left:,} bytes from here on are not read" if left else detail)
+        unread = len(self._text) - self._at + sum(map(len, iter(partial(self._file.read, _CHUNK_BYTES), b"")))
+        raise RejectedLine(reason, f"{detail}; {unread:,} bytes from here on are not read" if unread else detail)

@@ -64,7 +64,7 @@ class Layout:
 
     def function(self) -> Callable[[Record], Record | None] | None:
         """Return the user's function, loaded once in a process; None without a reader. Raises ConfigError."""
-        return None if self.reader is None else _function(self.reader, self.reader_sha256)
+        return None if self.reader is None else _load_function(self.reader, self.reader_sha256)
 
     def columns(self, domain: str | None) -> list[str] | None:
         """Return the keys that records need; None if a reader may need any. domain: of the file, or None."""
@@ -73,12 +73,12 @@ class Layout:
         return [self.text_key, *([_DOMAIN] if domain is None else [])]
 
     def domain_of_file(self, path: Path) -> str | None:
-        """Return the domain of all records of a file by `domain_of`, or None if they say it. Raises DataError if rules contradict
-        each other."""
+        """Return the domain that `domain_of` has for all records of a file, or None if records name it themselves. Raises
+        DataError if rules contradict each other."""
         rules = {glob: name for glob, name in self.domain_of.items() if matches(path, glob)}
         if len(set(rules.values())) > 1:
-            said = ", ".join(f"{glob!r} says {name}" for glob, name in rules.items())
-            raise DataError(f"data.domain_of: for {path} {said}; change the rules so that they agree")
+            statements = ", ".join(f"{glob!r} says {name}" for glob, name in rules.items())
+            raise DataError(f"data.domain_of: for {path} {statements}; change the rules so that they agree")
         return next(iter(rules.values()), None)
 
     def idle_rules(self, files: Sequence[Path]) -> list[str]:
@@ -86,12 +86,12 @@ class Layout:
         return [glob for glob in self.domain_of if not any(matches(path, glob) for path in files)]
 
     def document(self, record: Record, domain: str | None, domains: Domains, origin: str) -> Document:
-        """Return the document of a record. domain: of the file, or None. origin: as in `Document`.
+        """Return the document of a record. domain: domain of the file; None if the record names it. origin: as in `Document`.
 
         Raises RejectedLine for a record that cannot be used.
         """
         if (function := self.function()) is not None:
-            record = _read(function, record)
+            record = _apply_reader(function, record)
         name = known_domain(_value(record, _DOMAIN, domains), domains) if domain is None else domain
         value = _value(record, self.text_key, domains)
         if isinstance(value, dict | list) and domains.named(name).format == "bilingual":
@@ -100,8 +100,8 @@ class Layout:
 
 
 def matches(path: Path, glob: str) -> bool:
-    """Return True if a glob is that of the file, or of a folder that it is in."""
-    return any(each.match(glob) for each in (path, *path.parents))
+    """Return True if a glob matches a file, or a folder that it is in."""
+    return any(folder.match(glob) for folder in (path, *path.parents))
 
 
 def _value(record: Record, key: str, domains: Domains) -> Any:
@@ -110,17 +110,18 @@ def _value(record: Record, key: str, domains: Domains) -> Any:
     value: Any = record
     for name in [key] if key in record else key.split("."):
         if not isinstance(value, dict) or name not in value:
-            what = "domain" if key == _DOMAIN else "text"
-            fix, keys = _way_to_name(what, record, domains), ", ".join(map(repr, record))
-            found = f"no key {key!r}; add {fix} or a data.reader; the keys are {keys}"
-            raise RejectedLine(f"{what} missing or not a string", found)
+            role = "domain" if key == _DOMAIN else "text"
+            fix, keys = _naming_advice(role, record, domains), ", ".join(map(repr, record))
+            problem = f"no key {key!r}; add {fix} or a data.reader; the keys are {keys}"
+            raise RejectedLine(f"{role} missing or not a string", problem)
         value = value[name]
     return value
 
 
-def _way_to_name(what: str, record: Record, domains: Domains) -> str:
-    """Return the argument that says where the text of such a record is, or of which domain it is. what: "text" or "domain"."""
-    if what == "text":  # most likely in the longest value
+def _naming_advice(role: str, record: Record, domains: Domains) -> str:
+    """Return the argument with which a user names the key of the text, or the domain, of such a record. role: "text" or
+    "domain"."""
+    if role == "text":  # most likely in the longest value
         sizes = {key: len(value) for key, value in record.items() if isinstance(value, str) and key != _DOMAIN}
         key = max(sizes, key=sizes.__getitem__, default="KEY")
         return argument(f"--set data.text_key={key}", f'overrides={{"data.text_key": {key!r}}}')
@@ -153,7 +154,7 @@ def _hash_of_reader(config: Config, reader: str) -> str:
 
 
 @cache
-def _function(reader: str, sha256: str | None) -> Callable[[Record], Record | None]:
+def _load_function(reader: str, sha256: str | None) -> Callable[[Record], Record | None]:
     """Execute the file of FILE.py:FUNCTION, and return the function. Raises ConfigError, also if the file's hash is another."""
     file, _, name = reader.rpartition(":")
     source = Path(file).read_bytes()
@@ -171,14 +172,14 @@ def _function(reader: str, sha256: str | None) -> Callable[[Record], Record | No
     return function
 
 
-def _read(function: Callable[[Record], Record | None], record: Record) -> Record:
-    """Return the record that the user's function makes of a record. Raises RejectedLine for None, and if it fails."""
+def _apply_reader(function: Callable[[Record], Record | None], record: Record) -> Record:
+    """Return `function(record)`, a record. Raises RejectedLine if the user's function returns None or fails."""
     try:
-        found = function(record)
+        result = function(record)
     except Exception as error:  # the user's code, which may raise anything
         raise RejectedLine("data.reader failed", f"{type(error).__name__}: {error}") from error
-    if found is None:
+    if result is None:
         raise RejectedLine("left out by data.reader", "it returned None")
-    if not isinstance(found, dict):
-        raise RejectedLine("data.reader failed", f"it returned a {type(found).__name__}, not a dict or None")
-    return found
+    if not isinstance(result, dict):
+        raise RejectedLine("data.reader failed", f"it returned a {type(result).__name__}, not a dict or None")
+    return result

@@ -18,18 +18,18 @@ _BUFFER_BYTES = 1 << 20
 
 
 def row_groups(path: Path, size: int) -> list[int]:
-    """Return the numbers of the row groups at which a file is cut into runs of at least `size` bytes: 0, …, their number.
+    """Return the numbers of the row groups at which a file is cut into parts of at least `size` bytes: 0, …, number of row groups.
 
     Bytes are those of all columns before compression. Raises DataError if the file is not Parquet or was cut off.
     """
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         metadata = file.metadata
-    cuts, bytes_ = [0], 0
+    cuts, run_bytes = [0], 0
     for group in range(metadata.num_row_groups):
-        bytes_ += metadata.row_group(group).total_byte_size
-        if bytes_ >= size:
+        run_bytes += metadata.row_group(group).total_byte_size
+        if run_bytes >= size:
             cuts.append(group + 1)
-            bytes_ = 0
+            run_bytes = 0
     return cuts if cuts[-1] == metadata.num_row_groups > 0 else [*cuts, metadata.num_row_groups]
 
 
@@ -38,7 +38,7 @@ def parquet_rows(path: Path, begin: int, end: int, keys: list[str] | None) -> It
 
     Raises DataError if a column is missing, if the file is damaged, and if it has fewer row groups.
     """
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         if file.metadata.num_row_groups < end:
             raise DataError(f"{argument('--input')} {path}: was changed while it was read; begin when it is complete")
         columns = _columns(path, file.schema_arrow.names, keys)
@@ -53,8 +53,8 @@ def parquet_rows(path: Path, begin: int, end: int, keys: list[str] | None) -> It
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[Any, None, None]:
-    """Open a file. Raises DataError for what PyArrow raises in the block."""
+def _open_parquet(path: Path) -> Generator[Any, None, None]:
+    """Open a Parquet file. Errors of PyArrow in the `with` block become a DataError."""
     import pyarrow.parquet  # here: it takes 0.3 s, and most input is not Parquet
 
     try:
@@ -68,16 +68,17 @@ def _opened(path: Path) -> Generator[Any, None, None]:
 
 
 def _columns(path: Path, names: list[str], keys: list[str] | None) -> list[str]:
-    """Return the columns to read, in order. Raises DataError for a key that is no column, and for one that is there twice."""
-    needed = names if keys is None else [key if key in names else key.split(".")[0] for key in keys]
-    for name in needed:
+    """Return the columns to read, in order. Raises DataError for a key that is no column, or two columns. names: names of the
+    file's columns. keys: keys that records need; None for all columns."""
+    needed_names = names if keys is None else [key if key in names else key.split(".")[0] for key in keys]
+    for name in needed_names:
         if names.count(name) != 1:
-            why = "there are several columns" if name in names else "there is no column"
+            problem = "there are several columns" if name in names else "there is no column"
             raise DataError(
-                f"{argument('--input')} {path}: {why} {name!r}; the columns are {', '.join(map(repr, names))}: name the one with "
-                "the text in data.text_key, or say the domain of the file with data.domain_of; data.reader reads files that differ"
+                f"{argument('--input')} {path}: {problem} {name!r}; the columns are {', '.join(map(repr, names))}: name the one "
+                "with the text in data.text_key, or say the domain of the file with data.domain_of; data.reader reads other files"
             )
-    return list(dict.fromkeys(needed))
+    return list(dict.fromkeys(needed_names))
 
 
 def _record(batch: Any, row: int) -> dict[str, Any] | RejectedLine:

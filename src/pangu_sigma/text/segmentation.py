@@ -70,25 +70,27 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
     if not text:
         return ()
     if language == "zh":
-        return _chinese(text)
+        return _chinese_runs(text)
     if language != "mixed":
         return (Run(False, text),)
-    stretches = _CHINESE_RUN.split(text)  # every other one is Chinese
-    parts = (_chinese(some) if i % 2 else (Run(False, some),) for i, some in enumerate(stretches) if some)
-    return tuple(itertools.chain.from_iterable(parts))
+    parts = enumerate(_CHINESE_RUN.split(text))  # parts of odd numbers are Chinese
+    runs = (_chinese_runs(part) if i % 2 else (Run(False, part),) for i, part in parts if part)
+    return tuple(itertools.chain.from_iterable(runs))
 
 
 def english_runs(text: str, language: str) -> list[str]:
-    """Return the text of the English runs alone, without cutting Chinese into words."""
+    """Return the texts of the runs for the English model; Chinese is not cut into words for it. language: as in `runs_of`."""
     if language == "zh":
         return []
-    return [some for some in (_CHINESE_RUN.split(text)[::2] if language == "mixed" else [text]) if some]
+    parts = _CHINESE_RUN.split(text)[::2] if language == "mixed" else [text]
+    return [part for part in parts if part]
 
 
-def _chinese(text: str) -> tuple[Run, ...]:
-    """Make runs for PanGu-α. Vanishing characters are runs of their own: jieba takes each for a word, so no other id changes."""
-    stretches = VANISHING.split(text)  # every other one vanishes
-    return tuple(Run(True, some, True) if i % 2 else Run(True, words(some)) for i, some in enumerate(stretches) if some)
+def _chinese_runs(text: str) -> tuple[Run, ...]:
+    """Split Chinese text into runs for PanGu-α. Vanishing characters are runs of their own: jieba takes each for a word, so no
+    other id changes."""
+    parts = enumerate(VANISHING.split(text))  # parts of odd numbers vanish
+    return tuple(Run(True, part, True) if i % 2 else Run(True, words(part)) for i, part in parts if part)
 
 
 def is_chinese(text: str) -> bool:
@@ -104,11 +106,13 @@ def folded_characters(text: str) -> int:
 
 @functools.cache
 def _is_folded() -> np.ndarray:
-    """Return which code points are folded, bool [code points]. PanGu-α's rules are older than Python's, so its model is run."""
+    """Return True for every code point that is folded, bool [code points]. PanGu-α's rules are older than Python's, so its model is
+    asked."""
     folded = np.zeros(0x110000, dtype=bool)
     normaliser = sentencepiece.SentencePieceProcessor(model_proto=alpha_model())
-    every = (chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000)  # NFKC changes none from there on
-    others = [c for c in every if unicodedata.normalize("NFKC", c) != c and not VANISHING.match(c)]
-    for c, normal in zip(others, normaliser.normalize(others), strict=True):
-        folded[ord(c)] = normal != META + c
+    # without surrogates; NFKC changes no character from 0x30000 on
+    characters = (chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000)
+    changed = [c for c in characters if unicodedata.normalize("NFKC", c) != c and not VANISHING.match(c)]
+    for character, normal in zip(changed, normaliser.normalize(changed), strict=True):
+        folded[ord(character)] = normal != META + character
     return folded

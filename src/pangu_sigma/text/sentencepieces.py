@@ -62,8 +62,8 @@ def byte_names() -> list[str]:
 @functools.cache
 def alpha_model() -> bytes:
     """Read PanGu-α's SentencePiece model from the installed package pcl-pangu, without importing it. Raises DataError."""
-    found = importlib.util.find_spec("pcl_pangu")
-    for folder in (found and found.submodule_search_locations) or []:
+    package = importlib.util.find_spec("pcl_pangu")
+    for folder in (package and package.submodule_search_locations) or []:
         path = Path(folder) / "tokenizer/bpe_4w_pcl/vocab.model"
         if path.is_file():
             return path.read_bytes()
@@ -79,12 +79,12 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
     """
     buffer = io.BytesIO()
     lines = _training_lines(texts)
-    first = next(lines, None)
-    if first is None:
+    first_line = next(lines, None)
+    if first_line is None:
         return compact_model([])
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], lines),
+            sentence_iterator=itertools.chain([first_line], lines),
             model_writer=buffer,
             model_type="unigram",
             vocab_size=pieces + 257,
@@ -103,11 +103,11 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        if (needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))) is None:
+        if (match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))) is None:
             raise
-        least, key = int(needed[1]) - 257, f"vocabulary.english_pieces={pieces}"
-        named = f"{key} is too few: this text has {least} characters that need a piece"
-        raise ConfigError(f"{named}; raise it to at least {least}") from None
+        required, key = int(match[1]) - 257, f"vocabulary.english_pieces={pieces}"
+        problem = f"{key} is too few: this text has {required} characters that need a piece"
+        raise ConfigError(f"{problem}; raise it to at least {required}") from None
     model = parse_model(buffer.getvalue())
     return compact_model(_normal_pieces(model), model.trainer_spec.model_type)
 
@@ -121,15 +121,16 @@ def read_english(path: Path) -> bytes:
     try:
         model = parse_model(path.read_bytes())
     except (OSError, DataError) as error:
-        why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
-        raise ConfigError(f"{key}: {why}; give a SentencePiece .model") from error
-    kind = model.trainer_spec.model_type
-    if kind not in (sentencepiece_model.TrainerSpec.UNIGRAM, sentencepiece_model.TrainerSpec.BPE):
+        reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+        raise ConfigError(f"{key}: {reason}; give a SentencePiece .model") from error
+    model_type = model.trainer_spec.model_type
+    if model_type not in (sentencepiece_model.TrainerSpec.UNIGRAM, sentencepiece_model.TrainerSpec.BPE):
         raise ConfigError(f"{key}: is a word or character model; give a unigram or BPE model")
-    return compact_model(_normal_pieces(model), kind)
+    return compact_model(_normal_pieces(model), model_type)
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of texts, long ones in parts."""
     for text in texts:
         for line in text.split("\n"):
             for start in range(0, len(line), _TRAINING_LINE):
@@ -137,18 +138,19 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _normal_pieces(model: Any) -> list[tuple[str, float]]:
+    """Return (name, score) of each piece of text, without control symbols, bytes and newlines."""
     normal = sentencepiece_model.ModelProto.SentencePiece.NORMAL
     return [(p.piece, p.score) for p in model.pieces if p.type == normal and "\n" not in p.piece]
 
 
-def compact_model(pieces: list[tuple[str, float]], kind: int = sentencepiece_model.TrainerSpec.UNIGRAM) -> bytes:
+def compact_model(pieces: list[tuple[str, float]], model_type: int = sentencepiece_model.TrainerSpec.UNIGRAM) -> bytes:
     """Make a SentencePiece model, without normalisation, of <unk>, the 256 bytes, a newline and `pieces` (name, score).
 
-    A blank is added if `pieces` has none: byte fallback would spell it as ▁. kind: `model_type` of SentencePiece.
+    A blank is added if `pieces` has none: byte fallback would spell it as ▁. model_type: `model_type` of SentencePiece.
     """
-    kinds = sentencepiece_model.ModelProto.SentencePiece
+    piece_types = sentencepiece_model.ModelProto.SentencePiece
     model = sentencepiece_model.ModelProto()
-    model.trainer_spec.model_type = kind
+    model.trainer_spec.model_type = model_type
     model.trainer_spec.byte_fallback = True
     if META not in dict(pieces):
         pieces = [*pieces, (META, min((score for _, score in pieces), default=0.0) - 1.0)]
@@ -157,12 +159,12 @@ def compact_model(pieces: list[tuple[str, float]], kind: int = sentencepiece_mod
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
-    model.pieces.add(piece="<unk>", score=0.0, type=kinds.UNKNOWN)
+    model.pieces.add(piece="<unk>", score=0.0, type=piece_types.UNKNOWN)
     for name in byte_names():
-        model.pieces.add(piece=name, score=0.0, type=kinds.BYTE)
-    model.pieces.add(piece="\n", score=0.0, type=kinds.NORMAL)
+        model.pieces.add(piece=name, score=0.0, type=piece_types.BYTE)
+    model.pieces.add(piece="\n", score=0.0, type=piece_types.NORMAL)
     for piece, score in pieces:
-        model.pieces.add(piece=piece, score=score, type=kinds.NORMAL)
+        model.pieces.add(piece=piece, score=score, type=piece_types.NORMAL)
     return model.SerializeToString(deterministic=True)
 
 
@@ -180,13 +182,13 @@ def restricted_model(model: bytes, keep: Iterable[bool]) -> bytes:
     does not begin with its pieces.
     """
     parts, position = [], 0
-    for kept in keep:
+    for is_kept in keep:
         if model[position : position + 1] != _PIECE:
             raise DataError("not a SentencePiece model: its pieces do not come first; take the file from a copy")
         size, begin = _read_varint(model, position + 1)
         position = begin + size
-        piece = model[begin:position] + (b"" if kept else _UNUSED)
-        parts += [_PIECE, _varint(len(piece)), piece]
+        piece = model[begin:position] + (b"" if is_kept else _UNUSED)
+        parts += [_PIECE, _write_varint(len(piece)), piece]
     return b"".join([*parts, model[position:]])
 
 
@@ -199,10 +201,11 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
     return value | data[position] << shift, position + 1
 
 
-def _varint(value: int) -> bytes:
+def _write_varint(value: int) -> bytes:
+    """Return a number in protobuf's variable length."""
     if value < 0x80:
         return bytes([value])
-    return bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
+    return bytes([value & 0x7F | 0x80]) + _write_varint(value >> 7)
 
 
 def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:
@@ -210,11 +213,11 @@ def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:
 
     Other characters are encoded as before. The model is not parsed: protobuf merges messages whose bytes are joined.
     """
-    kinds = sentencepiece_model.ModelProto.SentencePiece
-    added = sentencepiece_model.ModelProto()
-    added.trainer_spec.byte_fallback = True
+    piece_types = sentencepiece_model.ModelProto.SentencePiece
+    extension = sentencepiece_model.ModelProto()
+    extension.trainer_spec.byte_fallback = True
     for name in controls:
-        added.pieces.add(piece=name, score=0.0, type=kinds.CONTROL)
+        extension.pieces.add(piece=name, score=0.0, type=piece_types.CONTROL)
     for name in byte_names():
-        added.pieces.add(piece=name, score=0.0, type=kinds.BYTE)
-    return model + added.SerializeToString(deterministic=True)
+        extension.pieces.add(piece=name, score=0.0, type=piece_types.BYTE)
+    return model + extension.SerializeToString(deterministic=True)

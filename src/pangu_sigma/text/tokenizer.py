@@ -46,7 +46,7 @@ FILES = (*MODELS, "vocabulary.json")
 """Files of a tokenizer's folder."""
 
 _META_BYTES = np.array([FIRST_BYTE + value for value in META.encode()], np.int32)
-_EOT, _NOTHING = np.array([EOT], np.int32), np.empty(0, np.int32)
+_EOT, _NO_IDS = np.array([EOT], np.int32), np.empty(0, np.int32)
 _FORMAT = 2
 """Version of the folder and of the encoding, part of the hash; others are refused."""
 
@@ -91,14 +91,14 @@ class Tokenizer:
 
     def encode_runs(self, runs: Iterable[Run], domain: Domain) -> np.ndarray:
         """Encode stretches of text that `runs_of` returns, int32 [T]. Raises DataError for a lone surrogate."""
-        ids = [_NOTHING]
+        ids = [_NO_IDS]
         for run in runs:
             try:
                 ids.append(self._encode_run(run, self._model(domain.slot, run.alpha)))
             except RuntimeError:  # SentencePiece's, which does not say why
-                if strange := re.search("[\ud800-\udfff]", run.text):
+                if half := re.search("[\ud800-\udfff]", run.text):
                     raise DataError(
-                        f"text has half a surrogate pair, {strange[0]!r}, no character; take it out or decode the text anew"
+                        f"text has half a surrogate pair, {half[0]!r}, no character; take it out or decode the text anew"
                     ) from None
                 raise
         return np.concatenate(ids)
@@ -120,21 +120,21 @@ class Tokenizer:
         return np.concatenate([*self._tagged(segments, domain), _EOT])
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
-        """Return the token ids of a prompt for generation: those that `sample` gives to the same text, without <eot>.
+        """Return the token ids of a prompt for generation, equal to those of `sample` for the same text, without <eot>.
 
         text: plain text, or pairs (language, text): in a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side.
         In a code domain, "" gives the language tag alone.
         """
         segments = (("", text),) if isinstance(text, str) else text
-        ids: list[int] = np.concatenate([_NOTHING, *self._tagged(segment(segments, domain), domain)]).tolist()
+        ids: list[int] = np.concatenate([_NO_IDS, *self._tagged(segment(segments, domain), domain)]).tolist()
         return ids
 
     def rows(self, ids: Sequence[int] | np.ndarray, domain: Domain) -> np.ndarray:
         """Return the row of each id in a domain's embedding slot, int32 [T]. Raises ConfigError for an id without a row."""
         ids_T = np.asarray(ids, np.int64)
-        outside = ids_T[(ids_T < 0) | (ids_T >= self.size)]
-        if len(outside):  # a negative one would silently be counted from the end
-            raise ConfigError(f"token id {outside[0]} does not exist; this model has the ids 0 … {self.size - 1}")
+        unknown_ids = ids_T[(ids_T < 0) | (ids_T >= self.size)]
+        if len(unknown_ids):  # a negative one would silently be counted from the end
+            raise ConfigError(f"token id {unknown_ids[0]} does not exist; this model has the ids 0 … {self.size - 1}")
         rows_T = self.row_of[domain.slot, ids_T]
         if (rows_T < 0).any():
             raise ConfigError(
@@ -173,10 +173,10 @@ class Tokenizer:
         try:
             alpha, english = ((folder / name).read_bytes() for name in FILES[:2])
             content = json.loads((folder / FILES[2]).read_text(encoding="utf-8"))
-            slots, most = len(content["slots"]), content["rows_per_slot"]
-            if type(most) is not int or slots * max(most, 0) > MOST_ROWS:
-                raise ValueError(f"{slots} slots of {most!r} rows")
-            slot_rows = np.full((slots, most), -1, dtype=np.int32)
+            slots, row_count = len(content["slots"]), content["rows_per_slot"]
+            if type(row_count) is not int or slots * max(row_count, 0) > MOST_ROWS:
+                raise ValueError(f"{slots} slots of {row_count!r} rows")
+            slot_rows = np.full((slots, row_count), -1, dtype=np.int32)
             for rows, ids in zip(slot_rows, content["slots"], strict=True):
                 rows[: len(ids)] = ids
             tokenizer = cls(alpha, english, slot_rows)
@@ -195,6 +195,7 @@ class Tokenizer:
         return tokenizer
 
     def _tagged(self, segments: SegmentedText, domain: Domain) -> Iterator[np.ndarray]:
+        """Yield the ids of each segment, after those of its language tag if it has one."""
         for language, runs in segments:
             if language:
                 yield np.array([TAG_OF_LANGUAGE[language]], np.int32)
@@ -206,12 +207,14 @@ class Tokenizer:
         return encode_ids(run.text, model) if run.alpha else self._encode_english(run.text, model)
 
     def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-        first, *others = (self._english_ids[encode_ids(between, model)] for between in text.split(META))
+        """Encode English text or code; a ▁ of the text becomes its bytes."""
+        first, *others = (self._english_ids[encode_ids(part, model)] for part in text.split(META))
         # SentencePiece would take a ▁ of the text for a blank
         return np.concatenate([first, *(ids for other in others for ids in (_META_BYTES, other))]) if others else first
 
     def _model(self, slot: int, alpha: bool) -> sentencepiece.SentencePieceProcessor:
-        """Return PanGu-α's or the English model of a slot, made when first used; slots with a row for every id share theirs."""
+        """Return the SentencePiece model of a slot, made at first use; slots with a row for every id share one. alpha: True for
+        PanGu-α's model, False for the English one."""
         key = None if self._has_every_id[slot] else slot, alpha
         if key not in self._models:
             model, ids = (self._alpha, slice(ALPHA_SIZE)) if alpha else (self._english, self.vocabulary.english_ids)
@@ -249,12 +252,12 @@ class AlphaTokenizer(Tokenizer):
 
 @functools.lru_cache(maxsize=2)
 def _vocabulary(alpha: bytes, english: bytes) -> Vocabulary:
-    """Parse two models into a vocabulary, cached: preparing makes two tokenizers."""
+    """Parse two models into a vocabulary. It is cached, because `prepare-data` makes two tokenizers of the same models."""
     return Vocabulary(alpha, english)
 
 
 def segment(segments: Segments, domain: Domain) -> SegmentedText:
-    """Return, for each segment of a document, the language of its tag, "" for none, and its runs of text (`runs_of`)."""
+    """Return for each segment of a document a pair: the language of its tag, "" for none, and its runs of text (`runs_of`)."""
     return tuple((tag_language(language, text, domain), runs_of(text, domain.language)) for language, text in segments)
 
 
@@ -273,10 +276,10 @@ def tag_language(language: str, text: str, domain: Domain) -> str:
 
 
 def _inverse(slot_rows: np.ndarray, size: int) -> np.ndarray:
+    """Return the row of each id in each slot, [slots, size], -1 for none. slot_rows: as in `Tokenizer`."""
     row_of = np.full((len(slot_rows), size), -1, dtype=np.int32)
     for slot, ids in enumerate(slot_rows):
-        used = ids[ids >= 0]
-        row_of[slot, used] = np.flatnonzero(ids >= 0)
+        row_of[slot, ids[ids >= 0]] = np.flatnonzero(ids >= 0)
     return row_of
 
 

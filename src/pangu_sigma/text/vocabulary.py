@@ -57,32 +57,33 @@ class Vocabulary:
         self.pieces = [*names, *TAGS, *byte_names()]
         self.surfaces = [_alpha_surface(i, name) for i, name in enumerate(names)]
         self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
-        by_surface = self._alpha_by_surface()
-        self.character_ids = {text: i for surface, i in by_surface.items() if len(text := surface.decode()) == 1}
-        self.english_ids = self._add_english(piece_names(english), by_surface)
+        id_of_surface = self._alpha_by_surface()
+        self.character_ids = {text: i for surface, i in id_of_surface.items() if len(text := surface.decode()) == 1}
+        self.english_ids = self._add_english(piece_names(english), id_of_surface)
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def _add_english(self, names: list[str], known: dict[bytes, int]) -> list[int]:
+    def _add_english(self, names: list[str], id_of_surface: dict[bytes, int]) -> list[int]:
+        """Add the English pieces whose surface is new, and return the merged id of every SentencePiece id of the English model."""
         ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]
         for name in names[len(ids) :]:
             surface = name.replace(META, " ").encode()
-            if surface not in known:
-                known[surface] = len(self.pieces)
+            if surface not in id_of_surface:
+                id_of_surface[surface] = len(self.pieces)
                 self.pieces.append(name)
                 self.surfaces.append(surface)
-            ids.append(known[surface])
+            ids.append(id_of_surface[surface])
         return ids
 
     def _alpha_by_surface(self) -> dict[bytes, int]:
-        """Return surface → PanGu-α's id; of several ids with the same surface the one without "▁", then the lowest."""
-        known: dict[bytes, int] = {}
-        for decorated in (True, False):
+        """Return PanGu-α's id by surface. Of several ids with one surface those without "▁" come first, then the lowest."""
+        id_of_surface: dict[bytes, int] = {}
+        for has_word_mark in (True, False):
             for i in reversed(range(ALPHA_SIZE)):
-                if self.surfaces[i] and (META in self.pieces[i]) is decorated and i != UNK:
-                    known[self.surfaces[i]] = i
-        return known
+                if self.surfaces[i] and (META in self.pieces[i]) is has_word_mark and i != UNK:
+                    id_of_surface[self.surfaces[i]] = i
+        return id_of_surface
 
     def producible(self, languages: Iterable[str]) -> set[int]:
         """Return the token ids that encoding text in these domain languages can produce."""
@@ -96,6 +97,7 @@ class Vocabulary:
 
 
 def _alpha_surface(index: int, piece: str) -> bytes:
+    """Return the bytes that PanGu-α's id `index` with this piece decodes to; none for its controls."""
     if index == UNK:
         return "⁇".encode()  # what SentencePiece itself decodes <unk> to, without its blanks
     if index in _ALPHA_CONTROLS and piece not in (SPACE, NEWLINE):
@@ -109,7 +111,7 @@ def special_ids(domains: list[Domain]) -> list[int]:
     They are <unk> <pad> <eot>, newline, blank, the language tags and the 256 bytes; with Chinese also ▁ (WORD_MARK).
     """
     ids = [UNK, NEWLINE_ID, SPACE_ID, PAD, EOT]
-    if any(d.language in ("zh", "mixed") for d in domains):
+    if any(domain.language in ("zh", "mixed") for domain in domains):
         ids.append(WORD_MARK)
     return [*ids, *range(ALPHA_SIZE, FIRST_ENGLISH)]
 
@@ -128,27 +130,29 @@ def choose_rows(
 ) -> np.ndarray:
     """Choose the token id of each row of one embedding slot, int32 [rows]: special ids, characters, frequent pieces, then -1.
 
-    counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary. kept: ids that have rows
-    in any case, and come first.
+    counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary. kept: ids that have
+    rows in any case, and come first.
+
     A word without a row is spelled by its characters, so characters come before frequent words (see `_characters`). Pieces are
     taken by frequency, then by id, among all that the slot's languages can produce. Raises ConfigError for too few rows.
     """
     special = special_ids(domains)
-    first = list(dict.fromkeys([*kept, *special]))
-    for needed, least, what in (
+    chosen_ids = list(dict.fromkeys([*kept, *special]))
+    for required, least, contents in (
         (len(special), 2 * len(special), "control pieces, tags and bytes alone"),
-        (len(first), len(first), "those of vocabulary.keep, control pieces, tags and bytes"),
+        (len(chosen_ids), len(chosen_ids), "those of vocabulary.keep, control pieces, tags and bytes"),
     ):
         if rows < least:
-            named = f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)}"
-            raise ConfigError(f"{named} needs {needed} rows for {what}; raise it to {least} or more")
-    known = set(first)
-    characters = [i for i in _characters(vocabulary, counts) if i not in known] if WORD_MARK in special else []
-    first += characters[: (rows - len(first)) // 2]
-    rest = np.array(sorted(vocabulary.producible(d.language for d in domains).difference(first)), dtype=np.int32)
-    by_frequency = rest[np.argsort(-counts[rest], kind="stable")]
-    used = np.concatenate([np.array(first, dtype=np.int32), by_frequency])[:rows]
-    return np.pad(used, (0, rows - len(used)), constant_values=-1)
+            problem = f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)}"
+            raise ConfigError(f"{problem} needs {required} rows for {contents}; raise it to {least} or more")
+    first = set(chosen_ids)
+    characters = [i for i in _characters(vocabulary, counts) if i not in first] if WORD_MARK in special else []
+    chosen_ids += characters[: (rows - len(chosen_ids)) // 2]
+    producible = vocabulary.producible(domain.language for domain in domains)
+    others = np.array(sorted(producible.difference(chosen_ids)), dtype=np.int32)
+    by_frequency = others[np.argsort(-counts[others], kind="stable")]
+    used_ids = np.concatenate([np.array(chosen_ids, dtype=np.int32), by_frequency])[:rows]
+    return np.pad(used_ids, (0, rows - len(used_ids)), constant_values=-1)
 
 
 def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
@@ -158,12 +162,12 @@ def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
     against 0.14% with them for 5% more tokens (measured on the packaged text).
     """
     ids = vocabulary.character_ids
-    seen: Counter[int] = Counter()
+    counts_of_ids: Counter[int] = Counter()
     for i in np.flatnonzero(counts[:ALPHA_SIZE]):
         for character in vocabulary.surfaces[i].decode():
             if character in ids:
-                seen[ids[character]] += int(counts[i])
-    ranked = sorted(seen.items(), key=lambda item: (-item[1], item[0]))
-    limit = CHARACTER_COVERAGE * seen.total()
-    before = np.cumsum([0] + [count for _, count in ranked])
-    return [i for (i, _), mass in zip(ranked, before, strict=False) if mass < limit]
+                counts_of_ids[ids[character]] += int(counts[i])
+    by_frequency = sorted(counts_of_ids.items(), key=lambda item: (-item[1], item[0]))
+    limit = CHARACTER_COVERAGE * counts_of_ids.total()
+    counts_before = np.cumsum([0] + [count for _, count in by_frequency])
+    return [i for (i, _), mass in zip(by_frequency, counts_before, strict=False) if mass < limit]

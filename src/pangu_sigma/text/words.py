@@ -32,10 +32,10 @@ def words(text: str) -> str:
     Blanks and newlines of the text become SPACE and NEWLINE. Lone surrogates pass through, as in jieba. Raises BuildError if this
     segmenter's C++ code cannot be compiled.
     """
-    cut, model, _ = _jieba()
+    cut_words, model, _ = _jieba()
     out = bytearray(8 * len(text) + 4)  # a blank and a character for each; an empty buffer would have no address
-    to = ctypes.byref(ctypes.c_char.from_buffer(out))
-    size = cut(model, text.encode("utf-32-le", "surrogatepass"), len(text), to)
+    output_address = ctypes.byref(ctypes.c_char.from_buffer(out))
+    size = cut_words(model, text.encode("utf-32-le", "surrogatepass"), len(text), output_address)
     return out[: 4 * size].decode("utf-32-le", "surrogatepass")
 
 
@@ -53,11 +53,12 @@ def _jieba() -> tuple[Any, int, tuple[np.ndarray, ...]]:
         compile_library(compiled, ["-std=c++17", "-O2", "-shared", "-fPIC", str(_SOURCE)], "the segmentation")
     with jieba.Tokenizer().get_dict_file() as file:
         dictionary = (file.read().decode().strip() + "\n").encode("utf-32-le")
-    emits = (finalseg.emit_P[state] for state in _STATES)
+    emissions = (finalseg.emit_P[state] for state in _STATES)
+    # of jieba's hidden Markov model: log-probabilities of the first state, of the next state, of a character in a state
     tables = (
         np.array([finalseg.start_P[state] for state in _STATES]),
         np.array([[finalseg.trans_P[a].get(b, _MIN_FLOAT) for b in _STATES] for a in _STATES]),
-        np.array([[emit.get(chr(c), _MIN_FLOAT) for c in range(_FIRST_HAN, _LAST_HAN + 1)] for emit in emits]),
+        np.array([[emits.get(chr(c), _MIN_FLOAT) for c in range(_FIRST_HAN, _LAST_HAN + 1)] for emits in emissions]),
     )
     library = ctypes.CDLL(str(compiled))
     library.NewModel.restype = ctypes.c_void_p

@@ -174,7 +174,7 @@ def test_each_fault_is_named_with_what_to_do(tmp_path, name, monkeypatch):
     break_it(machine)
     told = [
         f"{check.name}: {check.found}; {check.fix}"
-        for check in failed(machine.host, wanted=ChosenChip("910b", "--chip"))
+        for check in failed(machine.host, chosen=ChosenChip("910b", "--chip"))
     ]
     patterns = message.split("\n")
     assert len(told) == len(patterns), told

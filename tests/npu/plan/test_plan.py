@@ -206,7 +206,7 @@ def test_no_keys_make_a_trillion_fit_on_64_and_the_least_number_is_named():
 
 def test_a_plan_that_leaves_little_is_tight(trillion: dict[str, Any]):
     assert not trillion["npu_gib"]["tight"]
-    npu = plan_module._memory({"all of it": int(31.94 * 2**30)}, 32 << 30)
+    npu = plan_module._memory_section({"all of it": int(31.94 * 2**30)}, 32 << 30)
     assert npu["tight"]
     tight = trillion | {"npu_gib": npu}
     assert re.search(r"^  tight +yes$", format_plan(tight), re.MULTILINE)

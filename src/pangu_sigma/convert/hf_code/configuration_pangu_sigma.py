@@ -28,7 +28,7 @@ class PanGuSigmaConfig(PretrainedConfig):
 
     def domain_number(self, domain: str | int) -> int:
         """Return the number of a domain. Raises ValueError, which names the domains, for another name or number."""
-        names = [each["name"] for each in self.domains]
+        names = [entry["name"] for entry in self.domains]
         if type(domain) is int and 0 <= domain < len(names):
             return domain
         if domain not in names:

@@ -72,6 +72,7 @@ class Segment(nn.Module):
         self.experts = nn.ModuleList(FFN(config, inner, bias) for _ in range(count))
 
     def forward(self, x_TH: Tensor, experts_T: Tensor) -> Tensor:
+        """Return the output of each row's expert, in the order of the rows [T, H]. experts_T: number of each row's expert."""
         order_T = experts_T.argsort(stable=True)
         counts = experts_T.bincount(minlength=len(self.experts)).tolist()
         parts = zip(self.experts, x_TH[order_T].split(counts), strict=True)
@@ -89,8 +90,8 @@ class RoutedFFN(Segment):
     def forward(self, x_BSH: Tensor, experts: list[Tensor]) -> Tensor:
         x_TH = x_BSH.flatten(0, 1)
         y_TH = super().forward(x_TH, experts[0].flatten())
-        for segment, chosen in zip(self.segments.values(), experts[1:], strict=True):
-            y_TH = y_TH + segment(x_TH, chosen.flatten())
+        for segment, segment_experts in zip(self.segments.values(), experts[1:], strict=True):
+            y_TH = y_TH + segment(x_TH, segment_experts.flatten())
         return y_TH.view_as(x_BSH)
 
 
@@ -103,8 +104,9 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (Conv1D(hidden, hidden) for _ in range(4))
         self.heads, self.number = config.num_attention_heads, number
 
-    def forward(self, x_BSH: Tensor, query_BSH: Tensor, seen_BSK: Tensor, ids_BS: Tensor, cache: Any) -> Tensor:
-        """Attend from query to x and to cached tokens; return [B, S, H]. seen: True where a token attends. ids: for the cache."""
+    def forward(self, x_BSH: Tensor, query_BSH: Tensor, sees_BSK: Tensor, ids_BS: Tensor, cache: Any) -> Tensor:
+        """Attend from query to x and to cached tokens; return [B, S, H]. sees_BSK: True where a token attends. ids_BS: ids of the
+        tokens, for the cache."""
         q, k, v = (
             cell(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for cell, source in ((self.query, query_BSH), (self.key, x_BSH), (self.value, x_BSH))
@@ -116,31 +118,32 @@ class Attention(nn.Module):
                 k = torch.cat([k, digits.expand(-1, self.heads, -1, -1).to(k.dtype)], -1)
             k, v = cache.update(k, v, self.number)
             k = k[..., : q.shape[-1]]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_BSK[:, None])
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=sees_BSK[:, None])
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
 class Rows(nn.Module):
-    """Rows of an entry that tokens find by their id, or by it and the id before. Those that no token met in training are zeros."""
+    """Rows of an entry that tokens find by their id, or by it and the id before. Rows that no token had in training are zeros."""
 
-    def __init__(self, entry: dict[str, Any], met: int, vocabulary: int):
+    def __init__(self, entry: dict[str, Any], stored_rows: int, vocabulary: int):
         super().__init__()
         self.rows, self.own = entry["rows"], entry["kind"] == "own"
         self.register_buffer("tid2key", torch.zeros(vocabulary, dtype=torch.int32))
         self.register_buffer("before2key", torch.zeros(vocabulary + 1, dtype=torch.int32))
-        self.register_buffer("keys", torch.arange(met))
-        self.weight = nn.Parameter(torch.zeros(met, entry["width"]))
+        self.register_buffer("keys", torch.arange(stored_rows))
+        self.weight = nn.Parameter(torch.zeros(stored_rows, entry["width"]))
 
-    def numbers(self, ids: Tensor, before: Tensor, domain_B1: Tensor) -> Tensor:
-        """Return the key of each token's row, [B, S]. before: ids before, V for none."""
-        return (self.tid2key[ids].long() + self.before2key[before]) % self.rows + domain_B1 * self.rows * self.own
+    def numbers(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
+        """Return the key of each token's row, [B, S]. previous: id before each token, V for none."""
+        return (self.tid2key[ids].long() + self.before2key[previous]) % self.rows + domain_B1 * self.rows * self.own
 
-    def forward(self, ids: Tensor, before: Tensor, domain_B1: Tensor) -> Tensor:
-        key = self.numbers(ids, before, domain_B1)
-        at = torch.searchsorted(self.keys, key)
-        met = torch.searchsorted(self.keys, key, right=True) > at
+    def forward(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
+        """Return the row that each token addresses [B, S, width]; zeros where it is not stored. previous: ids one token before."""
+        key = self.numbers(ids, previous, domain_B1)
+        position = torch.searchsorted(self.keys, key)
+        is_stored = torch.searchsorted(self.keys, key, right=True) > position
         row_BSW = self.weight.new_zeros(*key.shape, self.weight.shape[1])
-        row_BSW[met] = self.weight[at[met]]
+        row_BSW[is_stored] = self.weight[position[is_stored]]
         return row_BSW
 
 
@@ -159,13 +162,15 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
             self.row_scale = nn.Parameter(torch.full((1,), 0.1))
 
     def forward(
-        self, x: Tensor, e: Any, query: Any, seen: Tensor, ids: Tensor, experts: Any, cache: Any = None
+        self, x: Tensor, e: Any, query: Any, sees: Tensor, ids: Tensor, experts: Any, cache: Any = None
     ) -> Tensor:
+        """Return the next hidden states [B, S, H]. e: rows of the tokens. query: queries of the query layer, None in others.
+        experts: expert of each token in each segment, None in a dense layer."""
         x = x if e is None else x + self.row_scale * e
-        normed = self.attention_norm(x)
-        x = x + self.attention(normed, normed if query is None else query, seen, ids, cache)
-        normed = self.ffn_norm(x)
-        return x + (self.ffn(normed, experts) if experts else self.ffn(normed))
+        normalized = self.attention_norm(x)
+        x = x + self.attention(normalized, normalized if query is None else query, sees, ids, cache)
+        normalized = self.ffn_norm(x)
+        return x + (self.ffn(normalized, experts) if experts else self.ffn(normalized))
 
 
 class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
@@ -182,18 +187,18 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: PanGuSigmaConfig):
         super().__init__(config)
-        hidden, slots, each = config.hidden_size, len(config.embedding_slots), (len(config.domains), config.vocab_size)
+        hidden, slots, by_id = config.hidden_size, len(config.embedding_slots), (len(config.domains), config.vocab_size)
         self.embedding = nn.Embedding(slots * config.slot_rows, hidden)
         self.positions = nn.Embedding(config.max_position_embeddings, hidden)
         self.query_positions = nn.Embedding(config.max_position_embeddings, hidden)
         self.layers = nn.ModuleList(PanGuSigmaLayer(config, number) for number in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(hidden, config.layer_norm_eps)
         rre, segments = config.num_hidden_layers - config.num_dense_layers, len(config.expert_segments)
-        several = (segments,) if segments > 1 else ()
+        segment_axis = (segments,) if segments > 1 else ()
         # -1: without the tables of a folder every token is refused
         self.register_buffer("tid2row", torch.full((slots, config.vocab_size), -1, dtype=torch.int32))
-        self.register_buffer("tid2eid", torch.zeros((rre, *several, *each), dtype=torch.int32))
-        self.register_buffer("tid2eid_spread", torch.ones(each, dtype=torch.int32))
+        self.register_buffer("tid2eid", torch.zeros((rre, *segment_axis, *by_id), dtype=torch.int32))
+        self.register_buffer("tid2eid_spread", torch.ones(by_id, dtype=torch.int32))
         if config.num_common_experts:
             self.register_buffer("tid2eid_common_spread", torch.ones(config.vocab_size, dtype=torch.int32))
         self.rows = nn.ModuleList(map(Rows, config.rows, config.rows_met, [config.vocab_size] * len(config.rows)))
@@ -229,80 +234,80 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and not checkpointed and (not self.training if use_cache is None else use_cache):
             cache = DynamicCache(config=self.config)
         domain_B1 = self._domains(domain, len(input_ids), input_ids.device)[:, None]
-        ids_BS, seen_BSK, positions_BS, before_BS = self._texts(input_ids, attention_mask, cache)
+        ids_BS, sees_BSK, positions_BS, previous_BS = self._texts(input_ids, attention_mask, cache)
         rows_BS = self._rows(input_ids, domain_B1)  # first: it refuses ids that are in no table
         experts = self._experts(input_ids, domain_B1, positions_BS)
-        each = [entry(input_ids, before_BS, domain_B1) for entry in self.rows]
-        e_BSH = torch.cat(each, -1) if each else None
+        entries_BSW = [entry(input_ids, previous_BS, domain_B1) for entry in self.rows]
+        e_BSH = torch.cat(entries_BSW, -1) if entries_BSW else None
         x = self.embedding(rows_BS) + self.positions(positions_BS)
         states, query = [x], None
         for number, layer in enumerate(self.layers):
             if number == len(self.layers) - 1:
                 x, query = self.norm(x), self.query_positions(positions_BS)
-            chosen = experts[number - self.config.num_dense_layers] if number >= self.config.num_dense_layers else None
-            x = layer(x, e_BSH, query, seen_BSK, ids_BS, chosen, cache=cache)
+            routed = number - self.config.num_dense_layers
+            x = layer(x, e_BSH, query, sees_BSK, ids_BS, experts[routed] if routed >= 0 else None, cache=cache)
             states.append(x)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._logits(x[:, kept], domain_B1)
+        predicting = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self._logits(x[:, predicting], domain_B1)
         loss = None
         if labels is not None:
             self._rows(torch.where(labels < 0, input_ids, labels), domain_B1)  # refuses what has no logit
             labels = labels.masked_fill(F.pad(ids_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
             count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        found = {"loss": loss, "logits": logits, CACHE: cache, "hidden_states": tuple(states) if wanted else None}
-        output = CausalLMOutputWithPast(**found)
+        with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        fields = {"loss": loss, "logits": logits, CACHE: cache, "hidden_states": tuple(states) if with_states else None}
+        output = CausalLMOutputWithPast(**fields)
         return output.to_tuple() if return_dict is False else output
 
     def _domains(self, domain: Any, batch: int, device: torch.device) -> Tensor:
-        """Return the number of each sequence's domain, [B]."""
+        """Return the domain numbers of all sequences, [B]. domain: as in `forward`. batch: B."""
         domain = self.config.domain if domain is None else domain
-        each = domain.tolist() if isinstance(domain, Tensor) else domain
-        each = each if isinstance(each, list | tuple) else [each] * batch
-        if len(each) != batch:
-            raise ValueError(f"domain has {len(each)} entries for {batch} sequences; give one for each, or one for all")
-        return torch.tensor([self.config.domain_number(one) for one in each], device=device)
+        items = domain.tolist() if isinstance(domain, Tensor) else domain
+        items = items if isinstance(items, list | tuple) else [items] * batch
+        if len(items) != batch:
+            raise ValueError(f"domain has {len(items)} entries for {batch} sequences; give one for each or one for all")
+        return torch.tensor([self.config.domain_number(item) for item in items], device=device)
 
     def _texts(self, ids_BS: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the ids [B, S] to remember, without padding, which tokens each sees [B, S, K], and its position in its text and
-        the id before it there, V for none, [B, S]."""
-        given, new = ids_BS, ids_BS.shape[1]
+        """Return what a pass needs to know of its texts: (ids for the cache, PADDING where padded [B, S]; True where a token sees
+        another [B, S, K]; positions in the text [B, S]; ids before in the text, V for none [B, S])."""
+        new_BS, count = ids_BS, ids_BS.shape[1]
         if mask is not None:
             if mask.dim() != 2:
                 raise ValueError(f"attention_mask has {mask.dim()} dimensions; give [batch, tokens], 0 for padding")
-            given = ids_BS.masked_fill(mask[:, -new:] == 0, PADDING)
-        known = given
+            new_BS = ids_BS.masked_fill(mask[:, -count:] == 0, PADDING)
+        all_BK = new_BS  # cached ids and these
         if cache is not None and cache.get_seq_length():
-            digits = cache.layers[0].keys[:, 0, :, -len(DIGITS) :].to(given)
-            known = torch.cat([(digits * given.new_tensor(DIGITS)).sum(-1) + PADDING, given], 1)
-        ends = (known == self.config.eos_token_id).long()
-        text_BK = (ends.cumsum(1) - ends).masked_fill(known == PADDING, -1)
-        seen = (text_BK[:, -new:, None] == text_BK[:, None]).tril(known.shape[1] - new)
-        positions = (seen.sum(-1) - 1).masked_fill(given == PADDING, 0)
-        most, longest = self.config.max_position_embeddings, positions.max() + 1
-        if known.shape[1] > most and longest > most:
-            raise ValueError(f"a text has {longest} tokens, this model reads {most}; cut it, or lower max_new_tokens")
-        numbers_BK = torch.arange(known.shape[1], device=known.device).expand_as(known)
-        last_BK = numbers_BK.masked_fill(known == PADDING, 0).cummax(1).values  # of the last token that is no padding
-        before = known.gather(1, F.pad(last_BK, (1, -1)))[:, -new:].masked_fill(positions == 0, self.config.vocab_size)
-        return given, seen, positions, before
+            digits = cache.layers[0].keys[:, 0, :, -len(DIGITS) :].to(new_BS)
+            all_BK = torch.cat([(digits * new_BS.new_tensor(DIGITS)).sum(-1) + PADDING, new_BS], 1)
+        ends = (all_BK == self.config.eos_token_id).long()
+        text_BK = (ends.cumsum(1) - ends).masked_fill(all_BK == PADDING, -1)
+        sees = (text_BK[:, -count:, None] == text_BK[:, None]).tril(all_BK.shape[1] - count)
+        positions = (sees.sum(-1) - 1).masked_fill(new_BS == PADDING, 0)
+        limit, longest = self.config.max_position_embeddings, positions.max() + 1
+        if all_BK.shape[1] > limit and longest > limit:
+            raise ValueError(f"a text has {longest} tokens, this model reads {limit}; cut it, or lower max_new_tokens")
+        numbers_BK = torch.arange(all_BK.shape[1], device=all_BK.device).expand_as(all_BK)
+        last_BK = numbers_BK.masked_fill(all_BK == PADDING, 0).cummax(1).values  # of the last token that is no padding
+        previous = all_BK.gather(1, F.pad(last_BK, (1, -1)))[:, -count:]
+        return new_BS, sees, positions, previous.masked_fill(positions == 0, self.config.vocab_size)
 
     def _rows(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
         """Return the row of each id in the word table. Raises ValueError for an id that the domain's slot has no row for."""
         if ((ids < 0) | (ids >= self.config.vocab_size)).any():
-            strange = int(ids[(ids < 0) | (ids >= self.config.vocab_size)][0])
-            raise ValueError(f"token id {strange} is not in the vocabulary, 0 … {self.config.vocab_size - 1}")
-        slot_B1 = torch.tensor([each["slot"] for each in self.config.domains], device=ids.device)[domain_B1]
+            wrong_id = int(ids[(ids < 0) | (ids >= self.config.vocab_size)][0])
+            raise ValueError(f"token id {wrong_id} is not in the vocabulary, 0 … {self.config.vocab_size - 1}")
+        slot_B1 = torch.tensor([entry["slot"] for entry in self.config.domains], device=ids.device)[domain_B1]
         rows = self.tid2row[slot_B1, ids]
         if (rows < 0).any():
             if (self.tid2row < 0).all():
                 raise ValueError(
                     "this model has no tables, which from_config does not make; load a folder with from_pretrained"
                 )
-            name, strange = self.config.domains[int(domain_B1[(rows < 0).any(1)][0])]["name"], int(ids[rows < 0][0])
+            name, wrong_id = self.config.domains[int(domain_B1[(rows < 0).any(1)][0])]["name"], int(ids[rows < 0][0])
             raise ValueError(
-                f"token id {strange} has no row in domain {name}: tokenizer and model are in different domains; set both "
+                f"token id {wrong_id} has no row in domain {name}: tokenizer and model are in different domains; set both "
                 "tokenizer.domain and model.config.domain to that of the text"
             )
         return slot_B1 * self.config.slot_rows + rows
@@ -314,12 +319,12 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         first, step = domain_B1 * own, positions % self.tid2eid_spread[domain_B1, ids]
         common_step = positions % self.tid2eid_common_spread[ids] if common else None
 
-        def chosen(kind: str, table_DV: Tensor) -> Tensor:
+        def routed(kind: str, table_DV: Tensor) -> Tensor:
             expert = table_DV[domain_B1, ids]
             return first + (expert - first + step) % own if kind == "own" else (expert + common_step) % common
 
         layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))
-        return [[chosen(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
+        return [[routed(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
 
     def _logits(self, x_BSH: Tensor, domain_B1: Tensor) -> Tensor:
         """Return the logits [B, S, V] of all ids: those that a slot has no row for get the lowest number."""

@@ -64,8 +64,8 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         self.domains, self.patterns = domains, patterns
         self.domain = domain or domains[0]["name"]
         special = {"eos_token": "<eot>", "pad_token": "<pad>", "unk_token": "<unk>"}
-        given = {"domains": domains, "patterns": patterns, "domain": self.domain}
-        super().__init__(**{**special, **options}, **given)
+        saved_options = {"domains": domains, "patterns": patterns, "domain": self.domain}
+        super().__init__(**{**special, **options}, **saved_options)
 
     @property
     def domain(self) -> str:
@@ -74,9 +74,9 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
 
     @domain.setter
     def domain(self, name: str) -> None:
-        self._domain = self._of(name)["name"]
+        self._domain = self._named_domain(name)["name"]
 
-    def _of(self, name: str) -> dict[str, Any]:
+    def _named_domain(self, name: str) -> dict[str, Any]:
         for domain in self.domains:
             if domain["name"] == name:
                 return domain
@@ -101,7 +101,7 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
         return super()._add_tokens(new_tokens, special_tokens)
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        return [self._reader.names[i] for i in self._reader.ids(text, self._of(self.domain))]
+        return [self._reader.names[i] for i in self._reader.ids(text, self._named_domain(self.domain))]
 
     def _convert_token_to_id(self, token: str) -> int:
         return self._reader.id_of_name.get(token, UNK)
@@ -128,10 +128,10 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
             )
         if text_pair is not None:
             raise ValueError("a pair of texts is not taken; join them to one text")
-        domain = self._of(options.pop("domain", None) or self.domain)
+        domain = self._named_domain(options.pop("domain", None) or self.domain)
         names = "|".join(map(re.escape, self.all_special_tokens))
-        whole = options.pop("split_special_tokens", self.split_special_tokens)
-        parts = [text] if whole else re.split(f"({names})", text)
+        is_whole = options.pop("split_special_tokens", self.split_special_tokens)
+        parts = [text] if is_whole else re.split(f"({names})", text)
         ids = self._reader.tag("".join(parts[::2]), domain) if add_special_tokens else []
         for i, part in enumerate(parts):  # every other one is a special token
             ids += [self._convert_token_to_id(part)] if i % 2 else self._reader.ids(part, domain)
@@ -150,16 +150,16 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copy the three files of the vocabulary, by their names."""
-        saved = [Path(save_directory, name) for name in self.vocab_files_names.values()]
-        for source, target in zip(self._files, saved, strict=True):
+        targets = [Path(save_directory, name) for name in self.vocab_files_names.values()]
+        for source, target in zip(self._files, targets, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
-        return tuple(map(str, saved))
+        return tuple(map(str, targets))
 
 
 class Reader:
-    """Texts to ids and back. names: of the ids, unique."""
+    """Converter of texts to ids and back, by the vocabulary's files. names: unique name of each id."""
 
     def __init__(self, vocabulary: bytes, alpha: bytes, english: bytes, patterns: dict[str, str]):
         self._alpha, self._english, content = alpha, english, json.loads(vocabulary)
@@ -181,23 +181,24 @@ class Reader:
 
     @cached_property
     def _jieba(self) -> jieba.Tokenizer:
-        """One of its own: words that are added to jieba elsewhere would change the ids."""
+        """Tokenizer of this object alone: words that are added to jieba elsewhere would change the ids."""
         return jieba.Tokenizer()
 
     @cached_property
     def _english_ids(self) -> list[int]:
-        """Id of each piece of the English model. PanGu-α's id if it has the piece: of several that without ▁, then the lowest."""
-        known: dict[bytes, int] = {}
-        order = sorted(range(ALPHA), key=lambda i: (i in self._inner_blank, i))
+        """Id of each piece of the English model: PanGu-α's id if it has a piece of the same bytes. Of several such pieces those
+        without ▁ come first, then the lowest id."""
+        ids: dict[bytes, int] = {}
+        order = sorted(range(ALPHA), key=lambda i: (i in self._ids_with_blank, i))
         for i in (*order, *range(FIRST_ENGLISH, len(self.names))):
             if i != UNK and self._surfaces[i]:
-                known.setdefault(self._surfaces[i], i)
+                ids.setdefault(self._surfaces[i], i)
         model = sentencepiece.SentencePieceProcessor(model_proto=self._english)
         names = model.id_to_piece(list(range(257, model.get_piece_size())))
-        return [UNK, *range(FIRST_BYTE, FIRST_ENGLISH), *(known[name.replace(BLANK, " ").encode()] for name in names)]
+        return [UNK, *range(FIRST_BYTE, FIRST_ENGLISH), *(ids[name.replace(BLANK, " ").encode()] for name in names)]
 
     @cached_property
-    def _inner_blank(self) -> set[int]:
+    def _ids_with_blank(self) -> set[int]:
         return {i for i in range(ALPHA) if BLANK in self.names[i]}
 
     def ids(self, text: str, domain: dict[str, Any]) -> list[int]:
@@ -207,14 +208,15 @@ class Reader:
         if domain["language"] == "zh":
             return self._chinese(text, domain["slot"])
         if domain["language"] != "mixed":
-            return self._other(text, domain["slot"])
+            return self._not_chinese(text, domain["slot"])
         ids: list[int] = []
         for i, part in enumerate(self._chinese_run.split(text)):  # every other one is Chinese
-            ids += (self._chinese if i % 2 else self._other)(part, domain["slot"]) if part else []
+            ids += (self._chinese if i % 2 else self._not_chinese)(part, domain["slot"]) if part else []
         return ids
 
     def tag(self, text: str, domain: dict[str, Any]) -> list[int]:
-        """Return the tag of the language, in code the domain's, in a bilingual domain that of most words."""
+        """Return the id of the language tag as a list, [] without a tag. In code the language is the domain's, in a bilingual
+        domain that of most words."""
         if domain["format"] == "text":
             return []
         if domain["format"] == "code":
@@ -222,26 +224,27 @@ class Reader:
         return [TAGS["zh" if len(self._han.findall(text)) > len(self._latin.findall(text)) else "en"]]
 
     def checked_id(self, i: int) -> int:
-        """Return the id. Raises ValueError for one that is not in the vocabulary, such as the -100 of labels."""
+        """Return the id `i` if it is in the vocabulary. Raises ValueError for others, such as the -100 of labels."""
         if 0 <= i < len(self.names):
             return i
         raise ValueError(f"token id {i} is not in the vocabulary, 0 … {len(self.names) - 1}; leave it out")
 
     def text(self, ids: Iterable[int], skip_special: bool) -> str:
-        """Return the text of ids; control pieces and tags, which have no surface, are shown by their names unless skipped. Bytes
+        """Return the text of ids. skip_special: False to show control pieces and tags, which have no surface, by their names. Bytes
         that are no UTF-8 become U+FFFD."""
         ids = map(self.checked_id, ids)
-        shown = (self._surfaces[i] or (b"" if skip_special else self.names[i].encode()) for i in ids)
-        return b"".join(shown).decode("utf-8", errors="replace")
+        surfaces = (self._surfaces[i] or (b"" if skip_special else self.names[i].encode()) for i in ids)
+        return b"".join(surfaces).decode("utf-8", errors="replace")
 
-    def _other(self, text: str, slot: int) -> list[int]:
+    def _not_chinese(self, text: str, slot: int) -> list[int]:
         """Encode English or code. A ▁ of the text is spelled by bytes: SentencePiece would take it for a blank."""
-        spelled, model, ids = [FIRST_BYTE + value for value in BLANK.encode()], self._model(slot, False), []
+        blank_bytes, model, ids = [FIRST_BYTE + value for value in BLANK.encode()], self._model(slot, False), []
         for i, part in enumerate(text.split(BLANK)):
-            ids += (spelled if i else []) + [self._english_ids[piece] for piece in model.encode(part)]
+            ids += (blank_bytes if i else []) + [self._english_ids[piece] for piece in model.encode(part)]
         return ids
 
     def _words(self, text: str) -> str:
+        """Return jieba's words joined with blanks; blanks and newlines of the text become ▂ and ▃."""
         return " ".join(word.replace(" ", SPACE).replace("\n", NEWLINE) for word in self._jieba.cut(text))
 
     def _chinese(self, text: str, slot: int) -> list[int]:
@@ -257,15 +260,15 @@ class Reader:
             ids, model = (range(ALPHA), self._alpha) if alpha else (self._english_ids, self._english)
             proto = b"".join(_restricted(model, (i in self._slots[slot] for i in ids)))
             if alpha:  # protobuf merges messages that are joined: more pieces, and the trainer's byte_fallback
-                more = [(tag, CONTROL) for tag in ("<CN>", "<EN>", "<Python>", "<Java>")]
-                more += [(f"<0x{value:02X}>", BYTE) for value in range(256)]
-                proto += b"".join(_piece(name, kind) for name, kind in more) + b"\x12\x03\x98\x02\x01"
+                added_pieces = [(tag, CONTROL) for tag in ("<CN>", "<EN>", "<Python>", "<Java>")]
+                added_pieces += [(f"<0x{value:02X}>", BYTE) for value in range(256)]
+                proto += b"".join(_piece(name, kind) for name, kind in added_pieces) + b"\x12\x03\x98\x02\x01"
             self._models[slot, alpha] = sentencepiece.SentencePieceProcessor(model_proto=proto)
         return self._models[slot, alpha]
 
 
 def _surface(i: int, piece: str) -> bytes:
-    """Return the bytes that an id stands for; none for controls and tags."""
+    """Return the bytes that id `i` with this piece decodes to; none for controls and tags."""
     if i == UNK:
         return "⁇".encode()
     if i in CONTROLS or ALPHA <= i < FIRST_BYTE:
@@ -284,14 +287,15 @@ def _piece(name: str, kind: int) -> bytes:
 
 
 def _restricted(model: bytes, keep: Iterable[bool]) -> Iterator[bytes]:
-    """Yield the parts of a SentencePiece model, in which pieces that are not kept have a second type, UNUSED, which counts."""
-    at = 0
-    for kept in keep:
-        size, shift, start = model[at + 1] & 0x7F, 7, at + 2
+    """Yield the parts of a SentencePiece model in which the pieces that `keep` has False for are unused: the type UNUSED is
+    appended to the piece's message, in which the last value of a field counts."""
+    position = 0
+    for is_kept in keep:
+        size, shift, start = model[position + 1] & 0x7F, 7, position + 2
         while model[start - 1] & 0x80:
             size, shift, start = size | (model[start] & 0x7F) << shift, shift + 7, start + 1
-        at = start + size
-        body = model[start:at] + (b"" if kept else bytes([0x18, UNUSED]))
+        position = start + size
+        body = model[start:position] + (b"" if is_kept else bytes([0x18, UNUSED]))
         length = bytes([len(body)]) if len(body) < 0x80 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7])
         yield b"\x0a" + length + body
-    yield model[at:]
+    yield model[position:]

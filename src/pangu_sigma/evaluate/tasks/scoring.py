@@ -27,7 +27,7 @@ _words = NLTKWordTokenizer().tokenize
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """Return 1 if a correct answer equals the prediction, except for case, punctuation and blanks at the ends; else 0."""
-    return float(any(_bare(prediction) == _bare(answer) for answer in answers))
+    return float(any(_normalized(prediction) == _normalized(answer) for answer in answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -36,21 +36,20 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     The published script first splits Latin text into sentences, with a downloaded model. That separates each sentence's full stop
     from the word before it; here only the last full stop is separated.
     """
-    return max((_f1_of(segments(prediction), segments(answer)) for answer in answers), default=0.0)
+    return max((_substring_f1(segments(prediction), segments(answer)) for answer in answers), default=0.0)
 
 
 def rouge_1(prediction: str, answers: Sequence[str]) -> float:
     """Return a prediction's best F1 over the correct answers, by common characters in any order, without blanks."""
-    return max((_overlap(_characters(prediction), _characters(answer)) for answer in answers), default=0.0)
+    return max((_count_f1(_characters(prediction), _characters(answer)) for answer in answers), default=0.0)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
     """Return the F score of a prediction's best precision and recall over the answers, by longest common character subsequence."""
-    own = _characters(prediction)
-    precision = recall = 0.0
+    predicted, precision, recall = _characters(prediction), 0.0, 0.0
     for answer in map(_characters, answers):
-        common = _subsequence(own, answer)
-        precision = max(precision, common / max(len(own), 1))
+        common = _common_subsequence(predicted, answer)
+        precision = max(precision, common / max(len(predicted), 1))
         recall = max(recall, common / max(len(answer), 1))
     if not precision or not recall:
         return 0.0
@@ -59,70 +58,74 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 def bleu_4(pairs: Iterable[tuple[str, Sequence[str]]]) -> float:
     """Return the BLEU-4 of all pairs (prediction, answers), with characters as words and the length of the closest answer."""
-    own_length = other_length = 0
-    right, all_of_them = [0] * 4, [0] * 4
+    prediction_length = answer_length = 0
+    matching_grams, predicted_grams = [0] * 4, [0] * 4
     for prediction, answers in pairs:
-        own, others = _characters(prediction), [_characters(answer) for answer in answers]
-        own_length += len(own)
-        other_length += min((abs(len(other) - len(own)), len(other)) for other in others)[1]
+        predicted, references = _characters(prediction), [_characters(answer) for answer in answers]
+        prediction_length += len(predicted)
+        answer_length += min((abs(len(reference) - len(predicted)), len(reference)) for reference in references)[1]
         for n in range(4):
-            most: Counter[tuple[str, ...]] = Counter()
-            for other in others:
-                most |= _grams(other, n + 1)
-            right[n] += (_grams(own, n + 1) & most).total()
-            all_of_them[n] += max(0, len(own) - n)
-    precision = math.prod((r + 1e-15) / (a + 1e-9) for r, a in zip(right, all_of_them, strict=True)) ** (1 / 4)
-    ratio = (own_length + 1e-15) / (other_length + 1e-9)
+            reference_grams: Counter[tuple[str, ...]] = Counter()
+            for reference in references:
+                reference_grams |= _grams(reference, n + 1)
+            matching_grams[n] += (_grams(predicted, n + 1) & reference_grams).total()
+            predicted_grams[n] += max(0, len(predicted) - n)
+    precisions = [(m + 1e-15) / (p + 1e-9) for m, p in zip(matching_grams, predicted_grams, strict=True)]
+    precision = math.prod(precisions) ** (1 / 4)  # the geometric mean of n = 1 to 4
+    ratio = (prediction_length + 1e-15) / (answer_length + 1e-9)
     return precision * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
 
 
 def segments(text: str) -> list[str]:
     """Split an answer into words without punctuation, to be scored: single Chinese characters, and English words between them."""
-    found, other = [], ""
+    words, latin = [], ""
     for character in text.lower().strip():
         if character in _PUNCTUATION:
             continue
         if "\u4e00" <= character <= "\u9fa5":
-            found += [*_words(other), character]
-            other = ""
+            words += [*_words(latin), character]
+            latin = ""
         else:
-            other += character
-    return found + _words(other)
+            latin += character
+    return words + _words(latin)
 
 
-def _bare(text: str) -> str:
+def _normalized(text: str) -> str:
+    """Return a text in lower case, without punctuation and blanks at its ends."""
     return "".join(character for character in text.lower().strip() if character not in _PUNCTUATION)
 
 
-def _f1_of(own: list[str], answer: list[str]) -> float:
-    common = SequenceMatcher(None, own, answer, autojunk=False).find_longest_match().size
-    if not common:
-        return 0.0
-    precision, recall = common / len(own), common / len(answer)
-    return 2 * precision * recall / (precision + recall)
+def _substring_f1(predicted: list[str], answer: list[str]) -> float:
+    """Return the F1 of two texts by the length of their longest common substring, in words."""
+    common = SequenceMatcher(None, predicted, answer, autojunk=False).find_longest_match().size
+    precision, recall = common / max(len(predicted), 1), common / max(len(answer), 1)
+    return 2 * precision * recall / (precision + recall) if common else 0.0
 
 
-def _subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence."""
-    before = [0] * (len(other) + 1)
-    for mine in one:
-        now = [0]
-        for i, theirs in enumerate(other):
-            now.append(before[i] + 1 if mine == theirs else max(before[i + 1], now[i]))
-        before = now
-    return before[-1]
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence, by dynamic programming over prefixes of both."""
+    previous_row = [0] * (len(second) + 1)
+    for first_item in first:
+        row = [0]
+        for i, second_item in enumerate(second):
+            row.append(previous_row[i] + 1 if first_item == second_item else max(previous_row[i + 1], row[i]))
+        previous_row = row
+    return previous_row[-1]
 
 
-def _overlap(own: list[str], answer: list[str]) -> float:
-    common = (Counter(own) & Counter(answer)).total()
-    return 2 * common / (len(own) + len(answer)) if common else 0.0
+def _count_f1(predicted: list[str], answer: list[str]) -> float:
+    """Return the F1 of two texts by the number of characters in both, in any order."""
+    common = (Counter(predicted) & Counter(answer)).total()
+    return 2 * common / (len(predicted) + len(answer)) if common else 0.0
 
 
 def _characters(text: str) -> list[str]:
+    """Return the characters of a text without blanks."""
     return [character for character in text if character.strip()]
 
 
 def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """Count the n-grams of words."""
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
@@ -133,18 +136,18 @@ def span(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
 
 def long_answer(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Score an item for lm-evaluation-harness: ROUGE of the model's answer, and the texts for BLEU-4 over all items."""
-    own, answers = results[0], doc["answers"]
-    return {"rouge_1": rouge_1(own, answers), "rouge_l": rouge_l(own, answers), "bleu_4": (own, answers)}
+    text, answers = results[0], doc["answers"]
+    return {"rouge_1": rouge_1(text, answers), "rouge_l": rouge_l(text, answers), "bleu_4": (text, answers)}
 
 
 def begins(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Score an item for lm-evaluation-harness: 1 if the answer begins with the expected word, without punctuation and blanks."""
-    own, word = ("".join(_bare(text).split()) for text in (results[0], doc["answer"]))
-    return {doc["metric"]: float(own.startswith(word))}
+    prediction, word = ("".join(_normalized(text).split()) for text in (results[0], doc["answer"]))
+    return {doc["metric"]: float(prediction.startswith(word))}
 
 
 def translated(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Score an item for lm-evaluation-harness: reference and translation, for BLEU and chrF over all items."""
+    """Score an item for lm-evaluation-harness: (reference, translation), for BLEU and chrF over all items."""
     pair = doc["reference"], results[0].strip()
     return {"bleu": pair, "chrf": pair}
 

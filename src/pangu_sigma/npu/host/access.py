@@ -96,6 +96,7 @@ def plugin(host: Host) -> Check:
 
 
 def _version(package: str) -> str:
+    """Return the version of an installed Python package; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

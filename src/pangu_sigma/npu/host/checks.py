@@ -31,53 +31,55 @@ def npus_if_any(host: Host | None = None) -> Check:
     """Check the NPUs and their software. A machine without NPUs passes, since everything runs on the CPU. host: None for this
     machine."""
     host = host or Host()
-    devices_found = f"{len(host.npus)} devices" if host.npus else "no device"
-    found = f"{devices_found}, CANN in {host.cann}" if host.cann else f"{devices_found}, no CANN"
+    devices_text = f"{len(host.npus)} devices" if host.npus else "no device"
+    state = f"{devices_text}, CANN in {host.cann}" if host.cann else f"{devices_text}, no CANN"
     if not host.npus:
-        return Check("Ascend", True, f"{found}; runs use the CPU")
+        return Check("Ascend", True, f"{state}; runs use the CPU")
     missing = missing_for_ascend(host)
-    return Check("Ascend", False, f"{found}: {missing.found}", missing.fix) if missing else Check("Ascend", True, found)
+    return Check("Ascend", False, f"{state}: {missing.found}", missing.fix) if missing else Check("Ascend", True, state)
 
 
 def node_checks(host: Host, chip: Chip | None = None, run: Path | None = None) -> Iterator[Check]:
-    """Check a host of NPUs for a run. chip: type of the NPUs; None: that of PANGU_SIGMA_CHIP, else the run's, else the detected
-    one. run: run folder, whose storage is checked too."""
+    """Check a host of NPUs for a run. Yield a check for each subject, passed or failed.
+
+    chip: type of the NPUs; None for the chip of PANGU_SIGMA_CHIP, else of the run's configuration, else the detected one. run: run
+    folder, whose storage is checked too."""
     requested = ChosenChip(chip, "--chip") if chip else chip_in_environment(host.environment)
     configured = None
     if run is not None and kind_of(run) == "run":
         configured = ChosenChip(run_config(run).parallel.chip, f"the configuration of {run}")
     if requested and configured and family(requested.name) != family(configured.name):
-        found = f"{configured.by} says {configured.name}, and {requested.by} {requested.name}"
+        problem = f"{configured.by} says {configured.name}, and {requested.by} {requested.name}"
         fix = "say the same in both: parallel.chip in the configuration, or --chip"
-        yield Check("configured chip", False, found, fix)
+        yield Check("configured chip", False, problem, fix)
     yield from host_checks(host, requested or configured, run)
 
 
-def host_checks(host: Host, wanted: ChosenChip | None = None, run: Path | None = None) -> Iterator[Check]:
+def host_checks(host: Host, chosen: ChosenChip | None = None, run: Path | None = None) -> Iterator[Check]:
     """Run all checks of an Ascend host. A fault is reported once; checks that it makes impossible are skipped.
 
-    wanted: the expected chip; None for any chip. run: run folder whose storage is checked.
+    chosen: the expected chip; None for any chip. run: run folder whose storage is checked.
     """
-    listed, silent = list[Npu](), None
+    listed, unanswered_check = list[Npu](), None
     try:
         listed = list_npus(host)
     except Unanswered as error:
-        silent = failed(str(error), error.fix)
-    found = chip_called(listed[0].name) if listed else None
-    chip = wanted.name if wanted else found
+        unanswered_check = failed(str(error), error.fix)
+    detected_chip = chip_called(listed[0].name) if listed else None
+    chip = chosen.name if chosen else detected_chip
     checks: dict[str, Callable[[], Check | None]] = {
         "NPU devices": lambda: _devices(host, listed),
-        "npu-smi": lambda: silent,
-        "chip": lambda: _chip(listed, found, wanted) if listed else None,
+        "npu-smi": lambda: unanswered_check,
+        "chip": lambda: _chip(listed, detected_chip, chosen) if listed else None,
         "NPU health": lambda: _health(listed) if listed else None,
         "CANN": lambda: software.cann(host, chip),
         "MindSpore's plugin": lambda: plugin(host),
         "ascend_ops": lambda: software.operators(host, chip) if chip else None,
         "run folder": lambda: _run_folder(host, run) if run else None,
     }
-    for name, look in checks.items():
+    for name, run_check in checks.items():
         try:
-            check = look()
+            check = run_check()
         except (OSError, ValueError) as error:  # a file that cannot be read ends one check, not all
             check = failed(str(error), "let this user read it, or repair it")
         if check is not None:
@@ -93,40 +95,40 @@ def _devices(host: Host, listed: list[Npu]) -> Check:
     return check
 
 
-def _chip(listed: list[Npu], known: Chip | None, wanted: ChosenChip | None) -> Check:
+def _chip(listed: list[Npu], detected: Chip | None, chosen: ChosenChip | None) -> Check:
     """Check that the chip is the expected one, and that the number of NPUs and their memory are those of a server.
 
-    known: the first NPU's chip. wanted: the expected chip; None for any chip.
+    detected: the first NPU's chip. chosen: the expected chip; None for any chip.
     """
     names = sorted({npu.name for npu in listed})
-    if len(names) > 1 or known is None:
+    if len(names) > 1 or detected is None:
         return failed(f"npu-smi names {', '.join(names)}", "use NPUs of one kind: 910A, 910B or 910_93 (Ascend910)")
-    data, found = CHIP_DATA[known], f"{len(listed)} x {CHIP_DATA[known].title} (npu-smi: {names[0]})"
-    if wanted and family(wanted.name) != family(known):
-        fix = f"use --chip {known}, in the configuration parallel.chip={known}, or another machine"
-        return failed(f"{found}; {wanted.by} says {wanted.name}", fix)
+    data, state = CHIP_DATA[detected], f"{len(listed)} x {CHIP_DATA[detected].title} (npu-smi: {names[0]})"
+    if chosen and family(chosen.name) != family(detected):
+        fix = f"use --chip {detected}, in the configuration parallel.chip={detected}, or another machine"
+        return failed(f"{state}; {chosen.by} says {chosen.name}", fix)
     if len(listed) not in (1, 2, 4, 8, data.per_host):  # of a host, MindSpore takes these numbers
         fix = "an NPU that npu-smi does not list is lost: see dmesg and `lspci -d 19e5:`, restart the host"
-        return failed(f"{found}; a server has {data.per_host}", fix)
-    planned = wanted.name if wanted else known
+        return failed(f"{state}; a server has {data.per_host}", fix)
+    planned = chosen.name if chosen else detected
     total, expected = min(npu.total for npu in listed), CHIP_DATA[planned].memory // _MB
     if total < expected:
         fix = "plan for the chip that is here: --chip, whose memory `plan` counts with"
-        return failed(f"{found}; HBM of {total} MB, and {planned} is planned with {expected} MB", fix)
-    if wanted is None:
-        return passed(found)
-    same = CHIP_DATA[wanted.name] == data
-    return passed(f"{found}, as {wanted.by} says" if same else f"{found}; {wanted.by} says {wanted.name}, another bin")
+        return failed(f"{state}; HBM of {total} MB, and {planned} is planned with {expected} MB", fix)
+    if chosen is None:
+        return passed(state)
+    same = CHIP_DATA[chosen.name] == data
+    return passed(f"{state}, as {chosen.by} says" if same else f"{state}; {chosen.by} says {chosen.name}, another bin")
 
 
 def _health(listed: list[Npu]) -> Check:
     """Check that the driver reports the health of every NPU as OK."""
-    ill = [npu for npu in listed if npu.health != "OK"]
-    if not ill:
+    unhealthy = [npu for npu in listed if npu.health != "OK"]
+    if not unhealthy:
         return passed(f"all {len(listed)} OK")
-    one = f"-i {ill[0].card} -c {ill[0].chip}"
-    fix = f"`npu-smi info -t health {one}` has the error code; reset it by `npu-smi set -t reset {one}`; if it stays, leave "
-    return failed(", ".join(f"NPU {npu.number} {npu.health}" for npu in ill), fix + "this host out")
+    npu = f"-i {unhealthy[0].card} -c {unhealthy[0].chip}"
+    fix = f"`npu-smi info -t health {npu}` has the error code; reset it by `npu-smi set -t reset {npu}`; if it stays, leave "
+    return failed(", ".join(f"NPU {n.number} {n.health}" for n in unhealthy), fix + "this host out")
 
 
 def _run_folder(host: Host, folder: Path) -> Check:
@@ -143,21 +145,21 @@ def _run_folder(host: Host, folder: Path) -> Check:
     if not _SHARED.search(kind):
         fix = "put it on storage that all nodes mount: NFS, Lustre, …"
         return failed(f"{folder} is on {kind}, a disk of this host", fix)
-    if own := sorted(_OWN_LOCKS & options):
+    if local_lock_options := sorted(_OWN_LOCKS & options):
         fix = "mount it with locks that all nodes see: NFS without nolock and local_lock, Lustre with flock"
-        return failed(f"{folder} is on {kind}, mounted with {', '.join(own)}", fix)
+        return failed(f"{folder} is on {kind}, mounted with {', '.join(local_lock_options)}", fix)
     return passed(f"{folder} on {kind}, with locks")
 
 
 def _mount_of(host: Host, folder: Path) -> tuple[str, set[str]]:
     """Return the file system and the options of a folder's mount, from /proc/self/mountinfo (see proc(5))."""
-    deepest, kind, options = -1, "an unknown file system", set[str]()
+    depth, kind, options = -1, "an unknown file system", set[str]()
     table = host.root / "proc/self/mountinfo"
     for line in table.read_text(encoding="utf-8", errors="replace").splitlines() if table.is_file() else ():
-        left, _, right = line.partition(" - ")
-        _, _, _, _, point, own, *_ = left.split()
-        mounted = Path(point.encode().decode("unicode_escape"))  # blanks are \040
-        if folder.is_relative_to(mounted) and len(mounted.parts) >= deepest:
-            kind, _, more = right.split(maxsplit=2)
-            deepest, options = len(mounted.parts), {*own.split(","), *more.split(",")}
+        mount, _, file_system = line.partition(" - ")
+        _, _, _, _, escaped_point, mount_options, *_ = mount.split()
+        point = Path(escaped_point.encode().decode("unicode_escape"))  # blanks are \040
+        if folder.is_relative_to(point) and len(point.parts) >= depth:  # the deepest mount point above the folder
+            kind, _, super_options = file_system.split(maxsplit=2)
+            depth, options = len(point.parts), {*mount_options.split(","), *super_options.split(",")}
     return kind, options

@@ -78,9 +78,9 @@ def chip_in_environment(environment: Mapping[str, str]) -> ChosenChip | None:
 
 
 def known_chip(name: str, source: str) -> Chip:
-    """Check that a name is that of a chip, and return it. source: origin of the name, for the message. Raises UnknownChip."""
-    if found := next((chip for chip in CHIP_NAMES if name == chip), None):
-        return found
+    """Return `name` if it is the name of a chip; else raise UnknownChip. source: origin of the name, for the message."""
+    if chip := next((chip for chip in CHIP_NAMES if name == chip), None):
+        return chip
     raise UnknownChip(f"{source}={name} is not a chip: {', '.join(CHIP_NAMES)}")
 
 
@@ -111,11 +111,10 @@ def _check_node(chip: Chip, ranks: int) -> None:
             f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {name} has "
             f"{CHIP_DATA[detected.name].title} ({detected.by}); use parallel.chip={detected.name}, or other nodes"
         )
-    found = len(host.npus)
-    if found < ranks:
+    npus = len(host.npus)
+    if npus < ranks:
         raise LaunchError(
-            f"{name} has {found} NPUs and is to run {ranks} ranks, one on each; take more nodes, or change the "
-            "parallel section"
+            f"{name} has {npus} NPUs and is to run {ranks} ranks, one on each; take more nodes, or change the parallel section"
         )
 
 
@@ -126,12 +125,12 @@ def main(arguments: list[str], host: Host) -> str:
     if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
         chosen = ChosenChip(known_chip(arguments[0], "chip"), "the argument")
     else:
-        nobody = ChosenChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor npu-smi")
-        chosen = chip_in_environment(host.environment) or chip_of_host(host) or nobody
+        fallback = ChosenChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor npu-smi")
+        chosen = chip_in_environment(host.environment) or chip_of_host(host) or fallback
     print(f"chip {chosen.name} ({CHIP_DATA[chosen.name].title}), said by {chosen.by}", file=sys.stderr)
     variables = {CHIP_VARIABLE: chosen.name} | chip_environment(chosen.name)
-    new = {name: value for name, value in variables.items() if name == CHIP_VARIABLE or name not in host.environment}
-    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in new.items())
+    unset = {name: value for name, value in variables.items() if name == CHIP_VARIABLE or name not in host.environment}
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in unset.items())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ _TOTAL = re.compile(r"/\s*(\d+)")
 
 @dataclass(frozen=True)
 class Npu:
-    """NPU of a host. number: as in /dev/davinci0. total: device memory (HBM) in MB."""
+    """NPU of a host. number: number of its device, 0 of /dev/davinci0. card, chip: numbers that select it in npu-smi. total: device
+    memory (HBM) in MB."""
 
     number: int
     card: int
@@ -53,7 +54,7 @@ def list_npus(host: Host) -> list[Npu]:
         fix = "install the Ascend driver, or mount its npu-smi, tools and libraries into the container, or add its folder to PATH"
         raise Unanswered("npu-smi is not on PATH", fix)
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [program, "info"], env=dict(host.environment), capture_output=True, text=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired:
@@ -61,11 +62,11 @@ def list_npus(host: Host) -> list[Npu]:
         raise Unanswered(problem, "the driver hangs: see dmesg, restart the host") from None
     except OSError as error:
         raise Unanswered(f"npu-smi info: {error.strerror}", f"let this user run {program}") from error
-    if done.returncode:
-        message = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise Unanswered(f"npu-smi info ended with {done.returncode}, saying: {message}", "mend what npu-smi names")
-    if listed := npus_in(done.stdout):
-        return listed
+    if result.returncode:
+        message = (result.stderr.strip() or result.stdout.strip() or "nothing").splitlines()[-1]
+        raise Unanswered(f"npu-smi info ended with {result.returncode}, saying: {message}", "mend what npu-smi names")
+    if npus := npus_in(result.stdout):
+        return npus
     raise Unanswered(
         "npu-smi info lists no NPU", "load the driver; in a container, pass the devices on: --device /dev/davinci0 …"
     )
@@ -73,26 +74,27 @@ def list_npus(host: Host) -> list[Npu]:
 
 def npus_in(text: str) -> list[Npu]:
     """Parse the NPUs in the output of `npu-smi info`."""
-    listed: list[Npu] = []
-    above: list[str] = []  # the cells of the first line of an NPU
+    npus: list[Npu] = []
+    first_line_cells: list[str] = []  # of the NPU whose second line is expected
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        numbers = cells[0].split()  # of the second line the chip and, if given, its physical number
-        if len(cells) == 3 and ":" in cells[1] and above and all(number.isdigit() for number in numbers):
-            card, name = above[0].split()
+        # in an NPU's second line: the number of the chip in its card and, on 910_93, the NPU's physical number
+        numbers = cells[0].split()
+        if len(cells) == 3 and ":" in cells[1] and first_line_cells and all(number.isdigit() for number in numbers):
+            card, name = first_line_cells[0].split()
             total = _TOTAL.findall(cells[2])[-1]  # the first pair is of the memory of the NPU's own CPUs
             number = numbers[1] if len(numbers) > 1 else card
-            listed.append(Npu(int(number), int(card), int(numbers[0]), name, above[1], int(total)))
-            above = []
+            npus.append(Npu(int(number), int(card), int(numbers[0]), name, first_line_cells[1], int(total)))
+            first_line_cells = []
         elif len(cells) == 3 and len(numbers) == 2 and numbers[0].isdigit():
-            above = cells
-    return sorted(listed, key=lambda npu: npu.number)
+            first_line_cells = cells
+    return sorted(npus, key=lambda npu: npu.number)
 
 
 def chip_called(name: str) -> Chip | None:
     """Return the chip that npu-smi calls `name`; None if this project does not know the chip."""
     if name == "Ascend910":
         return "910_93"
-    if bin_found := _BIN.match(name):
-        return f"910b{bin_found[1]}"  # type: ignore[return-value]
+    if match := _BIN.match(name):
+        return f"910b{match[1]}"  # type: ignore[return-value]
     return "910a" if name.upper() in _FIRST else None

@@ -28,20 +28,20 @@ def cann(host: Host, chip: Chip | None) -> Check:
     if folder is None or not usable.ok:
         return usable
     info = folder / "compiler/version.info"  # where MindSpore looks, too
-    said = re.search(r"^Version=(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
-    if said is None:
+    match = re.search(r"^Version=(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else None
+    if match is None:
         return failed(f"{folder} does not say its version", f"install the whole toolkit, which has {info}")
-    version, wanted = said[1].strip(), CANN_OF.get(".".join(host.mindspore_version.split(".")[:2]))
-    if wanted and version.split(".")[:2] != wanted.split(".")[:2]:
-        fix = f"install CANN {wanted} and source its set_env.sh"
-        return failed(f"{version} in {folder}; MindSpore {host.mindspore_version} wants {wanted}", fix)
+    version, required = match[1].strip(), CANN_OF.get(".".join(host.mindspore_version.split(".")[:2]))
+    if required and version.split(".")[:2] != required.split(".")[:2]:
+        fix = f"install CANN {required} and source its set_env.sh"
+        return failed(f"{version} in {folder}; MindSpore {host.mindspore_version} wants {required}", fix)
     if chip is not None:
         unit = COMPUTE_UNITS[family(chip)]
         path = Path(host.environment.get("ASCEND_OPP_PATH") or folder / "opp") / "built-in" / _KERNELS / unit
         if not path.is_dir() or not any(path.iterdir()):
             fix = f"install CANN's package of operators for this chip (Ascend-cann-…-ops) in the toolkit's version; it makes {path}"
             return failed(f"{version} without operators for {unit}: {path} is not there or empty", fix)
-    return passed(f"{version} in {folder} (wants {wanted or 'a version that is not known here'})")
+    return passed(f"{version} in {folder} (wants {required or 'a version that is not known here'})")
 
 
 def operators(host: Host, chip: Chip) -> Check:

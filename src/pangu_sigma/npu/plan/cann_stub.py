@@ -30,7 +30,7 @@ _LIBRARIES = (
 )
 """Libraries that the plugin loads, by blanks."""
 
-_LOOKED_UP = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
+_DLSYM_NAME = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
 """Symbols that the plugin looks up with dlsym when it loads."""
 
 _STATUS_FACTORY = """
@@ -45,9 +45,9 @@ StatusFactory *StatusFactory::Instance() {
 }
 }
 """
-_DEFINED_THERE = {"_ZN2ge13StatusFactory8InstanceEv"}
+_DEFINED_IN_STATUS_SOURCE = {"_ZN2ge13StatusFactory8InstanceEv"}
 
-_NAMES = """
+_NAME_SOURCE = """
 #include <memory>
 #include <string>
 namespace mindspore {
@@ -75,7 +75,8 @@ def name_soc(chip: Chip) -> None:
 
 
 def ascend_environment(ranks: int, rank: int = 0) -> dict[str, str]:
-    """Return the environment for compiling `rank` of `ranks` Ascend ranks. The first call builds the stand-ins for CANN."""
+    """Return the environment of a process that compiles the graph of rank `rank` of `ranks`. The first call builds the
+    stand-ins."""
     root = build_cann_stub()
     lib64 = root / "cann" / "lib64"
     paths = [lib64, MINDSPORE_LIB, MINDSPORE_LIB / "plugin", MINDSPORE_LIB / "plugin" / "ascend"]
@@ -109,66 +110,71 @@ def build_cann_stub() -> Path:
 
 
 def _build(root: Path) -> None:
+    """Compile the libraries into `root`: functions that return 0, and the few that MindSpore really calls."""
     lib64, work, acl = root / "cann/lib64", root / "build", root / "cann/include/acl"
     for folder in (lib64 / "driver", root / "cann/opp", acl, work):
         folder.mkdir(parents=True)
     (acl / "acl_base.h").write_text("#include <cstdint>\n")  # all that MindSpore's glue for aclnn operators needs of it
     plugin = _plugin_libraries()
     linked = _missing_symbols(plugin)
-    looked_up = _looked_up_names(plugin) - set(linked) - _DEFINED_THERE
-    late = "".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(looked_up))
-    sources = {"linked.c": _linked_source(linked), "late.c": late, "empty.c": ""}
-    sources |= {"status.cc": _STATUS_FACTORY, "name_soc.cc": _NAMES}
+    dlsym_names = _dlsym_names(plugin) - set(linked) - _DEFINED_IN_STATUS_SOURCE
+    late_source = "".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(dlsym_names))
+    sources = {"linked.c": _linked_source(linked), "late.c": late_source, "empty.c": ""}
+    sources |= {"status.cc": _STATUS_FACTORY, "name_soc.cc": _NAME_SOURCE}
     for name, text in sources.items():
         (work / name).write_text(text)
     _run_tool(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
     _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc", "name_soc.cc")
     objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
-    for name in ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal"):
-        objects[name] = ["late.o"]
+    late_libraries = ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal")
+    objects |= {name: ["late.o"] for name in late_libraries}
     for name in _LIBRARIES.split():
         soname = f"-Wl,-soname,{Path(name).name}.so"
         _run_tool(work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), soname)
-    core = [f"-L{MINDSPORE_LIB}", "-lmindspore_core"]
-    _run_tool(work, "g++", "-shared", "-o", f"{lib64}/libname_soc.so", "name_soc.o", *core)
+    core_flags = [f"-L{MINDSPORE_LIB}", "-lmindspore_core"]
+    _run_tool(work, "g++", "-shared", "-o", f"{lib64}/libname_soc.so", "name_soc.o", *core_flags)
 
 
 def _plugin_libraries() -> list[Path]:
+    """Return the libraries of MindSpore's Ascend plugin."""
     plugin = MINDSPORE_LIB / "plugin"
-    whole = [plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]
-    return [*sorted((plugin / "ascend").rglob("*.so*")), *whole, MINDSPORE_LIB / "libmindspore_ge_backend.so"]
+    main_libraries = [plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]
+    return [*sorted((plugin / "ascend").rglob("*.so*")), *main_libraries, MINDSPORE_LIB / "libmindspore_ge_backend.so"]
 
 
 def _missing_symbols(libraries: list[Path]) -> list[str]:
     """Return the symbols that the plugin needs and that neither MindSpore, Python nor the system defines."""
     system = Path("/lib/x86_64-linux-gnu").glob("lib*.so*")
-    defining = [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]
-    known = {line[-1].split("@")[0] for library in defining for line in _symbols(library, "--defined-only")}
+    sources = [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]
+    defined = {line[-1].split("@")[0] for library in sources for line in _symbols(library, "--defined-only")}
     undefined = (line[-2:] for library in libraries for line in _symbols(library, "--undefined-only"))
-    foreign = {name for kind, name in undefined if kind not in "wv" and "@" not in name}
-    return sorted(name for name in foreign - known if not name.startswith(("Py", "_Py")))
+    # weak symbols (w, v) may stay undefined, and a name with @ has a version, which only system libraries have
+    needed = {name for kind, name in undefined if kind not in "wv" and "@" not in name}
+    foreign = needed - defined - _DEFINED_IN_STATUS_SOURCE
+    return sorted(name for name in foreign if not name.startswith(("Py", "_Py")))
 
 
-def _symbols(library: Path, which: str) -> list[list[str]]:
-    listing = subprocess.run(["nm", "-D", which, library], capture_output=True, text=True).stdout
+def _symbols(library: Path, option: str) -> list[list[str]]:
+    """Return the fields of each line of `nm`: address if defined, kind, name. option: --defined-only or --undefined-only."""
+    listing = subprocess.run(["nm", "-D", option, library], capture_output=True, text=True).stdout
     return [line.split() for line in listing.splitlines() if line.strip()]
 
 
-def _looked_up_names(libraries: list[Path]) -> set[str]:
+def _dlsym_names(libraries: list[Path]) -> set[str]:
+    """Return the symbols that the plugin looks up by name: those among the strings in its libraries."""
     text = subprocess.run(["strings", "-n", "5", *libraries], capture_output=True, text=True).stdout
-    return {word for word in text.splitlines() if _LOOKED_UP.fullmatch(word)}
+    return {word for word in text.splitlines() if _DLSYM_NAME.fullmatch(word)}
 
 
 def _linked_source(names: list[str]) -> str:
-    """Return C source with a function per symbol. A constructor zeroes its object: most classes of ge hold one shared pointer."""
+    """Return C source with a function for each symbol. Constructors zero their object: most classes of ge are one shared
+    pointer."""
     listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout
     lines = ["#include <string.h>"]
     for name, plain in zip(names, listing.splitlines(), strict=True):
-        constructor = re.match(r"ge::(\w+)::(\w+)\(", plain)
-        if name in _DEFINED_THERE:
-            continue
-        if constructor and constructor.group(1) == constructor.group(2):
-            size = 24 if constructor.group(1) == "Operator" else 16
+        constructor = re.match(r"ge::(\w+)::\1\(", plain)
+        if constructor:
+            size = 24 if constructor[1] == "Operator" else 16
             lines.append(f"long {name}(void *self) {{ memset(self, 0, {size}); return (long)self; }}")
         else:
             lines.append(f"long {name}(void) {{ return 0; }}")
@@ -176,6 +182,6 @@ def _linked_source(names: list[str]) -> str:
 
 
 def _run_tool(folder: Path, *command: str) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise BuildError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{done.stderr}")
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if result.returncode:
+        raise BuildError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{result.stderr}")

@@ -90,8 +90,8 @@ class Compiled:
 
 
 def compile_memory(config: Config, rank: int = 0) -> int:
-    """Return the bytes of memory, about, that compiling the step of `rank` takes: those of MindSpore, of every layer, and of the
-    graph, in which every layer is once for each micro-batch."""
+    """Estimate the bytes of memory that compiling the step of `rank` takes: for MindSpore, for every layer, and for the graph,
+    which repeats every layer for each micro-batch. The factors, in GiB, are fitted to measured compilations."""
     stage = Layout(config.parallel).coordinates(rank).stage
     routed = len(rre_layers_of_stage(config, stage))
     dense = len(layers_of_stage(config, stage)) - routed
@@ -107,12 +107,12 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
     """
     check_ascend(config)
     needed, free = compile_memory(config, rank), available_memory()
-    room = "" if free is None else f"; {free / GIB:.1f} GiB are free here"
-    short = free is not None and needed > free
+    free_text = "" if free is None else f"; {free / GIB:.1f} GiB are free here"
+    is_short = free is not None and needed > free
     logger.log(
-        logging.WARNING if short else logging.INFO,
+        logging.WARNING if is_short else logging.INFO,
         "compiling %s for %d ranks takes about %.1f GiB of memory%s%s",
-        *(config.name, config.parallel.ranks, needed / GIB, room, ", and it may be killed" if short else ""),
+        *(config.name, config.parallel.ranks, needed / GIB, free_text, ", and it may be killed" if is_short else ""),
     )
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
         work = Path(folder)
@@ -126,18 +126,20 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
         if process.returncode or not (work / "result.json").exists():
             raise PlanRefused(_reason((work / "log").read_text(encoding="utf-8", errors="replace")))
         result = json.loads((work / "result.json").read_text())
-        stored = [PlacedParameter(name, kept, dtype, HOST) for name, kept, dtype in result.pop("stored")]
+        stored = [PlacedParameter(name, shape, dtype, HOST) for name, shape, dtype in result.pop("stored")]
         graph = max(work.rglob("*_validate_*.ir"), key=lambda path: path.name)
         with open(graph, encoding="utf-8") as lines:
             return Compiled(rank, stored=stored, **result, **read_graph(lines, config.parallel.ranks))
 
 
 def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
-    """Read collectives, parameters and operators of a graph that MindSpore saved; the result holds most fields of `Compiled`."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    hosted, additions, operators = Counter[str](), Counter[str](), Counter[str]()
+    """Read a graph that MindSpore saved. Return the fields of `Compiled` that describe the graph, by name.
+
+    lines: lines of the `*.ir` file. ranks: number of all ranks, the size of a group whose size the graph does not say."""
+    bytes_of_calls: dict[tuple[Any, ...], list[int]] = {}
+    host_operators, additions, operators = Counter[str](), Counter[str](), Counter[str]()
     shapes: dict[str, tuple[list[int], str]] = {}
-    on_host, on_device, loaded = set[str](), set[str](), dict[str, str]()
+    on_host, on_device, loaded_from = set[str](), set[str](), dict[str, str]()
     order, handed = _Order(), list[list[int]]()
     for line in lines:
         if line.startswith("%para"):
@@ -145,40 +147,40 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
                 name, dtype, shape = _parameter(line)
                 shapes[name] = (shape, dtype)
             continue
-        made = re.match(r"\s+(%\d+)\(.*?\) = (?:PrimFunc_)?(\S+?)\((.*?)\)(?: \{| \w+_attrs:|$)", line)
-        if made is None:
+        match = re.match(r"\s+(%\d+)\(.*?\) = (?:PrimFunc_)?(\S+?)\((.*?)\)(?: \{| \w+_attrs:|$)", line)
+        if match is None:
             order.read_scope(line)
             continue
-        result, operator, inputs = made[1], made[2], re.findall(r"%\w[^,\s)]*", made[3])
+        result, operator, inputs = match[1], match[2], re.findall(r"%\w[^,\s)]*", match[3])
         order.read_operator(result, operator, inputs)
-        given = [loaded.get(name, name) for name in inputs]
-        used = {_plain_name(name) for name in given if name.startswith("%para")}
+        values = [loaded_from.get(name, name) for name in inputs]
+        parameters = {_plain_name(name) for name in values if name.startswith("%para")}
         operators[operator] += 1
-        if operator in ("Load", "Depend") and given:
-            loaded[result] = given[0]
+        if operator in ("Load", "Depend") and values:
+            loaded_from[result] = values[0]
         if 'primitive_target: "CPU"' in line:
-            custom = re.search(r'func_name: "[^"]*:(\w+)"', line)
-            hosted[custom[1] if custom else operator] += 1
-            on_host |= used
-            if custom and custom[1] == "StartUpdate":  # the other inputs are lists
+            custom_function = re.search(r'func_name: "[^"]*:(\w+)"', line)
+            host_operators[custom_function[1] if custom_function else operator] += 1
+            on_host |= parameters
+            if custom_function and custom_function[1] == "StartUpdate":  # the other inputs are lists
                 handed += [shape for _, shape in _tensors(next(lines).split("->")[0]) if len(shape) != 1]
         elif operator not in _NOT_A_USE:
-            on_device |= used
+            on_device |= parameters
         if operator == "AssignAdd":
-            additions.update(name.removesuffix(".accumulated") for name in used)
+            additions.update(name.removesuffix(".accumulated") for name in parameters)
         if operator in COLLECTIVES:
             *key, nbytes = _collective(operator, line, next(lines), ranks)
-            groups.setdefault(tuple(key), []).append(nbytes)
+            bytes_of_calls.setdefault(tuple(key), []).append(nbytes)
     return {
         "collectives": [
             CompiledCollective(op, phase, size, len(sizes), sum(sizes), list(first))
-            for (op, phase, size, first), sizes in sorted(groups.items())
+            for (op, phase, size, first), sizes in sorted(bytes_of_calls.items())
         ],
         "parameters": [
             PlacedParameter(name, shape, dtype, HOST if name in on_host - on_device else NPU)
             for name, (shape, dtype) in shapes.items()
         ],
-        "host_operators": dict(hosted),
+        "host_operators": dict(host_operators),
         "additions": dict(additions),
         "operators": dict(operators),
         "handed": sorted(handed),
@@ -187,55 +189,56 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
 
 
 class _Order:
-    """Values that the step assigns to parameters, and whether they follow from results of the network."""
+    """Data flow of a step's graph, read line by line, to find parameters that it writes before the network has run."""
 
     def __init__(self) -> None:
         self.result, self.operator = "", ""
         self.inputs: dict[str, list[str]] = {}
-        self.of_network: set[str] = set()
-        self.assigned: list[tuple[str, str]] = []
+        self.network_results: set[str] = set()
+        self.assignments: list[tuple[str, str]] = []  # parameter, value
 
-    def read_operator(self, result: str, operator: str, given: list[str]) -> None:
-        """Note an operator: its result, its name, and what it is given."""
+    def read_operator(self, result: str, operator: str, inputs: list[str]) -> None:
+        """Record an operator. result: name of its result. inputs: names of its inputs."""
         self.result, self.operator = result, operator
-        # what is behind the first input of these is an order, and no data
-        self.inputs[result] = given[: {"UpdateState": 0, "Load": 1, "Depend": 1}.get(operator)]
+        # further inputs of these three say only what runs before, and are no data
+        self.inputs[result] = inputs[: {"UpdateState": 0, "Load": 1, "Depend": 1}.get(operator)]
         if operator == "Assign":
-            self.assigned.append((given[0], given[1]))
+            self.assignments.append((inputs[0], inputs[1]))
 
     def read_scope(self, line: str) -> None:
-        """Note if the last operator is one of the network. line: any line that is no operator."""
+        """Record the last operator as one of the network, if the line says so. line: a line that is no operator."""
         if "# Fullname with scope: (Default/network-ActiveExperts/" in line and self.operator not in _NOT_A_USE:
-            self.of_network.add(self.result)
+            self.network_results.add(self.result)
 
     def early_writes(self) -> list[str]:
-        """Return the names for `Compiled.early_writes`."""
-        return sorted({_plain_name(name) for name, value in self.assigned if not self._follows(value)})
+        """Return the sorted names of parameters that are assigned a value independent of the network's results."""
+        return sorted({_plain_name(name) for name, value in self.assignments if not self._follows_network(value)})
 
-    def _follows(self, value: str) -> bool:
-        found, todo = set[str](), [value]
-        while todo:
-            behind = todo.pop()
-            if behind in self.of_network:
+    def _follows_network(self, value: str) -> bool:
+        """Return True if the value is computed from a result of the network, over any number of operators."""
+        visited, pending = set[str](), [value]
+        while pending:
+            name = pending.pop()
+            if name in self.network_results:
                 return True
-            if behind not in found:
-                found.add(behind)
-                todo += self.inputs.get(behind, [])
+            if name not in visited:
+                visited.add(name)
+                pending += self.inputs.get(name, [])
         return False
 
 
 def _parameter(line: str) -> tuple[str, str, list[int]]:
     """Parse name, dtype and shape of a line such as `%para13_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=…>`."""
-    name, found = re.match(r"%para\d+_\S+(?=: <)", line), _tensors(line)
-    if name is None or not found:
+    name, tensors = re.match(r"%para\d+_\S+(?=: <)", line), _tensors(line)
+    if name is None or not tensors:
         raise PlanRefused(f"the saved graph has a parameter that cannot be read: {line.strip()[:200]}")
-    return _plain_name(name[0]), *found[0]
+    return _plain_name(name[0]), *tensors[0]
 
 
 def _tensors(types: str) -> list[tuple[str, list[int]]]:
-    """Parse dtype and shape of every tensor in a text."""
-    found = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
-    return [(dtype.lower(), [int(size) for size in shape.split(",") if size.strip()]) for dtype, shape in found]
+    """Parse dtype and shape of every tensor in a text of types."""
+    tensors = re.findall(r"Tensor\[(\w+)\]\]?, \(([^)]*)\)", types)
+    return [(dtype.lower(), [int(size) for size in shape.split(",") if size.strip()]) for dtype, shape in tensors]
 
 
 def _plain_name(name: str) -> str:
@@ -245,6 +248,7 @@ def _plain_name(name: str) -> str:
 
 
 _NOT_A_USE = ("Load", "UpdateState", "Depend", "MakeTuple", "Return")
+"""Operators of the graph's structure, which read no values."""
 
 _PHASE_OF_NAME = (
     ("grad_mirror", "gradient"),
@@ -258,72 +262,73 @@ _PHASE_OF_NAME = (
 
 
 def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
-    """Return operator, phase, size of the group, its first ranks, and bytes."""
-    taken, given = map(_nbytes_of, types.split("->"))
+    """Parse a collective of the graph: return operator, phase, size of the group, its first four ranks, and bytes of the larger of
+    input and output. line: the operator. types: the next line, its types. ranks: number of all ranks."""
+    input_bytes, output_bytes = map(_nbytes_of, types.split("->"))
     if op in ("Send", "Receive"):
-        other = re.search(rf"{'dest' if op == 'Send' else 'src'}_rank: I64\((\d+)\)", line)
+        other_rank = re.search(rf"{'dest' if op == 'Send' else 'src'}_rank: I64\((\d+)\)", line)
         phase = "backward" if "forward_node_name" in line else "forward"
-        return op, phase, 2, (int(other[1]),) if other else (), given
+        return op, phase, 2, (int(other_rank[1]),) if other_rank else (), output_bytes
     phase = _phase(op, line)
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
     group = re.search(r'group: "(\d*)-?[^"]*"', line)
-    first = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
-    # groups of ranks/connect.py have their ranks in their names; MindSpore notes all ranks of one that it does not use itself
-    ours = re.search(r'group: "[a-z]+((?:_\d+)+)"', line)
-    first = tuple(map(int, ours[1][1:].split("_"))) if ours else first
-    size = len(first) or (int(group[1]) if group and group[1] else ranks)
-    return op, phase, size, first[:4], max(taken, given)
+    first_ranks = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
+    # groups of ranks/connect.py have their ranks in their names; for those that it does not use itself MindSpore notes all ranks
+    ranks_in_name = re.search(r'group: "[a-z]+((?:_\d+)+)"', line)
+    first_ranks = tuple(map(int, ranks_in_name[1][1:].split("_"))) if ranks_in_name else first_ranks
+    size = len(first_ranks) or (int(group[1]) if group and group[1] else ranks)
+    return op, phase, size, first_ranks[:4], max(input_bytes, output_bytes)
 
 
 def _phase(op: str, line: str) -> str:
-    """Return the phase of the step that a collective belongs to; not for a Send or a Receive."""
+    """Return the phase of the step that a collective belongs to. op: not Send or Receive. line: the operator in the graph."""
     if "duplicated: Bool(1)" in line:
         return "recompute"
-    if op == "AlltoAllV":  # written by hand, as is its gradient, which alone has no node of the forward pass
+    if op == "AlltoAllV":  # its gradient is written by hand, and has no id of a node of the forward pass
         return "forward" if "forward_comm_node_unique_id" in line else "backward"
     if f"{OF_COPIES}: Bool(1)" in line:
         return "gradient"
-    match, differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
+    match, is_differentiated = re.search(r"instance name: (\w+)", line), "forward_node_name" in line
     name = match[1] if match else ""
-    phase = next((p for start, p in _PHASE_OF_NAME if name.startswith(start)), "norm")
+    phase = next((phase for prefix, phase in _PHASE_OF_NAME if name.startswith(prefix)), "norm")
     if op == "AllReduce" and phase != "gradient":
-        # alike ones of npu/dropless.py, of the layouts and of the norm get each other's names
+        # MindSpore may swap the names of equal AllReduces (npu/dropless.py, layouts, norm), so attributes tell them apart
         if "forward_comm_node_unique_id" not in line:
-            return "norm"  # it belongs to nothing that is differentiated
-        return "backward" if differentiated else "forward"
-    return "backward" if differentiated and phase == "norm" else phase
+            return "norm"  # it is in no graph that is differentiated
+        return "backward" if is_differentiated else "forward"
+    return "backward" if is_differentiated and phase == "norm" else phase
 
 
 def _nbytes_of(types: str) -> int:
+    """Return the bytes of all tensors in a text of types."""
     tensors = (tensor for tensor in _tensors(types) if tensor[0] != "int64")  # the lengths of an AlltoAllV
     return sum(math.prod(shape) * (ITEM_SIZE.get(dtype) or np.dtype(dtype).itemsize) for dtype, shape in tensors)
 
 
-def _wait(process: subprocess.Popen[bytes], what: str) -> None:
+def _wait(process: subprocess.Popen[bytes], description: str) -> None:
     """Wait for the process with a progress bar. An interrupt also ends the process."""
     try:
-        with Bar(desc=what, unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
+        with Bar(desc=description, unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
             while process.poll() is None:
                 time.sleep(0.5)
                 bar.update()
     finally:
-        process.kill()  # nothing if it has ended
+        process.kill()  # has no effect on a process that has ended
         process.wait()
 
 
 def _reason(log: str) -> str:
-    """Return MindSpore's messages without call stacks: the first of its parallel passes, else the exception."""
-    found = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log) + re.findall(
-        r"^failed: (.*)", log, re.MULTILINE
-    )
-    lines = [line.strip() for line in found if line.strip()]
+    """Return the error message of a failed compilation: MindSpore's first messages without call stacks, or the exception."""
+    messages = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log) + re.findall(r"^failed: (.*)", log, re.M)
+    lines = [line.strip() for line in messages if line.strip()]
     return "MindSpore refuses this plan: " + ("; ".join(dict.fromkeys(lines[:4])) or log.strip()[-2000:])
 
 
 def main() -> None:
-    """Be the process of `compile_step`: compile, write result.json, exit at once: unloading the stand-ins for CANN would crash."""
+    """Compile the step of config.yaml in this folder and write result.json; `compile_step` runs this as a process. It exits at
+    once, because unloading the stand-ins for CANN would crash."""
     end_with_parent()
-    started = time.perf_counter()
+    start = time.perf_counter()
     config = load_config(sys.argv[1])
     from mindspore.common.initializer import Zero
 
@@ -340,10 +345,10 @@ def main() -> None:
         step.set_train()
         for parameter in step.get_parameters():
             if parameter.has_init:
-                parameter.init_mode.init = Zero()  # nobody reads the values, and pages of zeros take no memory
+                parameter.init_mode.init = Zero()  # the values are not read, and pages of zeros take no memory
         step.compile(*step_inputs(config))
         peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-        seconds = round(time.perf_counter() - started, 1)
+        seconds = round(time.perf_counter() - start, 1)
         arrays = ((e.segment.number, name, p) for e in step.store.segments for name, p in e.named.items())
         stored = [(f"experts.{n}.{name}", p.shape, p.asnumpy().dtype.name) for n, name, p in arrays]
         result = {"seconds": seconds, "peak_gib": round(int(peak[1]) / 2**20, 2) if peak else 0.0, "stored": stored}

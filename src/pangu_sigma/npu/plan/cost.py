@@ -20,8 +20,8 @@ to be 910A's, for small models (launching operators costs nothing here), or for 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import stages_of_host
@@ -77,19 +77,17 @@ class StepTime:
 def step_time(config: Config, experts_moved: float = 1.0) -> StepTime:
     """Estimate the step time of the slowest stage, with ECSS as configured. experts_moved: number of experts moved and updated,
     divided by the number of active experts."""
-    p = config.parallel.stages
-    sent = [_sent(config, stage) for stage in range(p)]
-    passes = (
-        _compute(config, s) + sum(h + n for c, h, n in calls if c.phase in _PASSES) for s, calls in enumerate(sent)
-    )
-    bubble = (p - 1) / config.train.accumulation * max(passes)
-    times = (_stage_time(config, s, calls, experts_moved, bubble) for s, calls in enumerate(sent))
+    stages = range(config.parallel.stages)
+    calls_of_stages = [_timed_calls(config, stage) for stage in stages]
+    slowest = max(_compute(config, stage) + _pass_seconds(calls_of_stages[stage]) for stage in stages)
+    bubble = (len(stages) - 1) / config.train.accumulation * slowest
+    times = (_stage_time(config, stage, calls_of_stages[stage], experts_moved, bubble) for stage in stages)
     return max(times, key=lambda time: time.step)
 
 
 def step_time_all_experts(config: Config) -> StepTime:
     """Estimate the step time if all experts on the host are moved and updated; in the paper this takes 6.3 times longer."""
-    last = config.parallel.stages - 1  # one with experts, of which all such stages have the same part
+    last = config.parallel.stages - 1  # a stage with experts; all stages with experts have equally many
     stored = (a for a in expert_arrays(config, last, alike=True) if a.kind == "weight")
     elements = sum(a.count * math.prod(a.computed) for a in stored)
     return step_time(config, experts_moved=elements / active_elements(config, last))
@@ -99,12 +97,12 @@ def flops(config: Config, stage: int = 0) -> float:
     """Return the floating-point operations of a rank's matrix multiplications in a step; a multiply-add counts two. The backward
     pass takes twice as many as the forward pass, and recompute repeats the forward pass of the layers. Experts' rows include
     padding, which is multiplied too."""
-    m, t, tokens = config.model, config.parallel.tensor, tokens_of_rank(config)
+    m, tensor, tokens = config.model, config.parallel.tensor, tokens_of_rank(config)
     layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
-    attention = 2 * tokens * 4 * m.hidden**2 / t + 4 * tokens * m.seq_length * m.hidden / t
-    dense_ffn, routed_ffn = (4 * rows * m.hidden * m.ffn / t for rows in (tokens, multiplied_rows(config)))
+    attention = 2 * tokens * 4 * m.hidden**2 / tensor + 4 * tokens * m.seq_length * m.hidden / tensor
+    dense_ffn, routed_ffn = (4 * rows * m.hidden * m.ffn / tensor for rows in (tokens, multiplied_rows(config)))
     forward = layers * attention + (layers - routed) * dense_ffn + routed * routed_ffn
-    logits = 2 * (tokens / t) * m.slot_rows * m.hidden if stage == config.parallel.stages - 1 else 0.0
+    logits = 2 * (tokens / tensor) * m.slot_rows * m.hidden if stage == config.parallel.stages - 1 else 0.0
     return config.train.accumulation * (forward * (4 if config.parallel.recompute else 3) + 3 * logits)
 
 
@@ -117,47 +115,58 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
 
 
 def _row_update_bytes(config: Config) -> int:
-    """Return the bytes that Adam of rows reads and writes on one rank, which updates the rows of all tokens of a step: the gradient
-    of each token, and each row's record, if no two tokens of a step meet the same row of many."""
-    met = ((entry, min(config.stored_rows(entry), config.step_tokens)) for entry in config.model.rows)
-    return row_gradient_bytes(config) + sum(count * 8 * (3 * entry.width + 1) for entry, count in met)
+    """Return the bytes that Adam of rows (`model.rows`) reads and writes on one rank, which updates the rows of all tokens of a
+    step: the gradient of each token, and weight, moments and step count of each row. No two tokens are taken to have the same
+    row."""
+    touched_rows = ((entry, min(config.stored_rows(entry), config.step_tokens)) for entry in config.model.rows)
+    return row_gradient_bytes(config) + sum(count * 8 * (3 * entry.width + 1) for entry, count in touched_rows)
 
 
-_PASSES = ("forward", "backward", "recompute")
+class _TimedCalls(NamedTuple):
+    """All calls of a collective in a step, with their seconds inside hosts (hccs) and between hosts (network)."""
 
-_Sent = list[tuple[PredictedCollective, float, float]]
-"""The collectives of a stage, each with the seconds of its calls inside hosts (HCCS) and between them (network)."""
+    collective: PredictedCollective
+    hccs: float
+    network: float
 
 
-def _sent(config: Config, stage: int) -> _Sent:
-    times, chip = [], chip_of(config)
+def _pass_seconds(calls: list[_TimedCalls]) -> float:
+    """Return the seconds of the collectives in the passes of all micro-batches, which the bubble repeats."""
+    return sum(c.hccs + c.network for c in calls if c.collective.phase in ("forward", "backward", "recompute"))
+
+
+def _timed_calls(config: Config, stage: int) -> list[_TimedCalls]:
+    timed, chip = [], chip_of(config)
     for c in (*collectives(config, stage), *sums_of_rows(config)):
         hccs, network = sent_bytes(config, c, stage)
-        messages = c.count * (c.group_size - spread(config, c.axes).here) if c.op in EXCHANGES else 0
-        times.append((c, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
-    return times
+        messages = c.count * (c.group_size - spread(config, c.axes).fewest_in_host) if c.op in EXCHANGES else 0
+        timed.append(_TimedCalls(c, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
+    return timed
 
 
-def _stage_time(config: Config, stage: int, sent: _Sent, experts_moved: float, bubble: float) -> StepTime:
+def _stage_time(config: Config, stage: int, calls: list[_TimedCalls], moved: float, bubble: float) -> StepTime:
+    """Estimate the step time of one stage. calls: collectives of the stage. moved: `experts_moved` of `step_time`. bubble: seconds
+    of waiting for other stages."""
     chip = chip_of(config)
     host = stage * config.parallel.stage_ranks // chip.per_host
-    ranks = Counter(stages_of_host(config.parallel, host, chip.per_host))
-    updated = sum(count * host_update_bytes(config, s) for s, count in ranks.items())
-    over_pcie = (experts_moved * pcie_bytes(config, stage) + row_pcie_bytes(config)) / chip.pcie
+    stages = stages_of_host(config.parallel, host, chip.per_host)  # of all ranks of the host, which share its memory
+    expert_bytes = moved * sum(host_update_bytes(config, s) for s in stages)
+    over_pcie = (moved * pcie_bytes(config, stage) + row_pcie_bytes(config)) / chip.pcie
     return StepTime(
         compute=_compute(config, stage),
-        hccs=sum(hccs for _, hccs, _ in sent),
-        network=sum(network for _, _, network in sent),
+        hccs=sum(c.hccs for c in calls),
+        network=sum(c.network for c in calls),
         npu_update=_npu_update_bytes(config, stage) / chip.hbm,
         fetch=over_pcie,
         gradients_back=over_pcie,
-        host_update=(experts_moved * updated + ranks.total() * _row_update_bytes(config)) / HOST_UPDATE_BANDWIDTH,
+        host_update=(expert_bytes + len(stages) * _row_update_bytes(config)) / HOST_UPDATE_BANDWIDTH,
         bubble=bubble,
-        all_to_all=sum(hccs + network for c, hccs, network in sent if c.op in EXCHANGES),
+        all_to_all=sum(c.hccs + c.network for c in calls if c.collective.op in EXCHANGES),
     )
 
 
 def _compute(config: Config, stage: int) -> float:
+    """Return the seconds of a stage's matrix multiplications in a step."""
     return flops(config, stage) / (chip_of(config).flops[config.train.compute_dtype] * MATMUL_EFFICIENCY)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -23,27 +23,27 @@ def compile_plan(config: Config, devices: int) -> dict[str, Any]:
 
 
 def add_compiled(plan: dict[str, Any], config: Config, steps: list[Compiled]) -> dict[str, Any]:
-    """Return the plan with what MindSpore compiled in place of what was predicted. config: the planned configuration. steps: the
-    step of the first rank of each stage."""
+    """Return the plan with collectives and parameters as MindSpore compiled them, in place of the predicted ones, and the sections
+    `compiled` and `differences`. config: the planned configuration. steps: the step of the first rank of each stage."""
     return plan | {
         **calls_of([step.collectives for step in steps]),
         "compiled": [
-            {"rank": s.rank, "seconds": s.seconds, "peak_gib": s.peak_gib, "on_the_host": s.host_operators}
-            for s in steps
+            {"rank": step.rank, "seconds": step.seconds, "peak_gib": step.peak_gib, "on_the_host": step.host_operators}
+            for step in steps
         ],
         "differences": [text for stage, step in enumerate(steps) for text in differences(config, stage, step)],
-        "parameters": [asdict(p) | {"stage": n} for n, step in enumerate(steps) for p in step.parameters],
+        "parameters": [asdict(p) | {"stage": stage} for stage, step in enumerate(steps) for p in step.parameters],
     }
 
 
 def differences(config: Config, stage: int, step: Compiled) -> Iterator[str]:
     """Yield a sentence for each difference of a compiled step of a stage from the prediction."""
     arrays = arrays_of_step(config, stage)
-    yield from _other_slices(stage, arrays, step)
+    yield from _slice_differences(stage, arrays, step)
     expected = sorted(list(a.kept) for a in arrays if a.name.startswith("active.") and a.kind == "weight")
     if step.handed != expected:
         yield f"the gradients of experts on stage {stage} have the shapes {step.handed}, predicted {expected}"
-    yield from _other_collectives(stage, collectives(config, stage), step.collectives)
+    yield from _collective_differences(stage, collectives(config, stage), step.collectives)
     used = {parameter.name for parameter in step.parameters}
     for array in step.stored:
         if array.name in used:
@@ -52,36 +52,35 @@ def differences(config: Config, stage: int, step: Compiled) -> Iterator[str]:
         yield f"{name} is written in front of the network of stage {stage}, which may read it before"
 
 
-def _other_slices(number: int, arrays: list[Array], step: Compiled) -> Iterator[str]:
+def _slice_differences(stage: int, arrays: list[Array], step: Compiled) -> Iterator[str]:
+    """Yield a sentence for each array whose slice or device in a compiled step of the stage differs from the prediction."""
     placements = {parameter.name: parameter for parameter in (*step.stored, *step.parameters)}
     for array in arrays:
         expected, placed = list(array.kept), placements.get(array.name)
         if placed is None:
-            yield f"{array.name} is absent on stage {number}, predicted {expected} on {array.device}"
+            yield f"{array.name} is absent on stage {stage}, predicted {expected} on {array.device}"
         elif (placed.slice, placed.device) != (expected, array.device):
-            actual = f"{placed.slice} on {placed.device}, stage {number}"
+            actual = f"{placed.slice} on {placed.device}, stage {stage}"
             yield f"{array.name} is {actual}, predicted {expected} on {array.device}"
 
 
-def _other_collectives(
-    number: int, predicted: Iterable[CollectiveCalls], compiled: Iterable[CollectiveCalls]
+def _collective_differences(
+    stage: int, predicted: Iterable[CollectiveCalls], compiled: Iterable[CollectiveCalls]
 ) -> Iterator[str]:
     """Yield a sentence for each operator, phase and group size of a stage whose calls or bytes differ from the prediction."""
-    (should, should_bytes), (calls, nbytes) = _summed(predicted), _summed(compiled)
-    for op, phase, size in sorted(
-        key for key in should | calls if (should[key], should_bytes[key]) != (calls[key], nbytes[key])
-    ):
-        key = op, phase, size
-        where = f"{op} of {size} ranks, {phase}, stage {number}"
-        yield f"{where}: {calls[key]} of {nbytes[key]:,} bytes, predicted {should[key]} of {should_bytes[key]:,}"
+    predicted_totals, compiled_totals = _totals(predicted), _totals(compiled)
+    for key in sorted(predicted_totals.keys() | compiled_totals.keys()):
+        (expected, expected_bytes), (calls, nbytes) = predicted_totals[key], compiled_totals[key]
+        if (expected, expected_bytes) != (calls, nbytes):
+            op, phase, size = key
+            calls_text = f"{calls} of {nbytes:,} bytes, predicted {expected} of {expected_bytes:,}"
+            yield f"{op} of {size} ranks, {phase}, stage {stage}: {calls_text}"
 
 
-def _summed(
-    collectives: Iterable[CollectiveCalls],
-) -> tuple[Counter[tuple[str, str, int]], Counter[tuple[str, str, int]]]:
-    """Return total calls and bytes by operator, phase and group size."""
-    calls, nbytes = Counter[tuple[str, str, int]](), Counter[tuple[str, str, int]]()
+def _totals(collectives: Iterable[CollectiveCalls]) -> defaultdict[tuple[str, str, int], tuple[int, int]]:
+    """Return (number of calls, their bytes) for each (operator, phase, group size); (0, 0) for a key without calls."""
+    totals = defaultdict[tuple[str, str, int], tuple[int, int]](lambda: (0, 0))
     for c in collectives:
-        calls[c.op, c.phase, c.group_size] += c.count
-        nbytes[c.op, c.phase, c.group_size] += c.nbytes
-    return calls, nbytes
+        calls, nbytes = totals[c.op, c.phase, c.group_size]
+        totals[c.op, c.phase, c.group_size] = calls + c.count, nbytes + c.nbytes
+    return totals

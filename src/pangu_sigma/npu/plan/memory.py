@@ -41,7 +41,7 @@ from pangu_sigma.npu.cuts import (
 )
 from pangu_sigma.npu.plan.traffic import pcie_bytes, row_gradient_bytes
 from pangu_sigma.npu.rows import chip_of, multiplied_rows, tokens_of_rank
-from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
+from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
 
 MIB = 1 << 20
 COMMUNICATOR_BUFFERS = 2 * 200 * MIB
@@ -59,11 +59,11 @@ reserves above, the allocator's peak and the lifetimes of tensors are assumption
 
 def npu_items(config: Config, stage: int = 0) -> dict[str, int]:
     """Return the bytes of one NPU at the peak of a step, item by item."""
-    summed = accumulator_arrays(config, stage, alike=True)
+    accumulators = accumulator_arrays(config, stage, alike=True)
     return {
         **_dense_items(config, stage),
         **_expert_items(config, stage),
-        **({"gradients added up": _nbytes(summed, "accumulator")} if summed else {}),
+        **({"gradients added up": _nbytes(accumulators, "accumulator")} if accumulators else {}),
         **_activation_items(config, stage),
         "communication buffers": COMMUNICATOR_BUFFERS * len(communicators(config, stage)),
         "reserve": NPU_RESERVE,
@@ -77,27 +77,27 @@ def npu_peak(config: Config) -> dict[str, int]:
 
 def host_peak(config: Config) -> dict[str, int]:
     """Return the memory items of the host that needs most memory; of the first of equal ones. Ranks fill the hosts in order."""
-    size = chip_of(config).per_host
+    per_host = chip_of(config).per_host
     # without stages no host has more ranks than the first
-    hosts = math.ceil(config.parallel.ranks / size) if config.parallel.stages > 1 else 1
-    different = {tuple(stages_of_host(config.parallel, h, size)): h for h in reversed(range(hosts))}
+    hosts = math.ceil(config.parallel.ranks / per_host) if config.parallel.stages > 1 else 1
+    # one of all hosts with ranks of the same stages: the first
+    different = {tuple(stages_of_host(config.parallel, host, per_host)): host for host in reversed(range(hosts))}
     return max((host_items(config, host) for host in sorted(different.values())), key=_total)
 
 
 def host_items(config: Config, host: int = 0) -> dict[str, int]:
     """Return the bytes of one host, item by item."""
     stages = stages_of_host(config.parallel, host, chip_of(config).per_host)
-    of_stage = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
-    stored = [array for stage in stages for array in of_stage[stage]]
-    active = sum(pcie_bytes(config, stage) for stage in stages) if stored else 0
+    on_host = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
+    stored = [array for stage in stages for array in on_host[stage]]
     items = _stored_items(stored)
     if config.ecss.store == "file":
         items = {"experts: mapped files": min(int(len(stages) * config.ecss.cache_gib * GIB), _total(items))}
     if config.model.rows:
         items["rows: all that can be met"] = len(stages) * row_bytes(config)
         items["rows: gradients of the batch"] = len(stages) * row_gradient_bytes(config)
-    # active weights and what stands for them, gradients twice
-    items["rows on their way"] = (4 + summed_alone(config)) * active
+    # of active experts: weights, placeholders (with `summed_alone` a copy of them), and gradients twice
+    items["rows on their way"] = (4 + summed_alone(config)) * sum(pcie_bytes(config, stage) for stage in stages)
     return items | {"processes": len(stages) * PROCESS_RESERVE, "operating system": HOST_RESERVE}
 
 
@@ -106,6 +106,7 @@ def _total(items: dict[str, int]) -> int:
 
 
 def _stored_items(stored: list[Array]) -> dict[str, int]:
+    """Return the bytes of stored experts: their weights, and their moments."""
     weights, moments = _nbytes(stored, "weight", "step"), _nbytes(stored, "moment", "variance")
     return {"experts: weights": weights, "experts: moments": moments}
 
@@ -116,34 +117,37 @@ def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
     groups = [TENSOR, REPLICAS, STAGE, ALL]
     if rre_layers_of_stage(config, stage):
         groups += [EXPERT, DATA, HOLDERS, *([COPIES] if config.model.common_experts else [])]
-    return {real for axes in groups if (real := tuple(axis for axis in axes if getattr(config.parallel, axis) > 1))}
+    long_axes = {axis for axis in AXES if getattr(config.parallel, axis) > 1}
+    return {tuple(axis for axis in axes if axis in long_axes) for axes in groups} - {()}
 
 
 def _dense_items(config: Config, stage: int) -> dict[str, int]:
+    """Return the bytes of dense weights, their gradients and moments, and the copies that the network and the sums use."""
     table, weights = word_table(config), dense_weights(config, stage, alike=True)
-    others = [w for w in weights if w.name != table.name]
-    kept = _nbytes(weights, "weight")
-    in_use = sum(a.count * a.used_nbytes for a in others if a.divided or a.used_as != a.dtype)
-    # gathered, or sent by the first stage; other stages look up rows of the table that they keep, or have none
-    embedding = table.used_nbytes if stage == config.parallel.stages - 1 else 0
+    other_weights = [weight for weight in weights if weight.name != table.name]
+    weight_bytes = _nbytes(weights, "weight")
+    used_bytes = sum(a.count * a.used_nbytes for a in other_weights if a.divided or a.used_as != a.dtype)
+    # the last stage has a copy of the word table for the logits, gathered or sent by the first stage
+    embedding_bytes = table.used_nbytes if stage == config.parallel.stages - 1 else 0
     return {
-        "dense: weights": kept,
-        "dense: gradients": kept,
-        "dense: moments": 2 * kept,
-        "dense: weights in use": in_use,
-        "dense: embedding in use": embedding,
-        "dense: gradients being summed": _summed_bytes(config, others),
+        "dense: weights": weight_bytes,
+        "dense: gradients": weight_bytes,
+        "dense: moments": 2 * weight_bytes,
+        "dense: weights in use": used_bytes,
+        "dense: embedding in use": embedding_bytes,
+        "dense: gradients being summed": _summed_bytes(config, other_weights),
     }
 
 
 def _summed_bytes(config: Config, weights: list[Array]) -> int:
     """Return the most bytes of gradients that are all-reduced at once. The embedding's comes last, when activations are freed."""
     sizes = [(a.count, math.prod(a.computed) * ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
-    largest, together = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
-    return max(largest, min(together, config.parallel.fusion_mib * MIB))
+    largest, total = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
+    return max(largest, min(total, config.parallel.fusion_mib * MIB))
 
 
 def _expert_items(config: Config, stage: int) -> dict[str, int]:
+    """Return the bytes that experts take on the NPU: the active ones with ECSS, all stored ones without."""
     active = pcie_bytes(config, stage)
     if config.ecss.enabled:
         return {"experts: active weights": active, "experts: gradients of the active": active}
@@ -155,30 +159,34 @@ def _expert_items(config: Config, stage: int) -> dict[str, int]:
 
 
 def _activation_items(config: Config, stage: int) -> dict[str, int]:
-    m, t, layers, item = config.model, config.parallel.tensor, layer_bytes(config, stage), _item(config)
-    row, passes = tokens_of_rank(config) * m.hidden, config.train.accumulation
-    first, last = stage == 0, stage == config.parallel.stages - 1
-    kept, fullest = sum(layers), max(layers)
+    """Return the bytes of the tensors that the forward pass keeps for the backward pass, and of the largest tensors for a
+    moment."""
+    m, tensor, layers, item = config.model, config.parallel.tensor, layer_bytes(config, stage), _item(config)
+    hidden, micro_batches = tokens_of_rank(config) * m.hidden, config.train.accumulation  # elements of [T, H]
+    is_first, is_last = stage == 0, stage == config.parallel.stages - 1
+    kept, largest_layer = sum(layers), max(layers)
     if config.parallel.recompute:
-        # of its inputs, the first layer's and the query rows are cut; the norm is before an only layer
-        cut = int(first and m.layers > 1) + int(last)
-        kept = item * ((len(layers) + int(last) - cut) * row + cut * row // t)
-        fullest *= 2
-    ahead = min(config.parallel.stages - stage, passes)
-    masks = ahead if config.parallel.recompute else 1  # an input of every layer
-    peaks = [fullest]  # the backward pass of one layer
-    if last:
+        # each layer keeps its input, the last one also the query rows; tensor ranks divide the first input and the query rows. A
+        # model of one layer has its norm before the first input is kept
+        divided_inputs = int(is_first and m.layers > 1) + int(is_last)
+        full_inputs = len(layers) + int(is_last) - divided_inputs
+        kept = item * (full_inputs * hidden + divided_inputs * hidden // tensor)
+        largest_layer *= 2
+    in_flight = min(config.parallel.stages - stage, micro_batches)  # micro-batches between their two passes
+    masks = in_flight if config.parallel.recompute else 1  # an input of every layer
+    peaks = [largest_layer]  # the backward pass of one layer
+    if is_last:
         # in float32, for the tokens that this rank predicts: log-softmax, its gradient, the gradient of the logits; in the compute
         # dtype, gathered over tensor ranks: the slot of each block, and its gradient
         slots = config.data.domains_per_step // config.parallel.groups * m.slot_rows * m.hidden
-        peaks.append(12 * (tokens_of_rank(config) // t * m.slot_rows) + 2 * item * slots)
-    if first:  # the embedding's gradient, from the lookup and whole
+        peaks.append(12 * (tokens_of_rank(config) // tensor * m.slot_rows) + 2 * item * slots)
+    if is_first:  # the embedding's gradient, from the lookup and whole
         peaks.append(2 * word_table(config).used_nbytes)
     # in float32 the rows of all tokens and an array as large for the gradient, of several micro-batches one for each and their sum;
     # in the compute dtype the rows and the gradient of one micro-batch
-    rows = (4 * passes * (1 + passes + (passes > 1)) + 2 * item) * row
+    rows = (4 * micro_batches * (1 + micro_batches + (micro_batches > 1)) + 2 * item) * hidden
     return {
-        "activations kept": ahead * (kept + int(last) * 4 * row),  # and the input of the last norm in float32
+        "activations kept": in_flight * (kept + int(is_last) * 4 * hidden),  # and the input of the last norm in float32
         **({"rows of tokens and their gradients": rows} if m.rows else {}),
         "largest transient": max(peaks),
         "attention mask": masks * _sequences(config) * m.seq_length**2 * 4,
@@ -187,17 +195,16 @@ def _activation_items(config: Config, stage: int) -> dict[str, int]:
 
 def layer_bytes(config: Config, stage: int = 0) -> list[int]:
     """Return, for each layer of a stage, the bytes that its backward pass reads on one rank, if nothing is recomputed."""
-    m, t, c = config.model, config.parallel.tensor, _item(config)
+    m, tensor, item = config.model, config.parallel.tensor, _item(config)
     tokens, rows = tokens_of_rank(config), multiplied_rows(config)
     # the output of the first LayerNorm, and the inputs of both in float32; query, key, value, and their mixture
-    shared = tokens * m.hidden * (c + 8) + 4 * c * tokens * m.hidden // t
-    shared += (
-        _sequences(config) * (m.heads // t) * m.seq_length**2 * (4 + (c if c < 4 else 0))
-    )  # softmax in float32, and its cast
+    shared = tokens * m.hidden * (item + 8) + 4 * item * tokens * m.hidden // tensor
+    # softmax in float32, and its cast
+    shared += _sequences(config) * (m.heads // tensor) * m.seq_length**2 * (4 + (item if item < 4 else 0))
     # the output of the second LayerNorm, or the rows that arrived for each segment; before and after the activation
-    dense = shared + c * tokens * m.hidden + 2 * c * tokens * m.ffn // t
-    routed = shared + len(m.segments) * c * rows * m.hidden + 2 * c * rows * m.ffn // t
-    query = c * tokens * m.hidden  # the query table's rows, gathered over tensor ranks
+    dense = shared + item * tokens * m.hidden + 2 * item * tokens * m.ffn // tensor
+    routed = shared + len(m.segments) * item * rows * m.hidden + 2 * item * rows * m.ffn // tensor
+    query = item * tokens * m.hidden  # the query table's rows, gathered over tensor ranks
     return [
         (dense if layer < m.dense_layers else routed) + (query if layer == m.layers - 1 else 0)
         for layer in layers_of_stage(config, stage)
@@ -213,4 +220,5 @@ def _item(config: Config) -> int:
 
 
 def _nbytes(arrays: Iterable[Array], *kinds: str) -> int:
+    """Return the bytes that a rank keeps of the arrays of some kinds."""
     return sum(array.count * array.nbytes for array in arrays if array.kind in kinds)

@@ -51,54 +51,57 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
 
     suggested: the parallel section, if it is our suggestion, because the configured one has another number of ranks. next_best: the
     two fastest other layouts that fit. least_devices: smallest number of NPUs on which a layout fits; None if 4,096 are not enough.
-    refused: reason why the Ascend step does not support the plan, which is for comparison only then. fits: True if every NPU and
-    every host has enough memory. what_fits: keys and values with which it fits; None if it does already, or if no values suffice.
-    rows are of one pass of a segment of an RRE layer. npu_gib, host_gib: memory of the NPU and of the host that need most; tight:
-    less than a tenth is left. seconds: of the slowest stage. all_experts_seconds: of a step that moves and updates all experts, as
-    in the paper's baseline; None if all are active. moved_gb: what the NPU with most traffic moves in a step. compiled,
-    differences: see `compile_plan`. collectives and parameters are of one rank of each stage, as MindSpore placed them if the plan
-    is compiled, else as predicted; bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of
-    `Array`.
+    refused: reason why the Ascend step does not support the plan, which is for comparison only then; None if it does. fits: True if
+    every NPU and every host has enough memory. what_fits: keys and values with which it fits; None if it does already, or if no
+    values suffice. sent_rows, multiplied_rows: rows of one micro-batch in a segment of an RRE layer. npu_gib, host_gib: memory of
+    the NPU and of the host that need most; tight: less than a tenth is left. seconds: step time of the slowest stage.
+    all_experts_seconds: step time if all experts are moved and updated, as in the paper's baseline; None if all are active.
+    moved_gb: traffic by link of the NPU that has most. compiled, differences: see `compile_plan`. collectives and parameters are of
+    one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted; bytes as `CollectiveCalls.nbytes`;
+    slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
     """
     layouts = fastest_layouts(config, devices)
-    c = laid_out(config, devices, layouts)
-    chip, routed, stages = chip_of(c), c.model.rre_layers > 0, range(c.parallel.stages)
-    time, links = step_time(c), [link_bytes(c, stage) for stage in stages]
-    others = [other for other in layouts if other.parallel != c.parallel][:2]
+    planned = laid_out(config, devices, layouts)
+    chip, routed, stages = chip_of(planned), planned.model.rre_layers > 0, range(planned.parallel.stages)
+    time, default = step_time(planned), ParallelConfig()
+    busiest_links = max((link_bytes(planned, stage) for stage in stages), key=lambda links: sum(links.values()))
+    others = [layout for layout in layouts if layout.parallel != planned.parallel][:2]
+    has_inactive_experts = routed and planned.experts > planned.active_of("own")
     return {
-        "name": c.name,
-        "chip": c.parallel.chip,
-        "devices": c.parallel.ranks,
-        "hosts": math.ceil(c.parallel.ranks / chip.per_host),
-        "layout": layout_text(c.parallel),
-        "suggested": None if c is config else {k: v for k, v in c.parallel if v != getattr(ParallelConfig(), k)},
-        "next_best": [{"layout": layout_text(n.parallel), "step_seconds": n.step_seconds} for n in others],
+        "name": planned.name,
+        "chip": planned.parallel.chip,
+        "devices": planned.parallel.ranks,
+        "hosts": math.ceil(planned.parallel.ranks / chip.per_host),
+        "layout": layout_text(planned.parallel),
+        "suggested": None if planned is config else {k: v for k, v in planned.parallel if v != getattr(default, k)},
+        "next_best": [{"layout": layout_text(o.parallel), "step_seconds": o.step_seconds} for o in others],
         "least_devices": least_devices(config),
-        "refused": _refused(c),
-        "fits": fits(c),
-        "what_fits": what_fits(c),
-        "compute_dtype": c.train.compute_dtype,
-        "passes": c.train.accumulation,
-        "tokens_of_rank": tokens_of_rank(c),
-        "sent_rows": exchanged_rows(c) if routed else 0,
-        "multiplied_rows": multiplied_rows(c) if routed else 0,
-        "npu_gib": _memory(npu_peak(c), chip.memory),
-        "host_gib": _memory(host_peak(c), chip.host_memory),
+        "refused": _refusal(planned),
+        "fits": fits(planned),
+        "what_fits": what_fits(planned),
+        "compute_dtype": planned.train.compute_dtype,
+        "passes": planned.train.accumulation,
+        "tokens_of_rank": tokens_of_rank(planned),
+        "sent_rows": exchanged_rows(planned) if routed else 0,
+        "multiplied_rows": multiplied_rows(planned) if routed else 0,
+        "npu_gib": _memory_section(npu_peak(planned), chip.memory),
+        "host_gib": _memory_section(host_peak(planned), chip.host_memory),
         "step_seconds": time.step,
-        "tokens_per_second": c.step_tokens / time.step,
+        "tokens_per_second": planned.step_tokens / time.step,
         "seconds": asdict(time),
-        "all_experts_seconds": step_time_all_experts(c).step if routed and c.experts > c.active_of("own") else None,
-        "moved_gb": {link: n / 1e9 for link, n in max(links, key=lambda link: sum(link.values())).items()},
-        "stages": [_stage(c, stage) for stage in stages],
-        **calls_of([collectives(c, stage) for stage in stages]),
+        "all_experts_seconds": step_time_all_experts(planned).step if has_inactive_experts else None,
+        "moved_gb": {link: nbytes / 1e9 for link, nbytes in busiest_links.items()},
+        "stages": [_stage_section(planned, stage) for stage in stages],
+        **calls_of([collectives(planned, stage) for stage in stages]),
         "compiled": [],
         "differences": None,
-        "parallel": c.parallel.model_dump(),
-        "parameters": [_array(a, stage) for stage in stages for a in arrays_of_step(c, stage)],
+        "parallel": planned.parallel.model_dump(),
+        "parameters": [_array_section(a, stage) for stage in stages for a in arrays_of_step(planned, stage)],
     }
 
 
-def _refused(config: Config) -> str | None:
+def _refusal(config: Config) -> str | None:
+    """Return why the Ascend step does not support the configuration; None if it does."""
     try:
         check_ascend(config)
     except ConfigError as error:
@@ -106,38 +109,38 @@ def _refused(config: Config) -> str | None:
     return None
 
 
-def _memory(items: dict[str, int], limit: int) -> dict[str, float | bool]:
+def _memory_section(items: dict[str, int], limit: int) -> dict[str, float | bool]:
     """Return the items of a memory in GiB, their sum, the limit, and what is left. tight: everything fits, but the free memory is
     smaller than the error of the estimate may be."""
     needed, left = sum(items.values()) / GIB, (limit - sum(items.values())) / GIB
-    whole = {"needed": needed, "limit": limit / GIB, "left": left, "tight": 0 <= left < TIGHT_FRACTION * limit / GIB}
-    return {name: nbytes / GIB for name, nbytes in items.items() if nbytes} | whole
+    totals = {"needed": needed, "limit": limit / GIB, "left": left, "tight": 0 <= left < TIGHT_FRACTION * limit / GIB}
+    return {name: nbytes / GIB for name, nbytes in items.items() if nbytes} | totals
 
 
-def _stage(config: Config, stage: int) -> dict[str, Any]:
+def _stage_section(config: Config, stage: int) -> dict[str, Any]:
     layers, routed = layers_of_stage(config, stage), len(rre_layers_of_stage(config, stage))
     first, needed = stage * config.parallel.stage_ranks, sum(npu_items(config, stage).values()) / GIB
     return {"first_rank": first, "layers": [layers[0], layers[-1]], "rre_layers": routed, "npu_memory_gib": needed}
 
 
-def calls_of(of_stages: Iterable[Iterable[CollectiveCalls]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the sections of a plan about collectives: `calls`, a row for each stage, operator and size of group, and all
-    `collectives`."""
-    rows: dict[tuple[int, str, int], dict[str, Any]] = {}
-    trees = []
-    for stage, c in ((stage, c) for stage, calls in enumerate(of_stages) for c in calls):
-        new = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
-        row = rows.setdefault((stage, c.op, c.group_size), new | {"phases": dict.fromkeys(_PHASES, 0)})
+def calls_of(collectives_of_stages: Iterable[Iterable[CollectiveCalls]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the two sections of a plan about collectives: `calls`, a row for each stage, operator and size of group, and
+    `collectives`, a row for each phase and purpose as well."""
+    rows, collective_rows = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
+    for stage, c in ((stage, c) for stage, of_stage in enumerate(collectives_of_stages) for c in of_stage):
+        empty_row = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
+        row = rows.setdefault((stage, c.op, c.group_size), empty_row | {"phases": dict.fromkeys(_PHASES, 0)})
         row["calls"] += c.count
         row["gb"] += c.nbytes / 1e9
         row["phases"][c.phase] += c.count
-        trees.append({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()} | {"stage": stage})
-    return {"calls": [rows[key] for key in sorted(rows)], "collectives": trees}
+        plain_fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(c).items()}
+        collective_rows.append(plain_fields | {"stage": stage})
+    return {"calls": [rows[key] for key in sorted(rows)], "collectives": collective_rows}
 
 
-def _array(array: Array, stage: int) -> dict[str, Any]:
-    of = {"name": array.name, "device": array.device, "dtype": array.dtype, "stage": stage}
-    return of | {"slice": [*array.kept], "computed": [*array.computed], "shape": [*array.shape]}
+def _array_section(array: Array, stage: int) -> dict[str, Any]:
+    slices = {"slice": [*array.kept], "computed": [*array.computed], "shape": [*array.shape]}
+    return {"name": array.name, "device": array.device, "dtype": array.dtype, "stage": stage} | slices
 
 
 def format_plan(plan: dict[str, Any]) -> str:
@@ -158,7 +161,7 @@ def format_tree(tree: dict[str, Any]) -> list[str]:
         if value in (None, [], {}):
             continue
         if isinstance(value, dict):
-            rows, sides = [[key.replace("_", " "), _text(of)] for key, of in value.items()], "<>"
+            rows, sides = [[key.replace("_", " "), _text(content)] for key, content in value.items()], "<>"
         elif isinstance(value, list) and isinstance(value[0], dict):
             rows, sides = [[*value[0]], *([_text(cell) for cell in row.values()] for row in value)], ">"
         else:
@@ -175,7 +178,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
     if isinstance(value, dict):
-        return " ".join(f"{key}={_text(of)}" for key, of in value.items() if of) or "nothing"
+        return " ".join(f"{key}={_text(content)}" for key, content in value.items() if content) or "nothing"
     if isinstance(value, list):
         return "; ".join(map(_text, value[:20]))
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -206,17 +209,18 @@ def scan(config: Config) -> dict[str, Any]:
         except ConfigError as error:
             refusal = error
             continue
-        time, npu, host = step_time(planned), sum(npu_peak(planned).values()), sum(host_peak(planned).values())
-        left, speed = 1 - max(npu / chip.memory, host / chip.host_memory), planned.step_tokens / time.step
+        npu_bytes, host_bytes = sum(npu_peak(planned).values()), sum(host_peak(planned).values())
+        free = 1 - max(npu_bytes / chip.memory, host_bytes / chip.host_memory)  # the smaller fraction of both
+        step_seconds = step_time(planned).step
         row = {
             "devices": devices,
-            "fits": "no" if left < 0 else "tight" if left < TIGHT_FRACTION else "yes",
+            "fits": "no" if free < 0 else "tight" if free < TIGHT_FRACTION else "yes",
             "layout": layout_text(planned.parallel),
-            "npu_gib": npu / GIB,
-            "host_gib": host / GIB,
-            "step_seconds": time.step,
-            "tokens_per_second": speed,
-            "tokens_per_npu": speed / devices,
+            "npu_gib": npu_bytes / GIB,
+            "host_gib": host_bytes / GIB,
+            "step_seconds": step_seconds,
+            "tokens_per_second": planned.step_tokens / step_seconds,
+            "tokens_per_npu": planned.step_tokens / step_seconds / devices,
         }
         rows.append(row)
     if not rows:

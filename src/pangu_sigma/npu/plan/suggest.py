@@ -40,12 +40,12 @@ def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
     axes are tried except stages, which stay as configured if they divide `devices` and are 1 otherwise: their benefit depends on
     train.accumulation, which is set with them. Recompute is tried on and off. A tensor group is at most as large as a host."""
     ranked = []
-    for choice in _layouts(config, devices):
-        if fits(choice):
-            seconds = step_time(choice).step
-            links = [link_bytes(choice, stage) for stage in range(choice.parallel.stages)]
-            sent, npu = sum(link["hccs"] + link["network"] for link in links), sum(npu_peak(choice).values())
-            ranked.append((float(f"{seconds:.9g}"), sent, npu, TimedLayout(choice.parallel, seconds)))
+    for planned in _layouts(config, devices):
+        if fits(planned):
+            seconds = step_time(planned).step
+            links = [link_bytes(planned, stage) for stage in range(planned.parallel.stages)]
+            sent, npu_bytes = sum(link["hccs"] + link["network"] for link in links), sum(npu_peak(planned).values())
+            ranked.append((float(f"{seconds:.9g}"), sent, npu_bytes, TimedLayout(planned.parallel, seconds)))
     ranked.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
     return [layout for *_, layout in ranked]
 
@@ -64,7 +64,7 @@ def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | No
         return layouts[0].parallel
     if choices := list(_layouts(config, devices)):
         return choices[-1].parallel
-    raise ConfigError(_cannot(config, devices))
+    raise ConfigError(_impossible_layout(config, devices))
 
 
 def fits(config: Config) -> bool:
@@ -79,31 +79,31 @@ def least_devices(config: Config) -> int | None:
 
 
 def what_fits(config: Config) -> dict[str, int | bool | str] | None:
-    """Return keys to set so that `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none suffice:
-    ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then the largest batch that suffices, with as
-    many more passes for the same update."""
-    return next((keys for keys, tried in _changes(config) if fits(tried)), None) or None
+    """Return keys and values with which `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none
+    suffice. Tried are ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then smaller micro-batches,
+    the largest first, and more of them, so that the update stays the same."""
+    return next((keys for keys, changed_config in _changes(config) if fits(changed_config)), None) or None
 
 
 def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
     """Yield every change of keys that may save memory, the smallest first, with the changed configuration; first no change."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
-    moments, before = list(dict.fromkeys((ecss.moments, "bfloat16"))), leaves(config.model_dump())
-    for divisor, kind in itertools.product(_divisors(train.batch_size), moments):
-        for enabled, again in itertools.product(sorted({ecss.enabled, True}), sorted({recompute, True})):
+    moments_dtypes, old_values = list(dict.fromkeys((ecss.moments, "bfloat16"))), leaves(config.model_dump())
+    for divisor, moments_dtype in itertools.product(_divisors(train.batch_size), moments_dtypes):
+        for ecss_enabled, with_recompute in itertools.product(sorted({ecss.enabled, True}), sorted({recompute, True})):
             keys: dict[str, int | bool | str] = {
-                "ecss.enabled": enabled,
-                "ecss.moments": kind,
-                "parallel.recompute": again,
+                "ecss.enabled": ecss_enabled,
+                "ecss.moments": moments_dtype,
+                "parallel.recompute": with_recompute,
                 "train.batch_size": train.batch_size // divisor,
                 "train.accumulation": train.accumulation * divisor,
             }
             try:
-                tried = parse_config(override(config.model_dump(), [*keys.items()]))
-                check_layout(tried)
+                changed_config = parse_config(override(config.model_dump(), [*keys.items()]))
+                check_layout(changed_config)
             except ConfigError:
                 continue  # too few sequences for so many ranks, or moments that beta2 does not allow
-            yield {key: value for key, value in keys.items() if value != before[key]}, tried
+            yield {key: value for key, value in keys.items() if value != old_values[key]}, changed_config
 
 
 def _layouts(config: Config, devices: int) -> Iterator[Config]:
@@ -111,23 +111,23 @@ def _layouts(config: Config, devices: int) -> Iterator[Config]:
     stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
     if devices < 1:
         return
-    each = map(_divisors, (devices // stages, config.data.domain_sets, config.model.experts_per_domain))
-    for tensor, groups, expert in itertools.product(*each):
+    divisors = map(_divisors, (devices // stages, config.data.domain_sets, config.model.experts_per_domain))
+    for tensor, groups, expert in itertools.product(*divisors):
         if tensor > chip_of(config).per_host:
             break
-        data, rest = divmod(devices, stages * groups * expert * tensor)
-        if rest:
+        data, remainder = divmod(devices, stages * groups * expert * tensor)
+        if remainder:
             continue
         axes = {"stages": stages, "groups": groups, "expert": expert, "data": data, "tensor": tensor}
         for recompute in (False, True):
             parallel = config.parallel.model_copy(update=axes | {"recompute": recompute})
-            choice = config.model_copy(update={"parallel": parallel})
+            planned = config.model_copy(update={"parallel": parallel})
             try:
-                choice.check_divisible()
-                check_layout(choice)
+                planned.check_divisible()
+                check_layout(planned)
             except ValueError:
                 break  # something does not divide evenly, such as attention heads
-            yield choice
+            yield planned
 
 
 @cache
@@ -135,7 +135,8 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _cannot(config: Config, devices: int) -> str:
+def _impossible_layout(config: Config, devices: int) -> str:
+    """Return the message for a number of NPUs that has no layout, with the nearest numbers that have one."""
     sequences = config.train.batch_size // config.data.domains_per_step
     most = min(config.parallel.stages * config.data.domain_sets * sequences * chip_of(config).per_host, _MOST_TRIED)
     fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)

@@ -86,20 +86,20 @@ class PredictedCollective(CollectiveCalls):
 def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
     """Predict the collectives of a training step in groups of more than one rank."""
     calls = [*_activations(config, stage), *_between_stages(config, stage), *_parameters(config, stage)]
-    return [c for c in calls if c.group_size > 1 and c.count]
+    return [call for call in calls if call.group_size > 1 and call.count]
 
 
 def link_bytes(config: Config, stage: int = 0) -> dict[str, int]:
-    """Return the bytes that the rank of a stage that sends most over the network sends in a step: to its host and back (pcie),
-    inside the host (hccs), between hosts (network)."""
+    """Return the bytes that a rank of a stage sends in a step, by link: to its host and back (pcie), to ranks in its host (hccs),
+    to ranks of other hosts (network). It is the rank that sends most over the network."""
     sent = [sent_bytes(config, c, stage) for c in (*collectives(config, stage), *sums_of_rows(config))]
     pcie = 2 * (pcie_bytes(config, stage) + row_pcie_bytes(config))
     return {"pcie": pcie, "hccs": sum(hccs for hccs, _ in sent), "network": sum(network for _, network in sent)}
 
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
-    """Return the bytes that a rank of a stage sends within its host, and to other hosts, in the calls of one collective: the rank
-    with the fewest ranks of its group in its host, for which the others wait.
+    """Return the bytes that a rank of a stage sends in the calls of one collective: (to ranks in its host, to ranks of other
+    hosts). It is the rank with the fewest ranks of its group in its host, because the others wait for it.
 
     As in HCCL, the bytes go in rings inside a host, then the rest in rings between hosts.
     """
@@ -108,28 +108,29 @@ def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) 
         return 0, 0
     if collective.op == "Send":
         step = 1 if collective.phase == "forward" else -1
-        other = stage + step * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
-        own, its = (s * config.parallel.stage_ranks // chip_of(config).per_host for s in (stage, other))
-        return (nbytes, 0) if own == its else (0, nbytes)
-    size, (here, hosts) = _size(config, collective.axes), spread(config, collective.axes)
+        peer_stage = stage + step * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
+        hosts_of_ends = {s * config.parallel.stage_ranks // chip_of(config).per_host for s in (stage, peer_stage)}
+        return (nbytes, 0) if len(hosts_of_ends) == 1 else (0, nbytes)
+    size, (in_host, hosts) = _size(config, collective.axes), spread(config, collective.axes)
     if collective.op == "AlltoAllV":
-        row = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
-        nbytes = collective.count * tokens_of_rank(config) * row  # on average
-    if collective.op in EXCHANGES:
-        return nbytes * (here - 1) // size, nbytes * (size - here) // size
-    rounds = 2 if collective.op == "AllReduce" else 1
-    return rounds * nbytes * (here - 1) // here, rounds * nbytes * (hosts - 1) // (hosts * here)
+        row_bytes = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
+        nbytes = collective.count * tokens_of_rank(config) * row_bytes  # on average
+    if collective.op in EXCHANGES:  # equal parts to all ranks of the group; its own part stays
+        return nbytes * (in_host - 1) // size, nbytes * (size - in_host) // size
+    nbytes *= 2 if collective.op == "AllReduce" else 1  # two rounds: a ReduceScatter, then an AllGather
+    return nbytes * (in_host - 1) // in_host, nbytes * (hosts - 1) // (hosts * in_host)
 
 
 class Spread(NamedTuple):
-    """How a group of ranks lies on hosts: the fewest of its ranks in one host, and the number of its hosts."""
+    """Spread of a group of ranks over hosts. fewest_in_host: number of its ranks in the host that has fewest of them. hosts: number
+    of hosts that have some."""
 
-    here: int
+    fewest_in_host: int
     hosts: int
 
 
 def spread(config: Config, axes: tuple[str, ...]) -> Spread:
-    """Return how the groups of ranks along these axes lie on hosts, for the group that is spread most: all others wait for it."""
+    """Return the spread of the group along these axes that lies on most hosts: all other groups wait for it."""
     sizes = tuple(getattr(config.parallel, axis) for axis in AXES)
     return _spread(sizes, axes, chip_of(config).per_host)
 
@@ -138,12 +139,13 @@ def spread(config: Config, axes: tuple[str, ...]) -> Spread:
 def _spread(sizes: tuple[int, ...], axes: tuple[str, ...], per_host: int) -> Spread:
     layout = Layout(ParallelConfig.model_validate(dict(zip(AXES, sizes, strict=True))))
     hosts = (np.unique(group // per_host, return_counts=True)[1] for group in layout.groups(*axes))
-    return min((Spread(int(counts.min()), len(counts)) for counts in hosts), key=lambda s: (-s.hosts, s.here))
+    return min((Spread(int(counts.min()), len(counts)) for counts in hosts), key=lambda s: (-s.hosts, s.fewest_in_host))
 
 
 def pcie_bytes(config: Config, stage: int = 0) -> int:
-    """Return the bytes of active experts' weights to the NPU, in the compute dtype, once a step whatever the number of passes; 0
-    without ECSS. As many bytes of gradients come back. Copies of accumulators that the runtime may keep are not counted."""
+    """Return the bytes of active experts' weights that are copied to the NPU in a step, in the compute dtype; 0 without ECSS. They
+    are copied once for all micro-batches. As many bytes of gradients are copied back. Copies of accumulators that the runtime may
+    keep are not counted."""
     return active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype] if config.ecss.enabled else 0
 
 
@@ -153,39 +155,41 @@ def row_gradient_bytes(config: Config) -> int:
 
 
 def row_pcie_bytes(config: Config) -> int:
-    """Return the bytes of rows to the NPU in a step, and as many come back, in float32: the rows of the rank's tokens, for their
-    gradients; and on several ranks the gradients of the whole step, for their sums."""
-    own = 4 * config.train.accumulation * tokens_of_rank(config) * config.model.hidden if config.model.rows else 0
-    return own + (row_gradient_bytes(config) if config.parallel.ranks > 1 else 0)
+    """Return the bytes, in float32, that rows (`model.rows`) add to the copies to the NPU in a step, and equally to the copies
+    back: the rows of the rank's tokens and their gradients, and on several ranks the gradients of all tokens to be summed."""
+    own_rows = 4 * config.train.accumulation * tokens_of_rank(config) * config.model.hidden if config.model.rows else 0
+    return own_rows + (row_gradient_bytes(config) if config.parallel.ranks > 1 else 0)
 
 
 def sums_of_rows(config: Config) -> list[PredictedCollective]:
-    """Return the sum over all ranks of the gradients of rows, sequence by sequence, behind the step and no part of its graph."""
+    """Return the collective that sums the gradients of rows over all ranks, one call for each sequence; [] without rows or on one
+    rank. It follows the step, and is no part of its graph."""
     size, calls = config.parallel.ranks, config.train.batch_size
     sums = PredictedCollective("AllReduce", "rows", size, calls, row_gradient_bytes(config), ALL, "gradients of rows")
     return [sums] if config.model.rows and size > 1 else []
 
 
 def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
-    passes, stages = config.train.accumulation, config.parallel.stages
-    for purpose, op, axes, count, nbytes, again in _forward(config, stage):
+    """Yield the collectives of the forward and backward passes inside a stage."""
+    micro_batches, stages = config.train.accumulation, config.parallel.stages
+    for purpose, op, axes, count, nbytes, is_recomputed in _forward(config, stage):
         size = _size(config, axes)
-        back = {"AllGather": "ReduceScatter"}.get(op, op)
-        forward = passes * count
+        backward_op = {"AllGather": "ReduceScatter"}.get(op, op)
+        forward = micro_batches * count
         backward = count if purpose == LOSS and stages == 1 else forward
         if purpose == TO_TOKENS and dispatch_layout(config) == "dropless":
-            backward //= len(config.model.segments)  # a sum has one gradient, and here it travels as it is
+            backward //= len(config.model.segments)  # the segments' outputs are added: one gradient serves all of them
         yield PredictedCollective(op, "forward", size, forward, forward * nbytes, axes, purpose)
-        yield PredictedCollective(back, "backward", size, backward, backward * nbytes, axes, purpose)
-        if config.parallel.recompute and again:
+        yield PredictedCollective(backward_op, "backward", size, backward, backward * nbytes, axes, purpose)
+        if config.parallel.recompute and is_recomputed:
             yield PredictedCollective(op, "recompute", size, forward, forward * nbytes, axes, purpose)
     blocks, tensor = config.data.domains_per_step // config.parallel.groups, config.parallel.tensor
     sequences = tokens_of_rank(config) // blocks // config.model.seq_length
     # a tensor rank predicts neither whole sequences of a block nor an even fraction of one
     if stage == stages - 1 and sequences % tensor and tensor % sequences:
-        labels, calls, size = 4 * config.train.batch_size * config.model.seq_length, 2 * passes, _size(config, REPLICAS)
-        purpose = "labels and their weights"
-        yield PredictedCollective("AllGather", "forward", size, calls, calls * labels, REPLICAS, purpose)
+        nbytes, calls = 4 * config.train.batch_size * config.model.seq_length, 2 * micro_batches
+        size, purpose = _size(config, REPLICAS), "labels and their weights"
+        yield PredictedCollective("AllGather", "forward", size, calls, calls * nbytes, REPLICAS, purpose)
 
 
 LOSS, TABLE, TO_EXPERTS, FROM_EXPERTS = "loss of blocks", "word table", "rows to experts", "rows from experts"
@@ -194,69 +198,74 @@ TO_TOKENS = "rows of tokens, whole"
 
 
 def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Yield the collectives of a micro-batch: purpose, operator, axes, calls, bytes of a call, True if recompute repeats it."""
+    """Yield the collectives of a micro-batch's forward pass, each as a tuple: purpose, operator, axes of its group, number of
+    calls, bytes of one call, True if recompute repeats it."""
     m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
     elements = tokens_of_rank(config) * m.hidden
     tokens = elements * item
     blocks = config.data.domains_per_step // config.parallel.groups
     layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
-    first, last = stage == 0, stage == config.parallel.stages - 1
+    is_first, is_last = stage == 0, stage == config.parallel.stages - 1
     for_layers = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
     for_norm = not for_layers or (item < 4 and not m.rows)  # rows are added in the compute dtype, before the norm
-    yield "embeddings", "AllGather", TENSOR, int(first and for_layers), tokens, True
-    yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(first and for_norm), 4 * elements, for_layers
-    yield "query positions", "AllGather", TENSOR, int(last), tokens, True
+    yield "embeddings", "AllGather", TENSOR, int(is_first and for_layers), tokens, True
+    yield "embeddings, for LayerNorm", "AllGather", TENSOR, int(is_first and for_norm), 4 * elements, for_layers
+    yield "query positions", "AllGather", TENSOR, int(is_last), tokens, True
     yield "attention output", "AllReduce", TENSOR, layers, tokens, True
     yield "FFN output", "AllReduce", TENSOR, layers - routed, tokens, False
     yield from _routed(config, routed * len(m.segments))
-    yield "slots of the logits", "AllGather", TENSOR, int(last), blocks * m.slot_rows * m.hidden * item, False
-    yield LOSS, "AllReduce", TENSOR, int(last), 4 * blocks, False
+    yield "slots of the logits", "AllGather", TENSOR, int(is_last), blocks * m.slot_rows * m.hidden * item, False
+    yield LOSS, "AllReduce", TENSOR, int(is_last), 4 * blocks, False
 
 
 def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Yield the collectives of a number of segments, which are alike, in the form of `_forward`."""
-    row = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
-    sent, multiplied = exchanged_rows(config) * row, multiplied_rows(config) * row
-    uneven = dispatch_layout(config) == "dropless"
-    exchange, tensor = ("AlltoAllV" if uneven else "AlltoAll"), config.parallel.tensor
+    """Yield the collectives of RRE layers, as tuples like those of `_forward`. segments: number of segments of these layers."""
+    row_bytes = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
+    sent, multiplied = exchanged_rows(config) * row_bytes, multiplied_rows(config) * row_bytes
+    is_dropless = dispatch_layout(config) == "dropless"
+    exchange, tensor = ("AlltoAllV" if is_dropless else "AlltoAll"), config.parallel.tensor
     yield TO_EXPERTS, exchange, EXPERT, segments, sent // tensor, True
     yield "rows of experts, whole", "AllGather", TENSOR, segments, multiplied, True
     yield "experts' output", "AllReduce", TENSOR, segments, multiplied, False
-    back = multiplied + row if uneven else sent  # the graph knows the room for uneven rows, not how many there are
-    yield FROM_EXPERTS, exchange, EXPERT, segments, back // tensor, False
-    yield TO_TOKENS, "AllGather", TENSOR, segments, tokens_of_rank(config) * row if uneven else sent, False
+    # dropless: the graph knows the room for rows, not how many there are
+    returned = multiplied + row_bytes if is_dropless else sent
+    yield FROM_EXPERTS, exchange, EXPERT, segments, returned // tensor, False
+    yield TO_TOKENS, "AllGather", TENSOR, segments, tokens_of_rank(config) * row_bytes if is_dropless else sent, False
 
 
 def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
-    passes, last = config.train.accumulation, config.parallel.stages - 1
+    """Yield the sends and receives of a stage: hidden states to the next stage, the word table from the first to the last one, and
+    the gradients of both back."""
+    micro_batches, last = config.train.accumulation, config.parallel.stages - 1
     hidden = tokens_of_rank(config) * config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     table = word_table(config)
-    for behind, ahead, count, nbytes, purpose in (
-        (stage < last, stage > 0, passes, passes * hidden, "hidden states"),
+    for sends, receives, count, nbytes, purpose in (
+        (stage < last, stage > 0, micro_batches, micro_batches * hidden, "hidden states"),
         (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, TABLE),
     ):
-        if behind:
+        if sends:
             yield PredictedCollective("Send", "forward", 2, count, nbytes, STAGES, purpose)
             yield PredictedCollective("Receive", "backward", 2, count, nbytes, STAGES, purpose)
-        if ahead:
+        if receives:
             yield PredictedCollective("Receive", "forward", 2, count, nbytes, STAGES, purpose)
             yield PredictedCollective("Send", "backward", 2, count, nbytes, STAGES, purpose)
 
 
 def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
+    """Yield the collectives of weights and of their gradients, and the sums of the gradient norm."""
     dense = dense_weights(config, stage, alike=True)
     axes: tuple[str, ...]
     for axes in (REPLICAS, STAGE):
         shared = [a for a in dense if (a.computed == a.shape) == (axes == STAGE)]
-        divided, whole = [a for a in shared if a.divided], [a for a in shared if not a.divided]
+        divided, undivided = [a for a in shared if a.divided], [a for a in shared if not a.divided]
         yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
         yield _of_arrays(config, "ReduceScatter", axes, divided, "dense gradients", "gradient")
-        yield _of_arrays(config, "AllReduce", axes, whole, "dense gradients", "gradient")
+        yield _of_arrays(config, "AllReduce", axes, undivided, "dense gradients", "gradient")
     experts = active_buffers(config, stage, alike=True)
     experts = experts or [a for a in expert_arrays(config, stage, alike=True) if a.kind == "weight"]
     for axes in (DATA, HOLDERS):
-        held = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
-        yield _of_arrays(config, "AllReduce", axes, held, "experts' gradients", "gradient")
+        arrays_of_axes = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
+        yield _of_arrays(config, "AllReduce", axes, arrays_of_axes, "experts' gradients", "gradient")
     common = [a for a in experts if a.copies > 1]
     yield _of_arrays(config, "AllReduce", COPIES, common, "common experts' gradients", "gradient")
     calls = 1 + chip_of(config).saturates  # where overflow is infinity, the norm shows it
@@ -267,12 +276,14 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
 def _of_arrays(
     config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[Array], purpose: str, phase: str
 ) -> PredictedCollective:
-    """Return the collective of some arrays. Weights are gathered in the dtype of their use, dense gradients in float32."""
-    whole = phase == "gradient" and purpose.startswith("dense")
-    sizes = [(a.count, math.prod(a.computed) * (4 if whole else ITEM_SIZE[a.used_as])) for a in arrays]
+    """Return one collective's calls for all `arrays`, one call for each. Dense gradients are sent in float32, other arrays in the
+    dtype of their use."""
+    in_float32 = phase == "gradient" and purpose.startswith("dense")
+    sizes = [(a.count, math.prod(a.computed) * (4 if in_float32 else ITEM_SIZE[a.used_as])) for a in arrays]
     count, nbytes = sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
     return PredictedCollective(op, phase, _size(config, axes), count, nbytes, axes, purpose)
 
 
 def _size(config: Config, axes: tuple[str, ...]) -> int:
+    """Return the number of ranks in a group along these axes."""
     return math.prod(getattr(config.parallel, name) for name in axes)
