@@ -93,16 +93,3 @@ def test_where_the_text_cannot_be_fetched_the_error_says_where_a_copy_is_looked_
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"cmmlu_agronomy: .*haonan-li/cmmlu.*a copy in a folder of its full name"):
         run_benchmarks(tiny_run, asked("cmmlu_agronomy"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("dataset", "group"), [(CMMLU, "cmmlu"), (CEVAL, "ceval-valid")])
-def test_a_whole_group_has_a_result_of_its_own(tiny_run, working_folder, manager, dataset, group):
-    members = [name for name in manager.all_tasks if name.startswith(f"{group}_")]
-    copy_of(working_folder, dataset, [name.removeprefix(f"{group}_") for name in members])
-    found = run_benchmarks(tiny_run, asked(group))
-    assert found.keys() == {group, *members} and len(members) > 50
-    right = sum(found[name]["acc"] * len(ROWS) for name in members)
-    items = len(ROWS) * len(members)
-    assert found[group]["acc"] == pytest.approx(right / items)
-    assert (found[group]["n"], found[group]["skipped"]) == (items, 0)

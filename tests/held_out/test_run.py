@@ -95,16 +95,6 @@ def test_the_loss_of_a_sample_is_that_of_its_documents(everything, tiny_run, tin
         assert everything["zh"]["per_sample"]["nats"][number] == pytest.approx(nats, rel=1e-4)
 
 
-def test_the_standard_error_is_over_samples(everything):
-    for found in everything.values():
-        nats_U, tokens_U, bytes_U = (np.array(found["per_sample"][key], float) for key in ("nats", "tokens", "bytes"))
-        n = len(nats_U)
-        for key, values_U, sizes_U in (("se", nats_U, tokens_U), ("bits_per_byte_se", nats_U / math.log(2), bytes_U)):
-            residuals_U = values_U - values_U.sum() / sizes_U.sum() * sizes_U
-            expected = np.std(residuals_U, ddof=1) * math.sqrt(n) / sizes_U.sum()
-            assert found[key] == pytest.approx(expected, rel=1e-4)
-
-
 def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     data = open_model(run, "run").config.data.path

@@ -8,14 +8,11 @@ import unicodedata
 import numpy as np
 import pytest
 from helpers.strings import KINDS, itself_or_nfkc, strings
-from helpers.texts import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.prepare import prepare
-from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.segmentation import runs_of
@@ -51,7 +48,7 @@ def test_any_chinese_text_is_encoded_as_pangu_alpha_does(whole, domains, pangu_a
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_come_between_pangu_alphas_ids_and_change_none(whole, domains, pangu_alpha, kind):
     """Left out: characters that PanGu-α reads as something else, a mark of its own or a blank and an accent."""
-    for text in (re.sub("[▂▃¨¯´゛ﷺ]", "", text) for text in strings(kind, 100)):
+    for text in (re.sub("[▂▃¨¯´゛ﷺ]", "", text) for text in strings(kind, 40)):
         ids = whole.encode(text, domains.named("zh"))
         assert UNK not in ids
         assert [i for i in ids if i < ALPHA_SIZE] == [i for i in pangu_alpha.encode(text) if i != UNK], repr(text)
@@ -61,8 +58,8 @@ def test_bytes_come_between_pangu_alphas_ids_and_change_none(whole, domains, pan
 def test_all_text_comes_back_exactly_or_in_chinese_runs_each_character_or_its_nfkc_form(
     whole, small, restricted, domains, kind
 ):
-    """18 kinds x 40 strings x 4 domains x 3 sizes of slots: 8,640."""
-    for text in strings(kind, 40):
+    """18 kinds x 12 strings x 4 domains x 3 sizes of slots: 2,592."""
+    for text in strings(kind, 12):
         for tokenizer in (whole, small, restricted):
             for domain in domains:
                 assert_it_comes_back(tokenizer, text, domain)
@@ -118,7 +115,7 @@ def test_a_vanishing_character_costs_its_bytes_and_nothing_else(whole, domains):
 
 
 def test_a_long_text_of_vanishing_characters_takes_no_longer_than_it_is_long(whole, domains):
-    text = "\t\t中\u3000国\r\n" * 20_000
+    text = "\t\t中\u3000国\r\n" * 5_000
     assert whole.decode(whole.encode(text, domains.named("zh"))) == text
 
 
@@ -271,16 +268,3 @@ def test_altered_rows_are_refused(restricted, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="a file was changed"):
         Tokenizer.load(tmp_path)
-
-
-def test_prepared_text_comes_back_whole(tmp_path):
-    texts = {"zh": "龘🙂今天\t{}", "en": "the dog {}", "bilingual": "你好 {}", "code": "x = {}"}
-    records = [{"domain": name, "text": text.format(i)} for name, text in texts.items() for i in range(3)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    config = tiny_config(slot_rows=600)
-    manifest = prepare(config, [tmp_path / "a.jsonl"], tmp_path / "out")
-    tokenizer = PreparedData(tmp_path / "out").tokenizer()
-    zh = domains_of(config).named("zh")
-    assert tokenizer.row_of[zh.slot, FIRST_BYTE] >= 0
-    assert tokenizer.decode(tokenizer.encode(texts["zh"], zh)) == texts["zh"]
-    assert manifest.domains["zh"].train.unknown == 0
