@@ -588,22 +588,15 @@ def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):
     assert open_model(copy, "hf").step == 0
 
 
-@pytest.mark.parametrize(
-    ("source", "to", "message"),
-    [
-        ("run", "run", "a run folder already"),
-        ("folder", "hf", "folder already"),
-        (
-            "nothing",
-            "hf",
-            "is not a run folder or a Hugging Face style folder: it has no configuration.json and no config.json",
-        ),
-    ],
-)
-def test_a_conversion_to_itself_or_of_nothing_is_refused(request, tmp_path, source, to, message):
-    path = tmp_path if source == "nothing" else request.getfixturevalue(source)
-    with pytest.raises(UserError, match=message):
-        convert_model(path, tmp_path / "out", to)
+def test_a_conversion_to_itself_or_of_nothing_or_over_something_is_refused(run, folder, tmp_path):
+    nothing = "is not a run folder or a Hugging Face style folder: it has no configuration.json and no config.json"
+    for source, to, message in (
+        (run, "run", "a run folder already"),
+        (folder, "hf", "folder already"),
+        (tmp_path, "hf", nothing),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert_model(source, tmp_path / "out", to)
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="out exists; choose another path with output"):
-        convert_model(path, tmp_path / "out", to)
+        convert_model(run, tmp_path / "out", "hf")

@@ -146,6 +146,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "ms: a tensor is missing": (ckpt(without(MS, BLOCK)), f"{OF_BLOCK} is missing"),
     "ms: a tensor too many": (ckpt({**MS, "backbone.extra": GAIN}), r"backbone\.extra is no tensor"),
     "ms: a wrong shape": (ckpt({**MS, BLOCK: MS[BLOCK][:, :9]}), f"{OF_BLOCK} is of shape"),
+    "ms: not a matrix": (ckpt({**MS, BLOCK: MS[BLOCK][0]}), rf"{OF_BLOCK} is of shape \(64,\)"),
+    "ms: a flipped header": (ckpt(MS, lambda c: bytes([c[0] ^ 64]) + c[1:]), "at byte 0"),
     "ms: a wrong type": (
         ckpt({**MS, BLOCK: MS[BLOCK].astype(np.int32)}),
         rf"{OF_BLOCK} \(layers\.1\.ffn\.w1\) is Int32",
@@ -231,6 +233,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
         huggingface({**HF, "lm_head.weight": np.zeros((3, 16), np.float32)}),
         r"lm_head\.weight is of shape \(3, 16\)",
     ),
+    "hf: a size that is NaN": (huggingface(hidden_size=float("nan")), "hidden_size is nan"),
+    "hf: JSON that is a list": (huggingface(change=text("config.json", "[]")), "it holds a list"),
+    "hf: an empty index": (indexed(lambda files: files.clear()), "it has no weight_map"),
     "hf: no JSON": (huggingface(change=text("config.json", "{")), "it is not JSON"),
     "hf: a path in the index": (in_index(BIAS, "../b/pytorch_model-0.bin"), NO_NAME),
     "hf: a file of another kind in the index": (in_index(BIAS, "config.json"), r"config\.json: weights are read from"),

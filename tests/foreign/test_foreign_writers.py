@@ -74,13 +74,14 @@ def test_what_mindspore_cuts_and_saves_as_each_rank_is_read(tmp_path: Path):
     foreign.assert_values(release_of(folder), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "tensor", "stretches", "dtype", "hidden", "layers"),
     [
         (2, 4, 2, "float16", 16, 3),
-        pytest.param(1, 4, 1, "float32", 16, 3, marks=pytest.mark.slow),
-        pytest.param(4, 2, 2, "float32", 16, 3, marks=pytest.mark.slow),
-        pytest.param(64, 8, 8, "float16", 64, 2, marks=pytest.mark.slow),
+        (1, 4, 1, "float32", 16, 3),
+        (4, 2, 2, "float32", 16, 3),
+        (64, 8, 8, "float16", 64, 2),
     ],
 )
 def test_what_mindspore_cuts_by_its_strategy_is_read(tmp_path: Path, data, tensor, stretches, dtype, hidden, layers):

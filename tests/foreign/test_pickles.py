@@ -90,6 +90,7 @@ CODE: dict[str, tuple[bytes, str]] = {
         b"\x80\x02ccopyreg\n_reconstructor\nctorch\nSize\ncbuiltins\nobject\nN\x87R.",
         "missing 1 required positional argument",
     ),
+    "a state of a number": (b"\x80\x02K\x01}b.", "a state of a int"),
     "a buffer outside of the pickle": (b"\x80\x05\x97.", "NEXT_BUFFER"),
 }
 

@@ -69,6 +69,8 @@ def moved() -> bytes:
 SHAPE = b"K\x03K\x04\x86"
 REFUSED = {
     "cut short": (lambda: torch_zip(value())[:-30], "no file of torch"),
+    "empty": (lambda: b"", "neither a zip file nor a pickle"),
+    "no data.pkl": (lambda: torch_zip(value()).replace(b"data.pkl", b"date.pkl"), "0 members data.pkl"),
     "the format before zip": (
         lambda: b"\x80\x02K\x01.",
         "a pickle, as torch before 1.6 wrote, .*ab9cf900.* save it again",

@@ -1,31 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
 
 import numpy as np
 import pytest
-from helpers.fake_decoder import EOT, FakeDecoder
+from helpers.fake_decoder import FakeDecoder
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.generate.text import ends_in_blank, generate, stream
-from pangu_sigma.text.sentencepieces import alpha_model, train_english
-from pangu_sigma.text.tokenizer import Tokenizer
 
 LENGTH = 10
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class Counting(FakeDecoder):
     """Ids are numbers in text; the model likes the last number + 1, and 9 is <eot>."""
 
-    def __init__(self, surfaces: list[bytes] | None = None):
-        super().__init__(3, LENGTH, self.next_number, surfaces or [f" {number}".encode() for number in range(12)])
+    def __init__(self):
+        super().__init__(3, LENGTH, self.next_number, [f" {number}".encode() for number in range(12)])
         self.tokenizer.prompt = lambda text, domain: [int(word) for word in text.split()]
 
     def next_number(self, domain, ids):
@@ -112,27 +107,6 @@ def test_a_stream_that_is_left_gives_its_lane_back(decoder, counting):
     new.close()
     assert generate(counting, [("up", "5")])[0].text == " 6 7 8"
     assert (counting.running, counting.waiting) == (0, 0)
-
-
-@pytest.mark.parametrize("text", ["好🙂人\t\u3000𪚥、龘👩‍👩‍👧", "用 🙂 写\r\n▂▃▁。", "結局\ufffd完"])
-@pytest.mark.parametrize("domain", ["zh", "bilingual"])
-def test_characters_spelled_by_bytes_stream_whole(decoder, domain, text):
-    """The model repeats `text` as the tokenizer writes it: no chunk ends within a character."""
-    tokenizer = Tokenizer.whole(alpha_model(), train_english([], 0), 2)
-    model = decoder.config.model.model_dump() | {"seq_length": 200}
-    named = {"zh": "zh", "bilingual": "mixed"}
-    domains = [{"name": name, "language": language, "slot": name} for name, language in named.items()]
-    decoder.config = parse_config({"name": "saying", "model": model, "domains": domains})
-    saying = tokenizer.encode(text, domains_of(decoder.config).named(domain))
-    start = len(tokenizer.prompt("你", domains_of(decoder.config).named(domain)))
-    decoder.tokenizer = tokenizer
-    decoder._logits = lambda of, ids: np.eye(1, tokenizer.size, [*saying, EOT][len(ids) - start])[0]
-    engine = Engine(decoder)
-    chunks = list(stream(engine, (domain, "你"), max_new_tokens=100))
-    back = tokenizer.decode(saying)
-    assert "".join(chunks) == generate(engine, [(domain, "你")], 100)[0].text == back
-    assert unicodedata.normalize("NFKC", back) == unicodedata.normalize("NFKC", text)
-    assert len(chunks) > 1 and all(_BROKEN not in chunk or _BROKEN in text for chunk in chunks)
 
 
 def test_a_stream_is_what_generate_returns(counting):

@@ -30,7 +30,7 @@ def schema_format(name: str) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMAS[name], "strict": True}}
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", ["nested", "either", "pattern"])
 def test_the_official_clients_answers_fit_their_schema(official, name):
     validator = jsonschema_rs.validator_for(SCHEMAS[name], validate_formats=True)
     answer = official.chat.completions.create(

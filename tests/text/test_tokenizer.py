@@ -19,23 +19,6 @@ from pangu_sigma.text.segmentation import runs_of
 from pangu_sigma.text.tokenizer import FILES, Tokenizer, copy_tokenizer, segment, tag_language
 from pangu_sigma.text.vocabulary import ALPHA_SIZE, EOT, FIRST_BYTE, FIRST_ENGLISH, TAG_OF_LANGUAGE, UNK
 
-CHINESE = [
-    "１２月３１日，中共中央总书记、国家主席发表１９９８年新年讲话《迈向充满希望的新世纪》。\n同胞们、朋友们：",
-    "这本书  不错，Python 3.11 的 asyncio 讲得很清楚！！ 推荐\n\n  给大家。",
-    "小说里的人物：“你好……”他说。α≤β，①②③，㎏，東京都，龘",
-    "<eot> 不是 <pad>，\t制表符",
-]
-
-
-@pytest.mark.parametrize("text", CHINESE)
-def test_chinese_is_encoded_and_decoded_as_pangu_alpha_does(whole, domains, pangu_alpha, text):
-    """What is <unk> there is spelled by bytes here."""
-    ids = [i for i in whole.encode(text, domains.named("zh")) if i < ALPHA_SIZE]
-    known = [i for i in pangu_alpha.encode(text) if i != UNK]
-    assert ids == known
-    if "<eot>" not in text:  # PanGu-α writes out control pieces, here they are silent
-        assert whole.decode(ids) == pangu_alpha.decode(known)
-
 
 @given(st.text(alphabet="的中国人民 ，。\nabc1２", max_size=60))
 @settings(max_examples=50, deadline=None)
@@ -51,7 +34,10 @@ def test_bytes_come_between_pangu_alphas_ids_and_change_none(whole, domains, pan
     for text in (re.sub("[▂▃¨¯´゛ﷺ]", "", text) for text in strings(kind, 40)):
         ids = whole.encode(text, domains.named("zh"))
         assert UNK not in ids
-        assert [i for i in ids if i < ALPHA_SIZE] == [i for i in pangu_alpha.encode(text) if i != UNK], repr(text)
+        known = [i for i in pangu_alpha.encode(text) if i != UNK]
+        assert [i for i in ids if i < ALPHA_SIZE] == known, repr(text)
+        if "<" not in text:  # PanGu-α writes out control pieces, here they are silent
+            assert whole.decode(known) == pangu_alpha.decode(known)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,14 +137,6 @@ def test_blanks_marks_and_control_names_come_back_exactly(whole, domains, text):
     assert EOT not in ids
 
 
-@given(st.text(alphabet="中国人民的希望 ，。龘\nabc the1🙂", max_size=40))
-@settings(max_examples=100, deadline=None)
-def test_no_token_is_outside_the_slot(restricted, domains, text):
-    for domain in domains:
-        ids = restricted.sample(Document(domain.name, text, ""), domain)
-        assert (restricted.row_of[domain.slot][ids] >= 0).all()
-
-
 def test_rows_and_ids_are_inverse(restricted):
     for rows, row_of in zip(restricted.slot_rows, restricted.row_of, strict=True):
         used = np.flatnonzero(rows >= 0)
@@ -251,8 +229,7 @@ def test_every_slot_needs_rows_for_the_bytes(small, tmp_path):
 def test_missing_and_altered_files_are_refused(restricted, tmp_path, name):
     restricted.save(tmp_path)
     file = tmp_path / name
-    content = file.read_bytes()
-    file.write_bytes(content[:-3])
+    file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(DataError, match="run prepare-data again"):
         Tokenizer.load(tmp_path)
     file.unlink()
