@@ -86,7 +86,6 @@ REFUSED = {
     "a huge shape": (lambda: changed(SHAPE, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"), "has the shape .* cannot have"),
     "a shape that is NaN": (lambda: changed(SHAPE, b"G\x7f\xf8\0\0\0\0\0\0K\x04\x86"), "has the shape .* cannot have"),
     "a shape of three axes": (lambda: changed(SHAPE, b"K\x03K\x02K\x02\x87"), "without storage, shape and strides"),
-    "strides of 0": (lambda: changed(b"K\x04K\x01\x86", b"K\0K\0\x86"), None),
     "a storage that is missing": (lambda: changed(b"X\x01\0\0\x000", b"X\x01\0\0\x007"), "the storage 7 is missing"),
     "a storage that is larger": (lambda: changed(b"K\x0ct", b"K\x4dt"), "the storage 0 has 48 bytes, not 77 values"),
 }
@@ -97,9 +96,6 @@ def test_what_is_damaged_is_refused_by_the_name_of_the_file(tmp_path: Path, name
     made, message = REFUSED[name]
     file = tmp_path / "a.pt"
     file.write_bytes(made())
-    if message is None:  # no larger than its storage: harmless
-        assert read(file, "a").size == 12
-        return
     with pytest.raises(LayoutError, match=rf"a\.pt: .*{message}"):
         read(file, "a")
     assert [one.name for one in tmp_path.iterdir()] == ["a.pt"]

