@@ -330,6 +330,7 @@ BAD: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("pd_cft", "pd.test"): [
         (PD + "1 ||| 一 句 。 ||| 二\n", ":3: XXXXX once in the question expected, found 0"),
         (PD + "没有 编号\n2 ||| 一 XXXXX ||| 句\n", r":4: lines of a number \|\|\| a sentence"),
+        (PD + "1 ||| 到此 为止\n", ":3: lines of a number"),
     ],
     ("cmrc2017", "cloze.test.answer"): [("<qid_0> 啄木鸟\n", r":1: <qid_N> \|\|\| answer expected")],
     ("cmrc2017", "cloze.test.doc_query"): [
