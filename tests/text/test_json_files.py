@@ -275,3 +275,11 @@ def test_a_long_element_is_left_out_and_one_without_end_ends_the_reading_in_boun
     assert items[0].detail.startswith(f"{len(long):,} bytes")
     assert items[2].line == 3 and "or an element is longer than 1,000 bytes" in items[2].detail
     assert path.read_bytes()[items[2].offset :].startswith(endless)
+
+
+@pytest.mark.parametrize("number", ["1.5", "-12e+3", "7E-2", "0.25e1", "10"])
+def test_a_number_may_go_on_in_the_next_block(tmp_path, monkeypatch, number):
+    path = written(tmp_path, f"[{number}, {number}]".encode(), "a.json")
+    for block in range(1, 12):
+        monkeypatch.setattr(json_files, "_BLOCK_BYTES", block)
+        assert [value for value, _ in elements(path)] == [json.loads(number)] * 2
