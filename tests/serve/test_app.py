@@ -169,7 +169,7 @@ def ask_by_schema(schema, number: int) -> None:
 
 
 def test_requests_drawn_from_the_schema(schema):
-    ask_by_schema(schema, 5)
+    ask_by_schema(schema, 2)
 
 
 @pytest.mark.slow
