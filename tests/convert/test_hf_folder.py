@@ -255,12 +255,12 @@ def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
 
 def test_every_file_says_what_segments_are(drawn_segmented_run, tmp_path):
     written = convert_model(drawn_segmented_run, tmp_path / "hf", "hf")
-    found, saved = weights(written), whole(newest_checkpoint(drawn_segmented_run / "checkpoints"))
+    arrays, saved = weights(written), whole(newest_checkpoint(drawn_segmented_run / "checkpoints"))
     # layer 2 of the network has the segments 4 … 7 of all RRE layers
-    assert (found["layers.2.ffn.experts.5.up.weight"] == saved["experts_layer_4/w1"][5]).all()
-    assert (found["layers.2.ffn.segments.3.experts.2.up.weight"] == saved["experts_layer_7/w1"][2]).all()
-    assert "layers.2.ffn.segments.3.experts.3.up.weight" not in found
-    assert "layers.2.ffn.segments.3.experts.2.down.bias" not in found
+    assert (arrays["layers.2.ffn.experts.5.up.weight"] == saved["experts_layer_4/w1"][5]).all()
+    assert (arrays["layers.2.ffn.segments.3.experts.2.up.weight"] == saved["experts_layer_7/w1"][2]).all()
+    assert "layers.2.ffn.segments.3.experts.3.up.weight" not in arrays
+    assert "layers.2.ffn.segments.3.experts.2.down.bias" not in arrays
     tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
     assert (tree["expert_segments"], tree["num_common_experts"]) == (["own", "own", "common", "common"], 3)
     assert (tree["num_experts_per_tok"], tree["n_routed_experts"]) == (4, 6)
@@ -285,11 +285,11 @@ def test_the_tables_of_segments_route_as_the_run_does(drawn_segmented_run, tmp_p
 
 def test_every_file_says_what_rows_are(rows_run, tmp_path):
     written = convert_model(rows_run, tmp_path / "hf", "hf")
-    run, folder, found = open_model(rows_run, "run"), open_model(written, "hf"), weights(written)
+    run, folder, arrays = open_model(rows_run, "run"), open_model(written, "hf"), weights(written)
     assert (run.config.model, run.table.hash) == (folder.config.model, folder.table.hash)
     saved = whole(newest_checkpoint(rows_run / "checkpoints"))
     for e, met in enumerate((450, 105, 0)):
-        of_entry = {name: found[f"rows.{e}.{name}"] for name in ("tid2key", "before2key", "keys", "weight")}
+        of_entry = {name: arrays[f"rows.{e}.{name}"] for name in ("tid2key", "before2key", "keys", "weight")}
         assert (of_entry["tid2key"] == run.table.row_EV[e]).all()
         assert (of_entry["before2key"] == run.table.before_EV1[e]).all()
         for name, values in zip(("keys", "weight"), folder.rows(e), strict=True):
@@ -297,7 +297,7 @@ def test_every_file_says_what_rows_are(rows_run, tmp_path):
             assert of_entry[name].tobytes() == saved[f"rows_{e}/{name}"].tobytes() and len(values) == met
     listed = {shard: shape for shard, name, shape, _ in folder.listed() if shard and name == "weight"}
     assert listed == {"rows_0": (450, 8), "rows_1": (105, 14), "rows_2": (0, 2)}
-    assert found["layers.1.row_scale"] == saved["dense/layers.1.row_scale"]
+    assert arrays["layers.1.row_scale"] == saved["dense/layers.1.row_scale"]
     tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
     assert tree["rows"][1] == {"order": 2, "rows": 70, "width": 14, "kind": "own"} and tree["rows_met"] == [450, 105, 0]
     assert "5,070 parameters besides" in card and "order 2, 70 own of width 14, 105 of them met" in card

@@ -169,8 +169,8 @@ def test_a_model_without_the_usual_domain_is_told_how_to_name_another(tiny_run, 
         run_benchmarks(tiny_run, BenchmarkRequest(("translation_zh_en",), str(data)))
     assert FORMATS.keys() <= {file.stem for file in TASKS.glob("*.yaml")}
     monkeypatch.setattr(benchmarks, "CHINESE", "han")
-    said = "ocnli asks a domain called han, and the model has none; say with domain which answers: zh, en, code"
-    with pytest.raises(ConfigError, match=said):
+    message = "ocnli asks a domain called han, and the model has none; say with domain which answers: zh, en, code"
+    with pytest.raises(ConfigError, match=message):
         run_benchmarks(tiny_run, BenchmarkRequest(("ocnli",), str(data)))
 
 
@@ -306,9 +306,9 @@ def test_the_table_has_a_line_for_each_metric():
 def test_a_run_keeps_benchmarks_for_its_report(tiny_run, data, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / BENCHMARKS).write_text('{"older": {"acc": 0.5, "n": 9, "step": 3}}', encoding="utf-8")
-    found = benchmark_model(run, asked(data, "ocnli", limit=2), tmp_path / "out.json")
-    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
-    figures = found["ocnli"]
+    results = benchmark_model(run, asked(data, "ocnli", limit=2), tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == results
+    figures = results["ocnli"]
     assert {key: figures[key] for key in ("n", "skipped", "truncated")} == {"n": 2, "skipped": 1, "truncated": 0}
     noted = json.loads((run / BENCHMARKS).read_text(encoding="utf-8"))
     assert noted["ocnli"] == figures | {"domain": "zh", "step": STEPS} and noted["older"]["n"] == 9
@@ -321,7 +321,7 @@ def test_a_run_keeps_benchmarks_for_its_report(tiny_run, data, tmp_path):
     assert f"<tr><th>{'</th><th>'.join(heads)}</th></tr>" in page
     for row in rows:
         assert f"<tr><td>{'</td><td>'.join(row)}</td></tr>" in page
-    text = format_tasks(found)
+    text = format_tasks(results)
     assert text.startswith("| task |") and f"| ocnli | acc | {figures['acc']:.4f} | 2 | 1 | 0 |" in text
     assert not list(tmp_path.glob("*.partial"))
 
@@ -331,6 +331,6 @@ def test_a_run_keeps_benchmarks_for_its_report(tiny_run, data, tmp_path):
 def test_an_export_has_the_benchmarks_of_its_run(tiny_run, tiny_export, data, tmp_path):
     before = {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()}
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    found = benchmark_model(tiny_export, asked(data, "ocnli", limit=2), tmp_path / "out.json")
-    assert found == benchmark_model(run, asked(data, "ocnli", limit=2))
+    results = benchmark_model(tiny_export, asked(data, "ocnli", limit=2), tmp_path / "out.json")
+    assert results == benchmark_model(run, asked(data, "ocnli", limit=2))
     assert {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()} == before

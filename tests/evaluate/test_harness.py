@@ -56,17 +56,17 @@ def scored(model: HarnessModel, ids: list[int], count: int) -> tuple[float, bool
 def test_log_likelihoods_are_those_of_the_logits(model, caplog):
     expected = []
     for context, continuation in PAIRS:
-        kept = context.rstrip()
-        continuation = context[len(kept) :] + continuation
-        whole = model.tokenizer.encode(kept + continuation, model.domain)
-        before = model.tokenizer.encode(kept, model.domain)
-        assert whole[: len(before)] == before
-        ids = ([model.tokenizer.eot] if not kept else []) + whole
-        expected.append(scored(model, ids[-31:], len(whole) - len(before)))
+        context_text = context.rstrip()
+        continuation = context[len(context_text) :] + continuation
+        ids_of_both = model.tokenizer.encode(context_text + continuation, model.domain)
+        before = model.tokenizer.encode(context_text, model.domain)
+        assert ids_of_both[: len(before)] == before
+        ids = ([model.tokenizer.eot] if not context_text else []) + ids_of_both
+        expected.append(scored(model, ids[-31:], len(ids_of_both) - len(before)))
     with caplog.at_level(logging.WARNING):
-        found = model.loglikelihood(asked("loglikelihood", *PAIRS))
-    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+        scores = model.loglikelihood(asked("loglikelihood", *PAIRS))
+    assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected], abs=1e-5)
+    assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected]
     assert caplog.messages == ["1 of 7 contexts lost their beginning: 31 tokens fit"]
 
 
@@ -149,8 +149,8 @@ def test_a_token_that_reaches_over_the_end_of_a_context_is_not_lost(tiny_run, ca
     before, after = (model.tokenizer.encode(text, model.domain) for text in ("今天天", "气不错"))
     assert model.tokenizer.encode("今天天气不错", model.domain)[: len(before)] != before
     with caplog.at_level(logging.WARNING):
-        ((found, _),) = model.loglikelihood(asked("loglikelihood", ("今天天", "气不错")))
-    assert found == pytest.approx(scored(model, [*before, *after], len(after))[0], abs=1e-5)
+        ((score, _),) = model.loglikelihood(asked("loglikelihood", ("今天天", "气不错")))
+    assert score == pytest.approx(scored(model, [*before, *after], len(after))[0], abs=1e-5)
     assert caplog.messages[-1].startswith("in 1 of 1 requests a token would reach over the end of the context")
 
 
@@ -164,8 +164,8 @@ def test_a_tag_stands_before_the_text_where_it_is_asked_for(tiny_run, caplog):
         (plain, plain.tokenizer.encode("x y", plain.domain)),
         (tagged, tagged.tokenizer.prompt("x y", tagged.domain)),
     ):
-        ((found, _),) = model.loglikelihood(asked("loglikelihood", ("x y", " total")))
-        assert found == pytest.approx(scored(model, [*before, *after], len(after))[0], abs=1e-5)
+        ((score, _),) = model.loglikelihood(asked("loglikelihood", ("x y", " total")))
+        assert score == pytest.approx(scored(model, [*before, *after], len(after))[0], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def evaluated(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
+def run_losses(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
     """The run on the samples of its evaluations, which leaves it as it was."""
     before = files_of(tiny_run)
     losses = evaluate_run(tiny_run)
@@ -28,6 +28,6 @@ def evaluated(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def everything(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
+def all_losses(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
     """The run on all held-out samples."""
     return evaluate_run(tiny_run, all=True)

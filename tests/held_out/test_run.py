@@ -34,22 +34,22 @@ def held_out_ids(tiny_data: Path, name: str, length: int) -> np.ndarray:
     return file.read(0, (file.tokens - 1) // length * length + 1)
 
 
-def test_it_gives_the_losses_of_the_end_of_training_with_all_that_was_logged(evaluated, tiny_run):
+def test_it_gives_the_losses_of_the_end_of_training_with_all_that_was_logged(run_losses, tiny_run):
     (last,) = (line for line in read_metrics(tiny_run) if line["kind"] == "evaluation" and line["step"] == STEPS)
-    assert {name: values["loss"] for name, values in evaluated.items()} == last["per_domain_loss"]
-    assert list(evaluated) == ["zh", "en", "code"]
-    for name, values in evaluated.items():
+    assert {name: values["loss"] for name, values in run_losses.items()} == last["per_domain_loss"]
+    assert list(run_losses) == ["zh", "en", "code"]
+    for name, values in run_losses.items():
         assert values.keys() == {"loss", "perplexity", *FIGURES}
         assert values["perplexity"] == pytest.approx(math.exp(values["loss"]))
         assert all(values[key] == last[key][name] for key in FIGURES)
         assert values["samples"] == 8, "train.eval_batches · train.batch_size"
 
 
-def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those(everything, tiny_run, tiny_data):
+def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those(all_losses, tiny_run, tiny_data):
     run = open_model(tiny_run, "run")
     frequencies_DV, length = PreparedData(tiny_data).frequencies(), run.config.model.seq_length
     for domain in domains_of(run.config):
-        ids, found = held_out_ids(tiny_data, domain.name, length), everything[domain.name]
+        ids, found = held_out_ids(tiny_data, domain.name, length), all_losses[domain.name]
         predicted = ids[1:][ids[:-1] != run.tokenizer.eot]  # what follows the end of a document is not predicted
         assert found["samples"] == len(ids) // length > 8
         assert found["tokens"] == len(predicted) == sum(found["per_sample"]["tokens"])
@@ -62,7 +62,7 @@ def test_all_counts_every_held_out_token_once_and_unigram_and_bytes_are_of_those
         assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / found["bytes"])
 
 
-def test_the_loss_of_a_sample_is_that_of_its_documents(everything, tiny_run, tiny_data):
+def test_the_loss_of_a_sample_is_that_of_its_documents(all_losses, tiny_run, tiny_data):
     """Against the model that answers: each document of a sample is scored alone. Every row of the slot of zh is in use:
     the answering model knows that other rows cannot be drawn, and the loss does not."""
     decoder, run = open_decoder(tiny_run), open_model(tiny_run, "run")
@@ -78,7 +78,7 @@ def test_the_loss_of_a_sample_is_that_of_its_documents(everything, tiny_run, tin
             logits_SR = [logits_R for each in decoder.read(chunks) for logits_R in each.astype(float)]
             for logits_R, token in zip(logits_SR, document[1:], strict=True):
                 nats += np.log(np.exp(logits_R).sum()) - logits_R[run.tokenizer.row_of[domain.slot, token]]
-        assert everything["zh"]["per_sample"]["nats"][number] == pytest.approx(nats, rel=1e-4)
+        assert all_losses["zh"]["per_sample"]["nats"][number] == pytest.approx(nats, rel=1e-4)
 
 
 def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
@@ -91,7 +91,7 @@ def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
         evaluate_run(run)
 
 
-def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(evaluated, tiny_run, tiny_data, tmp_path):
+def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(run_losses, tiny_run, tiny_data, tmp_path):
     """Two tokens have each other's row: every number would be another one, and nothing else would show it."""
     run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
     edit_config(run, {str(open_model(run, "run").config.data.path): str(data)})

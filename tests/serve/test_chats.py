@@ -93,8 +93,8 @@ def test_an_answer_comes_back_with_the_nulls_that_a_client_adds(client):
     with_nulls = answer | dict.fromkeys(["annotations", "audio", "function_call", "tool_calls"])
     more = {"role": "user", "content": [{"type": "text", "text": "and?"}]}
     plain = ask(client, messages=[*ASKED, answer, more]).json()
-    found = ask(client, messages=[*ASKED, with_nulls, more], functions=None).json()
-    assert found["choices"] == plain["choices"]
+    reply = ask(client, messages=[*ASKED, with_nulls, more], functions=None).json()
+    assert reply["choices"] == plain["choices"]
 
 
 @pytest.mark.parametrize(

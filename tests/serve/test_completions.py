@@ -96,8 +96,8 @@ def test_without_a_seed_answers_differ(client):
 @pytest.mark.parametrize("domain", ["sigma-en", "sigma-zh", "sigma-code"])
 def test_echo_with_logprobs_is_exact(client, decoder, domain):
     """In float64 from the logits, as `lm_eval` needs it: nothing before the first token, one new token at the end."""
-    found = whole(client, model=domain, echo=True, logprobs=1, max_tokens=1, temperature=0)
-    (choice,), logprobs = found["choices"], found["choices"][0]["logprobs"]
+    completion = whole(client, model=domain, echo=True, logprobs=1, max_tokens=1, temperature=0)
+    (choice,), logprobs = completion["choices"], completion["choices"][0]["logprobs"]
     assert choice["text"].startswith(PROMPT)
     for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
         if not token.startswith(("bytes:", "<", "▁")):  # these have no text of their own
