@@ -95,7 +95,7 @@ def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(run_los
     """Two tokens have each other's row: every number would be another one, and nothing else would show it."""
     run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
     edit_config(run, {str(open_model(run, "run").config.data.path): str(data)})
-    assert evaluate_run(run) == evaluated
+    assert evaluate_run(run) == run_losses
     change_vocabulary(data)
     for refused in (lambda: evaluate_run(run), lambda: compare_runs([tiny_run], [run])):
         with pytest.raises(
