@@ -82,7 +82,7 @@ def tokenizer_patterns() -> dict[str, str]:
     return patterns
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=TEXTS, domain=st.sampled_from(DOMAINS))
 def test_ids_of_any_text_in_any_domain_are_ours_and_come_back_as_ours_do(ours, reader, text, domain):
     theirs = {"format": domain.format, "language": domain.language, "slot": domain.slot}

@@ -18,10 +18,6 @@ from safetensors.numpy import load_file, save_file
 from experiments.chaos.runs import whole
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
-from pangu_sigma.checkpoint.compose import compose
-from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
-from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import restore_rows
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
@@ -79,10 +75,13 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return {name: value for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
-def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tiny_data, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("kind", ["run", "drawn_segmented_run", "rows_run"])
+def test_there_and_back_is_the_same_run_bit_for_bit(request, tiny_data, tmp_path, caplog, monkeypatch, kind):
     caplog.set_level("INFO")
+    run = request.getfixturevalue(kind)
     monkeypatch.chdir(tiny_data.parent)
-    again = convert_model(folder, tmp_path / "again", "run")
+    written = convert_model(run, tmp_path / "hf", "hf")
+    again = convert_model(written, tmp_path / "again", "run")
     old, new = open_model(run, "run"), open_model(again, "run")
     assert (old.config, old.tokenizer.hash, old.table.hash) == (new.config, new.tokenizer.hash, new.table.hash)
     before, after = whole(newest_checkpoint(run / "checkpoints")), whole(newest_checkpoint(again / "checkpoints"))
@@ -94,7 +93,7 @@ def test_there_and_back_is_the_same_run_bit_for_bit(run, folder, tiny_data, tmp_
     monkeypatch.chdir(tiny_data.parent.parent)
     third = convert_model(again, tmp_path / "third", "hf")
     assert open_model(third, "hf").config == old.config, "paths below the working folder are kept from there"
-    assert all((value == weights(third)[name]).all() for name, value in weights(folder).items())
+    assert all(value.tobytes() == weights(third)[name].tobytes() for name, value in weights(written).items())
 
 
 def test_another_library_reads_every_weight_by_its_name(run, folder):
@@ -150,29 +149,6 @@ def test_files_are_as_large_as_asked_and_a_larger_tensor_is_alone(run, tmp_path)
     assert (tmp_path / "many" / "README.md").exists()
     one = write_hf_folder(model, tmp_path / "one")
     assert [file.name for file in one.glob("*.safetensors")] == ["model-00001-of-00001.safetensors"]
-
-
-def test_what_several_ranks_wrote_becomes_the_same_folder(run, folder, tmp_path):
-    copy = tmp_path / "ranks"
-    shutil.copytree(run, copy)
-    opened = open_model(run, "run")
-    saved = newest_checkpoint(run / "checkpoints")
-    arrays = {shard: saved.saved(shard) for shard in ("dense", "experts_layer_0", "experts_layer_1")}
-    files = compose(
-        opened.config,
-        lambda shard, name, shape: LazyArray.of(arrays[shard][name][0].values) if shard in arrays else None,
-    )
-    for layer in range(2):
-        values = {name: array[0].values for name, array in saved.saved(f"{EXPERTS}{layer}").items()}
-        del files[f"{EXPERTS}{layer}"]
-        for rank, rows in enumerate((np.array([0, 1, 5]), np.array([2, 3, 4, *range(6, 12)]))):
-            files[f"{EXPERTS}{layer}.{rank:05d}"] = {
-                name: SavedArray(Part.of_rows(value.shape, rows), value[rows]) for name, value in values.items()
-            }
-    shutil.rmtree(copy / "checkpoints")
-    save_checkpoint(copy / "checkpoints", 0, files, saved.state, opened.identity, 1)
-    again = convert_model(copy, tmp_path / "hf", "hf")
-    assert all((value == weights(again)[name]).all() for name, value in weights(folder).items())
 
 
 def test_config_json_says_sizes_domains_and_the_whole_configuration(run, folder, tiny_data):
@@ -277,21 +253,14 @@ def test_a_failure_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_segments_go_there_and_back_and_every_file_says_what_they_are(drawn_segmented_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(open_model(drawn_segmented_run, "run").config.data.path).parent)
+def test_every_file_says_what_segments_are(drawn_segmented_run, tmp_path):
     written = convert_model(drawn_segmented_run, tmp_path / "hf", "hf")
-    again = convert_model(written, tmp_path / "again", "run")
-    old, new = open_model(drawn_segmented_run, "run"), open_model(again, "run")
-    assert (old.config, old.table.hash) == (new.config, new.table.hash)
-    before, after = (whole(newest_checkpoint(path / "checkpoints")) for path in (drawn_segmented_run, again))
-    assert before.keys() == after.keys()
-    assert all(value.tobytes() == after[name].tobytes() for name, value in before.items())
-    found = weights(written)
+    arrays, saved = weights(written), whole(newest_checkpoint(drawn_segmented_run / "checkpoints"))
     # layer 2 of the network has the segments 4 … 7 of all RRE layers
-    assert (found["layers.2.ffn.experts.5.up.weight"] == before["experts_layer_4/w1"][5]).all()
-    assert (found["layers.2.ffn.segments.3.experts.2.up.weight"] == before["experts_layer_7/w1"][2]).all()
-    assert "layers.2.ffn.segments.3.experts.3.up.weight" not in found
-    assert "layers.2.ffn.segments.3.experts.2.down.bias" not in found
+    assert (arrays["layers.2.ffn.experts.5.up.weight"] == saved["experts_layer_4/w1"][5]).all()
+    assert (arrays["layers.2.ffn.segments.3.experts.2.up.weight"] == saved["experts_layer_7/w1"][2]).all()
+    assert "layers.2.ffn.segments.3.experts.3.up.weight" not in arrays
+    assert "layers.2.ffn.segments.3.experts.2.down.bias" not in arrays
     tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
     assert (tree["expert_segments"], tree["num_common_experts"]) == (["own", "own", "common", "common"], 3)
     assert (tree["num_experts_per_tok"], tree["n_routed_experts"]) == (4, 6)
@@ -314,37 +283,29 @@ def test_the_tables_of_segments_route_as_the_run_does(drawn_segmented_run, tmp_p
         assert (np.concatenate([own, common], axis=1).reshape(8, -1) == its).all()
 
 
-def test_rows_go_there_and_back_and_every_file_says_what_they_are(rows_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(open_model(rows_run, "run").config.data.path).parent)
+def test_every_file_says_what_rows_are(rows_run, tmp_path):
     written = convert_model(rows_run, tmp_path / "hf", "hf")
-    again = convert_model(written, tmp_path / "again", "run")
-    old, new, between = open_model(rows_run, "run"), open_model(again, "run"), open_model(written, "hf")
-    assert (old.config, old.table.hash) == (new.config, new.table.hash) == (between.config, between.table.hash)
-    before, after = (whole(newest_checkpoint(path / "checkpoints")) for path in (rows_run, again))
-    assert before.keys() == after.keys()
-    assert all((value.dtype, value.tobytes()) == (after[n].dtype, after[n].tobytes()) for n, value in before.items())
-    found = weights(written)
+    run, folder, arrays = open_model(rows_run, "run"), open_model(written, "hf"), weights(written)
+    assert (run.config.model, run.table.hash) == (folder.config.model, folder.table.hash)
+    saved = whole(newest_checkpoint(rows_run / "checkpoints"))
     for e, met in enumerate((450, 105, 0)):
-        its = {name: found[f"rows.{e}.{name}"] for name in ("tid2key", "before2key", "keys", "weight")}
-        assert (its["tid2key"] == old.table.row_EV[e]).all() and (its["before2key"] == old.table.before_EV1[e]).all()
-        for mine, theirs in zip((its["keys"], its["weight"]), between.rows(e), strict=True):
-            assert (mine.dtype, mine.tobytes()) == (theirs.dtype, theirs.tobytes())
-        assert (its["keys"] == before[f"rows_{e}/keys"]).all() and len(its["keys"]) == met
-        assert its["weight"].tobytes() == before[f"rows_{e}/weight"].tobytes()
-    listed = {shard: shape for shard, name, shape, _ in between.listed() if shard and name == "weight"}
+        of_entry = {name: arrays[f"rows.{e}.{name}"] for name in ("tid2key", "before2key", "keys", "weight")}
+        assert (of_entry["tid2key"] == run.table.row_EV[e]).all()
+        assert (of_entry["before2key"] == run.table.before_EV1[e]).all()
+        for name, values in zip(("keys", "weight"), folder.rows(e), strict=True):
+            assert (of_entry[name].dtype, of_entry[name].tobytes()) == (values.dtype, values.tobytes())
+            assert of_entry[name].tobytes() == saved[f"rows_{e}/{name}"].tobytes() and len(values) == met
+    listed = {shard: shape for shard, name, shape, _ in folder.listed() if shard and name == "weight"}
     assert listed == {"rows_0": (450, 8), "rows_1": (105, 14), "rows_2": (0, 2)}
-    assert found["layers.1.row_scale"] == before["dense/layers.1.row_scale"]
+    assert arrays["layers.1.row_scale"] == saved["dense/layers.1.row_scale"]
     tree, card = json.loads((written / "config.json").read_text()), (written / "README.md").read_text(encoding="utf-8")
     assert tree["rows"][1] == {"order": 2, "rows": 70, "width": 14, "kind": "own"} and tree["rows_met"] == [450, 105, 0]
     assert "5,070 parameters besides" in card and "order 2, 70 own of width 14, 105 of them met" in card
-    third = convert_model(again, tmp_path / "third", "hf")
-    assert all(value.tobytes() == weights(third)[name].tobytes() for name, value in found.items())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: put((5,), 8)(t["rows.1.keys"]), r"rows\.1\.keys does not ascend"),
         (lambda t: put((5,), 9)(t["rows.1.keys"]), r"rows\.1\.keys does not ascend"),
         (lambda t: put((0,), -1)(t["rows.1.keys"]), r"rows\.1\.keys does not ascend from 0 to 209"),
         (lambda t: put((104,), 210)(t["rows.1.keys"]), r"rows\.1\.keys does not ascend from 0 to 209"),
@@ -362,19 +323,7 @@ def test_rows_go_there_and_back_and_every_file_says_what_they_are(rows_run, tmp_
             lambda t: t.update({"rows.1.weight": t["rows.1.weight"][1:]}),
             r"rows\.1\.weight is float32 of shape \(104, 14\), .* needs float32 of shape \(105, 14\)",
         ),
-        (
-            lambda t: t.update({"rows.0.keys": t["rows.0.keys"].astype(np.int32)}),
-            r"rows\.0\.keys is int32 .* needs int64",
-        ),
-        (
-            lambda t: t.update({"rows.1.before2key": t["rows.1.before2key"][1:]}),
-            r"rows\.1\.before2key is int32 of shape .* needs int32",
-        ),
-        *[
-            (lambda t, name=name: t.pop(name), rf"{name} of shape .* is in no file of weights")
-            for name in ("rows.0.keys", "rows.0.weight", "rows.2.tid2key", "layers.2.row_scale")
-        ],
-        (lambda t: t.update({"rows.3.weight": ONES}), r"rows\.3\.weight is no tensor"),
+        (lambda t: t.pop("rows.0.keys"), r"rows\.0\.keys of shape .* is in no file of weights"),
     ],
 )
 def test_rows_that_are_not_what_was_written_are_refused(rows_run, tmp_path, change, message):
@@ -395,30 +344,13 @@ def test_rows_of_a_run_that_is_made_of_a_folder_learn_and_are_there_once(rows_ru
     assert np.allclose(store.read(0, "weight", met)[1:3], weight_UW[:2] - 1)
 
 
-def test_a_changed_bit_of_a_row_and_other_entries_are_refused(rows_run, tmp_path):
-    written = convert_model(rows_run, tmp_path / "hf", "hf")
-    file, row = written / "model-00001-of-00001.safetensors", weights(written)["rows.1.weight"][5].tobytes()
-    file.write_bytes(file.read_bytes().replace(row, row[:-1] + bytes([row[-1] ^ 1])))
-    with pytest.raises(DamagedFile, match=r"model-00001-of-00001\.safetensors: xxh3_128 is"):
-        open_model(written, "hf").rows(1)
-    edit_json(written / "config.json", lambda tree: tree["rows"][1].update(rows=71))
-    reseal(written)
-    with pytest.raises(LayoutError, match=r"config\.json: rows is .*'rows': 71.*, pangu_sigma\.config says"):
-        open_model(written, "hf")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: put((1, 3, 1, 7), 3)(t["tid2eid"]), "first_NDV has numbers outside of 0 … 2"),
         (lambda t: put((1, 1, 1, 7), 4)(t["tid2eid"]), "first_NDV has numbers outside of 0 … 1"),
-        (lambda t: t["tid2eid"][0, 2, 0].__iadd__(1).__imod__(3), r"config\.json: routing_hash is"),
         (lambda t: put((7,), 4)(t["tid2eid_common_spread"]), "common_spread_V has numbers outside of 1 … 3"),
         (lambda t: t.pop("tid2eid_common_spread"), "tid2eid_common_spread of shape .* is in no file"),
-        (
-            lambda t: t.update(tid2eid=t["tid2eid"][:, :3]),
-            r"tid2eid is int32 of shape \(2, 3, 3, .* needs .* \(2, 4, 3",
-        ),
     ],
 )
 def test_tables_of_segments_that_are_not_what_was_written_are_refused(drawn_segmented_run, tmp_path, change, message):
@@ -533,24 +465,18 @@ MEANT: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("rows of another", table("tid2row", put((1, 40_100), 3)), "tid2row is not what the tokenizer says"),
     ("expert of another domain", table("tid2eid", put((1, 2, 77), 3)), "first_NDV has numbers outside of 0 … 3"),
-    ("negative expert", table("tid2eid", put((0, 0, 0), -1)), "first_NDV has numbers outside of 0 … 3"),
     ("huge expert", table("tid2eid", put((0, 0, 0), 65_536)), "first_NDV has numbers outside of 0 … 3"),
     ("spread over none", table("tid2eid_spread", put((1, 5), 0)), "spread_DV has numbers outside of 1 … 4"),
     ("size", config(hidden_size=48), "config.json: hidden_size is 48, pangu_sigma.config says 24"),
-    ("size within", within("model", hidden=48), "config.json: hidden_size is 24, pangu_sigma.config says 48"),
     (
         "both sizes",
         lambda f: [config(max_position_embeddings=64)(f), within("model", seq_length=64)(f)],
         "positions.weight is",
     ),
-    ("domains", config(domains=[]), "config.json: domains"),
-    ("another GELU", config(hidden_act="erf"), "hidden_act is 'erf', pangu_sigma.config says 'fast_gelu'"),
     ("unknown key within", within("model", color=1), "config.json: pangu_sigma.config: model.color: unknown key"),
     ("nothing within", config(pangu_sigma=None), "config.json: pangu_sigma has no config"),
     ("format", config(pangu_sigma_format=9), "pangu_sigma_format is 9, this version reads 2"),
-    ("format that is true", config(pangu_sigma_format=True), "pangu_sigma_format is True, this version reads 2"),
     ("model type", config(model_type="llama"), "model_type is 'llama'"),
-    ("routing seed", config(routing={"table": "balanced", "seed": 4}), "config.json: routing is"),
     ("vocabulary", config(vocab_size=5), "config.json: vocab_size is 5, the folder says"),
     ("tokenizer", other_tokenizer, "tokenizer"),
     ("no JSON", lambda f: (f / "config.json").write_text("{"), "config.json: is not JSON"),
@@ -561,13 +487,9 @@ DAMAGE = [
     ("cut off", cut(SHARD), rf"{SHARD}: "),
     ("flipped", flip(SHARD), rf"{SHARD}: xxh3_128 is"),
     ("flipped configuration", flip("config.json"), r"config\.json: "),
-    ("edited configuration", config(hidden_size=48), r"config\.json: bytes is"),
-    ("flipped tokenizer", flip("tokenizer/english.model"), r"english\.model: xxh3_128"),
-    ("flipped index", flip("model.safetensors.index.json"), r"index\.json: xxh3_128"),
     ("flipped seal", flip(SEAL), rf"{SEAL}: "),
     ("no seal", lambda f: (f / SEAL).unlink(), rf"{SEAL}: No such file"),
     ("no tokenizer", lambda f: shutil.rmtree(f / "tokenizer"), r"tokenizer/.*: No such file"),
-    ("no file of weights", lambda f: (f / SHARD).unlink(), rf"{SHARD}: No such file"),
     ("lineage of another", lambda f: (f / "lineage.json").write_text("{}"), r"lineage\.json: is not among the files"),
 ]
 
@@ -643,20 +565,12 @@ def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(fold
     ("change", "message"),
     [
         (lambda f: shutil.rmtree(f / "tokenizer"), r"save the tokenizer, too: tokenizer\.save_pretrained\("),
-        (
-            lambda f: edit_tensors(f, lambda t: t.update({BIAS: t[BIAS].astype(np.float16)}), "model.safetensors"),
-            "is float16 .*needs float32",
-        ),
         (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
-        (config(hidden_size=48), "hidden_size is 48"),
         (config(dtype="float16"), r"was saved in 'float16'; load it with dtype=float32 and save it again$"),
-        *[
-            (
-                lambda f, value=value: edit_tensors(f, lambda t: t[BIAS].__setitem__(0, value), "model.safetensors"),
-                r"layers\.2\.attention\.key\.bias has 1 values that are NaN or infinite",
-            )
-            for value in (np.nan, np.inf)
-        ],
+        (
+            lambda f: edit_tensors(f, lambda t: t[BIAS].__setitem__(0, np.inf), "model.safetensors"),
+            r"layers\.2\.attention\.key\.bias has 1 values that are NaN or infinite",
+        ),
         (config(transformers_version=None), r"seal\.json: No such file"),
     ],
 )
@@ -674,22 +588,15 @@ def test_what_a_reader_may_change_is_no_damage(folder, tmp_path):
     assert open_model(copy, "hf").step == 0
 
 
-@pytest.mark.parametrize(
-    ("source", "to", "message"),
-    [
-        ("run", "run", "a run folder already"),
-        ("folder", "hf", "folder already"),
-        (
-            "nothing",
-            "hf",
-            "is not a run folder or a Hugging Face style folder: it has no configuration.json and no config.json",
-        ),
-    ],
-)
-def test_a_conversion_to_itself_or_of_nothing_is_refused(request, tmp_path, source, to, message):
-    path = tmp_path if source == "nothing" else request.getfixturevalue(source)
-    with pytest.raises(UserError, match=message):
-        convert_model(path, tmp_path / "out", to)
+def test_a_conversion_to_itself_or_of_nothing_or_over_something_is_refused(run, folder, tmp_path):
+    nothing = "is not a run folder or a Hugging Face style folder: it has no configuration.json and no config.json"
+    for source, to, message in (
+        (run, "run", "a run folder already"),
+        (folder, "hf", "folder already"),
+        (tmp_path, "hf", nothing),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert_model(source, tmp_path / "out", to)
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="out exists; choose another path with output"):
-        convert_model(path, tmp_path / "out", to)
+        convert_model(run, tmp_path / "out", "hf")

@@ -14,14 +14,11 @@ from experiments.tiny import tiny_tree, write_text
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare
-from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
-from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.vocabulary import ALPHA_SIZE
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graph_mode")]
+pytestmark = pytest.mark.slow
 
 TEXTS, LENGTH = 4, 32
 MOST = 1e-5
@@ -66,13 +63,6 @@ class Ours:
         model = ExactModel(self.run.config.model, weights, activation)
         routes, row_of = np.zeros((0, LENGTH), int), self.run.tokenizer.row_of[0]
         return np.stack([model.logits(row_of[text], routes, self.rows) for text in self.texts])
-
-    def of_the_graph(self) -> np.ndarray:
-        graph, logits = GraphDecoder.of(self.run, 1), []
-        for text in self.texts:
-            graph.begin(0, domains_of(self.run.config)[0])
-            logits += graph.read([Chunk(0, text.tolist(), len(text))])
-        return np.stack(logits)[..., self.rows]
 
     def write(self, folder: Path, ranks: int) -> Path:
         """Files of Megatron, in whose word table the row of a token is its id; rows that we do not have are zeros."""
@@ -121,7 +111,6 @@ def test_networks_of_others_answer_as_ours(data, tmp_path, activation, other):
     run_peers("answer", folder, [1], ours.sizes(1))
     megatron, onnx = (ours.theirs(np.load(folder / f"{name}.npy")) for name in ("megatron", "onnx"))
     agree(f"{activation}, exact and Megatron", ours.exact(activation), megatron)
-    agree(f"{activation}, graph and Megatron", ours.of_the_graph(), megatron)
     agree(f"{activation} in the files, exact with tanh and ONNX's, which has no other", ours.exact("tanh"), onnx)
     assert apart(ours.exact(other), megatron) > 5 * MOST, "another GELU would not be noticed"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.alpha_peers import peers_or_skip, skip_without
 from helpers.dense_runs import write_dense_run
+from helpers.slow_decoder import SlowDecoder
 from safetensors.numpy import load_file
 
 from experiments.tiny import tiny_tree, write_text
@@ -20,8 +20,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.convert.conversion import convert_model
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.domains import domains_of
-from pangu_sigma.errors import LayoutError
-from pangu_sigma.generate.cpu.exact import ExactModel
+from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.stored.hf_folder import name_in_folder
 from pangu_sigma.stored.model import StoredModel
@@ -111,19 +110,6 @@ def task(run, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     return file, asked
 
 
-class WithRows(ExactModel):
-    """The network of reference for tokens whose rows, all entries' side by side, are e."""
-
-    def __init__(self, run: StoredModel, e_TH: np.ndarray):
-        super().__init__(run.config.model, run, run.config.model.activation)
-        self.e_TH = e_TH
-
-    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        if name.endswith("attention_norm"):
-            x += self._tensor(name.replace("attention_norm", "row_scale")) * self.e_TH  # x is the residual, too
-        return super().norm(name, x)
-
-
 def keys_of(run: StoredModel, ids: np.ndarray, domain: Any) -> np.ndarray:
     """Keys [E, …] of the rows of sequences of several texts, by our tables."""
     positions = np.zeros_like(ids)
@@ -132,27 +118,14 @@ def keys_of(run: StoredModel, ids: np.ndarray, domain: Any) -> np.ndarray:
     return run.table.row_keys(run.config.model.rows, ids, np.full_like(ids, domain.index), positions)
 
 
-def rows_of(run: StoredModel, ids_S: np.ndarray, domain: Any) -> np.ndarray:
-    """e [S, H] of a text: zeros where no token met the row."""
-    columns, counts = [], []
-    for e, keys_S in enumerate(keys_of(run, ids_S, domain)):
-        met, none = dict(zip(*run.rows(e), strict=True)), np.zeros(run.config.model.rows[e].width, np.float32)
-        columns.append(np.stack([met.get(key, none) for key in keys_S]))
-        counts.append(sum(key in met for key in keys_S))
-    assert len(ids_S) < 20 or (min(counts[:3]) > 0 and max(counts) < len(ids_S)), "some rows were met, and some not"
-    return np.concatenate(columns, axis=1)
-
-
 def logits_of(run: StoredModel, ids_S: np.ndarray, domain: Any) -> np.ndarray:
-    """Our logits of one sequence of several texts, each of which begins anew behind <eot>."""
-    first = domain.slot * run.config.model.slot_rows
-    wanted_R, parts = first + np.flatnonzero(run.tokenizer.slot_rows[domain.slot] >= 0), []
+    """Our logits of one sequence of several texts, each of which begins anew behind <eot>, over the rows that are in use."""
+    decoder, parts = SlowDecoder(run), []
     for part in np.split(ids_S, np.flatnonzero(ids_S == run.tokenizer.eot) + 1):
-        experts_NT = run.table.route(part, np.full_like(part, domain.index), np.arange(len(part)))
-        plain = ExactModel(run.config.model, run, run.config.model.activation)
-        exact = WithRows(run, rows_of(run, part, domain)) if run.config.model.rows and len(part) else plain
-        parts.append(exact.logits(first + run.tokenizer.rows(part, domain), experts_NT, wanted_R))
-    return np.concatenate([part for part in parts if len(part)])
+        if len(part):
+            decoder.begin(0, domain)
+            parts += decoder.read([Chunk(0, part.tolist(), len(part))])
+    return np.concatenate(parts)[:, run.tokenizer.slot_rows[domain.slot] >= 0]
 
 
 def test_ids_logits_and_greedy_answers_are_ours(run, folder, task, tmp_path):
@@ -211,12 +184,6 @@ def test_the_trainer_of_transformers_evaluates(folder, task, tmp_path):
     assert left == pytest.approx(right, rel=1e-5), "nothing predicts the first token behind padding"
 
 
-def test_a_folder_in_float16_is_refused_with_the_way_back(folder, task, tmp_path):
-    peer("half", folder, task[0], tmp_path / "half")
-    with pytest.raises(LayoutError, match=r"saved in 'float16'; load it with dtype=float32 and save it again$"):
-        convert_model(tmp_path / "half", tmp_path / "again", "run")
-
-
 REFUSED = {
     "other domain": r"token id \d+ has no row in domain zh: .* set both tokenizer\.domain and model\.config\.domain",
     "id -1": "token id -1 is not in the vocabulary, 0 … ",
@@ -245,77 +212,3 @@ def test_what_is_not_there_is_refused_by_its_name(folder, task, tmp_path):
     said = json.loads(peer("refuse", folder, task[0], tmp_path / "out").splitlines()[-1])
     assert said.keys() == REFUSED.keys()
     assert {name: text for name, text in said.items() if not re.search(REFUSED[name], text)} == {}
-
-
-TASK = """
-task: door_{}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {}}}}}
-test_split: test
-output_type: {}
-doc_to_text: "{}"
-doc_to_target: "{}"
-{}
-metric_list: [{{metric: {}}}, {{metric: {}}}]
-"""
-
-
-def test_lm_eval_says_of_both_the_same(run, folder, task, tmp_path):
-    """A choice and a perplexity, in a domain whose texts have no tag. max_length: ours keeps room for a token of an answer, and
-    scores long texts in windows of model.seq_length - 2 tokens."""
-    skip_without(peers_or_skip(), "lm_eval")
-    pytest.importorskip("lm_eval")
-    texts = [text for text in task[1]["en"]["texts"] if text.isascii() and text.count(" ") > 8][:20]
-    choices = [
-        {"text": " ".join(words[:6]), "choices": [" ".join(words[6:9]), "cat dog bird", "then x"], "label": 0}
-        for words in map(str.split, texts)
-    ]
-    for name, lines in (("choice", choices), ("text", [{"text": text} for text in texts])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    parts = {
-        "choice": ("multiple_choice", "{{text}}", "{{label}}", "doc_to_choice: choices", "acc", "acc_norm"),
-        "text": ("loglikelihood_rolling", "", "{{text}}", "", "bits_per_byte", "word_perplexity"),
-    }
-    (tmp_path / "tasks").mkdir()
-    for name, filled in parts.items():
-        content = TASK.format(name, tmp_path / f"{name}.jsonl", *filled)
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(content)
-    theirs = results(
-        [str(peers_or_skip()), "-I", "-m", "lm_eval"], "hf", tmp_path, pretrained=folder, domain="en", trust_remote_code=True,
-        tokenizer=peer_tokenizer(folder, tmp_path / "en"), dtype="float32", max_length=126,
-    )  # fmt: skip
-    ours = results(
-        [sys.executable, "-m", "pangu_sigma.evaluate.lm_eval"], "pangu-sigma", tmp_path, path=run.path, domain="en"
-    )  # fmt: skip
-    assert theirs.keys() == ours.keys() and len(ours) >= 4
-    assert {name: pytest.approx(value, abs=1e-4, rel=1e-4) for name, value in ours.items()} == theirs
-
-
-def peer_tokenizer(folder: Path, output: Path) -> Path:
-    """A tokenizer of the domain en, as the model card says to make one."""
-    code = (
-        "import sys; from transformers import AutoTokenizer as A; "
-        "A.from_pretrained(sys.argv[1], trust_remote_code=True, domain='en').save_pretrained(sys.argv[2])"
-    )
-    subprocess.run([str(peers_or_skip()), "-I", "-c", code, str(folder), str(output)], check=True, capture_output=True)
-    return output
-
-
-def results(command: list[str], model: str, folder: Path, **arguments: Any) -> dict[str, float]:
-    """What the harness measured, by task and metric."""
-    said = ",".join(f"{name}={value}" for name, value in arguments.items())
-    options = ["--tasks", "door_choice,door_text", "--include_path", str(folder / "tasks")]
-    options += ["--batch_size", "4", "--device", "cpu"]
-    done = subprocess.run(
-        [*command, "run", "--model", model, "--model_args", said, *options, "--output_path", str(folder / model)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (file,) = (folder / model).rglob("results*.json")
-    measured = json.loads(file.read_text())["results"]
-    return {
-        f"{task} {name}": value
-        for task, metrics in measured.items()
-        for name, value in metrics.items()
-        if isinstance(value, float) and "stderr" not in name
-    }

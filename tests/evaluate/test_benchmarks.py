@@ -162,33 +162,27 @@ def test_no_model_is_asked_where_programs_cannot_be_isolated(tiny_run, problems,
         run_benchmarks(tiny_run, BenchmarkRequest(("humaneval",), str(problems), allow_code_execution=True))
 
 
-def test_a_model_without_a_domain_of_the_format_is_told_how_to_name_another(tiny_run, tmp_path):
+def test_a_model_without_the_usual_domain_is_told_how_to_name_another(tiny_run, data, monkeypatch):
     with pytest.raises(
-        ConfigError,
-        match="translation_zh_en asks a domain of format bilingual, and the model has none; say with domain",
+        ConfigError, match="translation_zh_en asks a domain of format bilingual, and the model has none;"
     ):
-        run_benchmarks(tiny_run, BenchmarkRequest(("translation_zh_en",), str(tmp_path)))
+        run_benchmarks(tiny_run, BenchmarkRequest(("translation_zh_en",), str(data)))
     assert FORMATS.keys() <= {file.stem for file in TASKS.glob("*.yaml")}
+    monkeypatch.setattr(benchmarks, "CHINESE", "han")
+    message = "ocnli asks a domain called han, and the model has none; say with domain which answers: zh, en, code"
+    with pytest.raises(ConfigError, match=message):
+        run_benchmarks(tiny_run, BenchmarkRequest(("ocnli",), str(data)))
 
 
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        (
-            {"samples_per_problem": 2},
-            "samples_per_problem has no effect: it is for benchmarks of programs, and not for ocnli",
-        ),
-        ({"allow_code_execution": True}, "allow_code_execution has no effect: it is for benchmarks of programs"),
-        (
-            {"temperature": 0.5},
-            "temperature has no effect: it is for benchmarks of generated answers, and not for ocnli",
-        ),
-    ],
-)
-def test_options_that_do_nothing_are_warned_of(tiny_run, data, caplog, monkeypatch, option, said):
+def test_options_that_do_nothing_are_warned_of(tiny_run, data, caplog, monkeypatch):
     monkeypatch.setattr(benchmarks, "_run_task", lambda *_: {})
-    run_benchmarks(tiny_run, asked(data, "ocnli", **option))
-    assert any(message.startswith(said) for message in caplog.messages)
+    run_benchmarks(tiny_run, asked(data, "ocnli", samples_per_problem=2, allow_code_execution=True, temperature=0.5))
+    for option, kind in (
+        ("samples_per_problem", "programs"),
+        ("allow_code_execution", "programs"),
+        ("temperature", "generated answers"),
+    ):
+        assert f"{option} has no effect: it is for benchmarks of {kind}, and not for ocnli" in caplog.text
 
 
 def test_a_temperature_is_that_of_the_answers(tiny_run, data, monkeypatch):
@@ -226,15 +220,6 @@ def test_a_task_of_ones_own_runs_by_its_name(tiny_run, tmp_path):
         run_benchmarks(tiny_run, request)
     with pytest.raises(ConfigError, match="include_path nix is not a folder"):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path="nix"))
-
-
-def test_a_model_without_the_usual_domain_is_told_how_to_name_another(tiny_run, data, monkeypatch):
-    monkeypatch.setattr(benchmarks, "CHINESE", "han")
-    with pytest.raises(
-        ConfigError,
-        match="ocnli asks a domain called han, and the model has none; say with domain which answers: zh, en, code",
-    ):
-        run_benchmarks(tiny_run, BenchmarkRequest(("ocnli",), str(data)))
 
 
 def test_git_is_not_asked_where_there_is_no_repository(tiny_run, data, tmp_path, monkeypatch, capfd):
@@ -317,22 +302,13 @@ def test_the_table_has_a_line_for_each_metric():
     ]
 
 
-@pytest.fixture(scope="module")
-def of_ocnli(tmp_path_factory) -> BenchmarkRequest:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "ocnli").mkdir()
-    rows = [{"sentence1": "今天天气", "sentence2": text, "label": "neutral"} for text in ("不错", "公园")]
-    (folder / "ocnli" / "dev.json").write_text(json_lines(*rows, {"label": "-"}), encoding="utf-8")
-    return BenchmarkRequest(("ocnli",), str(folder))
-
-
 @pytest.mark.usefixtures("graph_mode")
-def test_a_run_keeps_benchmarks_for_its_report(tiny_run, of_ocnli, tmp_path):
+def test_a_run_keeps_benchmarks_for_its_report(tiny_run, data, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / BENCHMARKS).write_text('{"older": {"acc": 0.5, "n": 9, "step": 3}}', encoding="utf-8")
-    found = benchmark_model(run, of_ocnli, tmp_path / "out.json")
-    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found
-    figures = found["ocnli"]
+    results = benchmark_model(run, asked(data, "ocnli", limit=2), tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == results
+    figures = results["ocnli"]
     assert {key: figures[key] for key in ("n", "skipped", "truncated")} == {"n": 2, "skipped": 1, "truncated": 0}
     noted = json.loads((run / BENCHMARKS).read_text(encoding="utf-8"))
     assert noted["ocnli"] == figures | {"domain": "zh", "step": STEPS} and noted["older"]["n"] == 9
@@ -345,16 +321,16 @@ def test_a_run_keeps_benchmarks_for_its_report(tiny_run, of_ocnli, tmp_path):
     assert f"<tr><th>{'</th><th>'.join(heads)}</th></tr>" in page
     for row in rows:
         assert f"<tr><td>{'</td><td>'.join(row)}</td></tr>" in page
-    text = format_tasks(found)
+    text = format_tasks(results)
     assert text.startswith("| task |") and f"| ocnli | acc | {figures['acc']:.4f} | 2 | 1 | 0 |" in text
     assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("graph_mode")
-def test_an_export_has_the_benchmarks_of_its_run(tiny_run, tiny_export, of_ocnli, tmp_path):
+def test_an_export_has_the_benchmarks_of_its_run(tiny_run, tiny_export, data, tmp_path):
     before = {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()}
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    found = benchmark_model(tiny_export, of_ocnli, tmp_path / "out.json")
-    assert found == benchmark_model(run, of_ocnli)
+    results = benchmark_model(tiny_export, asked(data, "ocnli", limit=2), tmp_path / "out.json")
+    assert results == benchmark_model(run, asked(data, "ocnli", limit=2))
     assert {str(file): file.read_bytes() for file in Path(tiny_export).rglob("*") if file.is_file()} == before

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness is told is what the exact path computes, and what its own client of our interface would tell it."""
+"""What lm-evaluation-harness is told is what the logits of a model say, and what its own client of our interface would tell."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import importlib
 import logging
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.slow_decoder import SlowDecoder
 from lm_eval.api.instance import Instance
-from lm_eval.api.registry import get_model
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate import harness
 from pangu_sigma.evaluate.harness import HarnessModel
 from pangu_sigma.evaluate.result_cache import ResultCache
-from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.text import generate
-from pangu_sigma.stored.open import open_model
 
 PAIRS = [
     ("the cat sees", " a small old red dog"),
@@ -49,54 +43,30 @@ def model(tiny_run) -> HarnessModel:
     return HarnessModel(str(tiny_run), "en", batch_size=4)
 
 
-class Exact:
-    """The exact path of a run: log-softmax in float64 of its logits."""
-
-    def __init__(self, run: Path, name: str):
-        self.decoder = SlowDecoder(open_model(run, "run"))
-        self.tokenizer = self.decoder.tokenizer
-        self.domain = domains_of(self.decoder.config).named(name)
-
-    def scores(self, ids: list[int]) -> np.ndarray:
-        """Log-probabilities of each token of the slot after each token of one document, float64 [T, R]; an <eot> may begin it."""
-        start = ids[0] == self.tokenizer.eot
-        self.decoder.begin(0, self.domain)
-        if start:  # what follows it does not see it
-            first = self.decoder.read([Chunk(0, ids[:1], 1)])[0]
-            self.decoder.begin(0, self.domain)
-        rest = ids[1:] if start else ids
-        logits = self.decoder.read([Chunk(0, rest, len(rest))])[0] if rest else first[:0]
-        logits_TR = (np.concatenate([first, logits]) if start else logits).astype(np.float64)
-        return logits_TR - np.log(np.exp(logits_TR).sum(axis=-1, keepdims=True))
-
-    def of(self, ids: list[int], count: int) -> tuple[float, bool]:
-        """Log-probability of the last `count` tokens, and whether each is the most likely."""
-        if not count:
-            return 0.0, True
-        scores_TR, rows = self.scores(ids)[-count - 1 : -1], self.tokenizer.row_of[self.domain.slot, ids[-count:]]
-        found = scores_TR[np.arange(count), rows]
-        return float(found.sum()), bool((found >= scores_TR.max(axis=-1)).all())
+def scored(model: HarnessModel, ids: list[int], count: int) -> tuple[float, bool]:
+    """Log-probability of the last `count` ids of a text, in float64, and whether each is the most likely."""
+    if not count:
+        return 0.0, True
+    logits_TR = model.engine.logits(model.domain, ids[:-1], count).astype(np.float64)
+    scores_TR = logits_TR - np.log(np.exp(logits_TR).sum(axis=-1, keepdims=True))
+    scores_T = scores_TR[np.arange(count), model.tokenizer.row_of[model.domain.slot, ids[-count:]]]
+    return float(scores_T.sum()), bool((scores_T >= scores_TR.max(axis=-1)).all())
 
 
-@pytest.fixture(scope="module")
-def exact(tiny_run) -> Exact:
-    return Exact(tiny_run, "en")
-
-
-def test_log_likelihoods_are_those_of_the_exact_path(model, exact, caplog):
+def test_log_likelihoods_are_those_of_the_logits(model, caplog):
     expected = []
     for context, continuation in PAIRS:
-        kept = context.rstrip()
-        continuation = context[len(kept) :] + continuation
-        whole = exact.tokenizer.encode(kept + continuation, exact.domain)
-        before = exact.tokenizer.encode(kept, exact.domain)
-        assert whole[: len(before)] == before
-        ids = ([exact.tokenizer.eot] if not kept else []) + whole
-        expected.append(exact.of(ids[-31:], len(whole) - len(before)))
+        context_text = context.rstrip()
+        continuation = context[len(context_text) :] + continuation
+        ids_of_both = model.tokenizer.encode(context_text + continuation, model.domain)
+        before = model.tokenizer.encode(context_text, model.domain)
+        assert ids_of_both[: len(before)] == before
+        ids = ([model.tokenizer.eot] if not context_text else []) + ids_of_both
+        expected.append(scored(model, ids[-31:], len(ids_of_both) - len(before)))
     with caplog.at_level(logging.WARNING):
-        found = model.loglikelihood(asked("loglikelihood", *PAIRS))
-    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+        scores = model.loglikelihood(asked("loglikelihood", *PAIRS))
+    assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected], abs=1e-5)
+    assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected]
     assert caplog.messages == ["1 of 7 contexts lost their beginning: 31 tokens fit"]
 
 
@@ -106,19 +76,19 @@ def test_what_greedy_generation_gives_is_greedy(model):
     assert [greedy for _, greedy in model.loglikelihood(asked("loglikelihood", *pairs))] == [True, False]
 
 
-def test_a_long_text_is_scored_in_windows_each_token_once(model, exact):
+def test_a_long_text_is_scored_in_windows_each_token_once(model):
     """Windows of 31 ids: an <eot> and 30 tokens, then always as full as possible."""
     texts = ["the cat sees a dog", "a small old red green house and then " * 12, ""]
     expected = []
     for text in texts:
-        ids = exact.tokenizer.encode(text, exact.domain)
+        ids = model.tokenizer.encode(text, model.domain)
         total = 0.0
         for first in range(0, len(ids), 30):
             new = ids[first : first + 30]
-            window = [exact.tokenizer.eot, *new] if first == 0 else ids[first + len(new) - 31 : first + len(new)]
-            total += exact.of(window, len(new))[0]
+            window = [model.tokenizer.eot, *new] if first == 0 else ids[first + len(new) - 31 : first + len(new)]
+            total += scored(model, window, len(new))[0]
         expected.append(total)
-    assert len(exact.tokenizer.encode(texts[1], exact.domain)) % 30
+    assert len(model.tokenizer.encode(texts[1], model.domain)) % 30
     found = model.loglikelihood_rolling(asked("loglikelihood_rolling", *texts))
     assert found == pytest.approx(expected, abs=1e-4)
     assert found[2] == 0.0
@@ -175,12 +145,12 @@ def test_a_prompt_loses_its_beginning_where_the_answer_needs_room(model, caplog)
 
 def test_a_token_that_reaches_over_the_end_of_a_context_is_not_lost(tiny_run, caplog):
     """天气 is one token, so the context's own tokens are not how the whole text begins."""
-    model, exact = HarnessModel(str(tiny_run), "zh"), Exact(tiny_run, "zh")
-    before, after = (exact.tokenizer.encode(text, exact.domain) for text in ("今天天", "气不错"))
-    assert exact.tokenizer.encode("今天天气不错", exact.domain)[: len(before)] != before
+    model = HarnessModel(str(tiny_run), "zh")
+    before, after = (model.tokenizer.encode(text, model.domain) for text in ("今天天", "气不错"))
+    assert model.tokenizer.encode("今天天气不错", model.domain)[: len(before)] != before
     with caplog.at_level(logging.WARNING):
-        ((found, _),) = model.loglikelihood(asked("loglikelihood", ("今天天", "气不错")))
-    assert found == pytest.approx(exact.of([*before, *after], len(after))[0], abs=1e-5)
+        ((score, _),) = model.loglikelihood(asked("loglikelihood", ("今天天", "气不错")))
+    assert score == pytest.approx(scored(model, [*before, *after], len(after))[0], abs=1e-5)
     assert caplog.messages[-1].startswith("in 1 of 1 requests a token would reach over the end of the context")
 
 
@@ -188,18 +158,14 @@ def test_a_tag_stands_before_the_text_where_it_is_asked_for(tiny_run, caplog):
     with caplog.at_level(logging.WARNING):
         plain = HarnessModel(str(tiny_run), "code")
     assert caplog.messages[0].startswith("domain code was trained with a tag of the language before each text")
-    tagged, exact = HarnessModel(str(tiny_run), "code", tags=True), Exact(tiny_run, "code")
-    after = exact.tokenizer.encode(" total", exact.domain)
+    tagged = HarnessModel(str(tiny_run), "code", tags=True)
+    after = tagged.tokenizer.encode(" total", tagged.domain)
     for model, before in (
-        (plain, exact.tokenizer.encode("x y", exact.domain)),
-        (tagged, exact.tokenizer.prompt("x y", exact.domain)),
+        (plain, plain.tokenizer.encode("x y", plain.domain)),
+        (tagged, tagged.tokenizer.prompt("x y", tagged.domain)),
     ):
-        ((found, _),) = model.loglikelihood(asked("loglikelihood", ("x y", " total")))
-        assert found == pytest.approx(exact.of([*before, *after], len(after))[0], abs=1e-5)
-
-
-def test_it_is_registered():
-    assert get_model("pangu-sigma") is HarnessModel
+        ((score, _),) = model.loglikelihood(asked("loglikelihood", ("x y", " total")))
+        assert score == pytest.approx(scored(model, [*before, *after], len(after))[0], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +181,14 @@ def test_arguments_that_cannot_be_are_refused(tiny_run, arguments, message):
         HarnessModel(**{"path": str(tiny_run), "domain": "en", "batch_size": "auto", **arguments})
 
 
-def test_a_continuation_that_is_longer_than_the_model_is_scored_in_windows(model, exact, caplog):
+def test_a_continuation_that_is_longer_than_the_model_is_scored_in_windows(model, caplog):
     """As a rolling text is, but after the last token of its context instead of an <eot>."""
-    ids = exact.tokenizer.encode("the cat" + " dog cat" * 20, exact.domain)
-    before = exact.tokenizer.encode("the cat", exact.domain)
+    ids = model.tokenizer.encode("the cat" + " dog cat" * 20, model.domain)
+    before = model.tokenizer.encode("the cat", model.domain)
     after, expected = ids[len(before) :], 0.0
     for first in range(0, len(after), 30):
         end = min(first + 30, len(after))
-        expected += exact.of([before[-1], *after][max(0, end + 1 - 31) : end + 1], end - first)[0]
+        expected += scored(model, [before[-1], *after][max(0, end + 1 - 31) : end + 1], end - first)[0]
     with caplog.at_level(logging.WARNING):
         ((found, _),) = model.loglikelihood(asked("loglikelihood", ("the cat", " dog cat" * 20)))
     assert found == pytest.approx(expected, abs=1e-4)

@@ -77,14 +77,10 @@ def test_a_damaged_line_is_told_and_its_result_is_computed_again(tmp_path, caplo
     assert caplog.messages == [f"{file}: going on after 3 answers and results of before"]
 
 
-def test_it_is_gone_when_the_evaluation_is_finished(tmp_path: Path):
-    kept = ResultCache(tmp_path / "out.json.partial", OF)
-    kept.put("a", 1)
-    kept.remove()
+def test_it_is_gone_when_the_evaluation_is_finished_and_never_there_if_nothing_was_kept(tmp_path: Path):
+    cache = ResultCache(tmp_path / "out.json.partial", OF)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_call_that_fails_leaves_no_partial_result(tmp_path: Path):
-    ResultCache(tmp_path / "out.json.partial", OF)
+    cache.remove()
+    cache.put("a", 1)
+    cache.remove()
     assert list(tmp_path.iterdir()) == []
-    ResultCache(tmp_path / "out.json.partial", OF).remove()

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import foreign_files as foreign
-from helpers.foreign_files import FakeTensor
 from helpers.fuzzing import watched
 
 from pangu_sigma.errors import LayoutError
@@ -103,10 +102,6 @@ def content(name: str, make: Callable[[bytes], bytes]) -> Change:
     return lambda folder: (folder / name).write_bytes(make((folder / name).read_bytes()))
 
 
-def saved(name: str, values: np.ndarray) -> Change:
-    return lambda folder: np.save(folder / name, values, allow_pickle=True)
-
-
 def touch(name: str) -> Change:
     return lambda folder: (folder / name).touch()
 
@@ -132,10 +127,9 @@ LAST = "language_model.transformer.final_layernorm.weight"
 INNER = "language_model.transformer.layers.1.attention.dense.weight"
 FUSED = "language_model.transformer.layers.0.attention.query_key_value.weight"
 BLOCK, OF_BLOCK = "backbone.blocks.1.output.mapping.weight", r"backbone\.blocks\.1\.output\.mapping\.weight"
-WORDS, QUERY, BIAS = "backbone.word_embedding.embedding_table", "transformer.wqe.weight", "transformer.ln_f.bias"
+QUERY, BIAS = "transformer.wqe.weight", "transformer.ln_f.bias"
 GAIN, STEP = VALUES["norm.gain"], "iter_0000007"
 RANK, TRACKER = f"{STEP}/mp_rank_01/model_optim_rng.pt", "latest_checkpointed_iteration.txt"
-NAMESPACE = {"a": FakeTensor(GAIN), "b": foreign.arguments(1)}
 NO_NAME, NO_STEP = "no name of a file in this folder", "must have the number of a step"
 
 REFUSED: dict[str, tuple[Make, str]] = {
@@ -150,22 +144,19 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     # MindSpore, one file
     "ms: a tensor is missing": (ckpt(without(MS, BLOCK)), f"{OF_BLOCK} is missing"),
-    "ms: a table is missing": (ckpt(without(MS, WORDS)), r"word_embedding\.npy is missing"),
     "ms: a tensor too many": (ckpt({**MS, "backbone.extra": GAIN}), r"backbone\.extra is no tensor"),
     "ms: a wrong shape": (ckpt({**MS, BLOCK: MS[BLOCK][:, :9]}), f"{OF_BLOCK} is of shape"),
     "ms: not a matrix": (ckpt({**MS, BLOCK: MS[BLOCK][0]}), rf"{OF_BLOCK} is of shape \(64,\)"),
+    "ms: a flipped header": (ckpt(MS, lambda c: bytes([c[0] ^ 64]) + c[1:]), "at byte 0"),
     "ms: a wrong type": (
         ckpt({**MS, BLOCK: MS[BLOCK].astype(np.int32)}),
         rf"{OF_BLOCK} \(layers\.1\.ffn\.w1\) is Int32",
     ),
     "ms: a layer is left out": (
-        ckpt({n.replace("blocks.1.", "blocks.5."): v for n, v in MS.items()}),
+        ckpt({n.replace("blocks.1.", "blocks.999999999999."): v for n, v in MS.items()}),
         "none of index 1",
     ),
     "ms: no layer": (ckpt({n: v for n, v in MS.items() if "top_query" not in n and ".blocks." not in n}), "missing"),
-    "ms: cut short": (ckpt(MS, lambda c: c[:-5]), "at byte"),
-    "ms: a flipped header": (ckpt(MS, lambda c: bytes([c[0] ^ 64]) + c[1:]), "at byte 0"),
-    "ms: a flipped shape": (ckpt(MS, lambda c: c.replace(b"\x08\x10\x08\x40", b"\x08\x10\x08\x41")), "bytes"),
     "ms: two files": (lambda h: ckpt(MS)(h).with_name("b.ckpt").touch() or h, "2 checkpoint files without a strategy"),
     "ms: two names of one table": (ckpt({**MS, "embedding_table": VALUES["embedding"]}), "are both embedding"),
     # MindSpore, the release
@@ -175,18 +166,13 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "ms: the last rank is missing": (release(unlink("filerted_3.ckpt")), "3 files of ranks, .* is for 4"),
     "ms: a rank twice": (release(touch("filtered_2.ckpt")), "are of one rank"),
     "ms: a file that does not belong": (release(touch("b.ckpt")), r"b\.ckpt is beside"),
-    "ms: a rank is empty": (release(content("filerted_1.ckpt", lambda c: b"")), r"filerted_1\.ckpt: it is empty"),
     "ms: a rank of another model": (
         release(content("filerted_1.ckpt", lambda c: foreign.ckpt(MS))),
         r"is in only one of filerted_0\.ckpt and filerted_1\.ckpt",
     ),
     "ms: no npy": (release(unlink("top_query_embedding.npy")), r"top_query_embedding\.npy is missing"),
-    "ms: an npy of objects": (
-        release(saved("word_embedding.npy", np.array([_System()]))),
-        r"word_embedding\.npy: .*Python objects",
-    ),
     "ms: an npy of another hidden size": (
-        release(saved("position_embedding.npy", np.zeros((6, 9), np.float32))),
+        release(lambda f: np.save(f / "position_embedding.npy", np.zeros((6, 9), np.float32))),
         r"position_embedding\.npy is of shape \(6, 9\)",
     ),
     # Megatron
@@ -196,14 +182,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
         megatron_pt({**MG, FUSED: GAIN}),
         "query_key_value.weight is no tensor of PanGu-α",
     ),
-    "mt: a wrong shape": (megatron_pt({**MG, LAST: twice(MG[LAST])}), rf"{re.escape(LAST)} is of shape \(32,\)"),
     "mt: another layer count": (
         megatron_pt(MG, args=foreign.arguments(1, num_layers=7)),
         r"layers=3, args\.num_layers \+ 1, the query layer, says 8",
-    ),
-    "mt: another hidden size": (
-        megatron_pt(MG, args=foreign.arguments(1, hidden_size=99)),
-        r"args\.hidden_size says 99",
     ),
     "mt: heads that do not divide": (
         megatron_pt(MG, args=foreign.arguments(1, num_attention_heads=3)),
@@ -224,11 +205,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
         r"is of shape|is in only one of",
     ),
     "mt: a tracker that leads out": (megatron(text(TRACKER, "../../etc")), NO_STEP),
-    "mt: a tracker of no number": (megatron(text(TRACKER, "٣")), NO_STEP),
     "mt: a tracker of another step": (megatron(text(TRACKER, "9")), "iter_0000009, which is not there"),
-    "mt: an empty tracker": (megatron(text(TRACKER, "")), NO_STEP),
     "mt: no weights": (pt({"a": 1}), "no weights under `model`"),
-    "mt: a list": (pt([1]), "no weights under `model`"),
     "mt: a number among the weights": (
         pt({"model": {"language_model": {"x": 3}}}),
         r"language_model\.x is a int, and no tensor",
@@ -237,10 +215,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
         pt({"model": {"x": np.zeros(2)}}),
         r"x is a numpy.*\._reconstruct, which is not built",
     ),
-    "mt: code": (megatron_pt(MG, optimizer=_System()), r"asks for posix\.system"),
-    "mt: code in the arguments": (megatron_pt(MG, args=foreign.arguments(1, x=[_System()])), r"asks for posix\.system"),
-    "mt: cut short": (megatron(content(RANK, lambda c: c[:-99])), "no file of torch"),
-    "mt: a flipped header": (megatron(content(RANK, lambda c: b"QK" + c[2:])), "neither a zip file nor a pickle"),
     # DeepSpeed
     "ds: a tag that leads out": (deepspeed(text("latest", "../a")), NO_NAME),
     "ds: a tag that is not there": (deepspeed(text("latest", "b")), "b, which is not there"),
@@ -248,29 +222,22 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "ds: weights that are elsewhere": (pt({"module": None}), "no weights under `model`"),
     # Hugging Face
     "hf: a tensor is missing": (huggingface(without(HF, "transformer.h.1.ln_2.bias")), r"h\.1\.ln_2\.bias is missing"),
-    "hf: no layers": (huggingface({n: v for n, v in HF.items() if ".h." not in n}), r"h\.0\.ln_1\.weight is missing"),
-    "hf: a tensor too many": (huggingface({**HF, "transformer.extra": GAIN}), "extra is no tensor"),
     "hf: a wrong shape": (huggingface({**HF, QUERY: twice(HF[QUERY])}), r"wqe\.weight is of shape \(12, 16\)"),
     "hf: a wrong type": (huggingface({**HF, BIAS: np.zeros(16)}), r"ln_f\.bias \(norm\.bias\) is F64"),
     "hf: another layer count": (huggingface(num_layers=5), "num_layers says 5"),
-    "hf: another vocabulary": (huggingface(vocab_size=41), "vocab_size says 41"),
     "hf: another model": (huggingface(model_type="gpt2"), "model_type is 'gpt2'"),
     "hf: another activation": (huggingface(activation_function="relu"), "activation_function is 'relu'"),
-    "hf: another LayerNorm": (huggingface(layer_norm_epsilon=1e-12), "layer_norm_epsilon is 1e-12"),
     "hf: scores that are not scaled": (huggingface(scale_attn_weights=False), "scale_attn_weights is False"),
-    "hf: a size that is NaN": (huggingface(hidden_size=float("nan")), "hidden_size is nan"),
-    "hf: a size that is a text": (huggingface(num_heads="8"), "num_heads is 8"),
     "hf: heads that do not divide": (huggingface(num_heads=7), "7 heads do not divide"),
     "hf: a head of another shape": (
         huggingface({**HF, "lm_head.weight": np.zeros((3, 16), np.float32)}),
         r"lm_head\.weight is of shape \(3, 16\)",
     ),
-    "hf: no JSON": (huggingface(change=text("config.json", "{")), "it is not JSON"),
-    "hf: JSON that is deep": (huggingface(change=text("config.json", "[" * 99_999)), "it is not JSON"),
+    "hf: a size that is NaN": (huggingface(hidden_size=float("nan")), "hidden_size is nan"),
     "hf: JSON that is a list": (huggingface(change=text("config.json", "[]")), "it holds a list"),
+    "hf: an empty index": (indexed(lambda files: files.clear()), "it has no weight_map"),
+    "hf: no JSON": (huggingface(change=text("config.json", "{")), "it is not JSON"),
     "hf: a path in the index": (in_index(BIAS, "../b/pytorch_model-0.bin"), NO_NAME),
-    "hf: a whole path in the index": (in_index(BIAS, "/dev/zero", "safetensors-index"), NO_NAME),
-    "hf: a number in the index": (in_index(BIAS, 3), "which is not there"),
     "hf: a file of another kind in the index": (in_index(BIAS, "config.json"), r"config\.json: weights are read from"),
     "hf: a file that is missing": (
         huggingface(form="bin-index", change=unlink("pytorch_model-1.bin")),
@@ -290,7 +257,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
         ),
         r"pytorch_model-1\.bin: .* is in another file, too",
     ),
-    "hf: an empty index": (indexed(lambda files: files.clear()), "it has no weight_map"),
     "hf: safetensors that are cut short": (
         huggingface(change=content("model.safetensors", lambda c: c[:999])),
         "deserializing header: .*download it again",
@@ -298,10 +264,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "hf: code": (
         huggingface(form="bin", change=content("pytorch_model.bin", lambda c: foreign.torch_zip({"a": _System()}))),
         r"asks for posix\.system",
-    ),
-    "hf: a Namespace among the weights": (
-        huggingface(form="bin", change=content("pytorch_model.bin", lambda c: foreign.torch_zip(NAMESPACE))),
-        "b is a Namespace, and no tensor",
     ),
 }
 

@@ -123,20 +123,6 @@ def test_a_name_that_leads_out_of_a_folder_is_refused(tmp_path: Path, name: obje
         plain_name(tmp_path, name, "a file")
 
 
-def test_a_name_in_the_folder_must_be_there(tmp_path: Path):
-    (tmp_path / "a.bin").touch()
-    assert plain_name(tmp_path, "a.bin", "a file") == tmp_path / "a.bin"
-    with pytest.raises(LayoutError, match=r"b\.bin, which is not there"):
-        plain_name(tmp_path, "b.bin", "a file")
-
-
-def test_an_array_of_numpy_is_a_source(tmp_path: Path):
-    values = np.arange(6, dtype=np.float16).reshape(2, 3)
-    np.save(tmp_path / "a.npy", values)
-    source = npy_source(tmp_path / "a.npy")
-    np.testing.assert_array_equal(source.lazy_array("a").read(), values)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

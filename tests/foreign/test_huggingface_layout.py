@@ -11,9 +11,15 @@ from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_files import open_dense_model
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("form", ["safetensors", "safetensors-index", "bin", "bin-index"])
-@pytest.mark.parametrize("output", ["c_proj", "out_proj"])
+@pytest.mark.parametrize(
+    ("form", "dtype", "output"),
+    [
+        ("safetensors", "float32", "c_proj"),
+        ("safetensors-index", "float16", "out_proj"),
+        ("bin", "float16", "c_proj"),
+        ("bin-index", "float32", "out_proj"),
+    ],
+)
 def test_every_form_is_read(tmp_path: Path, dtype: str, form: str, output: str):
     values = foreign.parent(dtype)
     tensors = foreign.in_huggingface(values, output)

@@ -25,8 +25,7 @@ def test_names_and_orientations_are_those_of_pcl_pangu():
     assert {name: rule[:2] for name, rule in counterparts("megatron", Path("a"), theirs).items()} == theirs
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("ranks", [1, 4, 8])
+@pytest.mark.parametrize(("dtype", "ranks"), [("float32", 1), ("float16", 4), ("float32", 8)])
 def test_megatron_and_deepspeed_are_read(tmp_path: Path, dtype: str, ranks: int):
     values = foreign.parent(dtype)
     model = assert_equal(foreign.write_megatron(tmp_path / "m", values, ranks), values)

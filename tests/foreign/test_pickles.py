@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import struct
@@ -17,8 +18,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign import torch_files
-from pangu_sigma.foreign.file_tensors import FileTensor
-from pangu_sigma.foreign.pickles import OpaqueObject, load_pickle
+from pangu_sigma.foreign.pickles import load_pickle
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 FILE = Path("a.pt")
@@ -54,22 +54,6 @@ def test_namespaces_and_ordered_dictionaries_are_built(protocol: int):
     assert found["args"].inner.a == [1]
 
 
-def test_numpy_states_become_names_only():
-    found = loaded(pickle.dumps({"rng": np.random.RandomState(0).get_state(), "a": 1}, 2))
-    assert found["a"] == 1
-    assert isinstance(found["rng"][1], OpaqueObject)
-
-
-class _Call:
-    """Something whose pickle calls a function."""
-
-    def __init__(self, function: Any, *arguments: Any):
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
 def _global(name: str, rest: bytes = b")R.") -> bytes:
     return b"\x80\x02c" + name.replace(".", "\n", 1).encode() + b"\n" + rest
 
@@ -78,29 +62,26 @@ def _stacked(module: str, name: str) -> bytes:
     return b"\x80\x04" + b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)) + b"\x93)R."
 
 
+class _Call:
+    """Something whose pickle calls a function."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
 CODE: dict[str, tuple[bytes, str]] = {
+    "in the state of an optimizer": (pickle.dumps({"optimizer": [_Call()]}, 2), r"posix\.system"),
     "os.system": (b"\x80\x02cos\nsystem\nU\x04true\x85R.", r"os\.system"),
-    "posix.system": (_global("posix.system"), r"posix\.system"),
-    "builtins.eval": (_global("builtins.eval"), r"builtins\.eval"),
-    "builtins.exec, protocol 4": (_stacked("builtins", "exec"), r"builtins\.exec"),
     "__builtin__.getattr": (_global("__builtin__.getattr"), r"__builtin__\.getattr"),
     "a dotted attribute": (_stacked("argparse", "Namespace.__init__.__globals__"), r"argparse\.Namespace\.__init__"),
     "another function of torch": (_global("torch.load"), r"torch\.load"),
-    "another function of torch._utils": (_stacked("torch._utils", "_rebuild_sparse_tensor"), "_rebuild_sparse_tensor"),
-    "a compiled module": (_stacked("torch.jit._script", "RecursiveScriptModule"), "RecursiveScriptModule"),
     "in a Namespace": (b"\x80\x02cargparse\nNamespace\n)\x81}U\x01acos\nsystem\nU\x04true\x85Rsb.", r"os\.system"),
-    "in a state": (b"\x80\x02cargparse\nNamespace\n)\x81cos\nsystem\nb.", r"os\.system"),
     "as a class of NEWOBJ": (b"\x80\x02csubprocess\nPopen\nU\x04true\x85\x81.", r"subprocess\.Popen"),
-    "by INST": (b"(U\x04trueios\nsystem\n.", "INST"),
-    "by OBJ": (b"\x80\x02(cos\nsystem\no.", r"os\.system"),
     "by the instruction OBJ": (b"\x80\x02(cargparse\nNamespace\no.", "OBJ"),
     "an extension code of one byte": (b"\x80\x02\x82\x01)R.", "EXT1"),
-    "an extension code of two bytes": (b"\x80\x02\x83\x01\0)R.", "EXT2"),
-    "an extension code of four bytes": (b"\x80\x02\x84\x01\0\0\0)R.", "EXT4"),
     "a text as persistent id": (b"Pos.system\n.", "PERSID"),
     "a persistent id that is no storage": (b"\x80\x02K\x01Q.", "persistent id"),
     "a call of a number": (b"\x80\x02K\x01)R.", "'int' object is not callable"),
-    "a call of a text": (b"\x80\x02X\x02\0\0\0os)R.", "'str' object is not callable"),
     "a call of a Namespace with arguments": (
         b"\x80\x02cargparse\nNamespace\nK\x01\x85R.",
         "takes 0 positional arguments",
@@ -110,9 +91,7 @@ CODE: dict[str, tuple[bytes, str]] = {
         "missing 1 required positional argument",
     ),
     "a state of a number": (b"\x80\x02K\x01}b.", "a state of a int"),
-    "a Namespace without names": (b"\x80\x02cargparse\nNamespace\n)\x81K\x01b.", "a state of a Namespace"),
     "a buffer outside of the pickle": (b"\x80\x05\x97.", "NEXT_BUFFER"),
-    "a name that is a number": (b"\x80\x04K\x01K\x02\x93.", "STACK_GLOBAL requires str"),
 }
 
 
@@ -123,31 +102,14 @@ def test_code_is_refused_by_the_name_of_file_and_function_and_never_executed(nam
         loaded(content)
 
 
-def test_code_where_the_optimizer_is_is_refused_too():
-    import os
-
-    with pytest.raises(LayoutError, match=r"posix\.system"):
-        loaded(pickle.dumps({"optimizer": {"state": [_Call(os.system, "true")]}}, 2))
-
-
 DAMAGED = {
     "nothing": b"",
-    "no end": b"\x80\x02K\x01",
     "an empty stack": b"\x80\x020.",
     "a mark that is not there": b"\x80\x02t.",
-    "memory that is empty": b"\x80\x02h\x05.",
-    "a tuple of what is not there": b"\x80\x02K\x01\x87.",
     "a text that is longer than the file": b"\x80\x02X\xff\xff\xff\x7fab.",
     "bytes of 2**60": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
-    "a bytearray of 2**62": b"\x80\x05\x96" + struct.pack("<Q", 1 << 62) + b".",
-    "a number of 2**31 bytes": b"\x80\x02\x8b\xff\xff\xff\x7f.",
     "memory far away": b"\x80\x02K\x01r\xff\xff\xff\xff00.",
-    "a key that is a list": b"\x80\x02}]K\x01s.",
     "a key that is a deep tuple": b"\x80\x02}" + b")" + b"\x85" * 50_000 + b"K\x01s.",
-    "a value in a number": b"\x80\x02K\x01K\x02a.",
-    "a pair in a list": b"\x80\x02]K\x01K\x02s.",
-    "half a pair": b"\x80\x02}(K\x01u.",
-    "no text": b"\x80\x02X\x02\0\0\0\xff\xff.",
     "a long decimal": b"L" + b"9" * 100_000 + b"L\n.",
     "an unknown instruction": b"\x80\x02\xf0.",
 }
@@ -166,13 +128,6 @@ def test_what_is_shared_or_deep_takes_no_more_than_its_instructions():
     assert len(loaded(b"\x80\x02" + b"]" * 3_000 + b"a" * 2_999 + b".")) == 1
 
 
-def test_a_list_inside_itself_is_taken():
-    value: list = []
-    value.append(value)
-    found = loaded(pickle.dumps(value, 2))
-    assert found[0] is found
-
-
 def test_what_asks_for_copies_of_copies_takes_no_more_than_its_instructions():
     """A thousand Namespaces with the same ten thousand names: a copy for each would be 10**7 entries."""
     names = b"}(" + b"".join(b"X\x05\0\0\0%05dN" % i for i in range(10_000)) + b"uq\0"
@@ -187,26 +142,11 @@ def test_what_asks_for_copies_of_copies_takes_no_more_than_its_instructions():
             loaded(b"\x80\x02" + names + b"0" + call)
 
 
-def test_a_long_name_is_cut():
-    long = b"megatron." + b"x" * 5_000
-    text = b"X" + struct.pack("<I", len(long)) + long
-    (found,) = {len(one.name) for one in loaded(b"\x80\x04](" + text + b"q\0h\0\x93" + b"h\0h\0\x93" * 9 + b"e.")}
-    assert found < 200
-
-
 def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch_files, "MOST_PICKLED", 1_000)
     (tmp_path / "a.pt").write_bytes(torch_zip(["x" * 2_000]))
     with pytest.raises(LayoutError, match=r"its pickle has 2,\d+ bytes, more than the 1,000"):
         open_torch_file(tmp_path / "a.pt")
-
-
-def test_a_tensor_is_described_and_not_read(tmp_path: Path):
-    file = tmp_path / "a.pt"
-    file.write_bytes(torch_zip({"w": FakeTensor(np.ones((2, 3), np.float32))}))
-    found = open_torch_file(file)["w"]
-    assert isinstance(found, FileTensor)
-    assert (found.shape, found.values.strides, found.kind) == ((2, 3), (12, 4), "float32")
 
 
 def test_storages_of_other_types_are_refused_by_name(tmp_path: Path):

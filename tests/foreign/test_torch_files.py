@@ -24,13 +24,6 @@ def read(file: Path, name: str) -> np.ndarray:
     return WholeTensor.from_part(open_torch_file(file)[name]).lazy_array(name).read()
 
 
-def test_a_file_is_read(tmp_path: Path):
-    file = tmp_path / "a.pt"
-    file.write_bytes(torch_zip(value()))
-    for name, array in VALUES.items():
-        np.testing.assert_array_equal(read(file, name), array)
-
-
 def test_bfloat16_becomes_float32(tmp_path: Path):
     values = np.array([1.5, -2.0, 3e38, 0.0], np.float32)  # exact in bfloat16 but for the third
     short = (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -77,6 +70,7 @@ SHAPE = b"K\x03K\x04\x86"
 REFUSED = {
     "cut short": (lambda: torch_zip(value())[:-30], "no file of torch"),
     "empty": (lambda: b"", "neither a zip file nor a pickle"),
+    "no data.pkl": (lambda: torch_zip(value()).replace(b"data.pkl", b"date.pkl"), "0 members data.pkl"),
     "the format before zip": (
         lambda: b"\x80\x02K\x01.",
         "a pickle, as torch before 1.6 wrote, .*ab9cf900.* save it again",
@@ -85,19 +79,14 @@ REFUSED = {
     "compressed, a bomb": (compressed, "compressed or encrypted"),
     "two members of one name": (twice, "two of its members have one name"),
     "a member outside of the file": (moved, "damaged or cut short"),
-    "no data.pkl": (lambda: torch_zip(value()).replace(b"data.pkl", b"date.pkl"), "0 members data.pkl"),
     "a shape that is larger": (
         lambda: changed(SHAPE, b"K\x09K\x04\x86"),
         r"\(9, 4\), which its 48 bytes cannot have",
     ),
     "a huge shape": (lambda: changed(SHAPE, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"), "has the shape .* cannot have"),
-    "a negative shape": (lambda: changed(SHAPE, b"J\xff\xff\xff\xffK\x04\x86"), "has the shape .* cannot have"),
     "a shape that is NaN": (lambda: changed(SHAPE, b"G\x7f\xf8\0\0\0\0\0\0K\x04\x86"), "has the shape .* cannot have"),
-    "a shape of a text": (lambda: changed(SHAPE, b"X\x01\0\0\0aK\x04\x86"), "has the shape .* cannot have"),
     "a shape of three axes": (lambda: changed(SHAPE, b"K\x03K\x02K\x02\x87"), "without storage, shape and strides"),
-    "strides of 0": (lambda: changed(b"K\x04K\x01\x86", b"K\0K\0\x86"), None),
     "a storage that is missing": (lambda: changed(b"X\x01\0\0\x000", b"X\x01\0\0\x007"), "the storage 7 is missing"),
-    "a path as storage": (lambda: changed(b"X\x01\0\0\x000", b"X\x05\0\0\0../..").replace(b"", b""), "is missing"),
     "a storage that is larger": (lambda: changed(b"K\x0ct", b"K\x4dt"), "the storage 0 has 48 bytes, not 77 values"),
 }
 
@@ -107,9 +96,6 @@ def test_what_is_damaged_is_refused_by_the_name_of_the_file(tmp_path: Path, name
     made, message = REFUSED[name]
     file = tmp_path / "a.pt"
     file.write_bytes(made())
-    if message is None:  # no larger than its storage: harmless
-        assert read(file, "a").size == 12
-        return
     with pytest.raises(LayoutError, match=rf"a\.pt: .*{message}"):
         read(file, "a")
     assert [one.name for one in tmp_path.iterdir()] == ["a.pt"]

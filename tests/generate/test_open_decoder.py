@@ -32,13 +32,6 @@ def test_a_run_answers_without_mindspore(tiny_run):
     assert json.loads(done.stdout) == [[1, 640], []]
 
 
-def test_less_precise_weights_take_less_memory(tiny_run, caplog):
-    caplog.set_level("INFO")
-    large, small = (open_decoder(tiny_run, lanes=2, weights=weights) for weights in ("float32", "int8"))
-    assert "of them copied as float32" in caplog.text and "of them copied as int8" in caplog.text
-    assert small.resident_bytes < large.resident_bytes and small.cache_bytes == large.cache_bytes
-
-
 def test_weights_without_room_for_a_copy_are_read_from_their_files(tiny_run, caplog, monkeypatch):
     """And give the same bits."""
     logits = []

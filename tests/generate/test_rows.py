@@ -1,4 +1,5 @@
-"""The rows of a text are those that training reads for it, however a decoder reads it."""
+"""Rows of tokens: their keys are those of training in the decoder and in an exported graph. That they are the same however a text
+is cut into chunks is in cpu/test_decoder.py."""
 
 from __future__ import annotations
 
@@ -7,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.toy_weights import NumberedRows, ToyWeights
+from mindspore import Tensor
 
 from experiments.tiny import TINY_ROWS, tiny_config
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.cpu.decoder import CpuDecoder
-from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.graph.rows import GraphRows
 from pangu_sigma.generate.rows import MetRows
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
+
+DOCUMENTS = 1_000
 
 
 @pytest.fixture(scope="module")
@@ -35,63 +38,49 @@ def table(config, tokenizer) -> RoutingTable:
     return drawn_tables(config, tokenizer)
 
 
-def test_a_decoder_reads_the_rows_that_training_reads(config, tokenizer, table, monkeypatch):
-    """Of two texts in two lanes that held others, chunk by chunk, alone or together; documents end in chunks and between them."""
-    rng, length, domains = np.random.default_rng(0), config.model.seq_length, domains_of(config)
-    decoder = CpuDecoder(config, tokenizer, table, NumberedRows(config), lanes=3)
-    texts = []
-    for domain in (domains[0], domains[2]):
-        used = tokenizer.slot_rows[domain.slot]
-        ids = rng.choice(used[(used >= 0) & (used != tokenizer.eot)], length)
-        ids[[4, 5, 15]] = tokenizer.eot
-        texts.append((domain, ids))
-    loader = BatchLoader(config, Path(config.data.path), tokenizer, table)
-    ids_GBS1 = np.stack([np.append(ids, tokenizer.eot) for _, ids in texts])[None]
-    expected_EBS = loader.assemble(ids_GBS1, np.array([domain.index for domain, _ in texts])).row_keys_EGBS[:, 0]
+@pytest.mark.usefixtures("graph_mode")
+def test_keys_of_a_thousand_documents_are_equal_in_loader_decoder_and_graph(config, tokenizer, table):
+    rng, length, weights = np.random.default_rng(3), config.model.seq_length, NumberedRows(config)
+    loader, domains = BatchLoader(config, Path(config.data.path), tokenizer, table), domains_of(config)
     ends = np.cumsum([entry.width for entry in config.model.rows]) - 1
-    seen: list[np.ndarray] = []
-    found = MetRows.of
-    monkeypatch.setattr(MetRows, "of", lambda *each: seen.append(found(*each)) or seen[-1])
-
-    def keys(chunks: list[Chunk]) -> list[np.ndarray]:
-        seen.clear()
-        decoder.read(chunks)
-        cuts = np.cumsum([len(chunk.ids) for chunk in chunks])[:-1]
-        return np.split(np.concatenate(seen)[:, ends].T, cuts, axis=1)
-
-    for size in (1, 5, 16, length):
-        parts: list[list[np.ndarray]] = [[], []]
-        for lane, (domain, _) in enumerate(texts):
-            decoder.begin(lane, domain)
-        for first in range(0, length, size):
-            chunks = [Chunk(lane, ids[first : first + size].tolist()) for lane, (_, ids) in enumerate(texts)]
-            of_each = keys(chunks) if size % 2 else [keys([chunk])[0] for chunk in chunks]
-            for part, keys_ES in zip(parts, of_each, strict=True):
-                part.append(keys_ES)
-        for lane, part in enumerate(parts):
-            np.testing.assert_array_equal(np.concatenate(part, axis=1), expected_EBS[:, lane])
-    (domain, ids), cut = texts[0], 9
-    decoder.begin(1, domain)
-    decoder.read([Chunk(1, ids[:cut].tolist())])
-    decoder.copy(1, 2)
-    (keys_ES,) = keys([Chunk(2, ids[cut:].tolist())])
-    np.testing.assert_array_equal(keys_ES, expected_EBS[:, 0, cut:])
+    graph, met = GraphRows(config, table, weights), MetRows(config, table, weights, 2 * length)
+    documents = 0
+    while documents < DOCUMENTS:
+        of_batch = [domains[d] for d in rng.choice(len(domains), 2, replace=False)]
+        texts = []
+        for domain in of_batch:
+            used = tokenizer.slot_rows[domain.slot]
+            ids_S1 = rng.choice(used[(used >= 0) & (used != tokenizer.eot)], length + 1)
+            ids_S1[rng.random(length + 1) < 0.3] = tokenizer.eot
+            texts.append(ids_S1)
+            documents += int((ids_S1 == tokenizer.eot).sum())
+        ids_BS1, domains_B = np.stack(texts), np.array([domain.index for domain in of_batch])
+        batch = loader.assemble(ids_BS1[None], domains_B)
+        expected_ET = batch.row_keys_EGBS.reshape(len(ends), -1)
+        ids_T, positions_T = (values_GBS[0].ravel() for values_GBS in (batch.ids_GBS, batch.positions_GBS))
+        domains_T, before_T = np.repeat(domains_B, length), np.roll(ids_T, 1)
+        assert np.array_equal(met.of(ids_T, domains_T, positions_T, before_T)[:, ends].T, expected_ET)
+        for first in (0, length):  # of a graph that has one lane
+            lane, zero = slice(first, first + length), np.zeros((1, 1), int)
+            inputs = (ids_T[lane], domains_T[lane], positions_T[lane], zero, np.arange(length)[None])
+            e_TH = graph(*(Tensor(values.astype(np.int32)) for values in inputs)).asnumpy()
+            assert np.array_equal(e_TH[:, ends].T, expected_ET[:, lane])
 
 
 def test_a_row_that_no_token_met_is_zeros(config, table):
     weights, ids_T = ToyWeights(config), np.arange(200)
-    nothing = np.zeros_like(ids_T)
-    e_TH = MetRows(config, table, weights, 200).of(ids_T, nothing, nothing, nothing)
+    zeros = np.zeros_like(ids_T)
+    e_TH = MetRows(config, table, weights, 200).of(ids_T, zeros, zeros, zeros)
     first = 0
     for e, entry in enumerate(config.model.rows):
         keys_U, weight = weights.rows(e)
-        whole = np.zeros((config.stored_rows(entry), entry.width), np.float32)
-        whole[keys_U] = weight
-        keys_T = table.row_keys(config.model.rows, ids_T[:, None], nothing[:, None], nothing[:, None])[e, :, 0]
-        np.testing.assert_array_equal(e_TH[:, first : first + entry.width], whole[keys_T])
+        stored = np.zeros((config.stored_rows(entry), entry.width), np.float32)
+        stored[keys_U] = weight
+        keys_T = table.row_keys(config.model.rows, ids_T[:, None], zeros[:, None], zeros[:, None])[e, :, 0]
+        np.testing.assert_array_equal(e_TH[:, first : first + entry.width], stored[keys_T])
         first += entry.width
-    none = MetRows(config, table, Unmet(config), 200).of(ids_T, nothing, nothing, nothing)
-    assert none.shape == e_TH.shape and not none.any() and e_TH.any()
+    without = MetRows(config, table, Unmet(config), 200).of(ids_T, zeros, zeros, zeros)
+    assert without.shape == e_TH.shape and not without.any() and e_TH.any()
 
 
 class Unmet(ToyWeights):

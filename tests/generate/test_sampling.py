@@ -19,9 +19,9 @@ DRAWS = 4000
 def frequencies(
     sampling: Sampling, seen: list[int] | None = None, logits: np.ndarray = LOGITS, answer: list[int] | None = None
 ) -> dict[int, float]:
-    rng = np.random.default_rng(0)
-    counts = Counter(sampling.choose(logits, seen or [], answer or [], rng) for _ in range(DRAWS))
-    return {row: count / DRAWS for row, count in counts.items()}
+    rng, draws = np.random.default_rng(0), DRAWS if sampling.temperature else 3
+    counts = Counter(sampling.choose(logits, seen or [], answer or [], rng) for _ in range(draws))
+    return {row: count / draws for row, count in counts.items()}
 
 
 def test_temperature_0_is_greedy_whatever_else_is_asked():
@@ -43,18 +43,6 @@ def test_temperature_divides_the_logits(temperature):
         assert share == pytest.approx(chances[row], abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("top_p", "kept"), [(1e-6, {4}), (0.6, {4}), (0.7, {4, 1}), (0.9, {4, 1, 2}), (1.0, {4, 1, 2, 0, 5})]
-)
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
-    """Chances are 0.64, 0.24, 0.09, 0.03, 0.01, from the best on."""
-    found = frequencies(Sampling(temperature=1.0, top_p=top_p))
-    assert set(found) == kept
-    mass = sum(CHANCES[row] for row in kept)
-    for row, share in found.items():
-        assert share == pytest.approx(CHANCES[row] / mass, abs=0.03)
-
-
 def test_the_repetition_penalty_makes_what_occurred_less_likely():
     """CTRL's rule: positive logits are divided, negative ones multiplied; how often it occurred does not matter."""
     assert frequencies(Sampling(repetition_penalty=2.0), seen=[4, 4, 4]) == {1: 1.0}
@@ -64,28 +52,11 @@ def test_the_repetition_penalty_makes_what_occurred_less_likely():
     assert frequencies(Sampling(repetition_penalty=0.5), [1], negative) == {1: 1.0}, "below 1 it favours them"
 
 
-def test_without_a_penalty_what_occurred_does_not_matter():
-    assert frequencies(Sampling(temperature=1.0), [4, 1]) == frequencies(Sampling(temperature=1.0))
-
-
 def test_the_logits_of_the_caller_stay_as_they_are():
     logits = LOGITS.astype(np.float64)
     before = logits.copy()
     Sampling(temperature=1.0, repetition_penalty=2.0).choose(logits, [4], [], np.random.default_rng(0))
     assert (logits == before).all()
-
-
-@pytest.mark.parametrize(
-    ("min_p", "kept"), [(0.0, {4, 1, 2, 0, 5}), (0.04, {4, 1, 2, 0}), (0.2, {4, 1}), (0.4, {4}), (1.0, {4})]
-)
-def test_min_p_keeps_what_has_that_share_of_the_best(min_p, kept):
-    """Shares are 1, 0.37, 0.14, 0.05, 0.02, from the best on."""
-    found = frequencies(Sampling(temperature=1.0, min_p=min_p))
-    assert set(found) == kept
-    for row, share in found.items():
-        assert share == pytest.approx(CHANCES[row] / sum(CHANCES[r] for r in kept), abs=0.03)
-    hot = np.exp(LOGITS / 4 - LOGITS.max() / 4)
-    assert set(frequencies(Sampling(temperature=4.0, min_p=0.5))) == set(np.flatnonzero(hot >= 0.5))
 
 
 def test_the_repetition_penalty_sees_prompt_and_answer_the_other_two_the_answer_alone():
@@ -172,10 +143,10 @@ def test_the_ends_of_the_range_draw_something(temperature):
     assert Sampling(temperature, repetition_penalty=1e6).choose(LOGITS * 100, [1], [], np.random.default_rng(0)) != 3
 
 
-@pytest.mark.parametrize(("tokens", "seed"), [(-5, 0), (2.5, 0), ("7", 0), (True, 0), (3, -1), (3, None)])
-def test_a_request_that_cannot_be_is_refused(tokens, seed):
-    with pytest.raises(ConfigError, match=r"=.* is not allowed: a whole number, 0 or more"):
-        check_request(tokens, seed)
+def test_a_request_that_cannot_be_is_refused():
+    for tokens, seed in ((-5, 0), (2.5, 0), ("7", 0), (True, 0), (3, -1), (3, None)):
+        with pytest.raises(ConfigError, match=r"=.* is not allowed: a whole number, 0 or more"):
+            check_request(tokens, seed)
     check_request(0, np.int64(3))
 
 

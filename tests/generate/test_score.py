@@ -55,14 +55,6 @@ def test_of_code_the_tag_is_what_stands_before_the_first_token(decoder, engine):
     assert score(engine, "x y", domain).ids == decoder.tokenizer.encode("x y", domain)
 
 
-def test_an_exported_model_gives_the_same_scores(decoder, engine, tiny_graph):
-    exported = Engine(tiny_graph)
-    for name, text in TEXTS:
-        domain = domains_of(decoder.config).named(name)
-        one, other = score(engine, text, domain), score(exported, text, domain)
-        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-4)
-
-
 def test_one_token_has_nothing_to_score_and_no_token_is_refused(decoder, engine):
     domain = domains_of(decoder.config).named("en")
     token = decoder.tokenizer.decode(decoder.tokenizer.prompt("the cat", domain)[:1])

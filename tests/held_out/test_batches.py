@@ -45,18 +45,14 @@ def test_held_out_batches_read_every_sample_once_and_weigh_what_fills_them_up_no
     assert len(HeldOut(batches, 2 * 4).domain_batches(1)) == 2
 
 
-def test_the_samples_are_spread_evenly_over_the_held_out_text(folder, tokenizer):
-    """Not the first ones in the file, which are those of a few documents."""
-    batches = open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out")
-    held_out = HeldOut(batches, 4)
-    assert held_out.numbers(0).tolist() == [2, 7, 12, 17], "of 20: the middle of each quarter"
-    assert held_out.numbers(2).tolist() == [3, 11, 18, 26], "of 30"
+def test_batches_of_both_forms_have_the_same_samples(folder, tokenizer):
+    held_out = HeldOut(open_batches(config_of(blocks=2, batch=4), folder, tokenizer, "held_out"), 4)
+    expected = [(2, number) for number in (3, 11, 18, 26)]
+    assert held_out.numbers(2).tolist() == [number for _, number in expected], "of 30: the middle of each quarter"
     (found,) = held_out.domain_batches(2)
-    assert samples_of(found.batch.ids_GBS, found.batch.domains_M) == [(2, n) for n in (3, 11, 18, 26)]
+    assert samples_of(found.batch.ids_GBS, found.batch.domains_M) == expected
     assert found.units_U.tolist() == [0, 1, 2, 3]
-    assert [(d, n) for d, n in counted_samples(held_out.training_shaped_batches()) if d == 2] == [
-        (2, n) for n in (3, 11, 18, 26)
-    ]
+    assert [pair for pair in counted_samples(held_out.training_shaped_batches()) if pair[0] == 2] == expected
 
 
 @given(count=st.integers(1, 5_000), most=st.integers(1, 5_000))
@@ -148,18 +144,11 @@ def counted_samples(found: list[HeldOutBatch]) -> list[tuple[int, int]]:
 def test_held_out_batches_like_training_have_its_micro_batches_and_a_domain_for_each_block(folder, tokenizer):
     config = config_of(blocks=2, batch=4)
     config = config.model_copy(update={"train": config.train.model_copy(update={"accumulation": 2})})
-    batches = open_batches(config, folder, tokenizer, "held_out")
-    counted: dict[int, list[int]] = {}
-    for batch in (held_out.batch for held_out in HeldOut(batches, 8 * 4).training_shaped_batches()):
+    held_out = HeldOut(open_batches(config, folder, tokenizer, "held_out"), 8 * 4).training_shaped_batches()
+    for batch in (each.batch for each in held_out):
         assert batch.ids_GBS.shape[:2] == (2, 4)
         assert len(set(batch.domains_M)) == 2
-        counts = (batch.weights_GBS.sum(axis=2) > 0).ravel()
-        for (domain, number), counts_here in zip(samples_of(batch.ids_GBS, batch.domains_M), counts, strict=True):
-            if counts_here:
-                counted.setdefault(domain, []).append(number)
-    assert {domain: sorted(numbers) for domain, numbers in counted.items()} == {
-        domain: list(range(samples)) for domain, samples in enumerate(SAMPLES)
-    }
+    assert sorted(counted_samples(held_out)) == [(d, n) for d, samples in enumerate(SAMPLES) for n in range(samples)]
 
 
 def test_held_out_batches_of_ranks_are_the_samples_of_one_process(four, tokenizer):

@@ -117,9 +117,6 @@ def test_the_mean_over_seeds_has_the_error_of_a_mean():
     assert math.isnan(mean_of([1.0]).error)
 
 
-def test_what_is_not_known_is_shown_as_a_dash():
+def test_what_is_not_known_is_a_dash_and_no_zero_has_a_sign():
     assert [format_number(v, 8) for v in (1.23456, None, math.nan, -math.inf)] == ["   1.235", *["       –"] * 3]
-
-
-def test_no_zero_is_printed_with_a_sign():
     assert [format_number(v, 7, 4) for v in (-1e-7, -0.0, -1e-3)] == [" 0.0000", " 0.0000", "-0.0010"]

@@ -3,8 +3,6 @@
 python alpha_peer.py <pcl_pangu folder> write <folder> <ranks> <sizes as JSON>
     makes a model, saves it as megatron/checkpointing.py does, cuts it with tools/split_full_model_into_mp_model.py into
     <folder>/of_ranks, and writes the values of the whole one as <folder>/values.npz
-python alpha_peer.py <pcl_pangu folder> read <folder> <rank> <sizes as JSON>
-    loads a rank of a checkpoint with megatron/checkpointing.py, and writes its values as <folder>/values_<rank>.npz
 python alpha_peer.py <pcl_pangu folder> answer <folder> <ranks> <sizes as JSON>
     joins the ranks of a checkpoint with tools/merge_mp_partitions.py if it has several, loads it into both of its networks, and
     writes what they answer to <folder>/texts.npy [texts, length] as <folder>/megatron.npy and <folder>/onnx.npy
@@ -13,8 +11,7 @@ python alpha_peer.py <pcl_pangu folder> answer_as_rank <folder> <rank> <sizes as
     its rows of the word table as <folder>/megatron_<rank>.npy
 python alpha_peer.py <pcl_pangu folder> save_with_deepspeed <folder> <rank> <sizes as JSON>
     is one of several processes that train together with DeepSpeed: it takes its part of <folder>/values.npz, trains a step at the
-    rate 0, and DeepSpeed's engine saves it in <folder>/saved; a rank that is alone writes its logits of <folder>/texts.npy as
-    <folder>/deepspeed.npy
+    rate 0, and DeepSpeed's engine saves it in <folder>/saved
 """
 
 import contextlib
@@ -146,12 +143,6 @@ def unset(network):
     return network.requires_grad_(False)
 
 
-def read(folder, rank, args):
-    import numpy as np
-
-    np.savez(folder / f"values_{rank}.npz", **flat(loaded(folder, rank, args).state_dict_for_save_checkpoint()))
-
-
 def answer(folder, ranks, args):
     import numpy as np
 
@@ -210,8 +201,6 @@ def save_with_deepspeed(folder, rank, args):
     if args.nested:  # as Megatron-DeepSpeed does
         engine.module.state_dict = engine.module.state_dict_for_save_checkpoint
     engine.save_checkpoint(str(folder / "saved"), tag="global_step1")
-    if ranks == 1:
-        np.save(folder / "deepspeed.npy", megatron_logits(engine.module, np.load(folder / "texts.npy")))
 
 
 def take_activation(folder, args):
@@ -287,7 +276,7 @@ def main():
     for name in ("pcl_pangu", "pcl_pangu.model", "pcl_pangu.model.alpha"):  # they import what is of training only
         sys.modules[name] = types.ModuleType(name)
     sys.modules["pcl_pangu.model.alpha"].MODEL_CONFIG = None
-    programs = (write, read, answer, answer_as_rank, save_with_deepspeed)
+    programs = (write, answer, answer_as_rank, save_with_deepspeed)
     {program.__name__: program for program in programs}[what](Path(folder), int(number), args)
 
 

@@ -3,7 +3,7 @@
     hf_peer.py answer FOLDER TASK OUT    TASK: {domain: {"texts": […], "prompts": […], "ids": […]}} in JSON
     hf_peer.py full|lora FOLDER TASK OUT one step of training on the ids of TASK, saved to OUT
     hf_peer.py follow FOLDER TASK OUT    the ways of a KV cache, on the sequences "drawn" of TASK; OUT.npz: keys of rows by domain
-    hf_peer.py judge|half|refuse FOLDER TASK OUT   Trainer's evaluation; a folder in float16; the messages of what is refused
+    hf_peer.py judge|refuse FOLDER TASK OUT   Trainer's evaluation; the messages of what is refused
 
 `answer` writes OUT.json, {domain: {"ids", "decoded", "greedy"}}, and OUT.npz with the logits of each domain's ids.
 """
@@ -158,11 +158,6 @@ def judge(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     print(json.dumps([found["eval_loss"], model(ids, labels=ids).loss.item(), *padded]))
 
 
-def half(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-
-
 def refuse(model: Any, tokenizer: Any, task: dict[str, Any], out: Path) -> None:
     """Print the messages of mistakes, by name."""
     domain, other = list(task)[:2]
@@ -211,7 +206,7 @@ def main(verb: str, folder: str, task: str, out: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     asked = json.loads(Path(task).read_text())
     verbs = {"full": train, "lora": partial(train, lora=True)} | {
-        each.__name__: each for each in (answer, follow, judge, half, refuse)
+        each.__name__: each for each in (answer, follow, judge, refuse)
     }
     verbs[verb](model, tokenizer, asked, Path(out))
 

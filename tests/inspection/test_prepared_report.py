@@ -68,46 +68,18 @@ def test_fertility_is_tokens_over_the_characters_and_bytes_of_the_text(tiny_data
 
 def test_the_expected_load_is_that_of_the_tokens_routed_by_the_tables(tiny_data, numbers, read):
     for (name, domain), every_V in zip(numbers["domains"].items(), PreparedData(tiny_data).frequencies(), strict=True):
+        counts_V = np.bincount(np.concatenate(read[name]["train"]))
+        ids = np.arange(len(counts_V))
         for table in ("random", "balanced"):
-            ids = np.concatenate(read[name]["train"])
-            size = int(ids.max()) + 1
-            counts_V = np.bincount(ids, minlength=size)
-            drawn = draw_tables(RoutingConfig(table=table), 4, 1, size, 4, counts_V[None])
-            positions = np.arange(len(ids)) if table == "random" else np.zeros(len(ids), int)
-            if (drawn.spread_DV > 1).any():  # spread evenly: count each position
-                loads = np.zeros((4, 4))
-                for token, count in enumerate(counts_V):
-                    width = int(drawn.spread_DV[0, token])
-                    for n in range(4):
-                        for step in range(width):
-                            loads[n, (drawn.first_NDV[n, 0, token] + step) % 4] += count / width
-            else:
-                routed = drawn.route(ids, np.zeros(len(ids), int), positions)
-                loads = np.array([np.bincount(each, minlength=4) for each in routed])
-            by_hand = (loads.max(axis=1) / loads.mean(axis=1)).mean()
+            drawn = draw_tables(RoutingConfig(table=table), 4, 1, len(ids), 4, counts_V[None])
+            loads_NE = np.zeros((4, 4))
+            for position in range(12):  # an id is spread over 1 … 4 experts
+                routed_NV = drawn.route(ids, 0 * ids, np.full_like(ids, position))
+                loads_NE += [np.bincount(experts_V, counts_V / 12, 4) for experts_V in routed_NV]
+            by_hand = (loads_NE.max(axis=1) / loads_NE.mean(axis=1)).mean()
             assert expected_load(counts_V, table, 4) == pytest.approx(by_hand)
         assert 1 <= domain["load"]["balanced"] <= domain["load"]["random"] == expected_load(every_V, "random", EXPERTS)
-
-
-def test_a_domain_without_tokens_is_even():
-    assert expected_load(np.zeros(50, np.int64), "random", 4) == 1.0
-
-
-def test_an_index_whose_lengths_are_others_is_refused(tiny_data, tmp_path):
-    """Two lengths and the position between them: as many tokens, so nothing but the hash tells."""
-    data = shutil.copytree(tiny_data, tmp_path / "data")
-    index = data / "zh" / "train.idx"
-    content = bytearray(index.read_bytes())
-    documents = load_manifest(data).domains["zh"].train.documents
-    lengths = np.frombuffer(content, np.int32, documents, offset=34)
-    begins = np.frombuffer(content, np.int64, documents, offset=34 + 4 * documents)
-    width = begins[1] // lengths[0]
-    assert lengths[0] != lengths[1]
-    lengths[:2] = lengths[1::-1].copy()
-    begins[1] = lengths[0] * width
-    index.write_bytes(content)
-    with pytest.raises(DataError, match=r"zh/train\.idx: bytes 0 … \d+ are not what"):
-        measure_prepared(PreparedData(data))
+    assert expected_load(np.zeros(50, np.int64), "random", 4) == 1.0, "without tokens it is even"
 
 
 def test_a_damaged_file_is_refused_and_other_folders_are_no_prepared_data(tiny_data, tmp_path):

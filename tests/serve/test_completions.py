@@ -11,7 +11,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.generate.text import open_decoder
+from pangu_sigma.generate.text import BLANK_AT_THE_END, open_decoder
 
 PROMPT = "the cat sees 今天"
 
@@ -52,17 +52,23 @@ def test_it_says_what_the_engine_says(client, decoder):
 
 
 @pytest.mark.parametrize(
-    "parameters", [{}, {"temperature": 0}, {"stop": [" ", "e"]}, {"prompt": "x", "max_tokens": 90}]
+    "parameters",
+    [{}, {"stop": [" ", "e"]}, {"prompt": "x", "max_tokens": 90}, {"echo": True, "logprobs": 2, "experts": True}],
 )
 def test_a_stream_joined_is_the_answer(client, parameters):
     expected = whole(client, n=2, **parameters)
-    chunks = events(ask(client, n=2, stream=True, **parameters).text)
-    for choice in expected["choices"]:
-        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
-        assert "".join(part["text"] for part in mine) == choice["text"]
-        assert [part["finish_reason"] for part in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = events(ask(client, n=2, **options, **parameters).text)
+    assert (last["choices"], last["usage"]) == ([], expected["usage"])
+    assert all(chunk["usage"] is None for chunk in chunks)
     assert len({chunk["id"] for chunk in chunks}) == 1
-    assert all("usage" not in chunk for chunk in chunks)
+    for choice in expected["choices"]:
+        own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert "".join(part["text"] for part in own) == choice["text"]
+        assert [part["finish_reason"] for part in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+        for name, values in (choice["logprobs"] or {}).items():
+            assert [value for part in own if part["logprobs"] for value in part["logprobs"][name]] == values
+    assert "usage" not in events(ask(client, stream=True, **parameters).text)[0]
 
 
 def test_prompts_come_as_text_or_ids_alone_or_many(client):
@@ -90,8 +96,12 @@ def test_without_a_seed_answers_differ(client):
 @pytest.mark.parametrize("domain", ["sigma-en", "sigma-zh", "sigma-code"])
 def test_echo_with_logprobs_is_exact(client, decoder, domain):
     """In float64 from the logits, as `lm_eval` needs it: nothing before the first token, one new token at the end."""
-    found = whole(client, model=domain, echo=True, logprobs=1, max_tokens=1, temperature=0)
-    logprobs = found["choices"][0]["logprobs"]
+    completion = whole(client, model=domain, echo=True, logprobs=1, max_tokens=1, temperature=0)
+    (choice,), logprobs = completion["choices"], completion["choices"][0]["logprobs"]
+    assert choice["text"].startswith(PROMPT)
+    for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
+        if not token.startswith(("bytes:", "<", "▁")):  # these have no text of their own
+            assert choice["text"][offset : offset + len(token)] == token
     ids = client.post("/tokenize", json={"model": domain, "prompt": PROMPT}).json()["tokens"]
     assert len(logprobs["tokens"]) == len(ids) + 1 == len(logprobs["top_logprobs"])
     assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
@@ -107,41 +117,10 @@ def test_echo_with_logprobs_is_exact(client, decoder, domain):
     assert logprobs["token_logprobs"][-1] == max(logprobs["top_logprobs"][-1].values()), "greedy"
 
 
-def test_text_and_offsets_of_tokens_go_together(client):
-    """Also where a character has several tokens: each begins where what is whole before it ends."""
-    for parameters in ({}, {"echo": True}, {"prompt": "龘 the", "echo": True}):
-        choice = whole(client, logprobs=0, stop=None, **parameters)["choices"][0]
-        logprobs, joined = choice["logprobs"], ""
-        assert logprobs["text_offset"][0] == 0
-        for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
-            if not token.startswith("bytes:") and not (token.startswith("<") and token.endswith(">")):
-                assert choice["text"][offset : offset + len(token)] == token
-                joined += token
-        assert joined
-    echoed = whole(client, echo=True)["choices"][0]
-    assert echoed["text"].startswith(PROMPT)
-    assert echoed["logprobs"] is None
-
-
 def test_logprobs_of_0_tell_the_tokens_themselves(client):
     logprobs = whole(client, logprobs=0)["choices"][0]["logprobs"]
     for token, logprob, top in zip(*(logprobs[k] for k in ("tokens", "token_logprobs", "top_logprobs")), strict=True):
         assert top == {token: logprob}
-
-
-def test_a_stream_with_echo_and_logprobs_is_the_answer_in_parts(client):
-    parameters = {"echo": True, "logprobs": 2, "experts": True, "n": 2}
-    expected = whole(client, **parameters)["choices"]
-    chunks = events(ask(client, stream=True, stream_options={"include_usage": True}, **parameters).text)
-    *chunks, last = chunks
-    assert last["choices"] == []
-    assert last["usage"]["total_tokens"] > 0
-    assert all(chunk["usage"] is None for chunk in chunks)
-    for choice in expected:
-        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
-        for name, values in choice["logprobs"].items():
-            assert [each for part in mine if part["logprobs"] for each in part["logprobs"][name]] == values
-        assert "".join(part["text"] for part in mine) == choice["text"]
 
 
 def test_max_tokens_of_0_scores_a_prompt(client):
@@ -268,29 +247,18 @@ def test_too_much_is_refused_with_the_numbers(client, decoder):
         assert answer.status_code == 400, (parameters, answer.text)
         assert reason in answer.json()["error"]["message"], (parameters, answer.text)
     assert whole(client, prompt=ids, max_tokens=0, echo=True)["usage"]["prompt_tokens"] == LENGTH
-    assert whole(client, prompt=ids[:-4], max_tokens=None)["usage"]["completion_tokens"] <= 4, (
-        "what fits if nothing is said"
-    )
+    for prompt, default in ((ids[:-4], 4), ("the", 16)):
+        usage = whole(client, prompt=prompt, max_tokens=None, ignore_eos=True)["usage"]
+        assert usage["completion_tokens"] == default, "16, or what fits"
 
 
-@pytest.mark.parametrize(
-    ("model", "prompt", "more", "warns"),
-    [
-        ("sigma-en", "the cat ", {}, True),
-        ("sigma-en", ["the cat", "a red "], {}, True),
-        ("sigma-en", "the cat", {}, False),
-        ("sigma-en", "the cat ", {"max_tokens": 0, "echo": True}, False),
-        ("sigma-code", "def f():\n    ", {}, False),
-        ("sigma-zh", "今天 ", {}, False),
-    ],
-)
-def test_a_prompt_that_ends_in_a_blank_is_warned_of(client, model, prompt, more, warns):
+def test_a_prompt_that_ends_in_a_blank_is_warned_of(client):
     """An English piece has the blank before its word, so a blank at the end stands where none has stood in training."""
-    warnings = whole(client, model=model, prompt=prompt, **more).get("warnings", [])
-    assert ("the prompt ends in a blank, which belongs to the next word; leave it out" in str(warnings)) == warns
-    assert len(warnings) == warns
-    first, *_ = events(ask(client, model=model, prompt=prompt, stream=True, **more).text)
-    assert first.get("warnings", []) == warnings
+    for prompt in ("the cat ", ["the cat", "a red "]):
+        assert whole(client, prompt=prompt)["warnings"] == [BLANK_AT_THE_END]
+        assert events(ask(client, prompt=prompt, stream=True).text)[0]["warnings"] == [BLANK_AT_THE_END]
+    for parameters in ({"prompt": "the cat"}, {"prompt": "the cat ", "max_tokens": 0, "echo": True}):
+        assert "warnings" not in whole(client, **parameters)
 
 
 def test_an_echo_of_folded_text_is_said_not_to_be_what_was_sent(tiny_data):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -19,14 +18,12 @@ NAMES = {"up": "sigma-up", "reversed": "sigma-reversed"}
 
 
 class FailingDecoder(FakeDecoder):
-    """Fails at the readings with these numbers. seconds: time that a reading takes."""
+    """Fails at the readings with these numbers."""
 
     fails: tuple[int, ...] = ()
     readings = 0
-    seconds = 0.0
 
     def read(self, chunks):
-        time.sleep(self.seconds)
         self.readings += 1
         if self.readings in self.fails:
             raise ValueError(f"reading {self.readings}")
@@ -50,11 +47,6 @@ def run(decoder: FakeDecoder, work: Callable[[EngineThread], Awaitable[None]]) -
                 thread.end()
 
     asyncio.run(with_end())
-
-
-async def until(what: Callable[[], bool]) -> None:
-    while not what():
-        await asyncio.sleep(0.01)
 
 
 def test_news_are_all_tokens_in_order_and_the_end_last():
@@ -115,20 +107,6 @@ def test_all_or_nothing_is_taken():
     run(FakeDecoder(lanes=2, seq_length=200), work)
 
 
-def test_closing_gives_the_lanes_back():
-    async def work(thread):
-        answers = Answers(thread)
-        answers.ask(requests(thread.engine, 2, 190))
-        thread.start()
-        async for _ in answers.news():
-            break
-        answers.close()
-        await until(lambda: thread.engine.running == 0)
-        assert all(len(answer.tokens) < 190 for answer in answers.answers)
-
-    run(FakeDecoder(lanes=2, seq_length=200), work)
-
-
 def test_it_sleeps_until_it_is_asked():
     async def work(thread):
         thread.start()
@@ -144,27 +122,6 @@ def test_it_sleeps_until_it_is_asked():
     run(FakeDecoder(), work)
 
 
-def test_a_stop_tells_who_runs_and_who_waits_and_who_comes():
-    async def work(thread):
-        thread.start()
-        asked = [Answers(thread) for _ in range(3)]
-        for answers in asked:
-            answers.ask(requests(thread.engine, 1, 900))
-        telling = [asyncio.ensure_future(answers.whole()) for answers in asked]
-        await until(lambda: bool(asked[0].answers[0].tokens))
-        thread.stop()
-        for each in telling:
-            with pytest.raises(ApiError, match="the server ends") as told:
-                await each
-            assert (told.value.status_code, told.value.body["error"]["code"]) == (503, "server_stopping")
-        with pytest.raises(ApiError, match="the server ends"):
-            Answers(thread).ask(requests(thread.engine, 1))
-
-    decoder = FailingDecoder(lanes=1, seq_length=1000)
-    decoder.seconds = 0.02
-    run(decoder, work)
-
-
 def test_a_failed_step_ends_what_ran_and_nothing_else():
     async def work(thread):
         first, second = Answers(thread), Answers(thread)
@@ -178,23 +135,4 @@ def test_a_failed_step_ends_what_ran_and_nothing_else():
 
     decoder = FailingDecoder(lanes=1)
     decoder.fails = (2,)
-    run(decoder, work)
-
-
-def test_steps_that_only_fail_are_the_end():
-    async def work(thread):
-        asked = [Answers(thread) for _ in range(4)]
-        for answers in asked[:3]:
-            answers.ask(requests(thread.engine, 1, 3))
-        thread.start()
-        for answers in asked[:3]:
-            with pytest.raises(ApiError, match="the model failed"):
-                await answers.whole()
-        await until(lambda: thread.stopped)
-        assert thread.failed
-        with pytest.raises(ApiError, match="the server ends"):
-            asked[3].ask(requests(thread.engine, 1, 3))
-
-    decoder = FailingDecoder(lanes=1)
-    decoder.fails = tuple(range(1, 100))
     run(decoder, work)

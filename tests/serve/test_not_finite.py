@@ -1,5 +1,5 @@
-"""A model with NaN, infinity or a weight that overflows in one expert of one domain: who asks that domain is told so, and others
-are answered as if nobody had asked it."""
+"""A model with a weight that overflows in one expert of one domain: who asks that domain is told so, and others are answered as if
+nobody had asked it. tests/generate/test_engine.py has every kind of number that is not finite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import httpx2
-import numpy as np
 import pytest
 from helpers.served import client_of, server_of, toy_decoder
 from helpers.toy_weights import OneBrokenExpert
@@ -20,9 +19,9 @@ PROMPT = "the small old cat sees a red house"
 BROKEN, HEALTHY = ({"model": model, "prompt": PROMPT, "max_tokens": 8, "seed": 1} for model in ("sigma-en", "sigma-zh"))
 
 
-@pytest.fixture(scope="module", params=[np.nan, np.inf, 1e38])
-def decoder(request, tiny_data):
-    return toy_decoder(tiny_data, weights=partial(OneBrokenExpert, number=2, value=request.param))
+@pytest.fixture(scope="module")
+def decoder(tiny_data):
+    return toy_decoder(tiny_data, weights=partial(OneBrokenExpert, number=2, value=1e38))
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +47,14 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_who_asks_is_told_the_domain_and_the_cause(client, form):
-    answer = client.post("/v1/completions", json=BROKEN | form)
-    assert answer.status_code == 500
-    check_told(answer.json()["error"])
-    stream = client.post("/v1/completions", json=BROKEN | form | {"stream": True})
-    assert stream.status_code == 500, "before the first token a stream has no status yet"
-    check_told(stream.json()["error"])
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_who_chats_is_told_so_too(client, stream):
-    body = {"model": "sigma-en", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8, "stream": stream}
-    answer = client.post("/v1/chat/completions", json=body)
-    check_told(answer.json()["error"])
+def test_who_asks_is_told_the_domain_and_the_cause(client):
+    for form in FORMS:
+        for stream in (False, True):  # before the first token a stream has no status yet
+            answer = client.post("/v1/completions", json=BROKEN | form | {"stream": stream})
+            assert answer.status_code == 500
+            check_told(answer.json()["error"])
+    body = {"model": "sigma-en", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}
+    check_told(client.post("/v1/chat/completions", json=body).json()["error"])
 
 
 def test_others_are_answered_at_the_same_time_to_the_last_bit_and_the_server_stays(decoder):

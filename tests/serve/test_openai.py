@@ -1,18 +1,16 @@
-"""Domains as models, and what requests become."""
+"""What requests become, and what is ready before the first."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.served import LENGTH, DrawnDecoder
+from helpers.served import DrawnDecoder
 
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.serve.openai import domain_of, make_requests, room_for, without_effect
-from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.openai import make_requests, without_effect
 from pangu_sigma.serve.schemas import CompletionRequest
 from pangu_sigma.serve.served import Limits, Served
 from pangu_sigma.text import tokenizer
@@ -21,22 +19,6 @@ from pangu_sigma.text import tokenizer
 @pytest.fixture(scope="module")
 def served(decoder) -> Served:
     return Served(Engine(decoder), Limits(n=4))
-
-
-def asked_at(served: Served, of_path: str | None = None) -> Any:
-    """A request whose path begins with a model's name, or does not."""
-    state = SimpleNamespace(state=SimpleNamespace(served=served))
-    return SimpleNamespace(app=state, path_params={"of_path": of_path} if of_path else {})
-
-
-def test_a_domain_is_a_model(served):
-    assert list(served.domains) == ["sigma-zh", "sigma-en", "sigma-code"]
-    for name, path in (("sigma-en", None), (None, "sigma-en"), ("sigma-en", "sigma-en")):
-        assert domain_of(asked_at(served, path), name)[1].name == "en"
-    for name, path, status in (("en", None, 404), (None, None, 400), ("sigma-en", "sigma-zh", 400), (None, "en", 404)):
-        with pytest.raises(ApiError) as refused:
-            domain_of(asked_at(served, path), name)
-        assert refused.value.status_code == status
 
 
 def test_ready_means_warm(tiny_data, monkeypatch):
@@ -63,24 +45,6 @@ def test_what_is_harmless_is_named_and_logged_once(served, caplog):
     assert warnings(metadata={}, store=False)
     assert [record.message.split()[3] for record in caplog.records] == ["user,", "metadata,"]
     assert warnings() == []
-
-
-@pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
-def test_a_token_out_of_range_is_told_by_the_name_of_its_parameter(served, name):
-    wrong = {"logit_bias": {"9999999": 1.0}, "stop_token_ids": [9999999]}[name]
-    body = CompletionRequest(model="sigma-en", prompt="x", **{name: wrong})
-    with pytest.raises(ApiError, match=f"{name}: token id 9999999 does not exist") as refused:
-        make_requests(served, body, served.domains["sigma-en"], [[1]], [1], {})
-    assert refused.value.body["error"]["param"] == name
-
-
-def test_room_is_what_fits_or_what_is_wanted(served):
-    ids = [0] * (LENGTH - 10)
-    assert room_for(served, [ids, [0]], None, 16) == [10, 16]
-    assert room_for(served, [ids, [0]], 7, 16) == [7, 7]
-    for wanted, prompt in ((11, ids), (0, [0] * (LENGTH + 1)), (None, [0] * (LENGTH + 1))):
-        with pytest.raises(ApiError, match=f"together they may be {LENGTH}"):
-            room_for(served, [prompt], wanted, 16)
 
 
 def test_openais_defaults_and_seeds(served):

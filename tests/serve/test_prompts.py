@@ -11,7 +11,6 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.serve.prompts import PromptTokenizer
 from pangu_sigma.serve.refusals import ApiError
-from pangu_sigma.text.vocabulary import EOT
 
 PLAIN = ChatTemplate("{content}.", "<{content}>", "[{content}]", ())
 
@@ -26,18 +25,6 @@ def prompts(decoder):
 @pytest.fixture(scope="module")
 def en(decoder):
     return domains_of(decoder.config).named("en")
-
-
-def test_a_text_is_read_as_in_training(prompts, decoder, en):
-    assert prompts.text_prompt("the cat", en, True) == decoder.tokenizer.prompt("the cat", en)
-    assert prompts.text_prompt("", en, True) == prompts.text_prompt("<eot>", en, True) == [EOT]
-    with pytest.raises(ApiError, match="not Unicode"):
-        prompts.read("\ud800", en)
-
-
-def test_what_cannot_fit_is_refused_before_it_is_read(prompts, en):
-    with pytest.raises(ApiError, match=f"50000000 characters are too many for a model that reads {LENGTH} tokens"):
-        prompts.text_prompt("x" * 50_000_000, en, True)
 
 
 @pytest.mark.parametrize("system", [[], [("system", "Be kind")]])

@@ -1,9 +1,8 @@
-"""Hundreds of malformed requests: each is refused with a reason, none is a bug of the server, and the next one is answered."""
+"""Malformed requests: each is refused with a reason that names its parameter, and the next one is answered."""
 
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import re
 from typing import Any
@@ -21,10 +20,10 @@ VALID = {
     "/detokenize": DETOKENIZE,
 }
 
-NOT_NUMBERS = ["1", "", [], {}, True, [1], float("nan"), float("inf"), -float("inf")]
-NOT_WHOLE = [*NOT_NUMBERS, 0.5, 2.0, 10**30, -(10**30), -1]
-NOT_TEXTS = [1, 0.5, True, [1], {}, {"a": 1}, "\ud800"]
-NOT_BOOLEANS = ["true", 1, 0, [], {}]
+NOT_NUMBERS = ["1", True, [1], float("nan"), float("inf")]
+NOT_WHOLE = [*NOT_NUMBERS, 0.5, 2.0, 10**30, -1]
+NOT_TEXTS = [1, True, [1], {"a": 1}, "\ud800"]
+NOT_BOOLEANS = ["true", 1]
 
 WRONG: dict[str, list[Any]] = {
     "model": [None, *NOT_TEXTS, "", "zh", "/etc/passwd", "x" * 1000],
@@ -104,28 +103,16 @@ OF_PATH: dict[str, dict[str, list[Any]]] = {
 
 BODIES = {
     "nothing": b"",
-    "null": b"null",
     "a list": b"[]",
-    "a number": b"1",
-    "a text": b'"{}"',
     "half of it": json.dumps(COMPLETION).encode()[:-5],
-    "more than it": json.dumps(COMPLETION).encode() + b"{}",
     "deep lists": b"[" * 100_000,
-    "deep lists that end": b"[" * 50_000 + b"]" * 50_000,
     "deep prompt": b'{"model":"sigma-en","prompt":' + b"[" * 20_000 + b"]" * 20_000 + b"}",
-    "deep objects": b'{"a":' * 50_000,
     "NaN": b'{"model":"sigma-en","prompt":"a","temperature":NaN}',
-    "Infinity": b'{"model":"sigma-en","prompt":"a","top_p":-Infinity}',
     "more than float64": b'{"model":"sigma-en","prompt":"a","temperature":1e400}',
     "a number of 5,000 digits": b'{"model":"sigma-en","prompt":"a","seed":' + b"9" * 5000 + b"}",
     "compressed": gzip.compress(json.dumps(COMPLETION).encode()),
     "bytes that are no UTF-8": b'{"model":"sigma-en","prompt":"\xff\xfe"}',
-    "Latin-1": '{"model":"sigma-en","prompt":"é"}'.encode("latin-1"),
     "half a pair as a key": b'{"model":"sigma-en","prompt":"a","\\ud800":1}',
-    "control characters": b'{"model":"sigma-en","prompt":"a\x00b"}',
-    "comments": b'{"model":"sigma-en","prompt":"a"} // hi',
-    "YAML": b"model: sigma-en\nprompt: a\n",
-    "binary": bytes(range(256)),
 }
 
 
@@ -139,35 +126,34 @@ def served_on(client):
     assert client.get("/health").status_code == 200
 
 
-def check_refused(answer) -> None:
+def check_refused(answer) -> dict[str, Any]:
     assert 400 <= answer.status_code < 500, answer.text
     error = answer.json()["error"]
     assert len(error["message"]) > 10
     assert len(answer.content) < 3000, "what was sent does not come back whole"
     assert "Traceback" not in answer.text
-    strange = re.search(
-        r"--(?!set )\w|Input should|constrained|list\[|\.str\b|llguidance|%json|start:", error["message"]
-    )
-    assert strange is None, "an option, a clause of pydantic, or the library's grammar"
+    strange = r"--(?!set )\w|Input should|constrained|list\[|\.str\b|llguidance|%json|start:"
+    assert not re.search(strange, error["message"]), "an option, a clause of pydantic, or the library's grammar"
+    return error
 
 
-HOSTILE = [(path, name, value) for path in VALID for name, values in OF_PATH[path].items() for value in values]
+@pytest.mark.parametrize("path", VALID)
+def test_wrong_values_are_refused_by_the_name_of_their_parameter(client, path):
+    for name, values in OF_PATH[path].items():
+        for value in values:
+            body = json.dumps({**VALID[path], name: value})
+            error = check_refused(client.post(path, content=body, headers={"Content-Type": "application/json"}))
+            names = (name, "prompt") if name == "messages" else (name,)  # of a text that cannot be read
+            assert any(each in f"{error['param']} {error['message']}" for each in names), (name, value)
 
 
-@pytest.mark.parametrize(("path", "name", "value"), HOSTILE, ids=lambda value: ascii(value)[:40])
-def test_wrong_values_are_refused(client, path, name, value):
-    body = json.dumps({**VALID[path], name: value})
-    check_refused(client.post(path, content=body, headers={"Content-Type": "application/json"}))
+@pytest.mark.parametrize("path", VALID)
+def test_wrong_bodies_are_refused(client, path):
+    for content in BODIES.values():
+        check_refused(client.post(path, content=content, headers={"Content-Type": "application/json"}))
 
 
-@pytest.mark.parametrize(("path", "name"), itertools.product(VALID, BODIES))
-def test_wrong_bodies_are_refused(client, path, name):
-    check_refused(client.post(path, content=BODIES[name], headers={"Content-Type": "application/json"}))
-
-
-@pytest.mark.parametrize(
-    "kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "a" * 5000]
-)
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "a" * 5000])
 def test_wrong_kinds_are_refused(client, kind):
     """Pages of other sites can send these without asking the browser."""
     headers = {} if kind is None else {"Content-Type": kind}
@@ -195,6 +181,14 @@ IDS = (
 def test_what_is_wrong_is_said_in_the_words_of_the_request(client, name, value, message):
     error = client.post("/v1/completions", json=COMPLETION | {name: value}).json()["error"]
     assert (error["message"], error["param"]) == (f"{name}: {message}", name)
+
+
+def test_every_problem_has_its_parameter_and_many_are_counted(client):
+    error = client.post("/v1/completions", json=COMPLETION | {"n": "x", "color": 1}).json()["error"]
+    problems = "n: it must be a whole number; color: this parameter is not known here; remove it, or see /openapi.json"
+    assert error == {"message": problems, "param": "n", "code": "invalid_value", "type": "invalid_request_error"}
+    error = client.post("/v1/completions", json=COMPLETION | {f"x{i}": 1 for i in range(100)}).json()["error"]
+    assert error["message"].endswith("… and 92 more")
 
 
 def test_a_long_path_is_not_repeated(client):

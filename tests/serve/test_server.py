@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,13 +25,6 @@ from pangu_sigma.serve.served import Limits
 from pangu_sigma.serve.server import KEY_VARIABLE, LAST_SECONDS, Address, Server, bind, make_server, read_key, serve
 
 ASKED = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 3}
-
-
-@pytest.fixture(scope="module")
-def impatient(tiny_data) -> Iterator[str]:
-    """A server that takes eight connections, and closes them after a second without a request."""
-    with server_of(DrawnDecoder(tiny_data), keep_alive_seconds=1, connections=8) as url:
-        yield url
 
 
 def connect(url: str) -> socket.socket:
@@ -59,64 +52,17 @@ def all_of(sock: socket.socket) -> bytes:
     return found
 
 
-def check_answers(url: str) -> None:
-    assert httpx2.post(f"{url}/v1/completions", json=ASKED, timeout=60).status_code == 200
-
-
-def test_100_mb_are_refused_early(impatient):
-    length = 100_000_000
-    with connect(impatient) as large:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        large.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
-        assert large.recv(65536).startswith(b"HTTP/1.1 413"), "before any of it was sent"
-    answer = httpx2.post(
-        f"{impatient}/v1/completions", content=b" " * length, headers={"Content-Type": "application/json"}
-    )
-    assert answer.status_code == 413
-    assert answer.text == "Content Too Large", "who sends all of it reads why, in Starlette's own words"
-    check_answers(impatient)
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"\x00\x01\x02\xff" * 100 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n"
-        + b"".join(b"X-%d: %s\r\n" % (i, b"a" * 1000) for i in range(3000))
-        + b"\r\n",
-        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n{}",
-        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2,2\r\n\r\n{}",
-        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\ncontent-length: 2\r\nContent-Length : 2\r\n\r\n{}",
-        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-        b"GET /%00/%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"CONNECT evil.example:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    ],
-)
-def test_what_is_no_request_is_no_harm(impatient, sent):
-    with connect(impatient) as raw:
-        with suppress(ConnectionError):  # a server that has heard enough closes while the rest is sent
-            raw.sendall(sent)
-        found = all_of(raw)
-    assert b"HTTP/1.1 5" not in found
-    assert found.startswith(b"HTTP/1.1 4") or b"Upgrade: websocket" in sent
-    check_answers(impatient)
-
-
-def test_connections_have_a_limit(impatient):
-    held = [connect(impatient) for _ in range(8)]
-    time.sleep(0.1)
-    with connect(impatient) as beyond:
-        beyond.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert all_of(beyond).startswith(b"HTTP/1.1 503"), "uvicorn's own words, in plain text"
-    for sock in held:
-        sock.close()
-    time.sleep(0.1)
-    check_answers(impatient)
+def test_connections_have_a_limit(tiny_data):
+    with server_of(DrawnDecoder(tiny_data), connections=8) as url:
+        held = [connect(url) for _ in range(8)]
+        time.sleep(0.1)
+        with connect(url) as beyond:
+            beyond.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert all_of(beyond).startswith(b"HTTP/1.1 503"), "uvicorn's own words, in plain text"
+        for sock in held:
+            sock.close()
+        time.sleep(0.1)
+        assert httpx2.post(f"{url}/v1/completions", json=ASKED, timeout=60).status_code == 200
 
 
 class SteppedDecoder(DrawnDecoder):
@@ -215,39 +161,24 @@ def start(tiny_data) -> Iterator[Callable[..., tuple[subprocess.Popen, str]]]:
         yield start
 
 
-def test_sigterm_finishes_what_runs_and_sigkill_leaves_nothing(start):
+def test_sigkill_leaves_nothing_and_sigint_breaks_off_what_does_not_end(start):
     process, url = start()
-    with httpx2.stream(
-        "POST", f"{url}/v1/completions", json=ASKED | {"max_tokens": 60, "stream": True}, timeout=60
-    ) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        process.send_signal(signal.SIGTERM)
-        rest = [line for line in lines if line]
-    assert rest[-1] == "data: [DONE]"
-    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    assert process.wait(60) == 0
-    assert Limits().stop_seconds + LAST_SECONDS < 10, "what does not end by itself is broken off by then"
-
     port = urlsplit(url).port
-    process, url = start(port)
     with pytest.raises(ConfigError, match=f"port {port}: Address already in use; .* choose another port"):
         bind(Address(port=port))
-    with httpx2.stream(
-        "POST", f"{url}/v1/completions", json=ASKED | {"max_tokens": 90, "stream": True}, timeout=60
-    ) as answer:
+    body = ASKED | {"max_tokens": 90, "n": 16, "stream": True}  # longer than a second
+    with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
         next(answer.iter_lines())
         process.kill()
         process.wait()
     process, url = start(port, stop_seconds=1)
-    body = ASKED | {"max_tokens": 90, "n": 16, "stream": True}  # longer than a second
     with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
         process.send_signal(signal.SIGINT)
-        rest = [line for line in lines if line]
-    assert rest[-1] == "data: [DONE]"
-    assert "broken off" in json.loads(rest[-2].removeprefix("data: "))["error"]["message"]
+        *_, before, last = [line for line in lines if line]
+    assert last == "data: [DONE]"
+    assert "broken off" in json.loads(before.removeprefix("data: "))["error"]["message"]
     assert process.wait(60) == 0
 
 
@@ -266,9 +197,8 @@ def test_sigterm_ends_all_streams_of_a_network(start, tokens, stop_seconds, fini
         process.send_signal(signal.SIGTERM)
         found = [answer.result() for answer in answers]
     assert process.wait(60) == 0
-    took = time.monotonic() - began
-    print(f"six streams of {tokens} tokens: the process ended {took:.2f} s after SIGTERM")
-    assert took < 10
+    assert time.monotonic() - began < 10
+    assert Limits().stop_seconds + LAST_SECONDS < 10, "what does not end by itself is broken off by then"
     assert sorted(answer.status_code for answer in found) == ([200] * 6 if finished else [200] * 4 + [503] * 2)
     for answer in found:
         last = events(answer.text)[-1] if answer.status_code == 200 else answer.json()
@@ -278,12 +208,10 @@ def test_sigterm_ends_all_streams_of_a_network(start, tokens, stop_seconds, fini
             assert last["error"]["code"] == "server_stopping"
 
 
-@pytest.mark.parametrize(
-    "moment", [0.001, 0.1, *(pytest.param(0.003 * 1.12**i, marks=pytest.mark.slow) for i in range(50))]
-)
-def test_sigterm_from_the_first_millisecond_on_cuts_no_request(start, moment):
+def test_sigterm_from_the_first_millisecond_on_cuts_no_request(start):
+    """experiments/chaos/stops.py asks at 50 more moments."""
     process, url = start(stop_seconds=STOP_SECONDS, decoder=NETWORK)
-    print(stop_while_asked(process, url, moment, 1000))
+    print(stop_while_asked(process, url, 0.001, 1000))
 
 
 def test_sigterm_while_a_body_is_being_read_tells_so(start):
@@ -346,10 +274,10 @@ def test_an_address_that_is_not_here_is_said():
             bind(Address(host))
 
 
-@pytest.mark.parametrize("name", ["http://x.org/", "", "a b", "x.org:8000", "x.org/", "a*", "2001:db8::1"])
-def test_a_name_that_no_request_can_have_is_refused(name):
-    with pytest.raises(ConfigError, match=f"allow_host={re.escape(repr(name))} is not a host name"):
-        bind(Address(port=0, others=[name]))
+def test_a_name_that_no_request_can_have_is_refused():
+    for name in ("http://x.org/", "", "a b", "x.org:8000", "x.org/", "a*", "2001:db8::1"):
+        with pytest.raises(ConfigError, match=f"allow_host={re.escape(repr(name))} is not a host name"):
+            bind(Address(port=0, others=[name]))
 
 
 def test_names_that_requests_may_have():

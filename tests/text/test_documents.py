@@ -8,7 +8,7 @@ from helpers.record_files import read_whole
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.chaos.poisoned import GOOD, POISONED_FILES, POISONED_LINES, Poisoned, PoisonedFile
+from experiments.chaos.poisoned import GOOD, POISONED_FILES, POISONED_LINES, PoisonedFile
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document, Rejected
 
@@ -51,28 +51,17 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
             "not UTF-8",
             "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz",
         ),
-        (b'{"domain": "zh", ', "not JSON", "column"),
         (b"{", "not JSON", "a line holds a whole object, as `jq -c .` writes it"),
         (b" [", "not JSON", "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"),
-        (b"[" * 100_000, "not JSON", "recursion"),
         (b'["zh"]', "not a JSON object", "holds ['zh']; `jq -c '.[]' FILE > lines.jsonl` makes lines of an array"),
-        (b"3", "not a JSON object", "the line holds 3"),
         (
             line(text="x", Domain="zh"),
             "domain missing or not a string",
             "or a data.reader; the keys are 'text', 'Domain'",
         ),
-        (line(text="x", domain=3), "domain missing or not a string", "3"),
         (line(text="x", domain="fr"), "unknown domain", "'fr'; text is prepared for zh, en, bilingual, code"),
         (line(domain="zh"), "text missing or not a string", "'KEY'} or a data.reader; the keys are 'domain'"),
-        (line(domain="zh", text=None), "text missing or not a string", "text is null or missing"),
-        (line(domain="zh", text=1), "text missing or not a string", "text is 1"),
-        (line(domain="zh", text={"zh": "x"}), "text missing or not a string", "text is {'zh': 'x'}"),
-        (line(domain="zh", text=" \n\u3000"), "empty text", "text"),
         (line(domain="bilingual", text={"zh": "你", "en": ""}), "empty text", "text.en"),
-        (line(domain="bilingual", text={"zh": "你", "fr": "x"}), "wrong sides", "fr"),
-        (line(domain="bilingual", text={}), "wrong sides", "zh, en"),
-        (line(domain="bilingual", text=[]), "wrong sides", "this is []"),
         (line(domain="bilingual", text=[{"zh": "你"}, "x"]), "wrong sides", "this is 'x'"),
         (b'{"domain": "zh", "text": "ab\\ud800"}', "not Unicode text", "character 2"),
     ],
@@ -100,14 +89,13 @@ def test_any_bytes_are_either_documents_or_rejected(tmp_path_factory, domains, c
         assert item.offset <= len(path.read_bytes())
 
 
-@pytest.mark.parametrize("case", POISONED_LINES, ids=lambda case: case.name)
-def test_a_poisoned_line_is_quarantined_with_its_place_and_nothing_else_is(tmp_path, domains, case: Poisoned):
-    path = write(tmp_path / "a.jsonl", GOOD, case.line, GOOD)
-    before, item, after = read_whole(path, domains)
-    assert isinstance(before, Document)
-    assert isinstance(after, Document)
-    assert (item.file, item.offset, item.reason) == (str(path), len(GOOD) + 1, case.reason)
-    assert 0 < len(item.detail) < 300
+def test_a_poisoned_line_is_quarantined_with_its_place_and_nothing_else_is(tmp_path, domains):
+    for case in POISONED_LINES:
+        path = write(tmp_path / "a.jsonl", GOOD, case.line, GOOD)
+        before, item, after = read_whole(path, domains)
+        assert isinstance(before, Document) and isinstance(after, Document), case.name
+        assert (item.file, item.offset, item.reason) == (str(path), len(GOOD) + 1, case.reason), case.name
+        assert 0 < len(item.detail) < 300
 
 
 @pytest.mark.parametrize("case", POISONED_FILES, ids=lambda case: case.name)

@@ -104,16 +104,14 @@ def test_a_poisoned_file_is_counted_with_its_place_or_refused(tmp_path, domains,
     (bad,) = [item for item in items if isinstance(item, Rejected)]
     assert (bad.file, bad.reason) == (str(path), case.reason)
     assert 0 < len(bad.detail) < 300
-    if case.at_most:
-        assert len(documents) <= case.documents
-        assert bad.line == len(documents) + 1
-        if case.cut_from:
-            assert case.cut_from[bad.offset :].lstrip(b"[,\n").startswith(MANY[len(documents)])
+    if case.cut_from:
+        assert bad.line == len(documents) + 1 < len(MANY)
+        assert case.cut_from[bad.offset :].lstrip(b"[,\n").startswith(MANY[len(documents)])
     else:
         assert (len(documents), bad.line, bad.offset) == (case.documents, case.line, case.offset)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "a.parquet"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket", "nothing", "loop", "in a file"])
 def test_what_is_no_file_is_one_error(tmp_path, domains, name, kind):
     path = tmp_path / name
@@ -136,17 +134,17 @@ def test_what_is_no_file_is_one_error(tmp_path, domains, name, kind):
             read()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_that_may_not_be_read_is_one_error(tmp_path, name, monkeypatch):
+def test_a_file_that_may_not_be_read_is_one_error(tmp_path, monkeypatch):
     """The system's answer is imitated: root, who may run the tests, may read everything."""
-    path = write_records(tmp_path / name, RECORDS)
+    paths = [write_records(tmp_path / name, RECORDS) for name in NAMES]
 
     def refuse(self: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DataError, match="cannot be read: Permission denied"):
-        input_units([path], 9)
+    for path in paths:
+        with pytest.raises(DataError, match="cannot be read: Permission denied"):
+            input_units([path], 9)
 
 
 def test_a_folder_means_its_files_in_order_and_says_what_it_leaves_out(tmp_path, caplog):

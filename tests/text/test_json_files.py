@@ -39,7 +39,7 @@ def test_a_disk_that_fails_is_one_error(tmp_path, domains, monkeypatch):
         read_whole(path, domains)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.json.gz", "a.json.zst"])
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.json.gz"])
 def test_a_bomb_is_read_in_bounded_memory(tmp_path, domains, name, monkeypatch):
     """300 MB of zeros in one line and a good one after it, in a process that may have 200 MB more than it has. An array is not
     read on."""
@@ -91,18 +91,6 @@ def test_a_line_without_end_is_skipped_in_bounded_memory(tmp_path, domains, monk
     assert [items[1].line, items[3].line] == [2, 4], "a long line is one line"
     assert items[3].offset == 2 * (len(GOOD) + 1) + len(long) + 1
     assert f"{len(long) + 1:,} bytes" in items[1].detail
-
-
-def test_the_number_of_lines_is_returned(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"a\n\n{\nlast")
-    reader = items_of(path, json_lines(path), lambda line, at: (line, at))
-    items = []
-    with pytest.raises(StopIteration) as end:
-        while True:
-            items.append(next(reader))
-    assert items == [(b"a\n", 0), (b"{\n", 3), (b"last", 5)]
-    assert end.value.value == 4, "the blank line counts"
 
 
 def test_a_file_that_became_shorter_is_refused(tmp_path):
@@ -232,22 +220,16 @@ def test_any_bytes_are_either_elements_or_rejected(tmp_path_factory, content, bl
     ("content", "documents", "reason", "line", "offset", "detail"),
     [
         (b"", 0, "empty file", 1, 0, "there is nothing in it"),
-        (b" \n\t", 0, "empty file", 1, 0, "there are only blanks in it"),
-        (b"[]", 0, "empty file", 1, 1, "there is no element in the array"),
         (b" [ \n ] ", 0, "empty file", 1, 5, "there is no element in the array"),
         (b"[", 0, "not JSON", 1, 1, "Expecting value"),
         (b"[" + GOOD, 1, "not JSON", 2, len(GOOD) + 1, "the array has no end"),
         (b"[" + GOOD + b"," + GOOD[:9], 1, "not JSON", 2, len(GOOD) + 2, "; 9 bytes from here on are not read"),
-        (b"[" + GOOD + b",", 1, "not JSON", 2, len(GOOD) + 2, "Expecting value"),
         (b"[" + GOOD + b"] [" + GOOD + b"]", 1, "not a JSON array", 2, len(GOOD) + 3, "join arrays"),
         (b"[" + GOOD + b"]]", 1, "not a JSON array", 2, len(GOOD) + 2, "; 1 bytes from here on are not read"),
-        (b"[" + GOOD + b",]", 1, "not JSON", 2, len(GOOD) + 2, "Expecting value; 1 bytes"),
         (b"[" + GOOD + b",," + GOOD + b"]", 1, "not JSON", 2, len(GOOD) + 2, f"; {len(GOOD) + 2} bytes from here on"),
         (b"[" + GOOD + b"},  " + GOOD + b"]", 1, "not JSON", 2, len(GOOD) + 1, "',' or ']' expected, not '}'"),
         (b'["a, b", ' + GOOD + b"]", 1, "not a JSON object", 1, 1, "the line holds 'a, b'"),
-        (b"[[" + GOOD + b"]]", 0, "not a JSON object", 1, 1, "the line holds [{"),
         ("[]".encode("utf-16"), 0, "not a JSON array", 1, 0, "the file begins with '\\xff'"),
-        (b"7", 0, "not a JSON array", 1, 0, "the file begins with '7', not with '['"),
         (b"\xef\xbbx", 0, "not a JSON array", 1, 0, r"begins with '\xef'"),
     ],
 )
@@ -261,17 +243,17 @@ def test_what_is_no_array_of_objects_is_named_with_its_place(
     assert detail in item.detail
 
 
-@pytest.mark.parametrize("case", POISONED_LINES, ids=lambda case: case.name)
-def test_a_poisoned_element_costs_no_other_unless_it_is_no_json(tmp_path, domains, case):
-    items = read_whole(written(tmp_path, b"[" + GOOD + b"," + case.line + b"," + GOOD + b"]"), domains)
-    assert isinstance(items[0], Document)
-    *_, bad = [item for item in items if isinstance(item, Rejected)]
-    assert len(GOOD) + 2 <= bad.offset <= len(GOOD) + 2 + len(case.line)
-    if bad.reason == "not JSON":
-        assert bad is items[-1] and bad.detail.endswith(" bytes from here on are not read")
-    else:
-        assert bad.reason == case.reason
-        assert bad is items[1] and isinstance(items[2], Document)
+def test_a_poisoned_element_costs_no_other_unless_it_is_no_json(tmp_path, domains):
+    for case in POISONED_LINES:
+        items = read_whole(written(tmp_path, b"[" + GOOD + b"," + case.line + b"," + GOOD + b"]"), domains)
+        assert isinstance(items[0], Document), case.name
+        *_, bad = [item for item in items if isinstance(item, Rejected)]
+        assert len(GOOD) + 2 <= bad.offset <= len(GOOD) + 2 + len(case.line), case.name
+        if bad.reason == "not JSON":
+            assert bad is items[-1] and bad.detail.endswith(" bytes from here on are not read"), case.name
+        else:
+            assert bad.reason == case.reason, case.name
+            assert bad is items[1] and isinstance(items[2], Document), case.name
 
 
 def test_a_byte_order_mark_and_objects_without_an_array_are_read(tmp_path, domains):
@@ -293,18 +275,6 @@ def test_a_long_element_is_left_out_and_one_without_end_ends_the_reading_in_boun
     assert items[0].detail.startswith(f"{len(long):,} bytes")
     assert items[2].line == 3 and "or an element is longer than 1,000 bytes" in items[2].detail
     assert path.read_bytes()[items[2].offset :].startswith(endless)
-
-
-def test_the_number_of_elements_is_returned(tmp_path):
-    def parse(line: bytes, at: int) -> Any:
-        raise RejectedLine("no", "at all")
-
-    path = written(tmp_path, b"[1, 2,\n3]")
-    reader = items_of(path, json_array(path), parse)
-    assert [(item.line, item.offset) for item in (next(reader), next(reader), next(reader))] == [(1, 1), (2, 4), (3, 7)]
-    with pytest.raises(StopIteration) as end:
-        next(reader)
-    assert end.value.value == 3
 
 
 @pytest.mark.parametrize("number", ["1.5", "-12e+3", "7E-2", "0.25e1", "10"])

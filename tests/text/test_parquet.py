@@ -42,16 +42,10 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path):
     assert list(parquet_rows(path, 9, 10, None))[-1] == (99, ROWS[-1])
 
 
-def test_values_that_are_no_text_are_rejected_with_their_row(tmp_path, domains):
-    for values, reason, detail in (
-        ([3], "text missing or not a string", "text is 3"),
-        ([b"ab"], "text missing or not a string", "text is b'ab'"),
-        ([["a"]], "text missing or not a string", "text is ['a']"),
-        ([{"zh": "a"}], "text missing or not a string", "text is {'zh': 'a'}"),
-    ):
-        (item,) = read_whole(table(tmp_path, domain=["zh"], text=values), domains)
-        assert item.reason == reason
-        assert str(item).startswith(f"{tmp_path / 'a.parquet'}:1 (row 1): ") and detail in item.detail
+def test_a_value_that_is_no_text_is_rejected_with_its_row(tmp_path, domains):
+    (item,) = read_whole(table(tmp_path, domain=["zh"], text=[{"zh": "a"}]), domains)
+    assert item.reason == "text missing or not a string"
+    assert str(item).startswith(f"{tmp_path / 'a.parquet'}:1 (row 1): ") and "text is {'zh': 'a'}" in item.detail
 
 
 def test_objects_in_columns_are_sides_or_hold_keys(tmp_path, domains):

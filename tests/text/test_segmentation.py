@@ -98,13 +98,11 @@ def test_folded_characters_are_those_that_become_another(normalised):
     )
 
 
-def test_every_character_comes_back_as_itself_or_its_nfkc_form(whole, restricted, domains):
+def test_every_character_comes_back_as_itself_or_its_nfkc_form(restricted, domains):
     """Of the planes without letters, one in 97."""
     zh, characters = domains.named("zh"), CHARACTERS[:0x30000] + CHARACTERS[0x30000::97]
-    for tokenizer in (whole, restricted):
-        for first in range(0, len(characters), 1 << 16):
-            some = characters[first : first + (1 << 16)]
-            back = tokenizer.decode(tokenizer.encode("\n".join(some), zh)).split("\n")
-            assert len(back) == len(some)
-            for c, other in zip(some, back, strict=True):
-                assert other in (c, unicodedata.normalize("NFKC", c)), hex(ord(c))
+    for first in range(0, len(characters), 1 << 16):
+        written = characters[first : first + (1 << 16)]
+        back = restricted.decode(restricted.encode("\n".join(written), zh)).split("\n")
+        for c, other in zip(written, back, strict=True):
+            assert other in (c, unicodedata.normalize("NFKC", c)), hex(ord(c))

@@ -8,36 +8,16 @@ import unicodedata
 import numpy as np
 import pytest
 from helpers.strings import KINDS, itself_or_nfkc, strings
-from helpers.texts import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.prepare import prepare
-from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.segmentation import runs_of
 from pangu_sigma.text.tokenizer import FILES, Tokenizer, copy_tokenizer, segment, tag_language
 from pangu_sigma.text.vocabulary import ALPHA_SIZE, EOT, FIRST_BYTE, FIRST_ENGLISH, TAG_OF_LANGUAGE, UNK
-
-CHINESE = [
-    "１２月３１日，中共中央总书记、国家主席发表１９９８年新年讲话《迈向充满希望的新世纪》。\n同胞们、朋友们：",
-    "这本书  不错，Python 3.11 的 asyncio 讲得很清楚！！ 推荐\n\n  给大家。",
-    "小说里的人物：“你好……”他说。α≤β，①②③，㎏，東京都，龘",
-    "<eot> 不是 <pad>，\t制表符",
-]
-
-
-@pytest.mark.parametrize("text", CHINESE)
-def test_chinese_is_encoded_and_decoded_as_pangu_alpha_does(whole, domains, pangu_alpha, text):
-    """What is <unk> there is spelled by bytes here."""
-    ids = [i for i in whole.encode(text, domains.named("zh")) if i < ALPHA_SIZE]
-    known = [i for i in pangu_alpha.encode(text) if i != UNK]
-    assert ids == known
-    if "<eot>" not in text:  # PanGu-α writes out control pieces, here they are silent
-        assert whole.decode(ids) == pangu_alpha.decode(known)
 
 
 @given(st.text(alphabet="的中国人民 ，。\nabc1２", max_size=60))
@@ -51,18 +31,21 @@ def test_any_chinese_text_is_encoded_as_pangu_alpha_does(whole, domains, pangu_a
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_come_between_pangu_alphas_ids_and_change_none(whole, domains, pangu_alpha, kind):
     """Left out: characters that PanGu-α reads as something else, a mark of its own or a blank and an accent."""
-    for text in (re.sub("[▂▃¨¯´゛ﷺ]", "", text) for text in strings(kind, 100)):
+    for text in (re.sub("[▂▃¨¯´゛ﷺ]", "", text) for text in strings(kind, 40)):
         ids = whole.encode(text, domains.named("zh"))
         assert UNK not in ids
-        assert [i for i in ids if i < ALPHA_SIZE] == [i for i in pangu_alpha.encode(text) if i != UNK], repr(text)
+        expected = [i for i in pangu_alpha.encode(text) if i != UNK]
+        assert [i for i in ids if i < ALPHA_SIZE] == expected, repr(text)
+        if "<" not in text:  # PanGu-α writes out control pieces, here they are silent
+            assert whole.decode(expected) == pangu_alpha.decode(expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_text_comes_back_exactly_or_in_chinese_runs_each_character_or_its_nfkc_form(
     whole, small, restricted, domains, kind
 ):
-    """18 kinds x 40 strings x 4 domains x 3 sizes of slots: 8,640."""
-    for text in strings(kind, 40):
+    """18 kinds x 12 strings x 4 domains x 3 sizes of slots: 2,592."""
+    for text in strings(kind, 12):
         for tokenizer in (whole, small, restricted):
             for domain in domains:
                 assert_it_comes_back(tokenizer, text, domain)
@@ -118,7 +101,7 @@ def test_a_vanishing_character_costs_its_bytes_and_nothing_else(whole, domains):
 
 
 def test_a_long_text_of_vanishing_characters_takes_no_longer_than_it_is_long(whole, domains):
-    text = "\t\t中\u3000国\r\n" * 20_000
+    text = "\t\t中\u3000国\r\n" * 5_000
     assert whole.decode(whole.encode(text, domains.named("zh"))) == text
 
 
@@ -152,14 +135,6 @@ def test_blanks_marks_and_control_names_come_back_exactly(whole, domains, text):
     ids = whole.encode(text, domains.named("en"))
     assert whole.decode(ids) == text
     assert EOT not in ids
-
-
-@given(st.text(alphabet="中国人民的希望 ，。龘\nabc the1🙂", max_size=40))
-@settings(max_examples=100, deadline=None)
-def test_no_token_is_outside_the_slot(restricted, domains, text):
-    for domain in domains:
-        ids = restricted.sample(Document(domain.name, text, ""), domain)
-        assert (restricted.row_of[domain.slot][ids] >= 0).all()
 
 
 def test_rows_and_ids_are_inverse(restricted):
@@ -254,8 +229,7 @@ def test_every_slot_needs_rows_for_the_bytes(small, tmp_path):
 def test_missing_and_altered_files_are_refused(restricted, tmp_path, name):
     restricted.save(tmp_path)
     file = tmp_path / name
-    content = file.read_bytes()
-    file.write_bytes(content[:-3])
+    file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(DataError, match="run prepare-data again"):
         Tokenizer.load(tmp_path)
     file.unlink()
@@ -271,16 +245,3 @@ def test_altered_rows_are_refused(restricted, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="a file was changed"):
         Tokenizer.load(tmp_path)
-
-
-def test_prepared_text_comes_back_whole(tmp_path):
-    texts = {"zh": "龘🙂今天\t{}", "en": "the dog {}", "bilingual": "你好 {}", "code": "x = {}"}
-    records = [{"domain": name, "text": text.format(i)} for name, text in texts.items() for i in range(3)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    config = tiny_config(slot_rows=600)
-    manifest = prepare(config, [tmp_path / "a.jsonl"], tmp_path / "out")
-    tokenizer = PreparedData(tmp_path / "out").tokenizer()
-    zh = domains_of(config).named("zh")
-    assert tokenizer.row_of[zh.slot, FIRST_BYTE] >= 0
-    assert tokenizer.decode(tokenizer.encode(texts["zh"], zh)) == texts["zh"]
-    assert manifest.domains["zh"].train.unknown == 0

@@ -76,13 +76,6 @@ def test_a_slot_holds_specials_then_the_most_frequent_pieces(vocabulary, domains
     assert len(set(rows.tolist())) == 600
 
 
-def test_every_slot_has_rows_for_the_bytes(vocabulary, domains):
-    counts = np.zeros(len(vocabulary), dtype=np.int64)
-    for slot in range(3):
-        rows = choose_rows(vocabulary, domains.in_slot(slot), counts, 600)
-        assert set(range(FIRST_BYTE, FIRST_ENGLISH)) <= set(rows.tolist()) & set(special_ids(domains.in_slot(slot)))
-
-
 def test_characters_of_common_words_come_before_the_words(vocabulary, domains):
     counts = np.zeros(len(vocabulary), dtype=np.int64)
     word = vocabulary.pieces.index("▁中国")

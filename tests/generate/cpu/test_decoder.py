@@ -196,8 +196,7 @@ def test_a_lane_holds_as_many_tokens_as_the_model(run, decoder):
 def test_less_precise_weights_change_logits_a_little(run, decoder, precision, most):
     """They are those of a float32 model whose matrices are rounded, and near the model."""
     less = open_decoder(run.path, lanes=1, weights=precision)
-    saved = run
-    rounded = CpuDecoder(run.config, run.tokenizer, run.table, RoundedWeights(saved, precision), lanes=1)
+    rounded = CpuDecoder(run.config, run.tokenizer, run.table, RoundedWeights(run, precision), lanes=1)
     for domain in domains_of(run.config):
         ids = ids_of(run, domain, 30)
         assert difference(read(less, domain, ids), read(rounded, domain, ids)) < 1e-5
@@ -235,8 +234,7 @@ def test_another_thread_gets_the_same_bits(run, decoder):
     assert (found[0] == expected).all()
 
 
-@pytest.mark.parametrize("activation", ["fast_gelu", "tanh", "erf"])
-@pytest.mark.parametrize(("dense", "rre"), [(3, 0), (1, 0), (0, 2)])
+@pytest.mark.parametrize(("activation", "dense", "rre"), [("fast_gelu", 3, 0), ("tanh", 1, 0), ("erf", 0, 2)])
 def test_any_layers_and_activations_are_those_of_the_exact_path(run, activation, dense, rre):
     """Also a model without RRE layers, and one whose first layer is the query layer."""
     model = {"dense_layers": dense, "rre_layers": rre, "activation": activation}

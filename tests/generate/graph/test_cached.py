@@ -12,7 +12,7 @@ from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, inputs_and_outputs, open_inputs
+from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, open_inputs
 from pangu_sigma.generate.graph.decoder import is_cache
 from pangu_sigma.model.declare import as_input, as_tensor
 from pangu_sigma.stored.network import build_network
@@ -149,9 +149,3 @@ def test_ids_that_cannot_be_give_no_numbers_and_harm_nobody(graph, texts, expect
     logits_BR, _ = call(graph, [*new, (domain, ids, 0, 3)])
     assert np.isnan(logits_BR[:3]).all()
     same(logits_BR[3], expected[0])
-
-
-def test_what_is_said_of_the_inputs_is_what_they_are(run):
-    said, opened = inputs_and_outputs(run.config)["inputs"], open_inputs()
-    assert [len(each["axes"]) for each in said] == [len(tensor.shape) for tensor in opened]
-    assert {str(tensor.dtype).lower() for tensor in opened} == {each["dtype"] for each in said}

@@ -15,6 +15,7 @@ from pangu_sigma.generate.graph.weights_at_rest import rows_in_int8
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.stored.open import open_model
+from pangu_sigma.training.log.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -45,9 +46,10 @@ def test_the_graph_computes_with_the_weights_that_its_file_has(tiny_run, tmp_pat
         ids = run.tokenizer.prompt("the cat 今天 x", domain)
         found, expected = (_logits(decoder, domain, ids) for decoder in (graph, host))
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
-    (zh, kept), (_, trained) = (next(iter(evaluate_run(path).items())) for path in (folder, tiny_run))
-    assert (zh, kept["samples"]) == ("zh", trained["samples"])
-    assert kept["loss"] == pytest.approx(trained["loss"], abs=5e-3)
+    *_, trained = (line for line in read_metrics(tiny_run) if line["kind"] == "evaluation")
+    of_export = evaluate_run(folder)["zh"]
+    assert of_export["samples"] == trained["samples"]["zh"]
+    assert of_export["loss"] == pytest.approx(trained["per_domain_loss"]["zh"], abs=5e-3)
 
     _answers_from_the_kept(folder, tiny_run, weights, at_rest)
 
