@@ -11,14 +11,11 @@ from ascend_ops.emulation.compiling import PROJECT
 ARCHITECTURE, AICORE = "__NPU_ARCH__", "__CCE_AICORE__"
 CHIPS = {  # macros, and 1 where only whole blocks are moved
     "910A": ({ARCHITECTURE: 1001, AICORE: 100}, 1),
-    "910B": ({ARCHITECTURE: 2201, AICORE: 220}, 0),
-    "910_93": ({ARCHITECTURE: 2201, AICORE: 220}, 0),
     "910A by the older macro": ({AICORE: 100}, 1),
-    "910A by the newer macro": ({ARCHITECTURE: 1001}, 1),
-    "910B by the older macro": ({AICORE: 220}, 0),
-    "910B by the newer macro": ({ARCHITECTURE: 2201}, 0),
+    "910B and 910_93": ({ARCHITECTURE: 2201, AICORE: 220}, 0),
+    "910B and 910_93 by the newer macro": ({ARCHITECTURE: 2201}, 0),
 }
-OTHERS = {"no chip": {}, "310P": {ARCHITECTURE: 2002, AICORE: 200}, "310B": {ARCHITECTURE: 3002, AICORE: 300}}
+OTHERS = {"no chip": {}, "310P": {ARCHITECTURE: 2002, AICORE: 200}}
 
 KERNELS = """
 #define DTYPE_X half
