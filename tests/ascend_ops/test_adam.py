@@ -61,7 +61,7 @@ def bits(arrays: list[np.ndarray]) -> list[bytes]:
     return [array.tobytes() for array in arrays]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(data=st.data(), rows=st.integers(1, 6), width=st.integers(1, 70), seed=st.integers(0, 999))
 def test_used_rows_follow_the_oracle_by_their_own_step_count_and_others_keep_every_bit(
     call_kernel_of_isa: Call, data: st.DataObject, rows: int, width: int, seed: int
@@ -159,7 +159,7 @@ def test_a_half_gradient_is_the_float_that_it_says(call_kernel_of_isa: Call):
     assert bits(halves.state()) == bits(floats.state())
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(width=st.sampled_from([1, 5, 16, 33, 2050]), seed=st.integers(0, 999), half=st.booleans())
 def test_bfloat16_moments_are_the_oracles_rounded_after_every_step(
     call_kernel_of_isa: Call, width: int, seed: int, half: bool

@@ -46,13 +46,9 @@ MUTATIONS = [
         ("op_kernel/move_rows.h", "910B", "float16"): {
             "dropped DeQue": ("group = queue.template DeQue<T>();", "", "[sync]"),
             "32-bit source row": ("<uint64_t>(indices.At", "<uint32_t>(indices.At", "[uninitialised]"),
-            "padding only at -1": ("padding = indices.At(i) < 0", "padding = indices.At(i) == -1", "["),
         },
         ("op_kernel/index_tile.h", "910A", "float16"): {
             "index tail read from the table's start": ("uint64_t>(start) + i", "uint64_t>(0) + i", "wrong"),
-        },
-        ("op_kernel/add_rows.h", "910B", "float16"): {
-            "residual of core 0": ("(residual) + offset", "(residual)", "wrong"),
         },
         ("op_kernel/add_rows.h", "910B", "bfloat16"): {
             "dropped barrier": ("PipeBarrier<PIPE_V>();  // the next turn overwrites fa\n", "", "[barrier]"),

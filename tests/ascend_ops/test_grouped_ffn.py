@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -71,16 +71,10 @@ def test_each_activation_is_the_oracle_and_its_gradient_the_slope(graph_mode: No
     assert all(np.abs(expected - other).max() > 1e-3 for other in others), "another function"
     dy = np.random.default_rng(1).normal(size=arguments[0].shape)
     slopes = finite_differences(arguments, offsets, dy, activation)
-    for found, slope in zip(gradients(arguments, offsets, dy, activation), slopes, strict=True):
-        np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-4)
-
-
-def test_an_expert_without_rows_has_gradients_of_exactly_zero(graph_mode: None):
-    arguments, offsets = make_case(ROWS_OF_EXPERTS)
-    empty = np.array(ROWS_OF_EXPERTS) == 0
-    for of_experts in gradients(arguments, offsets, np.ones_like(arguments[0]))[1:]:
-        assert not of_experts[empty].any()
-        assert of_experts[~empty].any()
+    actual = gradients(arguments, offsets, dy, activation)
+    for gradient, slope in zip(actual, slopes, strict=True):
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-4)
+    assert not any(of_experts[np.array(ROWS_OF_EXPERTS) == 0].any() for of_experts in actual[1:]), "exactly zero"
 
 
 @pytest.mark.parametrize("weights", [np.float16, np.float32])
@@ -117,26 +111,6 @@ def kernel_arrays(offsets: list[int]) -> tuple[list[np.ndarray], list[np.ndarray
     return both[0], both[1]
 
 
-@pytest.mark.parametrize(
-    ("offsets", "check"),
-    [
-        ([0, 3, 9], 0),
-        ([0, 0, 9], 0),
-        ([1, 3, 9], 3),
-        ([0, 3, 8], 0),
-        ([0, 3, 10], 3),
-        ([0, 10, 9], 3),
-        ([0, -1, 9], 3),
-        ([0, 9], 3),
-        ([0, 3, 9, 9], 3),
-    ],
-)
-def test_kernels_check_that_offsets_cut_the_rows(call_kernel: Callable[..., int], offsets: list[int], check: int):
-    forward, backward = kernel_arrays(offsets)
-    assert call_kernel("GroupedFfn", *forward) == check
-    assert call_kernel("GroupedFfnGrad", *backward) == check
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("rows_A", [[3, 0, 4], [200, 3], [0, 0]], ids=str)
 def test_rows_of_no_expert_are_not_read_and_become_zeros(
@@ -161,19 +135,27 @@ def test_rows_of_no_expert_are_not_read_and_become_zeros(
         assert not found[len(alone) :].any()
 
 
-def test_kernels_check_the_dtype_and_the_number_of_arrays(call_kernel: Callable[..., int]):
-    for name, arrays in zip(("GroupedFfn", "GroupedFfnGrad"), kernel_arrays([0, 3, 9]), strict=True):
-        assert call_kernel(name, *arrays[:-1]) == 1
-        assert call_kernel(name, arrays[0].astype(np.float16), *arrays[1:]) == 2
-        assert call_kernel(name, *arrays[:5], arrays[5].astype(np.int64), *arrays[6:]) == 2
-        assert call_kernel(name, *arrays[:4], arrays[4].astype(np.float64), *arrays[5:]) == 2
+@pytest.mark.parametrize("name", ["GroupedFfn", "GroupedFfnGrad"])
+def test_kernels_check_number_dtypes_sizes_and_offsets(call_kernel: Callable[..., int], name: str):
+    def called(offsets: Sequence[int] = (0, 3, 9), change: Callable[[list], object] = lambda arrays: None) -> int:
+        arrays = kernel_arrays([*offsets])[name == "GroupedFfnGrad"]
+        change(arrays)
+        return call_kernel(name, *arrays)
 
+    def cast(position: int, dtype: type) -> Callable[[list], object]:
+        return lambda arrays: arrays.__setitem__(position, arrays[position].astype(dtype))
 
-@pytest.mark.parametrize("short", [0, 2, 4])
-def test_kernels_check_that_sizes_fit(call_kernel: Callable[..., int], short: int):
-    for name, arrays in zip(("GroupedFfn", "GroupedFfnGrad"), kernel_arrays([0, 3, 9]), strict=True):
-        arrays[short] = np.ascontiguousarray(arrays[short][..., :-1])
-        assert call_kernel(name, *arrays) == 3
+    assert called() == called([0, 0, 9]) == called([0, 3, 8]) == 0
+    for offsets in ([1, 3, 9], [0, 3, 10], [0, 10, 9], [0, -1, 9], [0, 9], [0, 3, 9, 9]):
+        assert called(offsets) == 3, offsets
+    assert called(change=lambda arrays: arrays.pop()) == 1
+    assert {called(change=cast(*fault)) for fault in ((0, np.float16), (5, np.int64), (4, np.float64))} == {2}
+    for short in (0, 2, 4):
+
+        def shorten(arrays: list, short: int = short) -> None:
+            arrays[short] = np.ascontiguousarray(arrays[short][..., :-1])
+
+        assert called(change=shorten) == 3
 
 
 def test_a_failed_check_is_a_runtime_error_that_names_the_function(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -88,7 +89,7 @@ def halved(case: tuple[list[np.ndarray], np.ndarray, np.ndarray], rows: type, we
 def check_rounded_once(call: Call, case: tuple[Any, ...]) -> None:
     """Of halves the kernels compute what they compute of the same numbers as floats, bit for bit, rounded once to the nearest half.
 
-    For hidden a multiple of 16: compilers fuse the additions of a rest in one way or another.
+    For hidden a multiple of 16, and ffn of at most a block of columns: additions of a rest are fused in one way or another.
     """
     arguments, offsets, dy = case
     found = compute(call, *case)
@@ -100,32 +101,21 @@ def check_rounded_once(call: Call, case: tuple[Any, ...]) -> None:
         np.testing.assert_array_equal(of_halves, rounded, err_msg=name)
 
 
-other_activations = pytest.mark.parametrize("activation", ["tanh", "erf"])
 rows = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 13]), min_size=1, max_size=5).filter(any)
 
 
 @pytest.mark.parametrize("activation", KERNELS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=30)
 @given(rows_A=rows, hidden=st.integers(1, 150), ffn=st.integers(1, 90))
 @example(rows_A=[FEW - 1, FEW, FEW + 1], hidden=48, ffn=40)
 @example(rows_A=[FEW + 1, 0, 1, 4], hidden=64, ffn=600)  # more than a slice of 256 and than a block of 512 columns
+@example(rows_A=[0, 7, 0, 0, 64, 0], hidden=64, ffn=300)  # rows that are streamed, where the array is aligned
+@example(rows_A=[0, 7, 0, 0, 64, 0], hidden=67, ffn=300)  # rows that cannot be
 @example(rows_A=[1], hidden=1, ffn=1)
-def test_few_rows_are_the_float64_oracle(
+def test_rows_are_the_float64_oracle(
     call_kernel_of_isa: Call, rows_A: list[int], hidden: int, ffn: int, activation: str
 ):
     check(call_kernel_of_isa, rows_A, hidden, ffn, activation)
-
-
-@pytest.mark.parametrize("hidden", [64, 67])
-def test_streamed_and_ordinary_stores_write_the_same(call_kernel_of_isa: Call, hidden: int):
-    """Rows of 64 can be streamed, when the array is aligned; rows of 67 cannot. Both are next to an expert without rows."""
-    check(call_kernel_of_isa, [0, 7, 0, 0, 64, 0], hidden, 300)
-
-
-def test_one_call_after_another_finds_no_rest_of_the_one_before(call_kernel_of_isa: Call):
-    """Scratch is kept between calls."""
-    for rows_A, hidden, ffn in (([200, 9], 32, 48), ([3], 8, 8), ([9, 300, 9], 40, 64)):
-        check(call_kernel_of_isa, rows_A, hidden, ffn)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -191,32 +181,21 @@ HALVES = [(np.float16, np.float16), (np.float16, np.float32), (np.float32, np.fl
 """Rows and weights: mixed precision, a dense layer of it (parameters in float32), and the other way round."""
 
 
-@settings(deadline=None, max_examples=40)
-@given(dtypes=st.sampled_from(HALVES), rows_A=rows, vectors=st.integers(1, 9), ffn=st.integers(1, 90))
-@example(dtypes=HALVES[0], rows_A=[FEW - 1, FEW, FEW + 1], vectors=3, ffn=40)
-@example(dtypes=HALVES[0], rows_A=[FEW + 1, 0, 1, 4], vectors=4, ffn=512)  # two slices of 256, a whole block of 512
-def test_halves_are_floats_rounded_once(
-    call_kernel_of_isa: Call, dtypes: tuple[type, type], rows_A: list[int], vectors: int, ffn: int
-):
-    check_rounded_once(call_kernel_of_isa, halved(make_case(rows_A, 16 * vectors, ffn), *dtypes))
-
-
-@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("activation", KERNELS)
+@settings(max_examples=20)
 @given(dtypes=st.sampled_from(HALVES), rows_A=rows, hidden=st.integers(1, 150), ffn=st.integers(1, 90))
-@example(dtypes=HALVES[0], rows_A=[5, 0, 2, FEW + 1], hidden=96, ffn=700)  # more columns than a block of 512
+@example(dtypes=HALVES[0], rows_A=[FEW - 1, FEW, FEW + 1], hidden=48, ffn=40)
+@example(dtypes=HALVES[1], rows_A=[FEW + 1, 0, 1, 4], hidden=64, ffn=512)  # two slices of 256, a whole block of 512
+@example(dtypes=HALVES[2], rows_A=[5, 0, 2, FEW + 1], hidden=96, ffn=700)  # more columns than a block of 512
 @example(dtypes=HALVES[0], rows_A=[0, 7, 0, 0, 64, 0], hidden=67, ffn=300)  # an odd number of halves before each expert
-@example(dtypes=HALVES[0], rows_A=[FEW + 1, 300, 0], hidden=33, ffn=1100)
 @example(dtypes=HALVES[0], rows_A=[1], hidden=1, ffn=1)
 def test_halves_are_the_float64_oracle_within_one_rounding(
-    call_kernel_of_isa: Call, dtypes: tuple[type, type], rows_A: list[int], hidden: int, ffn: int
+    call_kernel_of_isa: Call, dtypes: tuple[type, type], rows_A: list[int], hidden: int, ffn: int, activation: str
 ):
-    check_halves(call_kernel_of_isa, halved(make_case(rows_A, hidden, ffn), *dtypes))
-
-
-@other_activations
-@pytest.mark.parametrize("dtypes", HALVES)
-def test_halves_of_the_other_activations_too(call_kernel_of_isa: Call, dtypes: tuple[type, type], activation: str):
-    check_halves(call_kernel_of_isa, halved(make_case([5, 0, 2, FEW + 1], 96, 300), *dtypes), activation)
+    case = halved(make_case(rows_A, hidden, ffn), *dtypes)
+    check_halves(call_kernel_of_isa, case, activation)
+    if hidden % 16 == 0 and ffn <= 512 and activation == "fast_gelu":
+        check_rounded_once(call_kernel_of_isa, case)
 
 
 def check_halves(call: Call, case: tuple[Any, ...], activation: str = "fast_gelu") -> None:
@@ -230,35 +209,22 @@ def check_halves(call: Call, case: tuple[Any, ...], activation: str = "fast_gelu
 
 
 @pytest.mark.parametrize("rows", [3, FEW + 2])
-def test_subnormal_halves_are_numbers(call_kernel_of_isa: Call, rows: int):
-    """As weights, whose smallest is 2⁻²⁴, and as gradients."""
-    (x, w1, b1, _, b2), offsets, dy = halved(make_case([rows], 48, 24), np.float16, np.float16)
+def test_subnormal_infinite_and_huge_halves_go_where_floats_go(call_kernel_of_isa: Call, rows: int):
+    """Subnormal weights, whose smallest is 2⁻²⁴, and gradients; one value that is not finite; gradients beyond the largest
+    half, which are infinite, so that a step sees them and skips the update."""
+    (x, w1, b1, w2, b2), offsets, dy = halved(make_case([rows], 48, 24), np.float16, np.float16)
     tiny = (np.arange(w1.size) % 1024).astype(np.uint16).view(np.float16).reshape(w1.shape)
-    case = [x, tiny, np.ones_like(b1), tiny, np.zeros_like(b2)], offsets, dy * np.float16(2.0**-14)
-    check_rounded_once(call_kernel_of_isa, case)
-    y, _, _, _, dw2, _ = compute(call_kernel_of_isa, *case)
+    subnormal = [x, tiny, np.ones_like(b1), tiny, np.zeros_like(b2)], offsets, dy * np.float16(2.0**-14)
+    check_rounded_once(call_kernel_of_isa, subnormal)
+    y, _, _, _, dw2, _ = compute(call_kernel_of_isa, *subnormal)
     assert (y > 0).all(), "of weights that are all subnormal, one in 1024 of them zero"
     assert 0 < np.abs(dw2[dw2 != 0]).min() < np.finfo(np.float16).smallest_normal
-
-
-@pytest.mark.parametrize("rows", [3, FEW + 2])
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("where", range(5))
-def test_a_half_that_is_not_finite_goes_where_a_float_goes(
-    call_kernel_of_isa: Call, rows: int, value: float, where: int
-):
-    case = halved(make_case([rows, 2], 48, 24), np.float16, np.float16)
-    case[0][where].flat[7] = value
-    with np.errstate(invalid="ignore"):
-        check_rounded_once(call_kernel_of_isa, case)
-    assert not all(np.isfinite(array).all() for array in compute(call_kernel_of_isa, *case))
-
-
-@pytest.mark.parametrize("rows", [3, FEW + 2])
-def test_a_gradient_beyond_the_largest_half_is_infinite(call_kernel_of_isa: Call, rows: int):
-    """So that a step sees it and skips the update."""
-    arguments, offsets, dy = halved(make_case([rows], 48, 24), np.float16, np.float16)
-    case = arguments, offsets, np.full_like(dy, 60_000)
-    check_rounded_once(call_kernel_of_isa, case)
-    gradients = compute(call_kernel_of_isa, *case)[1:]
-    assert any(np.isinf(array).any() for array in gradients)
+    huge = [x, w1, b1, w2, b2], offsets, np.full_like(dy, 60_000)
+    check_rounded_once(call_kernel_of_isa, huge)
+    assert any(np.isinf(array).any() for array in compute(call_kernel_of_isa, *huge)[1:])
+    for position, value in itertools.product(range(5), (np.inf, -np.inf, np.nan)):
+        case = halved(make_case([rows, 2], 48, 24), np.float16, np.float16)
+        case[0][position].flat[7] = value
+        with np.errstate(invalid="ignore"):
+            check_rounded_once(call_kernel_of_isa, case)
+        assert not all(np.isfinite(array).all() for array in compute(call_kernel_of_isa, *case))

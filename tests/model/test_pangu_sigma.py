@@ -235,21 +235,19 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
         assert_close(found, block @ table[slot].T, 1e-5)
 
 
-SEGMENTS = [["own", "own"], ["own", "common"], ["own", "own", "common", "common"]]
+@pytest.fixture(scope="module")
+def segmented(make) -> Model:
+    return make(4, 2, segments=["own", "own", "common", "common"], common_experts=3)
 
 
-@pytest.mark.parametrize("segments", SEGMENTS, ids=" ".join)
-def test_the_segments_of_a_token_are_added_with_one_bias(make, segments):
-    model = make(4, 2, segments=segments, common_experts=3 * ("common" in segments))
-    batch = model.batch()
-    routes_NBS = routes(model, batch)
-    assert len(routes_NBS) == 2 * len(segments)
-    assert all((routes_NBS[n] != routes_NBS[m]).any() for n in range(len(routes_NBS)) for m in range(n))
-    assert {d for d, kind in enumerate(model.config.model.routed) if kind == "common"} == {
-        n for n, route in enumerate(routes_NBS) if model.store.segments[n].segment.stored == 3 and route.max() < 3
-    }
-    hidden, _ = model(batch)
-    assert_close(hidden, model.oracle().hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
+def test_the_segments_of_a_token_are_added_with_one_bias(segmented):
+    batch = segmented.batch()
+    routes_NBS = routes(segmented, batch)
+    assert all((routes_NBS[n] != routes_NBS[m]).any() for n in range(8) for m in range(n))
+    for kind, route, experts in zip(segmented.config.model.routed, routes_NBS, segmented.store.segments, strict=True):
+        assert (experts.segment.stored == 3 and route.max() < 3) == (kind == "common")
+    hidden, _ = segmented(batch)
+    assert_close(hidden, segmented.oracle().hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
 
 
 class Projected(nn.Cell):
@@ -263,9 +261,9 @@ class Projected(nn.Cell):
         return ops.reduce_sum(self.hidden(*arguments) * self.factors)
 
 
-def test_gradients_of_segments_are_those_of_the_formula(make):
+def test_gradients_of_segments_are_those_of_the_formula(segmented):
     """Some elements of each tensor of an expert of each segment, by central differences of the oracle in float64."""
-    model = make(4, 2, segments=["own", "common"], common_experts=3)
+    model = segmented
     batch, rng = model.batch(3), np.random.default_rng(0)
     routes_NBS = routes(model, batch)
     factors = rng.standard_normal((batch.tokens, model.config.model.hidden)).astype(np.float32)
@@ -329,10 +327,9 @@ def test_rows_are_added_before_every_layer_and_have_the_gradient_of_the_formula(
         assert (found[0] - found[1]) / 2e-5 == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "erf"])
-def test_another_activation_is_that_of_every_ffn(make, activation):
+def test_another_activation_is_that_of_every_ffn(make):
     """Of dense layers and of experts."""
-    model = make(4, 2, activation=activation)
+    model = make(4, 2, activation="erf")
     batch = model.batch(6)
     routes_NBS, (hidden, _) = routes(model, batch), model(batch)
     oracle = model.oracle()

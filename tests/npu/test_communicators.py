@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from helpers.small_clusters import by_hand, clusters
-from hypothesis import given, settings
+from hypothesis import given
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.npu.communicators import COPIES, GROUPS, _refused_group, check_layout, stages_of_host
@@ -60,7 +60,6 @@ def test_the_rule_is_mindspores_for_every_group_of_every_layout():
     assert len(verdicts) == 4
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_layouts_of_powers_of_two_are_never_refused(config: Config):
     layout = Layout(config.parallel)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
-from hypothesis import given, settings
+from hypothesis import given
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
@@ -24,7 +24,6 @@ from pangu_sigma.npu.cuts import (
 from pangu_sigma.ranks.layout import share_of
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_slices_of_all_ranks_cover_every_array_exactly(config: Config):
     ranks, stages = config.parallel.stage_ranks, range(config.parallel.stages)
@@ -34,7 +33,6 @@ def test_slices_of_all_ranks_cover_every_array_exactly(config: Config):
         assert math.prod(a.kept) * ranks == math.prod(a.shape) * copies
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_arrays_of_layers_that_are_alike_are_counted(config: Config):
     """By all that sums ask of an array; names are those of one of the layers."""
@@ -52,7 +50,6 @@ def test_arrays_of_layers_that_are_alike_are_counted(config: Config):
     assert word_table(config) == dense_weights(config)[0]
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_experts_of_a_rank_are_those_of_its_share(config: Config):
     for kind in config.model.kinds:

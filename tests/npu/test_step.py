@@ -38,13 +38,11 @@ def toys() -> dict[str, Toy]:
 @pytest.fixture(
     scope="module",
     params=[
+        pytest.param((2, "910a", None, ["own", "common"], ROWS), id="segments and rows"),
+        pytest.param((2, "910b", None, ["own", "common"], ROWS), id="segments and rows, dropless"),
         pytest.param((1, "910a", None, ["own"]), marks=pytest.mark.slow, id="one pass"),
-        pytest.param((2, "910a", None, ["own"]), id="two passes"),
-        pytest.param((2, "910b", None, ["own"]), id="two passes, dropless"),
+        pytest.param((2, "910a", None, ["own"]), marks=pytest.mark.slow, id="two passes"),
         pytest.param((2, "910b", "ours", ["own"]), marks=pytest.mark.slow, id="two passes, dropless, our kernels"),
-        pytest.param((2, "910a", None, ["own", "common"]), id="segments"),
-        pytest.param((2, "910b", None, ["own", "common"]), id="segments, dropless"),
-        pytest.param((2, "910a", None, ["own"], ROWS), id="rows"),
     ],
 )
 def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
@@ -165,9 +163,9 @@ def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, e
     assert step.scale.value.asnumpy() == 512.0
 
 
-@pytest.mark.parametrize("chip", ["910a", "910b"])
-@pytest.mark.parametrize("routed", [0, 2])
-@pytest.mark.parametrize("rows", [[], ROWS], ids=["", "rows"])
+@pytest.mark.parametrize(
+    ("rows", "routed", "chip"), [([], 0, "910a"), (ROWS, 2, "910a"), (ROWS, 0, "910b"), ([], 2, "910b")], ids=str
+)
 def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(rows: list, routed: int, chip: str, graph_mode, tmp_path):
     """Also of a dense model, whose batches carry plans of zeros that the step does not take."""
     train, parallel = {"accumulation": 2, "batch_size": 4}, {"chip": chip}

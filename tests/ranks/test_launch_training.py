@@ -30,7 +30,7 @@ def file(tmp_path, tiny_data) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", [{}, {"data": 2}, {"expert": 2}], ids=str)
+@pytest.mark.parametrize("axes", [{}, {"expert": 2}], ids=str)
 def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(tiny_data, tmp_path, axes: dict):
     file = write_config(tmp_path, tiny_data, axes)
     run, other = tmp_path / "run", tmp_path / "other"

@@ -29,12 +29,9 @@ def test_one_process_is_all_ranks():
     assert SINGLE_PROCESS.texts("zwölf") == ["zwölf"]
 
 
-def test_any_holds_on_all_when_it_holds_on_one():
+def test_any_holds_on_all_when_it_holds_on_one_and_max_is_the_largest_number():
     assert on_ranks(3, lambda ranks: ranks.any(ranks.rank == 2)) == [True] * 3
     assert on_ranks(3, lambda ranks: ranks.any(False)) == [False] * 3
-
-
-def test_the_most_is_the_largest_number_of_a_rank():
     assert on_ranks(3, lambda ranks: ranks.max([2, 7, 0][ranks.rank])) == [7] * 3
     assert on_ranks(2, lambda ranks: ranks.max([2**24 + 1, 2**40 + 1][ranks.rank])) == [2**40 + 1] * 2
 
@@ -97,10 +94,9 @@ def test_another_number_of_ranks_than_laid_out_is_refused_naming_both(monkeypatc
     [
         (["--version"], 0, "pangu-sigma "),
         (["train", "none.yaml", "--output", "run"], 2, "error: "),
-        (["--no-such"], 2, "error: "),
         (["inspect", "sigma_tiny"], 1, "ZeroDivisionError"),
     ],
-    ids=["done", "refused", "usage", "a bug"],
+    ids=["done", "refused", "a bug"],
 )
 def test_a_rank_keeps_its_status_whatever_happens_at_exit(tmp_path, arguments, status, said):
     """Of one process everything runs at exit that Python would run, unless a command ended with an error: memory may be full."""

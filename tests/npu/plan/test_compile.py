@@ -15,7 +15,7 @@ from helpers.actors import actors_of, kept_apart, read_actors
 from helpers.small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.chips import CHIP_DATA, GIB
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.cuts import accumulator_arrays, active_buffers, dense_weights, summed_alone
 from pangu_sigma.npu.plan import compile as compile_module
@@ -108,65 +108,47 @@ WIDE = ["model.heads=8", "train.batch_size=32"]
 QUICK: dict[str, tuple[dict[str, Any], list[str]]] = {
     "one NPU": ({"groups": 1}, []),  # MindSpore refused it once, although more of them compiled
     "recompute": (RECOMPUTE, []),
-    "910B": (ALL_AXES, B16),
     "910B, common segments": (ALL_AXES, [*B16, *SOME]),
 }
 
 LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "910B, replicas, recompute": (REPLICAS | {"recompute": True}, B16),
-    "910B, two passes": (REPLICAS, [*B16, "train.accumulation=2"]),
+    "910B": (ALL_AXES, B16),
+    "910B, replicas, recompute, two passes": (REPLICAS | {"recompute": True}, [*B16, "train.accumulation=2"]),
     "910B, no optimizer parallelism": (APART, B16),
     "910B, one expert rank": ({"groups": 2, "data": 4}, B16),
-    "910B, our kernels": (ALL_AXES, [*B16, "parallel.gather=ours"]),
-    "910B, erf": (ALL_AXES, [*B16, "model.activation=erf"]),
+    "910B, our kernels, erf": (ALL_AXES, [*B16, "parallel.gather=ours", "model.activation=erf"]),
     "910B, every rank in the tensor group": ({"tensor": 8, "recompute": True}, [*B16, "model.heads=8"]),
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
     "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
-    "910B, two own segments": (ALL_AXES, [*B16, *OWN]),
     "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *OWN]),
-    "910B, common segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *SOME]),
     "910B, common segments, replicas, two passes": (REPLICAS, [*B16, *SOME, "train.accumulation=2"]),
-    "rows": (REPLICAS, ROWS),
     "910B, rows, recompute": (RECOMPUTE, [*B16, *ROWS]),
-    "rows, two passes": (REPLICAS, [*ROWS, "train.accumulation=2"]),
-    "rows, an only layer": (RECOMPUTE, [*ROWS, "model.dense_layers=0"]),
-    "rows, two stages": (STAGES, [*ROWS, "train.accumulation=2", "model.dense_layers=2"]),
-    "rows, float32": (ALL_AXES, [*ROWS, "train.compute_dtype=float32"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
-    "all axes": (ALL_AXES, []),
+    "rows, two passes": (REPLICAS, [*ROWS, "train.accumulation=2"]),
+    "rows, an only layer, float32": (RECOMPUTE, [*ROWS, "model.dense_layers=0", "train.compute_dtype=float32"]),
+    "rows, two stages": (STAGES, [*ROWS, "train.accumulation=2", "model.dense_layers=2"]),
+    "dense": ({"data": 4, "tensor": 2}, ["model.rre_layers=0", "model.dense_layers=2"]),
     "groups and experts": ({"groups": 4, "expert": 2}, []),
-    "no optimizer parallelism": (APART, []),
     "an only layer": (RECOMPUTE, ["model.dense_layers=0"]),
-    "replicas": (REPLICAS, []),
-    "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
-    "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
-    "two own segments": (ALL_AXES, OWN),
-    "common segments": (ALL_AXES, SOME),
-    "common segments, groups alone": ({"groups": 2}, SOME),
-    "four segments, recompute": (
-        RECOMPUTE,
-        ["model.segments=[own, own, common, common]", "model.common_experts=6"],
-    ),
-    "two own segments, 64 ranks": (RANKS_64, [*WIDE, *OWN]),
+    "float32, tanh": (ALL_AXES, ["train.compute_dtype=float32", "model.activation=tanh"]),
     "common segments, 64 ranks": (RANKS_64, [*WIDE, *SOME]),
+    "common segments, groups alone": ({"groups": 2}, SOME),
+    "four segments, recompute": (RECOMPUTE, ["model.segments=[own, own, common, common]", "model.common_experts=6"]),
     "common segments, two stages": (
         {"stages": 2, "groups": 2, "expert": 2},
         [*SOME, "train.accumulation=2", "model.rre_layers=2"],
     ),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
-    "erf": (ALL_AXES, ["model.activation=erf"]),
-    "tanh": (ALL_AXES, ["model.activation=tanh"]),
     "three passes, recompute": (RECOMPUTE, ["train.accumulation=3"]),
     "two passes, no optimizer parallelism": (APART, ["train.accumulation=2"]),
-    "two stages, one with experts": (STAGES, ["train.accumulation=2"]),
+    "two stages, one with experts, no optimizer parallelism": (
+        STAGES | {"optimizer": False},
+        ["train.accumulation=2", "model.dense_layers=2"],
+    ),
     "two stages, both with experts": (
         STAGES | {"groups": 2, "recompute": True},
         ["train.accumulation=3", "model.rre_layers=3"],
-    ),
-    "two stages, no optimizer parallelism": (
-        STAGES | {"optimizer": False},
-        ["train.accumulation=2", "model.dense_layers=2"],
     ),
     "four stages": (
         {"stages": 4, "expert": 2},
@@ -188,19 +170,17 @@ def test_the_compiled_step_is_the_predicted_one(name: str):
     check(laid(axes, *overrides))
 
 
-@pytest.mark.parametrize(
-    ("free", "told"), [(8.0, "; 8.0 GiB are free here"), (0.5, "; 0.5 GiB are free here, and it may be killed")]
-)
-def test_the_memory_of_a_compilation_is_said_before_it_starts(free: float, told: str, monkeypatch, caplog):
+def test_the_memory_of_a_compilation_is_said_before_it_starts(monkeypatch, caplog):
     """The announcement of sigma_38b on 32 NPUs, whose compilation took 20 GiB once."""
-    monkeypatch.setattr(compile_module, "available_memory", lambda: int(free * GIB))
+    monkeypatch.setattr(compile_module, "available_memory", lambda: GIB // 2)
     monkeypatch.setattr(compile_module, "ascend_environment", lambda *_: pytest.fail("it starts"))
     axes = ("parallel.expert=4", "parallel.data=2", "parallel.tensor=4", "parallel.recompute=false")
     config = load_config(MODEL_CONFIGS / "sigma_38b.yaml", [*axes, "train.accumulation=2", ("parallel.chip", "910_93")])
     with caplog.at_level("INFO"), pytest.raises(pytest.fail.Exception, match="it starts"):
         compile_step(config)
     assert caplog.messages == [
-        f"compiling sigma_38b for 32 ranks takes about {compile_memory(config) / GIB:.1f} GiB of memory{told}"
+        f"compiling sigma_38b for 32 ranks takes about {compile_memory(config) / GIB:.1f} GiB of memory; 0.5 GiB are free here, "
+        "and it may be killed"
     ]
 
 
@@ -220,12 +200,6 @@ def test_the_memory_that_is_said_is_what_was_measured(layers: tuple[int, int], p
     model = dict(zip(("model.dense_layers", "model.rre_layers"), layers, strict=True))
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [*model.items(), ("train.accumulation", passes)])
     assert compile_memory(config) / GIB == pytest.approx(gib, rel=0.05)
-
-
-def test_a_dense_model_has_neither_experts_nor_host_operators():
-    config = load_config(TINY, [*SMALL, "model.rre_layers=0", "model.dense_layers=2", "parallel={data: 4, tensor: 2}"])
-    (compiled,) = check(config)
-    assert counted(compiled, op="AlltoAll") == 0
 
 
 @pytest.mark.parametrize("layers", [2, pytest.param(3, marks=pytest.mark.slow)], ids=["equal", "of one layer and two"])
@@ -371,15 +345,10 @@ def test_the_faults_of_a_step_that_assigned_its_experts_are_seen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["910a", "910b", "910_93"])
-@pytest.mark.parametrize(("devices", "batch"), [(12, 48), (24, 48), (40, 80), (48, 48), (96, 96)])
+@pytest.mark.parametrize(("devices", "batch"), [(24, 48), (40, 80)])
 def test_odd_numbers_of_npus_compile_as_suggested(devices: int, batch: int, chip: str):
     """24 NPUs of 910A were once suggested as data 3 and tensor 2, of which MindSpore refuses the group of ranks 0, 2 and 4."""
-    config = load_config(TINY, [*SMALL, f"train.batch_size={batch}", ("parallel.chip", chip)])
-    if devices == 12:
-        with pytest.raises(ConfigError, match="MindSpore takes 1, 2, 4 or a multiple of 8"):
-            laid_out(config, devices)
-        return
-    check(laid_out(config, devices))
+    check(laid_out(load_config(TINY, [*SMALL, f"train.batch_size={batch}", ("parallel.chip", chip)]), devices))
 
 
 @pytest.mark.slow

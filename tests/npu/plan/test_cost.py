@@ -6,7 +6,7 @@ import math
 
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config
@@ -99,7 +99,6 @@ def test_adam_on_the_host_reads_and_writes_26_bytes_an_element_or_18():
     assert host_update_bytes(by_hand(ecss={"enabled": False})) == 0
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_a_step_is_the_sum_of_its_parts_and_all_experts_take_longer(config: Config):
     time = step_time(config)
@@ -110,7 +109,6 @@ def test_a_step_is_the_sum_of_its_parts_and_all_experts_take_longer(config: Conf
     assert step_time_all_experts(config).step > time.step, "half of the experts are active"
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_more_tokens_take_longer_but_not_in_proportion(config: Config):
     train = config.train.model_copy(update={"batch_size": 2 * config.train.batch_size})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.config import Config
@@ -144,7 +144,6 @@ def test_bytes_by_link(trillion: Config, op: str, axes: tuple[str, ...], size: i
     )
 
 
-@settings(deadline=None)
 @given(clusters(), st.sampled_from(["910a", "910_93"]))
 def test_ranks_of_a_group_in_the_first_host_are_counted(config: Config, chip: str):
     config = with_parallel(config, chip=chip)
@@ -178,7 +177,6 @@ def test_one_rank_sends_nothing_but_experts_to_its_own_host():
     assert link_bytes(by_hand(parallel={"expert": 1, "tensor": 1}, ecss={"enabled": False}))["pcie"] == 0
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_groups_multiply_to_their_axes_and_a_host_of_eight_needs_no_network(config: Config):
     for c in collectives(config):

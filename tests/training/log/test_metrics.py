@@ -67,28 +67,20 @@ def load_of(folder: Path) -> np.ndarray:
 
 def test_a_line_holds_means_over_its_steps_and_over_those_that_had_the_domain(tmp_path: Path):
     run(tmp_path, range(1, 9))
+    assert read_metrics(tmp_path)[0] == {"kind": "run", "step": 0, "domains": DOMAINS, "steps_total": 20}
     first, second, third = of_kind(tmp_path, "step")
     assert (first["step"], second["step"], third["step"]) == (4, 6, 8), "step 6 is where a checkpoint would be"
     assert first["loss"] == 2.5
     assert (second["loss/zh"], second["loss/en"]) == (5.0, 6.0)
-    assert first["tokens"] == 4 * 64
+    assert (first["tokens"], first["dropped"], second["dropped"]) == (4 * 64, 6, 3)
     assert first["tokens_per_second"] > 0
+    assert first["samples"] != second["samples"]
+    assert np.array_equal(load_of(tmp_path), sum(map(load_at, range(1, 9))))
     (evaluation,) = of_kind(tmp_path, "evaluation")
     expected = {"kind": "evaluation", "step": 8, "per_domain_loss": {"zh": 2.0, "en": 3.0}}
     assert evaluation == evaluation | expected
     assert evaluation["se"] == pytest.approx({"zh": 1.0, "en": 1.0})
     assert evaluation["per_sample"]["en"] == {"nats": [40.0, 20.0], "tokens": [10, 10], "bytes": [20, 20]}
-
-
-def test_the_run_line_and_tensorboard_files_are_there(tmp_path: Path):
-    run(tmp_path, range(1, 5))
-    assert read_metrics(tmp_path)[0] == {"kind": "run", "step": 0, "domains": DOMAINS, "steps_total": 20}
-    assert list((tmp_path / "tensorboard").glob("events*"))
-
-
-def test_expert_load_adds_up_over_the_run(tmp_path: Path):
-    run(tmp_path, range(1, 15))
-    assert np.array_equal(load_of(tmp_path), sum(map(load_at, range(1, 15))))
 
 
 def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path):
@@ -160,21 +152,6 @@ def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
 
 
-def test_each_line_tells_the_traffic_of_its_own_steps_a_step(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
-        for step, mib in enumerate([1, 2, 3, 5], 1):
-            record(log, step, {"fetched_mib": mib, "returned_mib": 2 * mib})
-    found = [(line["fetched_mib"], line["returned_mib"]) for line in of_kind(tmp_path, "step")]
-    assert found == [(1.5, 3.0), (4.0, 8.0)]
-
-
-def test_the_speed_is_without_the_first_step_which_compiles(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
-        for step, seconds in enumerate((1000.0, 2.0, 2.0, 102.0), 1):
-            record(log, step, seconds=seconds)
-    assert of_kind(tmp_path, "step")[0]["tokens_per_second"] == pytest.approx(3 * 64 / 106)
-
-
 def test_a_new_number_is_in_the_line_and_in_tensorboard_by_its_name_and_seconds_become_a_share(tmp_path):
     """Steps take two seconds; nothing but the record names the numbers."""
     with MetricsLog(tmp_path, DOMAINS, 3, 3) as log:
@@ -198,19 +175,8 @@ def test_load_is_compared_over_experts_that_can_receive_tokens():
     assert load_max_over_mean(np.zeros((2, 4)), reachable_N) is None
 
 
-def test_a_line_names_its_samples_and_counts_what_was_dropped(tmp_path: Path):
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        run(folder, range(1, 9))
-    first, second, third = of_kind(tmp_path / "one", "step")
-    assert [line["samples"] for line in (first, second, third)] == [
-        line["samples"] for line in of_kind(tmp_path / "two", "step")
-    ]
-    assert first["samples"] != second["samples"]
-    assert [line["dropped"] for line in (first, second, third)] == [6, 3, 3]
-
-
-def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_pauses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_time_left_and_speed_are_those_of_the_steps_after_the_first_with_their_share_of_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The first step, which compiles, takes 1,000 s; the others 2 s; an evaluation after the third 30 s."""
     clock = [1.0]
@@ -219,20 +185,12 @@ def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_paus
     with MetricsLog(tmp_path, DOMAINS, 103, 4) as log:
         for step, seconds in enumerate([1000.0, 2.0, 2.0, 2.0], 1):
             clock[0] += seconds
-            record(log, step)
+            record(log, step, seconds=seconds)
             shown.append(log._progress.postfix)
             if step == 3:
                 clock[0] += 30.0
     assert [text.rsplit(", ", 1)[1] for text in shown] == ["? left", "03:22 left", "03:20 left", "19:48 left"]
-
-
-def test_a_resumed_run_does_not_know_the_time_left_before_its_second_step(tmp_path: Path):
-    run(tmp_path, range(1, 5))
-    with MetricsLog(tmp_path, DOMAINS, 20, 4, 4) as log:
-        record(log, 5)
-        assert log._progress.postfix.endswith("? left")
-        record(log, 6)
-        assert not log._progress.postfix.endswith("? left")
+    assert of_kind(tmp_path, "step")[0]["tokens_per_second"] == pytest.approx(3 * 64 / 6), "without the first step"
 
 
 def test_the_progress_line_has_the_loss_of_counting_words_once_it_is_known(tmp_path: Path):
@@ -363,13 +321,11 @@ def test_arrays_are_arrays_and_lists_of_several_lengths_stay_lists(logged):
     evaluations = metrics_columns(logged, "evaluation")
     assert evaluations["per_sample/a/nats"] == [[1, 2], [1]]
     np.testing.assert_array_equal(evaluations["unigram/a"], [6.5, np.nan])
-
-
-def test_points_are_the_finite_values_with_their_steps(logged):
     steps = metrics_columns(logged, "step")
-    assert [values.tolist() for values in points(steps, "loss/b")] == [[10], [1.5]]
-    for name in ("norm", "samples", "none"):
-        assert not points(steps, name)[1].size
+    assert [values.tolist() for values in points(steps, "loss/b")] == [[10], [1.5]], (
+        "the finite values with their steps"
+    )
+    assert not any(points(steps, name)[1].size for name in ("norm", "samples", "none"))
 
 
 def test_steps_of_an_earlier_version_are_refused_with_the_commit_that_reads_them(tmp_path):
