@@ -7,16 +7,14 @@ import ctypes
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.kernel_cases import from_bfloat16, to_bfloat16
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mindspore import Parameter, ParameterTuple, Tensor, nn
 
-from ascend_ops.adam import AdamRows, adam_oracle
+from ascend_ops.adam import adam_oracle
 
 HYPER = {"lr": 1e-2, "grad_scale": 0.5, "apply": 1.0, "beta1": 0.8, "beta2": 0.95, "eps": 1e-20}
 SUBNORMAL = float(np.finfo(np.float32).smallest_subnormal)
@@ -315,67 +313,3 @@ def test_the_sum_of_squares_refuses_other_dtypes(call_kernel: Call):
     for dtype in (np.float64, np.int32, np.uint16):
         assert call_kernel("SquareSum", np.ones(3, np.float32), np.ones(3, dtype), np.zeros(1, np.float32)) == 2
     assert call_kernel("SquareSum", np.zeros(1, np.float32)) == 1
-
-
-@pytest.fixture
-def parameters(graph_mode: None) -> list:
-    """w, m, v of two tensors with 3 rows, and their step counts, as MindSpore parameters."""
-    rng = np.random.default_rng(3)
-    shapes = [(3, 4, 2), (3, 7)]
-    weights = tuple(Parameter(Tensor(rng.normal(size=s).astype(np.float32)), name=f"w{s}") for s in shapes)
-    moments = tuple(Parameter(Tensor(np.zeros(s, np.float32)), name=f"m{s}") for s in shapes)
-    variances = tuple(Parameter(Tensor(np.zeros(s, np.float32)), name=f"v{s}") for s in shapes)
-    return [weights, moments, variances, Parameter(Tensor(np.zeros(3, np.int32)), name="step")]
-
-
-def step_cell(parameters: list):
-    """A cell that updates the parameters in a graph, as the training step does."""
-
-    class Step(nn.Cell):
-        def __init__(self):
-            super().__init__()
-            self.w, self.m, self.v = (ParameterTuple(part) for part in parameters[:3])
-            self.step = parameters[3]
-            self.adam = AdamRows()
-
-        def construct(self, first, second, active, offsets, hyper, decay):
-            return self.adam(self.w, self.m, self.v, (first, second), self.step, active, offsets, hyper, decay)
-
-    return Step()
-
-
-def graph_inputs(active: np.ndarray, offsets: np.ndarray, grads: list[np.ndarray]) -> list:
-    hyper, decay = np.array(list(HYPER.values()), np.float32), np.array([0.1, 0.0], np.float32)
-    return [Tensor(a) for a in (*grads, active, offsets, hyper, decay)]
-
-
-def test_in_a_graph_several_tensors_share_step_counts_and_have_their_own_decay(parameters: list):
-    rng = np.random.default_rng(4)
-    grads = [rng.normal(size=s).astype(np.float32) for s in [(2, 4, 2), (2, 7)]]
-    before = [p.asnumpy().copy() for p in parameters[0]]
-    active, offsets = np.array([0, 2], np.int32), np.array([0, 1, 4], np.int32)
-    cell, exact = step_cell(parameters), {}
-    for t in (1, 2, 3):
-        assert cell(*graph_inputs(active, offsets, grads)).asnumpy() == 2
-        for i, decay in enumerate((0.1, 0.0)):
-            for entry, row in enumerate(active):
-                w, m, v = exact.get((i, row), (before[i][row], 0.0, 0.0))
-                exact[i, row] = oracle(w, m, v, t, grads[i][entry], weight_decay=decay)
-    for (i, row), expected in exact.items():
-        for part, values in zip(parameters[:3], expected, strict=True):
-            np.testing.assert_allclose(part[i].asnumpy()[row], values, rtol=2e-5, atol=1e-6)
-    assert list(parameters[3].asnumpy()) == [3, 0, 3]
-    for i, first in enumerate(before):
-        assert parameters[0][i].asnumpy()[1].tobytes() == first[1].tobytes()
-
-
-def test_a_failed_check_is_a_runtime_error_and_nothing_changed(
-    parameters: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)  # MindSpore leaves an analysis of the failed graph in the working directory
-    before = [p.asnumpy().tobytes() for p in (*parameters[0], parameters[3])]
-    grads = [np.ones((2, 4, 2), np.float32), np.ones((2, 7), np.float32)]
-    active, offsets = np.array([0, 3], np.int32), np.array([0, 1, 2], np.int32)
-    with pytest.raises(RuntimeError, match="AdamRows"):
-        step_cell(parameters)(*graph_inputs(active, offsets, grads)).asnumpy()
-    assert [p.asnumpy().tobytes() for p in (*parameters[0], parameters[3])] == before

@@ -9,7 +9,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.toy import (
-    EOT,
     Logits,
     active_weights,
     logits_arguments,
@@ -361,35 +360,6 @@ def test_dropout_drops_at_every_site_what_philox_says(make):
     graph = Hidden(model.network).set_train(True)
     found = graph(*map(as_input, inputs)).asnumpy()
     assert_close(found.reshape(expected.shape), expected, 1e-5)
-
-
-@pytest.mark.parametrize("kind", ["dense", "routed"])
-def test_documents_do_not_see_each_other(kind, request):
-    model = request.getfixturevalue(kind)
-    ids = random_ids(np.random.default_rng(1), model.config)
-    ids[:, 5], ids[:, 6:] = EOT, np.where(ids[:, 6:] == EOT, 11, ids[:, 6:])
-    other = ids.copy()
-    other[:, :5] = (ids[:, :5] - 10 + 17) % 50 + 10
-    (one, _), (two, _) = model(model.assemble(ids)), model(model.assemble(other))
-    one, two = (h.reshape(len(ids), -1, h.shape[-1]) for h in (one, two))
-    assert (one[:, :5] != two[:, :5]).any(axis=2).all()
-    if kind == "dense":
-        assert (one[:, 6:] == two[:, 6:]).all()
-    else:  # other tokens before them move the rows that an expert multiplies together, and so the rounding
-        np.testing.assert_allclose(one[:, 6:], two[:, 6:], rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("kind", ["dense", "routed"])
-def test_a_token_sees_nothing_after_it(kind, request):
-    model = request.getfixturevalue(kind)
-    ids = random_ids(np.random.default_rng(2), model.config)
-    ids[ids == EOT] = 12
-    other = ids.copy()
-    other[:, 9:] = (ids[:, 9:] - 10 + 23) % 50 + 10
-    (one, _), (two, _) = model(model.assemble(ids)), model(model.assemble(other))
-    one, two = (h.reshape(len(ids), -1, h.shape[-1]) for h in (one, two))
-    np.testing.assert_allclose(one[:, :9], two[:, :9], rtol=0, atol=0 if kind == "dense" else 2e-6)
-    assert (one[:, 9:] != two[:, 9:]).any(axis=2).all()
 
 
 def test_one_domain_with_one_expert_is_pangu_alpha_exactly(dense, one_expert):

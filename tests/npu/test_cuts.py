@@ -78,12 +78,9 @@ def test_what_each_rank_of_the_paper_keeps():
     assert found["experts.7.step"].kept == (10,)
 
 
-def test_without_optimizer_parallelism_nothing_is_divided():
+def test_without_optimizer_parallelism_nothing_is_divided_and_without_ecss_experts_are_float32_on_the_npu():
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", ["parallel.optimizer=false"])
     assert not any(a.divided for a in all_arrays(config))
-
-
-def test_without_ecss_experts_are_float32_on_the_npu():
     arrays = expert_arrays(by_hand(ecss={"enabled": False, "moments": "bfloat16"}))
     assert {a.device for a in arrays} == {"Ascend"}
     assert {np.dtype(a.dtype).name for a in arrays} == {"float32", "int32"}

@@ -169,10 +169,6 @@ STORAGE = {
         DISK + NFS.replace("local_lock=none", "nolock"),
         r"is on nfs4, mounted with nolock; mount it with locks that all nodes see",
     ),
-    "NFS with locks of this host": (
-        DISK + NFS.replace("local_lock=none", "local_lock=flock"),
-        r"is on nfs4, mounted with local_lock=flock; mount it with locks",
-    ),
     "Lustre with locks of this host": (
         DISK + "40 25 0:40 / {mount} rw - lustre 10.0.0.9@tcp:/fs rw,localflock\n",
         r"is on lustre, mounted with localflock; mount it .*Lustre with flock",

@@ -5,8 +5,6 @@ Every case starts a process that compiles; the shipped configurations at their f
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.cuts import accumulator_arrays, active_buffers, dense_weights, summed_alone
 from pangu_sigma.npu.plan import compile as compile_module
-from pangu_sigma.npu.plan.cann_stub import ascend_environment
 from pangu_sigma.npu.plan.compile import Compiled, PlanRefused, compile_memory, compile_step, read_graph
 from pangu_sigma.npu.plan.differences import add_compiled
 from pangu_sigma.npu.plan.plan import laid_out, make_plan
@@ -225,54 +222,6 @@ def test_a_plan_that_mindspore_refuses_says_why_in_one_message(monkeypatch: pyte
     assert "Call Stack" not in str(refused.value)
 
 
-def test_reading_a_graph_counts_bytes_phase_group_and_device():
-    lines = iter(
-        [
-            "%para1_lr: <Tensor[Float32], ()> : []\n",
-            "%para2_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=x, is_parameter>  :  has_default\n",
-            "%para3_experts.0.w1: <Ref[Tensor[Float32]], (10, 2560, 5120), ref_key=y, is_parameter>  :  has_default\n",
-            "%para5_pass_scale: <Ref[Tensor[Float32]], (1), ref_key=z, is_parameter>  :  has_default\n",
-            "  %3(h) = Load(%para3_experts.0.w1, UMonad[U])\n",
-            '  %4(a) = Custom(%3, %para2_active.0.w1) {func_name: "/x/ops.so:FetchStored", primitive_target: "CPU"}\n',
-            "  %5(b) = PrimFunc_MatMul(%4, F32(1), %para5_pass_scale) {instance name: up}\n",
-            '  %6(c) = AlltoAll(%5) {instance name: redistribution_op_1AlltoAll_} primitive_attrs: {group: "16-9", '
-            "rank_list: (0, 8, 16)}\n",
-            "      : (<Tensor[Float16], (2, 3)>) -> (<Tensor[Float16], (2, 4)>)\n",
-            "  %8(f) = PrimFunc_GroupedMatmul(%6, %5, None)\n",
-            "  %9(e) = PrimFunc_AssignAdd(%para4_accu_grads.loss.network.layers.0.norm.gain, %6)\n",
-            '  %7(d) = AllReduce(%6) {instance name: grad_mirror_MirrorOperator} primitive_attrs: {group: "64-77"}\n',
-            "      : (<Tensor[Float32], (5)>) -> (<Tensor[Float32], (5)>)\n",
-            '  %10(g) = AllReduce(%7) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"} cnode_primal_attrs: '
-            '{unique_id: "5", forward_comm_node_unique_id: "4"}\n',
-            "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
-            '  %11(h) = AllReduce(%10) {instance name: forward_op_2} primitive_attrs: {group: "8-1"} cnode_primal_attrs: '
-            '{forward_comm_node_unique_id: "4", forward_node_name: "AllReduce_5"}\n',
-            "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
-            '  %12(i$squares) = AllReduce(%11) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"}\n',
-            "      : (<Tensor[Float32], ()>) -> (<Tensor[Float32], ()>)\n",
-            '  %13(j) = Custom(%7, %9, %2) {func_name: "/x/ops.so:StartUpdate", primitive_target: "CPU"}\n',
-            "      : (<Tensor[Float16], (1, 2560, 5120)>, <Tensor[Float16], ()>, <Tensor[Int32], (1)>) -> (<Tensor[Float32]>)\n",
-        ]
-    )
-    found = read_graph(lines, 512)
-    assert [(c.op, c.phase, c.count, c.group_size, c.nbytes) for c in found["collectives"]] == [
-        ("AllReduce", "backward", 1, 8, 24),
-        ("AllReduce", "forward", 1, 8, 24),
-        ("AllReduce", "gradient", 1, 64, 20),
-        ("AllReduce", "norm", 1, 8, 4),
-        ("AlltoAll", "forward", 1, 3, 16),
-    ]
-    assert [(p.name, p.slice, p.dtype, p.device) for p in found["parameters"]] == [
-        ("active.0.w1", [1, 2560, 5120], "float16", "CPU"),
-        ("experts.0.w1", [10, 2560, 5120], "float32", "CPU"),
-        ("pass_scale", [1], "float32", "Ascend"),
-    ]
-    assert found["host_operators"] == {"FetchStored": 1, "StartUpdate": 1}
-    assert found["handed"] == [[], [1, 2560, 5120]]
-    assert found["additions"] == {"layers.0.norm.gain": 1}
-    assert found["operators"]["GroupedMatmul"] == 1
-
-
 INSIDE = "      # Fullname with scope: (Default/network-ActiveExperts/loss-NextTokenLoss/MatMul-op0)\n"
 
 
@@ -289,26 +238,6 @@ def test_a_write_whose_place_memory_alone_holds_is_seen(first: str):
     after = "  %7(f) = Mul(%6, %6)\n  %8(g) = PrimFunc_Assign(%para3_pass_scale, %7, %4)\n"
     found = read_graph(iter((graph + after).splitlines(keepends=True)), 8)
     assert found["early_writes"] == ["active.0.w1"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("level", "message"),
-    [
-        ("", "Run graph mode with kernel by kernel by configuration"),  # after it the stand-ins end the process
-        ("O2", "The GE backend does not support subgraph sink and heterogeneous scenarios"),
-    ],
-    ids=["ours", "O2"],
-)
-def test_910a_runs_kernel_by_kernel_because_one_graph_has_no_operators_on_the_host(
-    level: str, message: str, tmp_path: Path
-):
-    """MindSpore's own choice for 910A is O2. With simulation level 1 the graph goes to the backend."""
-    program = Path(__file__).parents[2] / "helpers" / "graph_level.py"
-    logs = {"MS_SIMULATION_LEVEL": "1", "GLOG_v": "1", "MS_DEV_DUMP_IR_PASSES": "validate"}
-    command = [sys.executable, str(program), level, str(TINY), *SMALL, "data.domain_sets=1", "data.domains_per_step=1"]
-    done = subprocess.run(command, cwd=tmp_path, env=ascend_environment(1) | logs, capture_output=True, text=True)
-    assert message in done.stdout + done.stderr
 
 
 BACKEND = ["model.hidden=96", "model.ffn=384", "model.heads=2"]

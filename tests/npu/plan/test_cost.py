@@ -54,13 +54,11 @@ def locmoe_share(devices: int, *settings: str) -> float:
     return all_to_all / (time.step - time.all_to_all + all_to_all)
 
 
-def test_one_constant_gives_the_share_of_all_to_all_on_128_and_256_npus():
-    found = {devices: locmoe_share(devices) for devices in LOCMOE}
-    assert found == pytest.approx({128: 0.175, 256: 0.291}, abs=1e-3), "what the docstring prints"
-    assert found == pytest.approx(LOCMOE, rel=0.04)
+def test_one_constant_gives_the_shares_of_all_to_all_and_fits_them_best(monkeypatch):
+    shares = {devices: locmoe_share(devices) for devices in LOCMOE}
+    assert shares == pytest.approx({128: 0.175, 256: 0.291}, abs=1e-3), "what the docstring prints"
+    assert shares == pytest.approx(LOCMOE, rel=0.04)
 
-
-def test_the_constant_of_messages_fits_the_shares_best(monkeypatch):
     def misfit(seconds: float) -> float:
         monkeypatch.setattr(cost, "MESSAGE_SECONDS", seconds)
         return sum((locmoe_share(devices) - share) ** 2 for devices, share in LOCMOE.items())

@@ -186,16 +186,13 @@ def test_planning_loads_no_mindspore():
     assert done.stderr.strip() == "[]"
 
 
-def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
-    """On 64 NPUs of 910A; 910B has room for it."""
+def test_a_plan_that_does_not_fit_ends_with_status_1_and_the_least_number_is_named(capsys):
+    """sigma_38b on 64 NPUs of 910A; 910B has room for it. No keys make the trillion fit on 64."""
     arguments = (MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
     assert command(*arguments) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
     assert command(*arguments, "--chip", "910b") == 0
     assert "DOES NOT FIT" not in capsys.readouterr().out
-
-
-def test_no_keys_make_a_trillion_fit_on_64_and_the_least_number_is_named():
     plan = make_plan(load_config(TRILLION), 64)
     assert (plan["fits"], plan["what_fits"], plan["least_devices"]) == (False, None, 256)
     assert "\nleast devices: 256\nfits: no\n" in format_plan(plan)

@@ -348,37 +348,21 @@ def test_losses_spikes_and_the_level_of_counting_share_a_panel():
     assert panels([run])["skipped"] == {"all": [[5, 10], [0, 3]]}, "the line that had skips"
 
 
-def test_each_part_of_the_norm_is_drawn_where_it_is_known():
+def test_a_number_has_a_panel_by_its_name_where_it_changes_and_several_runs_share_it():
     drawn = panels([log(later={"gradient_norm": 2.0, "gradient_norm/experts": 0.5})] * 2)["gradient norm"]
     assert drawn == {"a all": [[5, 10], [1.0, 2.0]]}, "the part of experts is known once, which is no change"
     run = log(later={"gradient_norm": 2.0})
     run.numbers["gradient_norm/experts"] = np.array([5, 10]), np.array([0.25, 0.5])
-    assert panels([run])["gradient norm"]["experts"] == [[5, 10], [0.25, 0.5]]
-    assert "dense" not in panels([run])["gradient norm"]
-
-
-ECSS = {"fetched_mib": 2.0, "returned_mib": 3.0, "update_busy": 1.0, "update_stall": 0.0}
-
-
-def with_traffic(stall: float) -> RunLog:
-    """A run whose steps move the same; `stall` is the wait for the worker in the last step."""
-    run = log(later={"skipped": 0})
-    run.numbers.update({name: (np.array([5, 10]), np.array([value, value])) for name, value in ECSS.items()})
-    run.numbers["update_stall"][1][1] = stall
-    return run
-
-
-def test_a_number_that_does_not_change_has_no_panel():
-    assert panels([with_traffic(0.0002)]) == {}
-    run = with_traffic(0.0)
+    assert panels([run])["gradient norm"].keys() == {"all", "experts"}
     same = {name for name, (_, values) in run.numbers.items() if not changes(name, values)}
-    assert {*ECSS, "loss_scale", "learning_rate"} < same
-    assert panels([with_traffic(0.5)]) == {"update stall": {"all": [[5, 10], [0.0, 0.5]]}}
+    assert {"loss_scale", "learning_rate"} < same
     assert {*panels([log(later={"loss_scale": 4.0})])} == {"skipped", "loss scale"}
     assert {*panels([log(later={"learning_rate": 9e-4})])} == {"skipped", "learning rate"}, "small, and it changes"
-
-
-def test_a_new_number_has_a_panel_by_its_name_and_several_runs_share_it():
+    for stall, expected in ((0.0002, {}), (0.5, {"update stall": {"all": [[5, 10], [0.0, 0.5]]}})):
+        run = log(later={"skipped": 0})
+        run.numbers["update_stall"] = np.array([5, 10]), np.array([0.0, stall])
+        run.numbers["fetched_mib"] = np.array([5, 10]), np.array([2.0, 2.0])
+        assert panels([run]) == expected
     runs = [log("a"), log("b")]
     for run in runs:
         run.numbers["new_one/x"] = np.array([5, 10]), np.array([1.0, 2.0])
