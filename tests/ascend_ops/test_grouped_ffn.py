@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -231,38 +231,6 @@ def test_subnormal_infinite_and_huge_halves_go_where_floats_go(call_kernel_of_is
         with np.errstate(invalid="ignore"):
             check_rounded_once(call_kernel_of_isa, case)
         assert not all(np.isfinite(array).all() for array in compute(call_kernel_of_isa, *case))
-
-
-def kernel_arrays(name: str, offsets: Sequence[int]) -> list[np.ndarray]:
-    """Inputs and outputs of a kernel for 9 rows and 2 experts."""
-    (x, w1, b1, w2, b2), *_ = make_case([3, 6], 6, 10)
-    inner, o = np.zeros((9, 10), np.float32), np.array(offsets, np.int32)
-    if name == "GroupedFfn":
-        return [x, w1, b1, w2, b2, o, np.zeros_like(x), inner]
-    return [x, x, inner, w1, w2, o, *map(np.zeros_like, (x, w1, b1, w2, b2))]
-
-
-@pytest.mark.parametrize("name", ["GroupedFfn", "GroupedFfnGrad"])
-def test_kernels_check_number_dtypes_sizes_and_offsets(call_kernel: Call, name: str):
-    def called(offsets: Sequence[int] = (0, 3, 9), change: Callable[[list], object] = lambda arrays: None) -> int:
-        arrays = kernel_arrays(name, offsets)
-        change(arrays)
-        return call_kernel(name, *arrays)
-
-    def cast(position: int, dtype: type) -> Callable[[list], object]:
-        return lambda arrays: arrays.__setitem__(position, arrays[position].astype(dtype))
-
-    assert called() == called([0, 0, 9]) == called([0, 3, 8]) == 0
-    for offsets in ([1, 3, 9], [0, 3, 10], [0, 10, 9], [0, -1, 9], [0, 9], [0, 3, 9, 9]):
-        assert called(offsets) == 3, offsets
-    assert called(change=lambda arrays: arrays.pop()) == 1
-    assert {called(change=cast(*fault)) for fault in ((0, np.float16), (5, np.int64), (4, np.float64))} == {2}
-    for short in (0, 2, 4):
-
-        def shorten(arrays: list, short: int = short) -> None:
-            arrays[short] = np.ascontiguousarray(arrays[short][..., :-1])
-
-        assert called(change=shorten) == 3
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from helpers.prepared import change_vocabulary
 
-from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port
-from experiments.tiny import STEPS, tiny_config, tiny_tree
+from experiments.chaos.launched import PATIENCE, free_port
+from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.api import training_facts
-from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.cli import main
 
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
@@ -29,38 +26,10 @@ def file(tmp_path, tiny_data) -> Path:
     return write_config(tmp_path, tiny_data, {})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("axes", [{}, {"expert": 2}], ids=str)
-def test_a_run_whose_rank_is_killed_ends_with_the_weights_of_an_undisturbed_run(tiny_data, tmp_path, axes: dict):
-    file = write_config(tmp_path, tiny_data, axes)
-    run, other = tmp_path / "run", tmp_path / "other"
-    with launch(file, other) as it:
-        assert it.wait(300) == 0
-    with launch(file, run, "--max-restarts", "1") as it:
-        eventually(lambda: list((run / "checkpoints").glob("step_*")), 120)
-        os.kill(it.rank(0), signal.SIGKILL)
-        assert it.wait(300) == 0
-        assert it.left() == []
-    assert "resuming" in it.texts(0)[1]
-    ours, undisturbed = (newest_checkpoint(path / "checkpoints") for path in (run, other))
-    assert ours.step == undisturbed.step == STEPS
-    assert ours.state == undisturbed.state
-    assert ours.files.keys() == undisturbed.files.keys()
-    for name, arrays in undisturbed.files.items():
-        for key, array in arrays.items():
-            np.testing.assert_array_equal(ours.files[name][key].values, array.values, err_msg=f"{name} {key}")
-
-
 def write_config(folder: Path, data: Path, axes: dict) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_tree(data) | {"parallel": axes}, allow_unicode=True), encoding="utf-8")
     return path
-
-
-def launch(file: Path, run: Path, *options: str) -> Launched:
-    return Launched(
-        [*COMMAND, str(file), "--output", str(run), "--master-port", str(free_port()), *options], run / "logs"
-    )
 
 
 def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path):

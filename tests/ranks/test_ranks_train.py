@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import yaml
 from helpers.edited import stopped_at
 
-from experiments.chaos.rank_processes import CRASHES_AT_EXIT, MAIN, RankProcesses
+from experiments.chaos.rank_processes import RankProcesses
 from experiments.chaos.runs import whole
 from experiments.tiny import tiny_tree
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
@@ -234,28 +232,6 @@ def test_a_run_goes_on_in_its_layout_to_the_same_bits(run, parallel, tmp_path):
     copy, step = resumed(run, parallel, parallel, tmp_path / "run"), f"checkpoints/step_{STEPS:08d}"
     one, other = (whole(load_checkpoint(path / step)) for path in (run(parallel), copy))
     assert {name: a.tobytes() for name, a in one.items()} == {name: a.tobytes() for name, a in other.items()}
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_rank_saves_the_step_and_ends_all(four_domains, tmp_path):
-    folder = tmp_path / "run"
-    many = {"steps": 100_000, "checkpoint_interval": 100_000, "eval_interval": 100_000}
-    file = write_config(tmp_path / "config.yaml", four_domains, EXPERT, train=many)
-    command = ["train", str(file), "--output", str(folder)]
-    with RankProcesses(2, command, tmp_path / "logs", program=CRASHES_AT_EXIT + MAIN) as ranks:
-        began = time.monotonic()
-        while not (folder / "metrics.jsonl").exists() or not lines(folder, "step"):
-            assert time.monotonic() - began < WAIT, ranks.said()
-            assert ranks.workers[0].poll() is None, ranks.said()
-            time.sleep(0.2)
-        asked = time.monotonic()
-        ranks.workers[1].send_signal(signal.SIGTERM)
-        assert ranks.wait(WAIT) == [0, 0], ranks.said()
-        assert time.monotonic() - asked < 10
-    saved = newest_checkpoint(folder / "checkpoints")
-    assert saved.step == lines(folder, "step")[-1]["step"] < 100_000
-    assert f"stopped after step {saved.step}, which is saved" in ranks.logs[0].read_text()
-    assert lines(folder, "load")[-1]["step"] == saved.step
 
 
 def test_an_exported_folder_holds_the_weights_of_all_ranks(run, tmp_path):

@@ -19,7 +19,6 @@ from mindspore import Tensor
 
 from ascend_ops.adam_worker import AdamWorkerError
 from experiments.chaos.runs import digests
-from experiments.chaos.saves_behind import same_saves
 from experiments.tiny import SAVED_AT, STEPS, tiny_config
 from pangu_sigma.checkpoint import saver as saving
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
@@ -196,19 +195,6 @@ def test_the_traffic_of_the_log_is_that_of_the_batches(tiny_data, tiny_run):
         assert line["fetched_mib"] == line["returned_mib"] == expected
 
 
-def test_a_checkpoint_holds_all_of_the_store_and_the_optimizer(tiny_run):
-    loaded = newest_checkpoint(tiny_run / "checkpoints")
-    assert set(loaded.files) == {"dense", "dense_optimizer", "experts_layer_0", "experts_layer_1", "loss_scale"}
-    for name, array in loaded.files["dense"].items():
-        for part in ("moment", "variance"):
-            assert loaded.files["dense_optimizer"][f"{name}.{part}"].values.shape == array.values.shape
-    assert loaded.state["step"] == loaded.state["updates"] == STEPS
-    assert sum(loaded.state["cursor"]["taken"]) == STEPS * 4
-    counts = loaded.files["experts_layer_0"]["step"].values
-    assert counts.shape == (6,)
-    assert 0 < counts.min() < counts.max() < STEPS, "experts of a domain count only the steps it was in"
-
-
 def test_other_routing_is_refused_by_the_checkpoint_itself(tiny_data, tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(copy / "tokenizer")
@@ -289,11 +275,6 @@ def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_ru
     train(config, tmp_path / "run")
     latest = f"checkpoints/step_{SAVED_AT:08d}"
     assert digests(tmp_path / "run" / latest) == digests(tiny_run / latest)
-
-
-@pytest.mark.slow
-def test_states_that_are_saved_behind_the_training_are_those_that_are_saved_at_once(tiny_data, tmp_path):
-    assert same_saves(tiny_config(tiny_data), tmp_path, 200) == [True] * 200
 
 
 def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):

@@ -66,15 +66,6 @@ def best_of_all(config: Config, devices: int) -> float | None:
     return min((step_time(choice).step for choice in every_layout(config, devices) if has_room(choice)), default=None)
 
 
-def check_suggestion(config: Config, devices: int) -> bool:
-    """Hold a suggestion within 2 % of the best of all layouts. False if none fits."""
-    best = best_of_all(config, devices)
-    suggested = with_parallel(config, **suggest_layout(config, devices).model_dump())
-    assert has_room(suggested) == (best is not None)
-    assert best is None or best <= step_time(suggested).step <= 1.02 * best
-    return best is not None
-
-
 @pytest.mark.parametrize(
     ("name", "chip", "devices", "batch"),
     [
@@ -89,24 +80,15 @@ def check_suggestion(config: Config, devices: int) -> bool:
         ("sigma_1t", "910b4", 256, None),
     ],
 )
-def test_the_suggestion_is_the_fastest_of_all_layouts_that_fit(name: str, chip: str, devices: int, batch: int | None):
+def test_the_suggestion_is_nearly_the_fastest_of_all_layouts_that_fit(
+    name: str, chip: str, devices: int, batch: int | None
+):
     keys = [("parallel.chip", chip), *([("train.batch_size", batch)] if batch else [])]
-    check_suggestion(load_config(MODEL_CONFIGS / f"{name}.yaml", keys), devices)
-
-
-@pytest.mark.slow
-def test_the_suggestion_is_the_fastest_in_many_cases():
-    names = ("sigma_tiny", "sigma_small", "sigma_38b", "sigma_1t", "alpha_2_6b", "alpha_13b")
-    fitting = 0
-    for name, chip in itertools.product(names, HOSTS):
-        config = with_parallel(shipped(name), chip=chip)
-        for devices in (8 << power for power in range(10)):
-            if any(every_layout(config, devices)):
-                fitting += check_suggestion(config, devices)
-            else:
-                with pytest.raises(ConfigError):
-                    suggest_layout(config, devices)
-    assert fitting >= 60
+    config = load_config(MODEL_CONFIGS / f"{name}.yaml", keys)
+    best = best_of_all(config, devices)
+    suggested = with_parallel(config, **suggest_layout(config, devices).model_dump())
+    assert has_room(suggested) == (best is not None)
+    assert best is None or best <= step_time(suggested).step <= 1.02 * best
 
 
 def test_layouts_are_sorted_by_time_and_all_of_them_fit():

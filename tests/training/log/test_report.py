@@ -310,13 +310,6 @@ def with_segments(segments: list[str], common: int, tokens_NK: list[list[int]]) 
     return log(config=config, load=[{"tokens_NK": tokens_NK}])
 
 
-def test_load_is_relative_to_the_fair_share_of_its_domain():
-    run = log(load=[{"tokens_NK": [[10, 30, 0, 0]]}, {"tokens_NK": [[0, 0, 5, 5]]}])
-    assert run.load[0] == ["0.0 own"] and np.array_equal(run.load[1], [[0.5, 1.5, 1.0, 1.0]])
-    _, relative_NK = log(load=[{"tokens_NK": [[10, 30, 0, 0]]}]).load
-    assert np.array_equal(relative_NK, [[0.5, 1.5, np.nan, np.nan]], equal_nan=True)
-
-
 @pytest.mark.parametrize("common", [3, 6])
 def test_own_segments_and_then_common_ones_share_a_map(common):
     """A log has as many columns as the largest segment has experts, and a column of no expert is empty."""
