@@ -122,10 +122,10 @@ def test_a_segment_is_updated_once_at_a_time_with_known_arrays_and_rows(call_ker
     assert ours.start(at(worker, 0), grads, outside, hyper_of("clean")) == 4
     worker.settle()
     assert ours.bytes() == before
-    found = [ours.start(at(worker, 0), grads, lists, hyper_of("clean")) for _ in range(100)]
-    assert set(found) == {0, 9}, "9: not awaited"
+    actual = [ours.start(at(worker, 0), grads, lists, hyper_of("clean")) for _ in range(100)]
+    assert set(actual) == {0, 9}, "9: not awaited"
     worker.settle()
-    assert ours.step[0].max() == found.count(0)
+    assert ours.step[0].max() == actual.count(0)
 
 
 def test_a_failed_worker_fails_every_operator_and_every_wait(call_kernel: Callable[..., int]):

@@ -34,15 +34,15 @@ def test_kernels_include_only_ascend_c_and_their_own_headers():
 
 def test_host_includes_only_cann_and_its_own_headers():
     """Of CANN what the emulation has under the same name; the arithmetic of the tiling needs none of it."""
-    found = {
+    actual = {
         path.name: set(re.findall(r"#include\s+[<\"]([^>\"]+)", path.read_text()))
         for path in (PROJECT / "op_host").glob("*.[hc]*")
     }
-    assert found["tiling.h"] == {"algorithm", "cstdint", "../op_kernel/tiling_data.h"}
-    assert found["operator.h"] - {"string", "vector", "tiling.h"} == {
+    assert actual["tiling.h"] == {"algorithm", "cstdint", "../op_kernel/tiling_data.h"}
+    assert actual["operator.h"] - {"string", "vector", "tiling.h"} == {
         str(path.relative_to(PROJECT / "emulation")) for path in (PROJECT / "emulation").glob("*/**/*.h")
     }
-    assert found["expert_dispatch.cpp"] == found["expert_combine.cpp"] == {"operator.h"}
+    assert actual["expert_dispatch.cpp"] == actual["expert_combine.cpp"] == {"operator.h"}
 
 
 @by_operator

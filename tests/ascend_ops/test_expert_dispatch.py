@@ -61,8 +61,8 @@ def test_canns_gather_moves_the_same_rows_and_gradients(graph_mode: None, dtype:
 
     inputs = (half, ms.Tensor(order), ms.Tensor(inverse))
     wide = half.astype(ms.float32).asnumpy()
-    found = front.Gather(cann=True)(*inputs).astype(ms.float32).asnumpy()
-    assert np.array_equal(found, front.dispatch_oracle(wide, order))
+    actual = front.Gather(cann=True)(*inputs).astype(ms.float32).asnumpy()
+    assert np.array_equal(actual, front.dispatch_oracle(wide, order))
     ours, canns = (ms.grad(Cubes(cann))(*inputs).astype(ms.float32).asnumpy() for cann in (False, True))
     assert np.array_equal(canns, ours)
 

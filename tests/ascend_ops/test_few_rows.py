@@ -73,8 +73,8 @@ def wide(m: Matrix) -> np.ndarray:
     return m.as_float32().astype(np.float64)
 
 
-def close(found: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+def close(actual: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
 
 
 def aligned_copy(values: np.ndarray) -> np.ndarray:
@@ -211,7 +211,7 @@ def test_attention_sees_its_document_in_its_lane_and_gives_the_same_bits_token_b
 
     def compute(chunks: list[np.ndarray]) -> np.ndarray:
         caches = [np.full((4, heads, 50, width), np.nan, np.float32) for _ in range(2)]  # of what is not there
-        found = np.full_like(q, np.nan)
+        actual = np.full_like(q, np.nan)
         for some in chunks:
             mine = [aligned((len(some), heads * width)) for _ in range(4)]
             for new, whole in zip(mine, (q, k, v), strict=False):
@@ -220,19 +220,19 @@ def test_attention_sees_its_document_in_its_lane_and_gives_the_same_bits_token_b
             everywhere = [array.ctypes.data for array in (lane, number)]
             attend = LaneAttention(*mine, *caches)
             attend(len(some), *everywhere, len(some), *everywhere, begin.ctypes.data)
-            found[some] = mine[3]
+            actual[some] = mine[3]
             asking = np.arange(len(some))[1::3]
             of_some = [array[asking].copy() for array in (lane, number, begin)]
             mine[0][: len(asking)] = q[some][asking]
             attend(len(some), *everywhere, len(asking), *(array.ctypes.data for array in of_some))
-            assert (mine[3][: len(asking)] == found[some][asking]).all(), "whoever else asks, or does not"
-        return found
+            assert (mine[3][: len(asking)] == actual[some][asking]).all(), "whoever else asks, or does not"
+        return actual
 
-    found = compute([np.arange(len(at))])
+    actual = compute([np.arange(len(at))])
     shaped = [array.reshape(len(at), heads, width) for array in (q, k, v)]
-    close(found, attention_oracle(*shaped, lanes, at, first).reshape(found.shape))
-    assert (compute([np.array([t]) for t in range(len(at))]) == found).all()
-    assert (compute(np.array_split(np.arange(len(at)), 5)) == found).all()
+    close(actual, attention_oracle(*shaped, lanes, at, first).reshape(actual.shape))
+    assert (compute([np.array([t]) for t in range(len(at))]) == actual).all()
+    assert (compute(np.array_split(np.arange(len(at)), 5)) == actual).all()
 
 
 def test_scores_of_any_size_make_a_softmax(isa):
@@ -264,16 +264,16 @@ def test_four_bits_are_half_a_step_away_at_most_on_the_side_that_has_eight():
     values[3, :64] = 0
     values[4, 5] = -9
     nibbles = copied(values, "int4")
-    found = nibbles.as_float32()
+    actual = nibbles.as_float32()
     assert nibbles.shape == values.shape and nibbles.nbytes == values.size // 2 + 4 * 30 * 3
     groups, steps = values.reshape(30, 3, 64), np.abs(nibbles.scales)[:, :, None]
-    error = np.abs(found.reshape(groups.shape) - groups)
+    error = np.abs(actual.reshape(groups.shape) - groups)
     inside = groups * -np.sign(nibbles.scales)[:, :, None] >= -7.5 * steps
     assert (error <= steps * np.where(inside, 0.5, 1) * (1 + 1e-5)).all()
     assert (np.abs(groups).max(axis=2)[:, :, None] <= 8 * steps * (1 + 1e-6)).all()
-    assert (found[3, :64] == 0).all() and found[4, 5] == -9
+    assert (actual[3, :64] == 0).all() and actual[4, 5] == -9
     some = nibbles.rows(slice(2, 5))
-    assert (some.as_float32() == found[2:5]).all() and some.shape == (3, 192)
+    assert (some.as_float32() == actual[2:5]).all() and some.shape == (3, 192)
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path, threads_of):
@@ -282,7 +282,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path, threads_of):
         FfnWeights(matrix(e, "float32", 300, 64), drawn(e, 300), matrix(e, "float32", 300, 64), drawn(e, 64))
         for e in range(2)
     ]
-    number_T, found = np.arange(70, dtype=np.int32) % 2, []
+    number_T, actual = np.arange(70, dtype=np.int32) % 2, []
     for threads in (1, 2, 7):
         with pytest.MonkeyPatch.context() as patch, threads_of(threads):
             copy = shutil.copy(cpu_library(), tmp_path / f"{threads}.so")  # a library starts its threads once
@@ -291,9 +291,9 @@ def test_the_number_of_threads_changes_nothing(tmp_path, threads_of):
             for rows in (1, 9, 70):
                 y = aligned(x.shape)
                 FFN(experts, "erf", x, y)(rows, number_T.ctypes.data)
-                found.append((rows, y[:rows].tobytes()))
+                actual.append((rows, y[:rows].tobytes()))
     forget()
-    assert len(set(found)) == 3
+    assert len(set(actual)) == 3
 
 
 def test_mindspore_does_not_take_the_threads_away():

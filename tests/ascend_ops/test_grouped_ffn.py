@@ -79,8 +79,8 @@ def oracle(
 def check(call: Call, rows_A: list[int], hidden: int, ffn: int, activation: str = "fast_gelu") -> None:
     case = make_case(rows_A, hidden, ffn)
     names = ("y", "dx", "dw1", "db1", "dw2", "db2")
-    for name, found, expected in zip(names, compute(call, *case, activation), oracle(*case, activation), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5, err_msg=name)
+    for name, actual, expected in zip(names, compute(call, *case, activation), oracle(*case, activation), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5, err_msg=name)
 
 
 def halved(case: tuple[list[np.ndarray], np.ndarray, np.ndarray], rows: type, weights: type) -> tuple[Any, ...]:
@@ -95,11 +95,11 @@ def check_rounded_once(call: Call, case: tuple[Any, ...]) -> None:
     For hidden a multiple of 16, and ffn of at most a block of columns: additions of a rest are fused in one way or another.
     """
     arguments, offsets, dy = case
-    found = compute(call, *case)
+    actual = compute(call, *case)
     single = compute(call, [a.astype(np.float32) for a in arguments], offsets, dy.astype(np.float32))
     with np.errstate(over="ignore"):
         expected = [value.astype(like.dtype) for value, like in zip(single, [arguments[0], *arguments], strict=True)]
-    for name, of_halves, rounded in zip(("y", "dx", "dw1", "db1", "dw2", "db2"), found, expected, strict=True):
+    for name, of_halves, rounded in zip(("y", "dx", "dw1", "db1", "dw2", "db2"), actual, expected, strict=True):
         assert of_halves.dtype == rounded.dtype
         np.testing.assert_array_equal(of_halves, rounded, err_msg=name)
 
@@ -205,10 +205,10 @@ def check_halves(call: Call, case: tuple[Any, ...], activation: str = "fast_gelu
     """Half a unit in the last place, 2⁻¹¹ of a number or 2⁻²⁵, beside what float32 is allowed above."""
     likes = [case[0][0], *case[0]]
     found_and_expected = zip(compute(call, *case, activation), oracle(*case, activation), likes, strict=True)
-    for found, expected, like in found_and_expected:
-        assert found.dtype == like.dtype
-        once, least = (2.0**-11, 2.0**-25) if found.dtype == np.float16 else (0.0, 0.0)
-        np.testing.assert_allclose(found, expected, rtol=once + 1e-5, atol=least + 2e-5)
+    for actual, expected, like in found_and_expected:
+        assert actual.dtype == like.dtype
+        once, least = (2.0**-11, 2.0**-25) if actual.dtype == np.float16 else (0.0, 0.0)
+        np.testing.assert_allclose(actual, expected, rtol=once + 1e-5, atol=least + 2e-5)
 
 
 @pytest.mark.parametrize("rows", [3, FEW + 2])
@@ -250,9 +250,9 @@ def test_rows_of_no_expert_are_not_read_and_become_zeros(call_kernel: Call, rows
         assert call_kernel("GroupedFfnGrad", *inputs, *gradients) == 0
         return [y, *gradients]
 
-    for found, alone in zip(called(more), called(0), strict=True):
-        assert found[: len(alone)].tobytes() == alone.tobytes()
-        assert not found[len(alone) :].any()
+    for actual, alone in zip(called(more), called(0), strict=True):
+        assert actual[: len(alone)].tobytes() == alone.tobytes()
+        assert not actual[len(alone) :].any()
 
 
 def with_gradients(

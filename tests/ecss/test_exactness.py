@@ -55,12 +55,12 @@ def looked_up(made) -> Callable[..., dict[str, bytes]]:
     """looked_up(variant, bad_step): evidence of training from memory, without a worker."""
     kept: dict[tuple[str, int | None], dict[str, bytes]] = {}
 
-    def found(variant: str, bad_step: int | None = None) -> dict[str, bytes]:
+    def actual(variant: str, bad_step: int | None = None) -> dict[str, bytes]:
         if (variant, bad_step) not in kept:
             kept[variant, bad_step] = evidence(made(variant), bad_step=bad_step)
         return kept[variant, bad_step]
 
-    return found
+    return actual
 
 
 def evidence(toy: Sequence, **options: Any) -> dict[str, bytes]:

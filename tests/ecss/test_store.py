@@ -31,12 +31,12 @@ def test_fetch_returns_exactly_the_active_rows_and_unused_places_do_no_harm(grap
     active_A = tuple(np.array([[1, 3, 4, 7], [0, 2, 8, 8]], np.int32))
     fetched = Fetch(store)(as_input(active_A))
     for layer, of_layer in enumerate(fetched):
-        for found, tensor in zip(of_layer, FFN_TENSORS, strict=True):
+        for actual, tensor in zip(of_layer, FFN_TENSORS, strict=True):
             stored = store.segments[layer].named[tensor].asnumpy()
-            assert found.shape == (4, *stored.shape[1:])
+            assert actual.shape == (4, *stored.shape[1:])
             used = active_A[layer] < 8
-            assert (found.asnumpy()[used] == stored[active_A[layer][used]]).all()
-            assert np.isfinite(found.asnumpy()).all()
+            assert (actual.asnumpy()[used] == stored[active_A[layer][used]]).all()
+            assert np.isfinite(actual.asnumpy()).all()
     assert len(fetched) == 2
 
 

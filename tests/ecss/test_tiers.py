@@ -34,11 +34,11 @@ def content(store) -> dict[str, bytes]:
 @pytest.mark.parametrize("moments", ["float32", "bfloat16"])
 def test_it_is_initialised_like_memory(tmp_path: Path, kind: str, moments: str):
     config = toy_config(model={"expert_init": kind}, ecss={"moments": moments})
-    found = []
+    actual = []
     for tier in (None, tier_of(tmp_path, config)):
         ms.set_seed(3)
-        found.append(content(make_store(config, tier)))
-    assert found[0] == found[1]
+        actual.append(content(make_store(config, tier)))
+    assert actual[0] == actual[1]
 
 
 def test_a_parameter_is_in_the_file_also_after_its_memory_was_released(tmp_path: Path):
@@ -109,9 +109,9 @@ print(made, most, left, right)
 
 def test_no_more_of_the_files_is_in_memory_than_was_allowed(tmp_path: Path):
     """384 MiB of experts, of which a step uses 9; 32 are allowed."""
-    found = run_python(RESIDENT, tmp_path, 32)
-    assert (found.returncode, found.stderr) == (0, "")
-    made, most, left, right = found.stdout.split()
+    actual = run_python(RESIDENT, tmp_path, 32)
+    assert (actual.returncode, actual.stderr) == (0, "")
+    made, most, left, right = actual.stdout.split()
     assert float(made) < 8
     assert 24 < float(most) < 32 + 9 + 8
     assert float(left) < 8

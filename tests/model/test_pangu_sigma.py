@@ -132,7 +132,7 @@ class Model:
 
     def oracle(self) -> Oracle:
         segments = [experts.named for experts in self.store.segments]
-        experts = [{t: found[t].asnumpy() for t in FFN_TENSORS if t in found} for found in segments]
+        experts = [{t: actual[t].asnumpy() for t in FFN_TENSORS if t in actual} for actual in segments]
         return Oracle(self.config, weights_of(self.network), experts)
 
     def batch(self, seed: int = 0, domains: tuple[int, ...] = (0, 3)) -> Batch:
@@ -206,10 +206,10 @@ def routes(model: Model, batch: Batch) -> np.ndarray:
     )
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
+def assert_close(actual: np.ndarray, expected: np.ndarray, relative: float) -> None:
     """Largest error relative to the largest value."""
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= relative * np.abs(expected).max()
 
 
 def test_without_rre_layers_it_is_pangu_alpha(dense):
@@ -229,9 +229,9 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
     expected = oracle.hidden(batch, routes_NBS).reshape(hidden.shape)
     assert_close(hidden, expected, 1e-5)
     blocks = expected.reshape(2, -1, expected.shape[-1])
-    for block, slot, found in zip(blocks, batch.slots_GM[0], logits, strict=True):
+    for block, slot, actual in zip(blocks, batch.slots_GM[0], logits, strict=True):
         table = oracle.w["embedding"].reshape(-1, routed.config.model.slot_rows, expected.shape[-1])
-        assert_close(found, block @ table[slot].T, 1e-5)
+        assert_close(actual, block @ table[slot].T, 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -282,12 +282,12 @@ def test_gradients_of_segments_are_those_of_the_formula(segmented):
             gradient = of_tensor.asnumpy()[entry]
             expert = values[batch.active_A[n][entry]]
             at = tuple(int(rng.integers(size)) for size in expert.shape)
-            kept, step, found = expert[at], 1e-5, []
+            kept, step, actual = expert[at], 1e-5, []
             for sign in (1, -1):
                 expert[at] = kept + sign * step
-                found.append(value())
+                actual.append(value())
             expert[at] = kept
-            assert (found[0] - found[1]) / (2 * step) == pytest.approx(gradient[at], rel=1e-3, abs=1e-3)
+            assert (actual[0] - actual[1]) / (2 * step) == pytest.approx(gradient[at], rel=1e-3, abs=1e-3)
 
 
 ROWS = [{"order": 1, "rows": 70, "width": 6}, {"order": 2, "rows": 40, "width": 10, "kind": "own"}]
@@ -318,12 +318,12 @@ def test_rows_are_added_before_every_layer_and_have_the_gradient_of_the_formula(
     arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, e_TH, experts]
     gradient_TH = ms.grad(Projected(model.network, factors), 7)(*map(as_input, arguments)).asnumpy()
     for _ in range(3):
-        towards, found = rng.standard_normal(oracle.e_BSH.shape), []
+        towards, actual = rng.standard_normal(oracle.e_BSH.shape), []
         for sign in (1, -1):
             oracle.e_BSH = e_GTH.reshape(shape) + sign * 1e-5 * towards
-            found.append(float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum()))
+            actual.append(float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum()))
         expected = float((gradient_TH * towards.reshape(factors.shape)).sum())
-        assert (found[0] - found[1]) / 2e-5 == pytest.approx(expected, rel=1e-3)
+        assert (actual[0] - actual[1]) / 2e-5 == pytest.approx(expected, rel=1e-3)
 
 
 def test_another_activation_is_that_of_every_ffn(make):
@@ -358,8 +358,8 @@ def test_dropout_drops_at_every_site_what_philox_says(make):
     rows, positions, documents, _, _, _, draws, *plan = batch.arrays().of_pass(0)
     inputs = (rows, positions, documents, draws, *plan, active_weights(model.store, batch.active_A))
     graph = Hidden(model.network).set_train(True)
-    found = graph(*map(as_input, inputs)).asnumpy()
-    assert_close(found.reshape(expected.shape), expected, 1e-5)
+    actual = graph(*map(as_input, inputs)).asnumpy()
+    assert_close(actual.reshape(expected.shape), expected, 1e-5)
 
 
 def test_one_domain_with_one_expert_is_pangu_alpha_exactly(dense, one_expert):

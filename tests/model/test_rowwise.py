@@ -35,8 +35,8 @@ def draw(*shape: int, around: float = 0.0, spread: float = 1.0) -> np.ndarray:
     return (around + spread * rng.standard_normal(shape)).astype(np.float32)
 
 
-def assert_close(found: Tensor, expected: np.ndarray) -> None:
-    assert np.abs(found.asnumpy() - expected).max() <= 2e-6 * np.abs(expected).max()
+def assert_close(actual: Tensor, expected: np.ndarray) -> None:
+    assert np.abs(actual.asnumpy() - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
 @pytest.fixture(params=[(0.0, 1.0), (30.0, 2.0), (0.0, 1e-3)], ids=["plain", "shifted", "small"])
@@ -58,9 +58,9 @@ def normalised(x_TH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_layer_norm_is_the_formula(norm_case):
     norm, x, _ = norm_case
     n, _ = normalised(x.astype(np.float64))
-    found = norm(Tensor(x))
+    actual = norm(Tensor(x))
     expected = n * norm.gain.asnumpy() + norm.bias.asnumpy()
-    np.testing.assert_allclose(found.asnumpy(), expected, rtol=0, atol=2e-5 if x.max() > 10 else 2e-6)
+    np.testing.assert_allclose(actual.asnumpy(), expected, rtol=0, atol=2e-5 if x.max() > 10 else 2e-6)
 
 
 def test_layer_norm_gradients_are_the_formula(norm_case):
@@ -75,9 +75,9 @@ def test_layer_norm_gradients_are_the_formula(norm_case):
 
 def test_layer_norm_of_half_precision_is_computed_in_float32(graph_mode):
     norm, x = LayerNorm(COLUMNS), draw(ROWS, COLUMNS, around=100.0).astype(np.float16)
-    found = norm(Tensor(x))
-    assert found.dtype == ms.float32
-    np.testing.assert_allclose(found.asnumpy(), normalised(x.astype(np.float64))[0], rtol=0, atol=1e-4)
+    actual = norm(Tensor(x))
+    assert actual.dtype == ms.float32
+    np.testing.assert_allclose(actual.asnumpy(), normalised(x.astype(np.float64))[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (2, 3, 4, COLUMNS)])

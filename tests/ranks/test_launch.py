@@ -220,13 +220,13 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
     monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "900")
     for name in ("MS_ASCEND_CHECK_OVERFLOW_MODE", "HCCL_DETERMINISTIC", "HCCL_EXEC_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
-    per_host, wanted, unwanted = CHIPS[chip]
+    per_host, expected, unwanted = CHIPS[chip]
     ranks = 64 * per_host
     job = Job(["train", "a b.yaml"], tmp_path / "logs", ranks, 64, address="10.0.0.1", devices=devices_of(chip))
     lines = dry_run(job).splitlines()
     assert lines[0] == f"# on every node: {per_host} of the {per_host} {CHIP_DATA[chip].title} of a server"
     exported = {line.removeprefix("export ") for line in lines if line.startswith("export ")}
-    assert {"HCCL_CONNECT_TIMEOUT=900", "HCCL_EXEC_TIMEOUT=1836", "HCCL_BUFFSIZE=200"} | wanted <= exported
+    assert {"HCCL_CONNECT_TIMEOUT=900", "HCCL_EXEC_TIMEOUT=1836", "HCCL_BUFFSIZE=200"} | expected <= exported
     assert not unwanted & {line.split("=")[0] for line in exported}
     said = [line for line in lines if line.startswith("# node ")]
     assert said == [

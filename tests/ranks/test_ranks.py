@@ -50,9 +50,9 @@ def test_what_fails_on_one_rank_fails_on_all_and_the_others_say_where_to_look():
             if ranks.rank == 1:
                 raise OSError("disk full")
 
-    found = on_ranks(3, work)
-    assert [type(error) for error in found] == [RankError, OSError, RankError]
-    assert "writing failed on another rank; its log" in str(found[0])
+    actual = on_ranks(3, work)
+    assert [type(error) for error in actual] == [RankError, OSError, RankError]
+    assert "writing failed on another rank; its log" in str(actual[0])
 
 
 def test_the_section_that_differs_is_named_with_its_rank():
@@ -61,9 +61,9 @@ def test_the_section_that_differs_is_named_with_its_rank():
     def work(ranks):
         ranks.agree(values | ({"train": "steps 11"} if ranks.rank == 2 else {}))
 
-    found = on_ranks(4, work)
-    assert all(isinstance(error, RankError) for error in found)
-    assert all("rank 2 was started with another train than rank 0" in str(error) for error in found)
+    actual = on_ranks(4, work)
+    assert all(isinstance(error, RankError) for error in actual)
+    assert all("rank 2 was started with another train than rank 0" in str(error) for error in actual)
     assert on_ranks(4, lambda ranks: ranks.agree(values)) == [None] * 4
 
 

@@ -102,8 +102,8 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_metrics(folder) if line["kind"] == kind]
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
-    one, other = lines(expected, "step"), lines(found, "step")
+def assert_same_run(actual: Path, expected: Path) -> None:
+    one, other = lines(expected, "step"), lines(actual, "step")
     assert [line["samples"] for line in one] == [line["samples"] for line in other]
     assert len({line["samples"] for line in one}) == STEPS
     for a, b in zip(one, other, strict=True):
@@ -112,18 +112,18 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert next(losses) == pytest.approx(next(losses), rel=1e-5), a["step"]
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4), a["step"]
         assert (b["tokens"], b["load_max_over_mean"], b["dropped"]) == (a["tokens"], a["load_max_over_mean"], 0)
-    for a, b in zip(lines(expected, "evaluation"), lines(found, "evaluation"), strict=True):
+    for a, b in zip(lines(expected, "evaluation"), lines(actual, "evaluation"), strict=True):
         assert b["per_domain_loss"] == pytest.approx(a["per_domain_loss"], rel=1e-5)
         for key in ("held_out", "samples", "tokens", "bytes", "unigram"):
             assert b[key] == a[key], key
         for name, units in a["per_sample"].items():
             assert b["per_sample"][name]["tokens"] == units["tokens"]
             assert b["per_sample"][name]["nats"] == pytest.approx(units["nats"], rel=1e-5)
-    assert lines(expected, "load") == lines(found, "load")
+    assert lines(expected, "load") == lines(actual, "load")
 
 
-def assert_same_weights(found: Path, expected: Path, tolerance: float) -> None:
-    one, other = (whole(load_checkpoint(path)) for path in (expected, found))
+def assert_same_weights(actual: Path, expected: Path, tolerance: float) -> None:
+    one, other = (whole(load_checkpoint(path)) for path in (expected, actual))
     assert one.keys() == other.keys()
     for name in one:
         if name.endswith("step"):
@@ -162,10 +162,10 @@ def test_nor_do_they_with_other_options(run, sections):
 def test_every_rank_updates_all_rows_by_the_gradients_of_all(run, parallel):
     entries = [{"order": 1, "rows": 900, "width": 8}, {"order": 2, "rows": 4_000, "width": 16, "kind": "own"}]
     sections = {"model": {"rows": entries}, "train": {"accumulation": 2}}
-    found, alone, step = run(parallel, **sections), run(ONE, **sections), f"checkpoints/step_{SAVED_AT:08d}"
-    assert_same_run(found, alone)
-    assert_same_weights(found / step, alone / step, 2e-4)
-    assert (found / step / "rows_1.safetensors").exists(), "one rank writes them"
+    actual, alone, step = run(parallel, **sections), run(ONE, **sections), f"checkpoints/step_{SAVED_AT:08d}"
+    assert_same_run(actual, alone)
+    assert_same_weights(actual / step, alone / step, 2e-4)
+    assert (actual / step / "rows_1.safetensors").exists(), "one rank writes them"
 
 
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
@@ -181,8 +181,8 @@ def test_ranks_save_the_weights_of_one_process(run, parallel):
 @pytest.mark.parametrize("parallel", LAYOUTS, ids=str)
 def test_one_process_evaluates_what_ranks_trained(run, parallel):
     last = lines(run(parallel), "evaluation")[-1]["per_domain_loss"]
-    found = {name: values["loss"] for name, values in evaluate_run(run(parallel)).items()}
-    assert found == pytest.approx(last, rel=1e-5)
+    actual = {name: values["loss"] for name, values in evaluate_run(run(parallel)).items()}
+    assert actual == pytest.approx(last, rel=1e-5)
 
 
 def test_an_expert_without_tokens_keeps_every_bit(run):

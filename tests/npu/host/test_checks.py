@@ -43,11 +43,11 @@ def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
     assert [check for check in checks if not check.ok] == []
     names = ("NPU devices", "chip", "NPU health", "CANN", "MindSpore's plugin", "ascend_ops", "run folder")
     assert tuple(check.name for check in checks) == names
-    found = {check.name: check.found for check in checks}
-    assert found["chip"].startswith(f"{npus} x Ascend 910")
-    assert found["chip"].endswith("as --chip says")
-    assert "nfs4, with locks" in found["run folder"]
-    assert found["ascend_ops"].endswith(f"calls of them are compiled into {machine.root}/tmp/kernels")
+    actual = {check.name: check.found for check in checks}
+    assert actual["chip"].startswith(f"{npus} x Ascend 910")
+    assert actual["chip"].endswith("as --chip says")
+    assert "nfs4, with locks" in actual["run folder"]
+    assert actual["ascend_ops"].endswith(f"calls of them are compiled into {machine.root}/tmp/kernels")
     assert missing_for_ascend(machine.host) is None
     machine.remove("mindspore/lib/plugin/libmindspore_ascend.so.2")
     assert missing_for_ascend(machine.host).found.startswith("MindSpore has no plugin for Ascend")

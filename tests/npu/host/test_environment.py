@@ -29,12 +29,14 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.parametrize("chip", CHIP_NAMES)
 def test_overflow_and_determinism_are_the_chip_s(chip):
-    found = chip_environment(chip)
-    assert found["MS_ASCEND_CHECK_OVERFLOW_MODE"] == ("SATURATION_MODE" if CHIP_DATA[chip].saturates else "INFNAN_MODE")
-    assert ("HCCL_DETERMINISTIC" in found) == (chip != "910a")
-    assert int(found["HCCL_EXEC_TIMEOUT"]) % 68 == 0
-    assert 120 <= int(found["HCCL_CONNECT_TIMEOUT"]) <= 7200
-    assert Path(found["MS_COMPILER_CACHE_PATH"]).is_relative_to(tempfile.gettempdir()), "a disk of the host"
+    actual = chip_environment(chip)
+    assert actual["MS_ASCEND_CHECK_OVERFLOW_MODE"] == (
+        "SATURATION_MODE" if CHIP_DATA[chip].saturates else "INFNAN_MODE"
+    )
+    assert ("HCCL_DETERMINISTIC" in actual) == (chip != "910a")
+    assert int(actual["HCCL_EXEC_TIMEOUT"]) % 68 == 0
+    assert 120 <= int(actual["HCCL_CONNECT_TIMEOUT"]) <= 7200
+    assert Path(actual["MS_COMPILER_CACHE_PATH"]).is_relative_to(tempfile.gettempdir()), "a disk of the host"
 
 
 def test_a_chip_is_known_by_its_name_only():

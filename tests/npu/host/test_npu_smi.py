@@ -59,13 +59,13 @@ def test_numbers_names_and_memory_are_read():
 
 
 def test_dies_have_numbers_of_their_own():
-    found = npus_in(TWO_DIES)
-    assert [(npu.number, npu.card, npu.chip, npu.health) for npu in found] == [
+    actual = npus_in(TWO_DIES)
+    assert [(npu.number, npu.card, npu.chip, npu.health) for npu in actual] == [
         (0, 0, 0, "OK"),
         (1, 0, 1, "OK"),
         (2, 1, 0, "Alarm"),
     ]
-    assert {npu.total for npu in found} == {65536}
+    assert {npu.total for npu in actual} == {65536}
 
 
 @pytest.mark.parametrize(

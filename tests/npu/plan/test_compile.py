@@ -34,8 +34,8 @@ SMALL = [
 ]
 
 
-def counted(compiled: Compiled, **wanted: object) -> int:
-    return sum(c.count for c in compiled.collectives if all(getattr(c, k) == v for k, v in wanted.items()))
+def counted(compiled: Compiled, **expected: object) -> int:
+    return sum(c.count for c in compiled.collectives if all(getattr(c, k) == v for k, v in expected.items()))
 
 
 def check(config: Config) -> list[Compiled]:
@@ -80,11 +80,11 @@ def check_sums(config: Config, stages: list[Compiled]) -> None:
     passes, last = config.train.accumulation, len(stages) - 1
     for stage, compiled in enumerate(stages):
         summed = [a.name.removesuffix(".accumulated") for a in accumulator_arrays(config, stage)]
-        wanted = dict.fromkeys(summed, passes)
-        if stage == 0 and "embedding" in wanted:
+        expected = dict.fromkeys(summed, passes)
+        if stage == 0 and "embedding" in expected:
             # looked up and multiplied with; or looked up, and what the last stage sends for all micro-batches together
-            wanted["embedding"] = 2 * passes if last == 0 else passes + 1
-        assert compiled.additions == wanted
+            expected["embedding"] = 2 * passes if last == 0 else passes + 1
+        assert compiled.additions == expected
 
 
 RECOMPUTE = {"groups": 2, "expert": 2, "tensor": 2, "recompute": True}
@@ -236,8 +236,8 @@ def test_a_write_whose_place_memory_alone_holds_is_seen(first: str):
     read += f"  %6(e) = PrimFunc_MatMul(%5, %5) {{instance name: up}}\n{INSIDE}"
     graph = write + read if first == "the write" else read + write
     after = "  %7(f) = Mul(%6, %6)\n  %8(g) = PrimFunc_Assign(%para3_pass_scale, %7, %4)\n"
-    found = read_graph(iter((graph + after).splitlines(keepends=True)), 8)
-    assert found["early_writes"] == ["active.0.w1"]
+    actual = read_graph(iter((graph + after).splitlines(keepends=True)), 8)
+    assert actual["early_writes"] == ["active.0.w1"]
 
 
 BACKEND = ["model.hidden=96", "model.ffn=384", "model.heads=2"]

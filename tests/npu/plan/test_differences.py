@@ -32,9 +32,9 @@ def as_predicted() -> Compiled:
 
 
 def differences(plan: dict[str, Any], step: Compiled) -> list[str]:
-    found = add_compiled(plan, by_hand(), [step])["differences"]
-    assert found is not None
-    return found
+    actual = add_compiled(plan, by_hand(), [step])["differences"]
+    assert actual is not None
+    return actual
 
 
 def test_a_step_as_predicted_has_no_difference(plan: dict[str, Any]):

@@ -66,8 +66,8 @@ def test_recompute_keeps_inputs_and_one_layer():
 def test_gradients_are_summed_in_pieces_of_fusion_mib():
     """But not less than the largest, an FFN matrix, and not more than all but the embedding's. A single rank sums nothing."""
     for mib, expected in ((0, 4 * 2560 * 5120), (64, 64 << 20)):
-        found = npu_items(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [f"parallel.fusion_mib={mib}"]))
-        assert found["dense: gradients being summed"] == expected
+        actual = npu_items(load_config(MODEL_CONFIGS / "sigma_1t.yaml", [f"parallel.fusion_mib={mib}"]))
+        assert actual["dense: gradients being summed"] == expected
     others = TABLES - 16 * 4 + 2 * (ATTENTION + ATTENTION_BIASES + 2 * NORM) + FFN_SLICE + NORM
     assert npu_items(with_parallel(by_hand(), fusion_mib=64))["dense: gradients being summed"] == 4 * others
     assert npu_items(by_hand(parallel={"expert": 1, "tensor": 1}))["dense: gradients being summed"] == 0
@@ -81,10 +81,10 @@ def test_every_group_that_communicates_has_its_buffers(config: Config):
         together = [
             c for c in collectives(config, stage) if c.op not in ("Send", "Receive")
         ]  # these go by the group of all
-        found = communicators(config, stage)
-        groups = {tuple(layout.peers(first, *axes)) for axes in found}
+        actual = communicators(config, stage)
+        groups = {tuple(layout.peers(first, *axes)) for axes in actual}
         assert {tuple(layout.peers(first, *c.axes)) for c in together} == groups
-        assert len(groups) == len(found)
+        assert len(groups) == len(actual)
 
 
 def test_a_host_counted_by_hand():

@@ -93,15 +93,15 @@ def test_the_suggestion_is_nearly_the_fastest_of_all_layouts_that_fit(
 
 def test_layouts_are_sorted_by_time_and_all_of_them_fit():
     config = with_parallel(shipped("sigma_1t"), chip="910b")
-    found = fastest_layouts(config, 256)
-    seconds = [layout.step_seconds for layout in found]
-    assert len(found) > 2
+    actual = fastest_layouts(config, 256)
+    seconds = [layout.step_seconds for layout in actual]
+    assert len(actual) > 2
     assert seconds == sorted(seconds)
-    for layout in found[:3]:
+    for layout in actual[:3]:
         tried = with_parallel(config, **layout.parallel.model_dump())
         assert has_room(tried)
         assert step_time(tried).step == layout.step_seconds
-    assert found == fastest_layouts(config, 256), "and always in the same order"
+    assert actual == fastest_layouts(config, 256), "and always in the same order"
 
 
 def test_more_npus_do_not_make_the_trillion_slower():
@@ -137,8 +137,8 @@ def test_where_nothing_fits_and_without_experts_tensor_and_data_ranks_are_sugges
 
 def test_other_keys_of_the_section_stay():
     config = with_parallel(shipped("sigma_tiny"), fusion_mib=7, overflow="drop")
-    found = suggest_layout(config, 8)
-    assert (found.fusion_mib, found.overflow) == (7, "drop")
+    actual = suggest_layout(config, 8)
+    assert (actual.fusion_mib, actual.overflow) == (7, "drop")
 
 
 @given(st.integers(-1, 70), st.sampled_from(["sigma_tiny", "sigma_small", "alpha_2_6b"]))

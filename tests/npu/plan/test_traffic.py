@@ -30,9 +30,9 @@ def trillion() -> Config:
     return load_config(MODEL_CONFIGS / "sigma_1t.yaml")
 
 
-def counted(config: Config, op: str, **wanted: object) -> tuple[int, int]:
+def counted(config: Config, op: str, **expected: object) -> tuple[int, int]:
     """Calls and bytes of an operator, of the rows that have these fields."""
-    rows = [c for c in collectives(config) if c.op == op and all(getattr(c, k) == v for k, v in wanted.items())]
+    rows = [c for c in collectives(config) if c.op == op and all(getattr(c, k) == v for k, v in expected.items())]
     return sum(c.count for c in rows), sum(c.nbytes for c in rows)
 
 

@@ -253,8 +253,8 @@ def test_a_flipped_bit_of_any_byte_is_told_with_the_number_of_its_line(tmp_path,
         flipped[at] ^= 1 << at % 8
         file.write_bytes(flipped)
         caplog.clear()
-        found, number = read_metrics(tmp_path), 1 + whole[:at].count(b"\n")
-        assert found in (
+        actual, number = read_metrics(tmp_path), 1 + whole[:at].count(b"\n")
+        assert actual in (
             [line for line in lines if line not in left_out] for left_out in (lines[number - 1 :][:n] for n in (1, 2))
         )
         assert f"{file}: line {number} was changed, or cut off by a crash; it is left out" in caplog.messages, at
@@ -308,12 +308,12 @@ def logged(tmp_path):
 
 
 def test_each_line_of_the_kind_is_a_row(logged):
-    found = metrics_columns(logged, "step")
-    assert list(found) == ["step", "loss", "loss/a", "samples", "norm", "loss/b"]
-    assert found["step"].tolist() == [5, 10] and found["step"].dtype.kind == "i"
-    np.testing.assert_array_equal(found["loss"], [3.5, np.nan])
-    np.testing.assert_array_equal(found["loss/b"], [np.nan, 1.5])
-    assert np.isnan(found["norm"]).all() and found["samples"] == ["x", "y"]
+    actual = metrics_columns(logged, "step")
+    assert list(actual) == ["step", "loss", "loss/a", "samples", "norm", "loss/b"]
+    assert actual["step"].tolist() == [5, 10] and actual["step"].dtype.kind == "i"
+    np.testing.assert_array_equal(actual["loss"], [3.5, np.nan])
+    np.testing.assert_array_equal(actual["loss/b"], [np.nan, 1.5])
+    assert np.isnan(actual["norm"]).all() and actual["samples"] == ["x", "y"]
 
 
 def test_arrays_are_arrays_and_lists_of_several_lengths_stay_lists(logged):

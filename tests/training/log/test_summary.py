@@ -29,30 +29,30 @@ from pangu_sigma.training.log.summary import (
 
 
 def test_the_summary_says_what_the_log_says(tiny_data, tiny_run):
-    found, (before, after) = summarise(tiny_run), held_out_losses(tiny_run)
+    actual, (before, after) = summarise(tiny_run), held_out_losses(tiny_run)
     records = load_manifest(tiny_data).domains
     samples = {name: (record.train.tokens - 1) // 32 for name, record in records.items()}
-    assert found["steps"] == STEPS
-    for name, losses in found["domains"].items():
+    assert actual["steps"] == STEPS
+    for name, losses in actual["domains"].items():
         assert (losses["loss_before"], losses["loss_after"]) == (before[name], after[name])
         assert 0 < losses["unigram"] < math.log(2 * 640)
         assert 0 < losses["se"] < losses["loss_after"]
         assert losses["epochs"] == pytest.approx(STEPS * 4 / 3 / samples[name], abs=2 / samples[name])
         assert 0 < losses["bits_per_byte"] < losses["loss_after"] / math.log(2), "a token is more than a byte"
-    assert Path(found["checkpoint"]).name == f"step_{STEPS:08d}"
-    assert Path(found["report"]).exists()
-    assert found["expert_load_max_over_mean"] >= 1
+    assert Path(actual["checkpoint"]).name == f"step_{STEPS:08d}"
+    assert Path(actual["report"]).exists()
+    assert actual["expert_load_max_over_mean"] >= 1
     steps = [line for line in read_metrics(tiny_run) if line["kind"] == "step"]
-    assert found["tokens"] == sum(line["tokens"] for line in steps) and found["skipped"] == 0
+    assert actual["tokens"] == sum(line["tokens"] for line in steps) and actual["skipped"] == 0
     for name in ("tokens_per_second", "fetched_mib", "load_max_over_mean"):
-        assert found[name] == np.median([line[name] for line in steps])
-    assert found["learning_rate"] == steps[-1]["learning_rate"]
-    assert "12 rows beyond parallel.capacity_factor" in format_summary(found | {"dropped": 12})
-    text = format_summary(found)
+        assert actual[name] == np.median([line[name] for line in steps])
+    assert actual["learning_rate"] == steps[-1]["learning_rate"]
+    assert "12 rows beyond parallel.capacity_factor" in format_summary(actual | {"dropped": 12})
+    text = format_summary(actual)
     assert "dropped" not in text
-    moved = f"{found['fetched_mib']:.1f}, returned {found['returned_mib']:.1f} MiB of active experts a step"
+    moved = f"{actual['fetched_mib']:.1f}, returned {actual['returned_mib']:.1f} MiB of active experts a step"
     assert f"\nECSS         fetched {moved}\n" in text
-    for shown in ("zh", "en", "code", f"{after['zh']:.3f}", found["checkpoint"]):
+    for shown in ("zh", "en", "code", f"{after['zh']:.3f}", actual["checkpoint"]):
         assert shown in text
 
 
@@ -166,8 +166,8 @@ def test_a_difference_that_cannot_be_paired_says_what_measures_it(tiny_run, tmp_
     run = edit_evaluations(
         tiny_run, tmp_path / "run", lambda line: line.update(held_out=dict.fromkeys(line["held_out"], "0"))
     )
-    found, text = compare_logs(tiny_run, run)
-    assert found == {}, "no number"
+    actual, text = compare_logs(tiny_run, run)
+    assert actual == {}, "no number"
     assert "not compared: zh, en, code: the logs have no losses of the same samples" in text
     assert f"pangu-sigma evaluate {tiny_run} --against {run} measures both" in text
 
@@ -180,6 +180,6 @@ def test_a_domain_that_one_run_lacks_is_what_is_said(tiny_run, tmp_path):
 
     run = edit_evaluations(tiny_run, tmp_path / "run", without_zh)
     for one, other in ((tiny_run, run), (run, tiny_run)):
-        found, text = compare_logs(one, other)
-        assert found.keys() == {"en", "code"} and found["en"]["nats_per_token"] == 0.0
+        actual, text = compare_logs(one, other)
+        assert actual.keys() == {"en", "code"} and actual["en"]["nats_per_token"] == 0.0
         assert text.splitlines()[-1].startswith("not compared: zh: ")
