@@ -234,19 +234,37 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
         assert_close(actual, block @ table[slot].T, 1e-5)
 
 
+ROWS = [{"order": 1, "rows": 70, "width": 6}, {"order": 2, "rows": 40, "width": 10, "kind": "own"}]
+
+
 @pytest.fixture(scope="module")
 def segmented(make) -> Model:
-    return make(4, 2, segments=["own", "own", "common", "common"], common_experts=3)
+    """Two own and two common segments in each RRE layer; rows of both orders, all of them filled."""
+    model = make(4, 2, segments=["own", "own", "common", "common"], common_experts=3, rows=ROWS)
+    rng = np.random.default_rng(2)
+    for e, (number, entry) in enumerate(zip((70, 4 * 40), model.config.model.rows, strict=True)):
+        model.store.rows.put(e, np.arange(number), rng.standard_normal((number, entry.width)).astype(np.float32))
+    return model
 
 
-def test_the_segments_of_a_token_are_added_with_one_bias(segmented):
+def oracle_with_rows(model: Model, batch: Batch) -> Oracle:
+    oracle = model.oracle()
+    oracle.e_BSH = model.e_of(batch).reshape(*batch.ids_GBS[0].shape, -1).astype(np.float64)
+    return oracle
+
+
+def test_the_segments_of_a_token_are_added_with_one_bias_and_its_rows_before_every_layer(segmented):
     batch = segmented.batch()
     routes_NBS = routes(segmented, batch)
     assert all((routes_NBS[n] != routes_NBS[m]).any() for n in range(8) for m in range(n))
     for kind, route, experts in zip(segmented.config.model.routed, routes_NBS, segmented.store.segments, strict=True):
         assert (experts.segment.stored == 3 and route.max() < 3) == (kind == "common")
+    pairs = zip(segmented.store.rows.records, batch.row_keys_EGBS, (6, 10), strict=True)
+    e_GTH = np.concatenate([records[keys, :width] for records, keys, width in pairs], axis=-1)
+    assert np.array_equal(segmented.e_of(batch).reshape(e_GTH.shape), e_GTH)
     hidden, _ = segmented(batch)
-    assert_close(hidden, segmented.oracle().hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
+    expected = oracle_with_rows(segmented, batch).hidden(batch, routes_NBS)
+    assert_close(hidden, expected.reshape(hidden.shape), 1e-5)
 
 
 class Projected(nn.Cell):
@@ -260,70 +278,38 @@ class Projected(nn.Cell):
         return ops.reduce_sum(self.hidden(*arguments) * self.factors)
 
 
-def test_gradients_of_segments_are_those_of_the_formula(segmented):
-    """Some elements of each tensor of an expert of each segment, by central differences of the oracle in float64."""
-    model = segmented
-    batch, rng = model.batch(3), np.random.default_rng(0)
-    routes_NBS = routes(model, batch)
-    factors = rng.standard_normal((batch.tokens, model.config.model.hidden)).astype(np.float32)
-    rows, positions, documents, _, order, inverse, offsets, e = logits_arguments(batch.arrays())
-    experts = active_weights(model.store, batch.active_A)
+def test_gradients_of_segments_and_rows_are_those_of_the_formula(segmented):
+    """Some elements of each tensor of an expert of each segment, and some directions of the rows, by central differences of the
+    oracle in float64."""
+    batch, rng, step = segmented.batch(3), np.random.default_rng(0), 1e-5
+    routes_NBS = routes(segmented, batch)
+    factors = rng.standard_normal((batch.tokens, segmented.config.model.hidden)).astype(np.float32)
+    rows, positions, documents, _, order, inverse, offsets, e = logits_arguments(batch.arrays(segmented.e_of(batch)))
+    experts = active_weights(segmented.store, batch.active_A)
     arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, e, experts]
-    gradients = ms.grad(Projected(model.network, factors), 8)(*map(as_input, arguments))
+    of_rows_TH, of_experts = ms.grad(Projected(segmented.network, factors), (7, 8))(*map(as_input, arguments))
+    oracle = oracle_with_rows(segmented, batch)
 
-    oracle = model.oracle()
-
-    def value() -> float:
-        return float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum())
+    def slope(values: np.ndarray, direction: np.ndarray) -> float:
+        before, sums = values.copy(), []
+        for sign in (1, -1):
+            values[...] = before + sign * step * direction
+            sums.append((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum())
+        values[...] = before
+        return (sums[0] - sums[1]) / (2 * step)
 
     for n, tensors in enumerate(oracle.experts):
         entry = int(np.argmax(np.diff(offsets[n])))
-        for values, of_tensor in zip(tensors.values(), gradients[n], strict=True):
-            gradient = of_tensor.asnumpy()[entry]
+        for values, of_tensor in zip(tensors.values(), of_experts[n], strict=True):
             expert = values[batch.active_A[n][entry]]
+            direction = np.zeros_like(expert)
             at = tuple(int(rng.integers(size)) for size in expert.shape)
-            kept, step, actual = expert[at], 1e-5, []
-            for sign in (1, -1):
-                expert[at] = kept + sign * step
-                actual.append(value())
-            expert[at] = kept
-            assert (actual[0] - actual[1]) / (2 * step) == pytest.approx(gradient[at], rel=1e-3, abs=1e-3)
-
-
-ROWS = [{"order": 1, "rows": 70, "width": 6}, {"order": 2, "rows": 40, "width": 10, "kind": "own"}]
-
-
-def test_rows_are_added_before_every_layer_and_have_the_gradient_of_the_formula(make):
-    """Every row is filled; the gradient by central differences of the oracle in float64, in some directions."""
-    model, rng = make(4, 2, rows=ROWS), np.random.default_rng(2)
-    stored = [model.config.stored_rows(entry) for entry in model.config.model.rows]
-    assert stored == [70, 160]
-    for e, (number, entry) in enumerate(zip(stored, model.config.model.rows, strict=True)):
-        model.store.rows.put(e, np.arange(number), rng.standard_normal((number, entry.width)).astype(np.float32))
-    batch = model.batch(4)
-    e_GTH = model.e_of(batch)
-    weights = [
-        records[keys, :width]
-        for records, keys, width in zip(model.store.rows.records, batch.row_keys_EGBS, (6, 10), strict=True)
-    ]
-    assert np.array_equal(e_GTH, np.concatenate(weights, axis=-1).reshape(e_GTH.shape))
-    oracle, (hidden, _) = model.oracle(), model(batch)
-    routes_NBS, shape = routes(model, batch), (len(batch.ids_GBS[0]), -1, hidden.shape[-1])
-    oracle.e_BSH = e_GTH.reshape(shape).astype(np.float64)
-    assert_close(hidden, oracle.hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
-
-    factors = rng.standard_normal(hidden.shape).astype(np.float32)
-    rows, positions, documents, _, order, inverse, offsets, e_TH = logits_arguments(batch.arrays(e_GTH))
-    experts = active_weights(model.store, batch.active_A)
-    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, e_TH, experts]
-    gradient_TH = ms.grad(Projected(model.network, factors), 7)(*map(as_input, arguments)).asnumpy()
+            direction[at] = 1
+            assert slope(expert, direction) == pytest.approx(of_tensor.asnumpy()[entry][at], rel=1e-3, abs=1e-3)
     for _ in range(3):
-        towards, actual = rng.standard_normal(oracle.e_BSH.shape), []
-        for sign in (1, -1):
-            oracle.e_BSH = e_GTH.reshape(shape) + sign * 1e-5 * towards
-            actual.append(float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum()))
-        expected = float((gradient_TH * towards.reshape(factors.shape)).sum())
-        assert (actual[0] - actual[1]) / 2e-5 == pytest.approx(expected, rel=1e-3)
+        direction = rng.standard_normal(oracle.e_BSH.shape)
+        expected = float((of_rows_TH.asnumpy() * direction.reshape(of_rows_TH.shape)).sum())
+        assert slope(oracle.e_BSH, direction) == pytest.approx(expected, rel=1e-3)
 
 
 def test_another_activation_is_that_of_every_ffn(make):

@@ -61,27 +61,18 @@ def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path):
     assert not list(tmp_path.glob("*/run")), "nothing was started"
 
 
-def test_facts_name_everything_that_nodes_must_share(tiny_data, tmp_path):
+def test_facts_name_everything_that_nodes_must_share_and_follow_vocabulary_tables_and_data(tiny_data, tmp_path):
     facts = training_facts(tiny_config(tiny_data))
     assert facts["train.optimizer.beta1"] == "0.8"
     assert facts["domains.1.name"] == "en"
     assert {"vocabulary", "routing tables", "prepared data", "mindspore", "numpy"} <= facts.keys()
-    copy = shutil.copytree(tiny_data, tmp_path / "copy")
-    assert differences(facts, training_facts(tiny_config(copy))) == {"data.path"}
-
-
-def test_facts_follow_vocabulary_tables_and_data(tiny_data, tmp_path):
-    facts = training_facts(tiny_config(tiny_data))
-    assert differences(facts, training_facts(tiny_config(tiny_data, routing={"seed": 1}))) == {
-        "routing.seed",
-        "routing tables",
-    }
-    short = shutil.copytree(tiny_data, tmp_path / "short")
+    seed = training_facts(tiny_config(tiny_data, routing={"seed": 1}))
+    assert differences(facts, seed) == {"routing.seed", "routing tables"}
+    copy, short, other = (shutil.copytree(tiny_data, tmp_path / name) for name in ("copy", "short", "other"))
     os.truncate(short / "en" / "train.bin", 100)
-    assert differences(facts, training_facts(tiny_config(short))) == {"data.path", "prepared data"}
-    other = shutil.copytree(tiny_data, tmp_path / "other")
     change_vocabulary(other)
-    assert differences(facts, training_facts(tiny_config(other))) == {"data.path", "vocabulary", "prepared data"}
+    for folder, changed in ((copy, set()), (short, {"prepared data"}), (other, {"vocabulary", "prepared data"})):
+        assert differences(facts, training_facts(tiny_config(folder))) == {"data.path"} | changed
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:

@@ -95,12 +95,8 @@ def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path):
     assert of_kind(tmp_path / "whole", "evaluation") == of_kind(tmp_path / "parts", "evaluation")
     assert np.array_equal(load_of(tmp_path / "whole"), load_of(tmp_path / "parts"))
     assert len(of_kind(tmp_path / "parts", "run")) == 1
-
-
-def test_a_run_from_the_start_replaces_the_old_lines(tmp_path: Path):
-    run(tmp_path, range(1, 9))
-    run(tmp_path, range(1, 5))
-    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
+    run(tmp_path / "parts", range(1, 5))
+    assert [line["step"] for line in of_kind(tmp_path / "parts", "step")] == [4], "a run from the start"
 
 
 def test_a_line_cut_off_by_a_crash_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -272,7 +268,12 @@ def test_every_point_is_in_the_file_after_the_step_that_it_begins_at(tmp_path):
     assert all(event.wall_time > 1e9 for event in drawn)
 
 
-def test_a_disk_that_refuses_the_curves_is_said_once_and_stops_nothing(tmp_path, monkeypatch, caplog):
+def test_curves_that_cannot_be_written_are_said_once_and_stop_nothing(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/tensorboard").touch()
+    run(tmp_path / "file", range(1, 5))
+    assert "nothing more is written for TensorBoard" in caplog.text
+    assert [line["step"] for line in of_kind(tmp_path / "file", "step")] == [4]
     with MetricsLog(tmp_path, DOMAINS, 20, 1) as log:
 
         def full(*_):
@@ -283,13 +284,6 @@ def test_a_disk_that_refuses_the_curves_is_said_once_and_stops_nothing(tmp_path,
             record(log, step)
     assert caplog.text.count("No space left on device; nothing more is written for TensorBoard") == 1
     assert [line["step"] for line in of_kind(tmp_path, "step")] == [1, 2, 3]
-
-
-def test_a_folder_of_curves_that_cannot_be_made_stops_nothing(tmp_path, caplog):
-    (tmp_path / "tensorboard").touch()
-    run(tmp_path, range(1, 5))
-    assert "nothing more is written for TensorBoard" in caplog.text
-    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
 
 
 @pytest.fixture
