@@ -140,7 +140,8 @@ def test_a_disk_without_room_is_an_error_before_the_first_step(tmp_path: Path, m
 def test_the_blocks_of_a_file_are_reserved_at_the_start_and_stores_of_a_folder_share_none(tmp_path: Path):
     """A sparse file would be a full disk, and so a crash, in the middle of a step."""
     specs = [ArraySpec(0, "w1", "weight", (4, 8192), "float32"), ArraySpec(0, "step", "step", (4,), "int32")]
-    status = os.fstat(FileTier(tmp_path, specs, 1.0)._file.fileno())
+    tier = FileTier(tmp_path, specs, 1.0)
+    status = os.fstat(tier._file.fileno())
     assert status.st_size == 4 * 8192 * 4 + 4096
     assert status.st_blocks * 512 >= status.st_size
     first, second = (make_store(toy_config(), tier_of(tmp_path)) for _ in range(2))
