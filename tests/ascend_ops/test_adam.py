@@ -246,13 +246,13 @@ def test_one_element_that_is_not_finite_shows_in_the_sum_of_squares(call_kernel_
 
 def test_squares_that_float32_cannot_hold_are_added_all_the_same(call_kernel_of_isa: Call):
     """1e19 squared is near the end of float32 and 2e-23 squared below its start; only the sum has to fit."""
-    beside = np.ones(200_000, np.float32)
-    beside[1:] = 1e-4
+    uneven = np.ones(200_000, np.float32)
+    uneven[1:] = 1e-4
     for values, expected in (
         (np.full(3, 1e19, np.float32), 3e38),
         (np.full(1_000_000, 2e-23, np.float32), 4e-40),
         (np.full(3, 1e30, np.float32), np.inf),  # an overflow: the step is skipped
-        (beside, 1 + 199_999e-8),
+        (uneven, 1 + 199_999e-8),
     ):
         assert square_sum(call_kernel_of_isa, values) == pytest.approx(expected, rel=1e-5)
 

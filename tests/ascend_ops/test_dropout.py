@@ -124,7 +124,7 @@ def test_masks_keep_their_share_and_know_nothing_of_each_other(rate: float):
     )
     pairs = [(first, other) for other in others]
     pairs += [(first[:-apart], first[apart:]) for apart in (1, 2, 3, 4, 15, 16, 17, 32, 48, 63, 64, 65, 192, 256)]
-    for one, other in pairs:
-        assert abs(other.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / other.size)
-        correlation = np.corrcoef(one, other)[0, 1] * np.sqrt(one.size)  # in standard deviations of independent masks
+    for mask, independent in pairs:
+        assert abs(independent.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / mask.size)
+        correlation = np.corrcoef(mask, independent)[0, 1] * np.sqrt(mask.size)  # in standard deviations
         assert abs(correlation) < 5

@@ -16,10 +16,11 @@ def hard_floats() -> np.ndarray:
     """Every half, the middles between two, and the floats beside them; any other floats."""
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     halves = np.unique(every[np.isfinite(every)]).astype(np.float32)
-    near = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2, np.array([65520, np.inf, -np.inf, np.nan])])
-    beside = [np.nextafter(near.astype(np.float32), np.float32(towards)) for towards in (np.inf, -np.inf)]
-    others = np.random.default_rng(0).integers(0, 1 << 32, 100_000, dtype=np.uint32).view(np.float32)
-    return np.concatenate([others, near.astype(np.float32), *beside])
+    middles = (halves[1:] + halves[:-1]) / 2
+    boundaries = np.concatenate([halves, middles, [65520, np.inf, -np.inf, np.nan]]).astype(np.float32)
+    neighbours = [np.nextafter(boundaries, np.float32(towards)) for towards in (np.inf, -np.inf)]
+    random = np.random.default_rng(0).integers(0, 1 << 32, 100_000, dtype=np.uint32).view(np.float32)
+    return np.concatenate([random, boundaries, *neighbours])
 
 
 FLOATS = hard_floats()

@@ -127,8 +127,9 @@ def test_a_resumed_run_ends_in_the_bits_of_the_uninterrupted_one_and_logs_each_s
     assert len(expected) > 100
     assert [name for name in expected if expected[name] != actual.get(name)] == []
     assert expected == actual
-    one, two = ([line for line in read_metrics(run) if line["kind"] == "step"] for run in (tiny_run, resumed))
-    assert [(line["step"], line["loss"]) for line in one] == [(line["step"], line["loss"]) for line in two]
+    logs = ([line for line in read_metrics(run) if line["kind"] == "step"] for run in (tiny_run, resumed))
+    uninterrupted, continued = ([(line["step"], line["loss"]) for line in steps] for steps in logs)
+    assert uninterrupted == continued
     loads = (
         sum(np.array(line["tokens_NK"]) for line in read_metrics(run) if line["kind"] == "load")
         for run in (tiny_run, resumed)
