@@ -1,7 +1,7 @@
 """Fixtures of all tests. Nothing here imports MindSpore until a test asks for it, so that pure tests stay fast.
 
 `run_scripts/test.sh` gives the files of tests to two processes (pytest-xdist): most of the time is MindSpore's compilation of
-graphs, which has one thread. What several files need is made by the process that needs it first; the other one waits for it.
+graphs, which has one thread. The process that first needs a run or an export makes it; the other one waits.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ settings.register_profile("on a busy machine", settings.default, deadline=None) 
 settings.load_profile("on a busy machine")
 
 LONG = [
-    "ranks/test_ranks_train.py",
-    "npu/plan/test_compile.py",
-    "ascend_ops/test_ascendc_mutations.py",
-    "ranks/test_launch.py",
-    "training/test_health.py",
     "training/test_loop.py",
-    "ecss/test_exactness.py",
+    "npu/plan/test_compile.py",
+    "ranks/test_ranks_train.py",
+    "ranks/test_launch.py",
+    "npu/test_step.py",
     "training/test_step.py",
+    "ecss/test_exactness.py",
+    "training/test_health.py",
+    "ascend_ops/test_ascendc_mutations.py",
     "test_mindformers_adapter.py",
     "test_pages.py",
-    "npu/test_step.py",
-    "ranks/test_launch_training.py",
     "convert/test_mindir.py",
+    "training/test_start.py",
 ]
 """Files that take longest, longest first: they begin first, so that no process is left alone with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; the order of all others, and inside a file, stays."""
+    """Put long files first; the order of all others, and inside a file, stays."""
     order = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _what_is_there_stays() -> None:
+def _freeze_live_objects() -> None:
     """MindSpore looks for garbage among all objects of Python before each compilation: a sixth of the time of all tests."""
     gc.collect()
     gc.freeze()
@@ -61,23 +61,23 @@ def graph_mode() -> None:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """made_once(name, make) -> a folder that make(folder) has filled: by one process of this run of tests, for all of them."""
-    own = tmp_path_factory.getbasetemp()
-    common = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once"
-    common.mkdir(exist_ok=True)
+    """made_once(name, make) -> a folder that make(folder) fills, once for all processes of this run of tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    shared.mkdir(exist_ok=True)
 
-    def made(name: str, make: Callable[[Path], object]) -> Path:
-        folder, whole = common / name, common / f"{name}.whole"
-        with (common / f"{name}.lock").open("w") as lock:
+    def filled(name: str, make: Callable[[Path], object]) -> Path:
+        folder, complete = shared / name, shared / f"{name}.complete"
+        with (shared / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
-            if not whole.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # what a process that failed has left
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # the folder of a process that failed
                 folder.mkdir()
                 make(folder)
-                whole.touch()
+                complete.touch()
         return folder
 
-    return made
+    return filled
 
 
 @pytest.fixture(scope="session")
@@ -105,12 +105,8 @@ def segmented_run(tiny_data, made_once) -> Path:
 
     model = {"segments": ["own", "own", "common", "common"], "common_experts": 3}
     steps = {"steps": 4, "eval_interval": 4, "checkpoint_interval": 4}
-    return (
-        made_once(
-            "segmented_run", lambda folder: train(tiny_config(tiny_data, model=model, train=steps), folder / "run")
-        )
-        / "run"
-    )
+    config = tiny_config(tiny_data, model=model, train=steps)
+    return made_once("segmented_run", lambda folder: train(config, folder / "run")) / "run"
 
 
 @pytest.fixture(scope="session")

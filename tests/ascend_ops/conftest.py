@@ -28,15 +28,15 @@ ISAS = ("avx512", "avx2", "scalar")
 @pytest.fixture(scope="session")
 def isa_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """By instruction set of this processor, the widest first, a library held to it. A library chooses once, so each is a copy."""
-    folder, found = tmp_path_factory.mktemp("kernels"), {}
+    folder, libraries = tmp_path_factory.mktemp("kernels"), {}
     with pytest.MonkeyPatch.context() as patch:
         for isa in ISAS:
             patch.setenv("PANGU_SIGMA_ISA", isa)
             copy = str(shutil.copy(cpu_library(), folder / f"{isa}.so"))
             library = ctypes.CDLL(copy)
             library.KernelIsa.restype = ctypes.c_char_p
-            found[library.KernelIsa().decode()] = copy
-    return found
+            libraries[library.KernelIsa().decode()] = copy
+    return libraries
 
 
 @pytest.fixture(scope="session", params=ISAS)

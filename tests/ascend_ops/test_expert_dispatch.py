@@ -1,4 +1,4 @@
-"""The front of dispatch, combine and routing plan: values, gradients, errors, both modes, and the graph on Ascend."""
+"""The front of dispatch, combine and routing plan: values, gradients, errors, and the graph on Ascend."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from helpers.front_cases import KINDS, check_combine, check_dispatch, check_gradients, check_transposed
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ascend_ops import expert_dispatch as front
-
-
-@pytest.fixture(params=["GRAPH_MODE", "PYNATIVE_MODE"])
-def ms(request: pytest.FixtureRequest, graph_mode: None):
-    """MindSpore in each of its modes; the suite's own mode comes back afterwards."""
-    import mindspore
-
-    mindspore.set_context(mode=getattr(mindspore, request.param))
-    yield mindspore
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
 
 
 def padded_case(seed: int, tokens: int, hidden: int, experts: int) -> tuple[np.ndarray, ...]:
@@ -40,20 +29,9 @@ def padded_case(seed: int, tokens: int, hidden: int, experts: int) -> tuple[np.n
     return rng.standard_normal((tokens, hidden)).astype(np.float32), padded, places
 
 
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=200))
-def test_plan_oracle_is_a_stable_sort(experts: list[int]):
-    ids = np.array(experts, np.int32)
-    order, inverse, offsets = front.plan_oracle(ids, 7)
-    assert np.array_equal(order[inverse], np.arange(len(ids)))
-    for k in range(7):
-        rows = order[offsets[k] : offsets[k + 1]]
-        assert (ids[rows] == k).all()
-        assert (np.diff(rows) > 0).all()
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("hidden", [1, 3, 16, 33, 2560])
-def test_cases_of_the_device(ms, kind: str, hidden: int):
+@pytest.mark.parametrize("hidden", [1, 33])
+def test_cases_of_the_device(graph_mode: None, kind: str, hidden: int):
     """What tests/device asks of a chip, here of the CPU: strided views, no residual, any negative index, gradients."""
     for strided in (False, True):
         check_dispatch(kind, 7, 30, hidden, strided)
@@ -65,7 +43,7 @@ def test_cases_of_the_device(ms, kind: str, hidden: int):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])  # MindSpore's Gather has no bfloat16 on a CPU
-def test_canns_gather_moves_the_same_rows_and_gradients(ms, dtype: str):
+def test_canns_gather_moves_the_same_rows_and_gradients(graph_mode: None, dtype: str):
     """Rows that are empty, tokens that no expert takes, and in the gradient the same; bit for bit."""
     x, order, inverse = padded_case(2, 40, 33, 5)
     half = ms.Tensor(x).astype(getattr(ms, dtype))
@@ -83,13 +61,13 @@ def test_canns_gather_moves_the_same_rows_and_gradients(ms, dtype: str):
 
     inputs = (half, ms.Tensor(order), ms.Tensor(inverse))
     wide = half.astype(ms.float32).asnumpy()
-    found = front.Gather(cann=True)(*inputs).astype(ms.float32).asnumpy()
-    assert np.array_equal(found, front.dispatch_oracle(wide, order))
+    actual = front.Gather(cann=True)(*inputs).astype(ms.float32).asnumpy()
+    assert np.array_equal(actual, front.dispatch_oracle(wide, order))
     ours, canns = (ms.grad(Cubes(cann))(*inputs).astype(ms.float32).asnumpy() for cann in (False, True))
     assert np.array_equal(canns, ours)
 
 
-def test_rows_are_moved_exactly_by_several_threads(ms):
+def test_rows_are_moved_exactly_by_several_threads(graph_mode: None):
     x, order, inverse = padded_case(1, 3000, 1001, 7)
     rows = front.ExpertDispatch()(ms.Tensor(x), ms.Tensor(order), ms.Tensor(inverse))
     assert np.array_equal(rows.asnumpy(), front.dispatch_oracle(x, order))
@@ -97,55 +75,18 @@ def test_rows_are_moved_exactly_by_several_threads(ms):
     assert np.array_equal(out.asnumpy(), front.combine_oracle(rows.asnumpy(), inverse, x))
 
 
-def test_gradients_are_finite_differences_of_the_oracle(ms):
-    x, order, inverse = padded_case(3, 30, 9, 4)
-
-    class Loss(ms.nn.Cell):
-        def __init__(self, dispatch: object, combine: object):
-            super().__init__()
-            self.dispatch, self.combine = dispatch, combine
-
-        def construct(self, x, residual, order, inverse):
-            rows = self.dispatch(x, order, inverse)
-            out = self.combine(rows * rows, inverse, order, residual)
-            return (out * out * out).sum()
-
-    residual = np.random.default_rng(4).standard_normal(x.shape).astype(np.float32)
-    loss = Loss(front.ExpertDispatch(), front.ExpertCombine())
-    found = ms.grad(loss, (0, 1))(ms.Tensor(x), ms.Tensor(residual), ms.Tensor(order), ms.Tensor(inverse))
-
-    def oracle(x: np.ndarray, residual: np.ndarray) -> float:
-        out = front.combine_oracle(front.dispatch_oracle(x, order) ** 2, inverse, residual)
-        return float((out**3).sum())
-
-    wide = [x.astype(np.float64), residual.astype(np.float64)]
-    for i, gradient in enumerate(found):
-        for at in [(0, 0), (5, 3), (29, 8)]:
-            step = np.zeros_like(wide[i])
-            step[at] = 1e-6
-            up, down = ([a + s * step if j == i else a for j, a in enumerate(wide)] for s in (1, -1))
-            assert gradient.asnumpy()[at] == pytest.approx((oracle(*up) - oracle(*down)) / 2e-6, rel=2e-4, abs=2e-4)
-
-
 def test_pynative_never_reads_before_the_producer_has_written(graph_mode: None):
-    """matmul → dispatch → mul, 200 times: a kernel launched beside MindSpore's own queue would read unfinished rows."""
-    import mindspore as ms
-
+    """A kernel launched beside MindSpore's own queue would read unfinished rows."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         rng = np.random.default_rng(0)
         order, inverse, _ = front.plan_oracle(rng.integers(0, 8, 256).astype(np.int32), 8)
-        left, right = rng.standard_normal((256, 128)), rng.standard_normal((128, 96))
-        dispatch, right_t = front.ExpertDispatch(), ms.Tensor(right.astype(np.float32))
-        order_t, inverse_t = ms.Tensor(order), ms.Tensor(inverse)
-        wrong = 0
-        for i in range(200):
+        left, right = rng.standard_normal((256, 128)), rng.standard_normal((128, 96)).astype(np.float32)
+        dispatch, tensors = front.ExpertDispatch(), [ms.Tensor(a) for a in (right, order, inverse)]
+        for i in range(100):
             scaled = (left * (i + 1)).astype(np.float32)
-            out = dispatch(ms.ops.matmul(ms.Tensor(scaled), right_t), order_t, inverse_t) * 2.0
-            wrong += not np.allclose(
-                out.asnumpy(), 2 * (scaled @ right.astype(np.float32))[order], rtol=1e-3, atol=1e-2
-            )
-        assert wrong == 0
+            rows = dispatch(ms.ops.matmul(ms.Tensor(scaled), tensors[0]), *tensors[1:]) * 2.0
+            np.testing.assert_allclose(rows.asnumpy(), 2 * (scaled @ right)[order], rtol=1e-3, atol=1e-2)
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)
 
@@ -159,44 +100,26 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_refused_by_name(ms, what: str):
-    change, error, message = BAD[what]
-    inputs = change(*padded_case(3, 30, 9, 4))
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_refused_by_name(graph_mode: None, fault: str):
+    change, error, message = BAD[fault]
     with pytest.raises(error, match=message):
-        front.ExpertDispatch()(*map(ms.Tensor, inputs))
+        front.ExpertDispatch()(*map(ms.Tensor, change(*padded_case(3, 30, 9, 4))))
 
 
-def test_bad_residual_is_refused_by_name(ms):
+def test_bad_residual_is_refused_by_name(graph_mode: None):
     x, order, inverse = padded_case(3, 30, 9, 4)
     rows = ms.Tensor(front.dispatch_oracle(x, order))
     with pytest.raises(ValueError, match=r"residual has shape \(29, 9\); it must be \(30, 9\)"):
         front.ExpertCombine()(rows, ms.Tensor(inverse), ms.Tensor(order), ms.Tensor(x[:-1]))
 
 
-def test_index_past_the_end_is_an_error_not_a_crash(call_kernel):
-    """Check 4 of the kernels, called directly: MindSpore takes seconds to report the same."""
-    x, index = np.zeros((4, 2), np.float32), np.array([0, 4], np.int32)
-    assert call_kernel("ExpertDispatch", x, index, np.zeros((2, 2), np.float32)) == 4
-    assert call_kernel("ExpertCombine", x, index, np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32)) == 4
-
-
 def test_front_compiles_for_eight_ascend_ranks(tmp_path: Path):
-    """Forward and backward under semi_auto_parallel: our operators by their aclnn names, the tensor-parallel AllReduces of the
-    two MatMuls between them, and no other collective."""
+    """Our operators by their aclnn names, the AllReduces of two tensor-parallel MatMuls, and no other collective."""
     from pangu_sigma.npu.plan.cann_stub import ascend_environment
 
     program = Path(__file__).parents[1] / "helpers" / "ascend_graph.py"
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        env=ascend_environment(8),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith("compiled:")]
-    assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "aclnnExpertDispatch 3 aclnnExpertCombine 1" in found[0]
-    assert "AllGather 0 AlltoAll 0 ReduceScatter 0" in found[0]
-    assert "AllReduce 3" in found[0]
+    command, environment = [sys.executable, str(program)], ascend_environment(8)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    counts = "aclnnExpertDispatch 3 aclnnExpertCombine 1 AllReduce 3 AllGather 0 AlltoAll 0 ReduceScatter 0"
+    assert f"compiled: {counts}\n" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]

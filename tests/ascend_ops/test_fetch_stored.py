@@ -31,9 +31,9 @@ class Experts:
 
     def rows(self, dtype: ms.Type, *active: int) -> list[np.ndarray]:
         """The rows as the device gets them."""
-        *found, _ = self.fetch(Tensor(np.array(active, np.int32)), self.like(dtype, len(active)), TOKEN)
-        assert {each.dtype for each in found} == {dtype}
-        return [each.astype(ms.float32).asnumpy() for each in found]
+        *actual, _ = self.fetch(Tensor(np.array(active, np.int32)), self.like(dtype, len(active)), TOKEN)
+        assert {each.dtype for each in actual} == {dtype}
+        return [each.astype(ms.float32).asnumpy() for each in actual]
 
 
 class Weighed(nn.Cell):
@@ -64,9 +64,9 @@ class Learn(nn.Cell):
 @pytest.mark.parametrize("dtype", [ms.float32, ms.float16, ms.bfloat16])
 def test_rows_are_rounded_to_the_dtype_asked_for_and_an_unused_entry_is_zeros(dtype: ms.Type):
     experts = Experts()
-    for found, w in zip(experts.rows(dtype, 4, 0, 5), experts.w, strict=True):
+    for actual, w in zip(experts.rows(dtype, 4, 0, 5), experts.w, strict=True):
         expected = Tensor(np.concatenate([w[[4, 0]], np.zeros_like(w[:1])])).astype(dtype).astype(ms.float32)
-        np.testing.assert_array_equal(found, expected.asnumpy())
+        np.testing.assert_array_equal(actual, expected.asnumpy())
 
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])
@@ -82,9 +82,9 @@ def test_gradients_reach_what_is_like_the_rows_and_the_next_look_up_finds_them_l
     for grad, like in zip(grads, experts.like(dtype), strict=True):
         assert (grad.dtype, grad.shape) == (dtype, like.shape)
         assert (grad.astype(ms.float32).asnumpy() == 3.0).all()
-    for found, w in zip(experts.rows(ms.float32, 0, 1, 2, 3, 4), before, strict=True):  # waits for the update
-        np.testing.assert_array_equal(found[[0, 2, 4]], w[[0, 2, 4]])
-        np.testing.assert_allclose(found[[1, 3]], w[[1, 3]] - 0.1, rtol=1e-5, atol=1e-6)
+    for actual, w in zip(experts.rows(ms.float32, 0, 1, 2, 3, 4), before, strict=True):  # waits for the update
+        np.testing.assert_array_equal(actual[[0, 2, 4]], w[[0, 2, 4]])
+        np.testing.assert_allclose(actual[[1, 3]], w[[1, 3]] - 0.1, rtol=1e-5, atol=1e-6)
 
 
 def test_a_row_outside_the_store_and_sizes_that_do_not_fit_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def source(tmp_path: Path) -> Path:
 
 def arguments(source: Path) -> list[str]:
     return ["-shared", "-fPIC", str(source)]
+
+
+def test_the_library_takes_the_widest_instruction_set_and_can_be_held_to_any(isa_libraries: dict[str, str]):
+    assert "scalar" in isa_libraries
+    unlimited = ctypes.CDLL(cpu_library())
+    unlimited.KernelIsa.restype = ctypes.c_char_p
+    assert os.environ.get("PANGU_SIGMA_ISA") or unlimited.KernelIsa().decode() == next(iter(isa_libraries))
 
 
 def test_several_may_build_it_at_the_same_time_and_nothing_else_is_there(source: Path, tmp_path: Path):

@@ -41,13 +41,13 @@ def tier_of(kind: str, folder: Path) -> HostTier:
 
 def trained(store: RowStore, config: Config, steps: int = 5) -> list[np.ndarray]:
     """e of each step."""
-    rng, found = np.random.default_rng(1), []
+    rng, actual = np.random.default_rng(1), []
     for _ in range(steps):
         keys = keys_of(rng, config)
-        found.append(store.gather(keys))
+        actual.append(store.gather(keys))
         store.read_ahead(keys_of(rng, config))
         store.update(keys, rng.normal(size=(40, 16)).astype(np.float32), HYPER)
-    return found
+    return actual
 
 
 def state(store: RowStore) -> list[bytes]:

@@ -34,11 +34,11 @@ def content(store) -> dict[str, bytes]:
 @pytest.mark.parametrize("moments", ["float32", "bfloat16"])
 def test_it_is_initialised_like_memory(tmp_path: Path, kind: str, moments: str):
     config = toy_config(model={"expert_init": kind}, ecss={"moments": moments})
-    found = []
+    actual = []
     for tier in (None, tier_of(tmp_path, config)):
         ms.set_seed(3)
-        found.append(content(make_store(config, tier)))
-    assert found[0] == found[1]
+        actual.append(content(make_store(config, tier)))
+    assert actual[0] == actual[1]
 
 
 def test_a_parameter_is_in_the_file_also_after_its_memory_was_released(tmp_path: Path):
@@ -109,9 +109,9 @@ print(made, most, left, right)
 
 def test_no_more_of_the_files_is_in_memory_than_was_allowed(tmp_path: Path):
     """384 MiB of experts, of which a step uses 9; 32 are allowed."""
-    found = run_python(RESIDENT, tmp_path, 32)
-    assert (found.returncode, found.stderr) == (0, "")
-    made, most, left, right = found.stdout.split()
+    actual = run_python(RESIDENT, tmp_path, 32)
+    assert (actual.returncode, actual.stderr) == (0, "")
+    made, most, left, right = actual.stdout.split()
     assert float(made) < 8
     assert 24 < float(most) < 32 + 9 + 8
     assert float(left) < 8
@@ -123,12 +123,6 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_two_stores_share_a_folder_and_nothing_else(tmp_path: Path):
-    first, second = (make_store(toy_config(), tier_of(tmp_path)) for _ in range(2))
-    first.segments[0].named["step"].asnumpy()[...] = 9
-    assert not second.segments[0].named["step"].asnumpy().any()
 
 
 def test_a_disk_without_room_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -143,13 +137,16 @@ def test_a_disk_without_room_is_an_error_before_the_first_step(tmp_path: Path, m
     make_store(toy_config(), tier_of(tmp_path))
 
 
-def test_the_blocks_of_the_file_are_reserved_at_the_start(tmp_path: Path):
+def test_the_blocks_of_a_file_are_reserved_at_the_start_and_stores_of_a_folder_share_none(tmp_path: Path):
     """A sparse file would be a full disk, and so a crash, in the middle of a step."""
     specs = [ArraySpec(0, "w1", "weight", (4, 8192), "float32"), ArraySpec(0, "step", "step", (4,), "int32")]
     tier = FileTier(tmp_path, specs, 1.0)
     status = os.fstat(tier._file.fileno())
     assert status.st_size == 4 * 8192 * 4 + 4096
     assert status.st_blocks * 512 >= status.st_size
+    first, second = (make_store(toy_config(), tier_of(tmp_path)) for _ in range(2))
+    first.segments[0].named["step"].asnumpy()[...] = 9
+    assert not second.segments[0].named["step"].asnumpy().any()
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path):

@@ -12,7 +12,6 @@ import pytest
 from helpers.edited import edit_config
 from helpers.prepared import change_vocabulary
 
-import pangu_sigma as ps
 from experiments.tiny import STEPS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepared import PreparedData

@@ -25,20 +25,20 @@ class Actor(NamedTuple):
 
 
 def backend_command(folder: Path, ranks: int, rank: int, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Return command and environment of `graph_level.py` for a rank, with which the backend builds the whole step."""
+    """Return command and environment of `backend_step.py` for a rank, with which the backend builds the whole step."""
     source, library = folder / "skip.c", folder / "libskip.so"
     source.write_text(f"int {SKIPPED}(void *self, void *in, void *out) {{ return 0; }}\n")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     one_graph = {"MS_DEV_DUMP_IR_PASSES": "validate"}
     environment = ascend_environment(ranks, rank) | one_graph
     environment |= {"MS_SIMULATION_LEVEL": "1", "LD_PRELOAD": str(library)}
-    return [sys.executable, str(Path(__file__).parent / "graph_level.py"), *arguments], environment
+    return [sys.executable, str(Path(__file__).parent / "backend_step.py"), *arguments], environment
 
 
 def actors_of(config: Config, rank: int, folder: Path) -> dict[int, Actor]:
     """Build the step of a rank with MindSpore's backend, in `folder`, and return its actors by number."""
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    command, environment = backend_command(folder, config.parallel.ranks, rank, "", "config.yaml")
+    command, environment = backend_command(folder, config.parallel.ranks, rank, "config.yaml")
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     (dump,) = folder.rglob("final_actor_set*.ir")
     return read_actors(dump.read_text(encoding="utf-8", errors="replace"))

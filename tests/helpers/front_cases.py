@@ -58,17 +58,17 @@ def check_dispatch(kind: str, tokens: int, rows: int, hidden: int, strided: bool
     rng = np.random.default_rng([tokens, rows, hidden])
     x = tensor(kind, rng.standard_normal((tokens, hidden), np.float32), strided)
     order, inverse = random_index(rng, tokens, rows), random_index(rng, rows, tokens)
-    found = ExpertDispatch()(x, tensor("int32", order, strided), tensor("int32", inverse, strided))
-    assert found.dtype == x.dtype
-    assert np.array_equal(exact(found), dispatch_oracle(exact(x), order))
+    actual = ExpertDispatch()(x, tensor("int32", order, strided), tensor("int32", inverse, strided))
+    assert actual.dtype == x.dtype
+    assert np.array_equal(exact(actual), dispatch_oracle(exact(x), order))
 
 
 def check_transposed(kind: str, tokens: int, rows: int, hidden: int) -> None:
     rng = np.random.default_rng([tokens, rows, hidden, 3])
     x_HT = tensor(kind, rng.standard_normal((hidden, tokens), np.float32))
     order, inverse = random_index(rng, tokens, rows), random_index(rng, rows, tokens)
-    found = Transposed()(x_HT, tensor("int32", order), tensor("int32", inverse))
-    assert np.array_equal(exact(found), dispatch_oracle(exact(x_HT).T, order))
+    actual = Transposed()(x_HT, tensor("int32", order), tensor("int32", inverse))
+    assert np.array_equal(exact(actual), dispatch_oracle(exact(x_HT).T, order))
 
 
 def check_combine(kind: str, rows: int, tokens: int, hidden: int, residual: bool, strided: bool = False) -> None:
@@ -80,10 +80,10 @@ def check_combine(kind: str, rows: int, tokens: int, hidden: int, residual: bool
         assert np.array_equal(exact(ExpertCombine()(y, *indices)), dispatch_oracle(exact(y), inverse))
         return
     added = tensor(kind, rng.standard_normal((tokens, hidden), np.float32), strided)
-    found = ExpertCombine()(y, *indices, added)
-    assert found.dtype == y.dtype
-    wanted = tensor(kind, dispatch_oracle(exact(y), inverse) + exact(added))  # the sum in float32, rounded once
-    assert np.array_equal(exact(found), exact(wanted))
+    actual = ExpertCombine()(y, *indices, added)
+    assert actual.dtype == y.dtype
+    expected = tensor(kind, dispatch_oracle(exact(y), inverse) + exact(added))  # the sum in float32, rounded once
+    assert np.array_equal(exact(actual), exact(expected))
 
 
 def check_gradients(kind: str, tokens: int, hidden: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from ascend_ops.emulation import SOCS, OpHost, TilingError
@@ -47,12 +46,12 @@ def check_tiling(host: OpHost, chip: str, dtype: str, shape: tuple[int, int, int
     source_rows, rows, hidden = shape
     for operator, residual in [("ExpertDispatch", False), ("ExpertCombine", False), ("ExpertCombine", True)]:
         given = [(source_rows, hidden), (rows,), (rows, hidden) if residual else None]
-        found = host.launch(operator, chip, dtype, given, cores)
-        wanted = tiling_oracle(chip, dtype, shape, cores, residual)
+        actual = host.launch(operator, chip, dtype, given, cores)
+        expected = tiling_oracle(chip, dtype, shape, cores, residual)
         case = f"{operator} {shape} in {dtype} on {cores} cores of {chip}, residual {residual}"
-        assert found.tiling.values() == wanted, f"wrong tiling: {case}"
-        assert found.blocks == wanted["cores"] <= cores, f"wrong number of blocks: {case}"
-        assert found.workspace == 0, f"wrong workspace: {case}"
+        assert actual.tiling.values() == expected, f"wrong tiling: {case}"
+        assert actual.blocks == expected["cores"] <= cores, f"wrong number of blocks: {case}"
+        assert actual.workspace == 0, f"wrong workspace: {case}"
 
 
 def tiling_oracle(chip: str, dtype: str, shape: tuple[int, int, int], cores: int, residual: bool) -> dict[str, int]:
@@ -60,10 +59,10 @@ def tiling_oracle(chip: str, dtype: str, shape: tuple[int, int, int], cores: int
     source_rows, rows, hidden = shape
     whole_blocks, size = chip == "910A", SIZES[dtype]
     lane = 32 // size  # elements of a 32 B block
-    wanted = {"sourceRows": source_rows, "rows": rows, "cols": hidden, "hasResidual": int(residual), "cores": 1}
+    expected = {"sourceRows": source_rows, "rows": rows, "cols": hidden, "hasResidual": int(residual), "cores": 1}
     rest = dict.fromkeys(("rowsPerCore", "buffers", "groupRows", "colTile", "indexTile", "zeroTile", "castTile"), 0)
     if rows == 0 or hidden == 0:
-        return wanted | rest
+        return expected | rest
     # 910A moves whole blocks: a core starts on one and has at least one
     unit = lane if whole_blocks and hidden % lane else 1
     per_core = round_up(-(-rows // cores), unit)
@@ -85,7 +84,7 @@ def tiling_oracle(chip: str, dtype: str, shape: tuple[int, int, int], cores: int
         group = max(1, min(32_768 // slot, capacity // slot, most_rows, 256))
     else:
         columns = round_up(-(-hidden // -(-slot // capacity)), lane)
-    return wanted | {
+    return expected | {
         "cores": used,
         "rowsPerCore": per_core,
         "buffers": buffers,
@@ -102,10 +101,12 @@ def round_up(count: int, unit: int) -> int:
 
 
 def check_definitions(host: OpHost) -> None:
-    found = host.definitions()
-    assert {(each.operator, each.chip) for each in found} == set(itertools.product(ARGUMENTS, ROW_TYPES)), "wrong chips"
+    actual = host.definitions()
+    assert {(each.operator, each.chip) for each in actual} == set(itertools.product(ARGUMENTS, ROW_TYPES)), (
+        "wrong chips"
+    )
     for operator, chip in itertools.product(ARGUMENTS, ROW_TYPES):
-        declared = [each for each in found if (each.operator, each.chip) == (operator, chip)]
+        declared = [each for each in actual if (each.operator, each.chip) == (operator, chip)]
         types = ROW_TYPES[chip]
         names = [(each.output, each.name, each.required) for each in declared]
         assert names == [argument[:3] for argument in ARGUMENTS[operator]], f"wrong arguments: {operator} on {chip}"
@@ -119,16 +120,16 @@ def check_definitions(host: OpHost) -> None:
 def check_inference(host: OpHost) -> None:
     """[n, hidden] from [rows, hidden] and [n], also where sizes or ranks are not known yet (-1; rank: one size of -2)."""
     for operator, dtype in itertools.product(ARGUMENTS, SIZES):
-        for source, index, wanted in [
+        for source, index, expected in [
             ((5, 8), (9,), (9, 8)),
             ((5, 8), (-1,), (-1, 8)),
             ((-1, -1), (9,), (9, -1)),
             ((-2,), (9,), (9, -1)),
             ((5, 8), (-2,), (-1, 8)),
         ]:
-            shape, found = host.infer(operator, dtype, [source, index])
-            assert shape == wanted, f"wrong shape: {operator} of {source}, {index}: {shape}"
-            assert found == dtype, f"wrong dtype: {operator}: {found}"
+            shape, actual = host.infer(operator, dtype, [source, index])
+            assert shape == expected, f"wrong shape: {operator} of {source}, {index}: {shape}"
+            assert actual == dtype, f"wrong dtype: {operator}: {actual}"
         with pytest.raises(TilingError):
             host.infer(operator, dtype, [(5, 8)])
 
@@ -153,12 +154,3 @@ def refused() -> Iterator[tuple[str, list[tuple[int, ...] | None]]]:
         yield operator, [(4, 8), (2**31,), None]
     for residual in [(3,), (4, 8), (3, 9), (3, 8, 1)]:
         yield "ExpertCombine", [(4, 8), (3,), residual]
-
-
-def random_tilings(number: int) -> Iterator[tuple[str, str, tuple[int, int, int], int]]:
-    """Chip, dtype, shape and cores, sizes from 1 up to hundreds of thousands."""
-    rng = np.random.default_rng(0)
-    for _ in range(number):
-        chip, dtype = TILED[rng.integers(len(TILED))]
-        rows, hidden = (int(2 ** rng.uniform(0, most)) for most in (18, 17))
-        yield chip, dtype, (int(rng.integers(1, 1000)), rows, hidden), int(rng.integers(1, 65))

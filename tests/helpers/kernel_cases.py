@@ -56,12 +56,12 @@ def check_rows(
     source = random_rows(rng, emulator.dtype, (source_rows, hidden))
     residual = random_rows(rng, emulator.dtype, (rows, hidden))
     index = random_index(rng, source_rows, rows, negative)
-    wanted = dispatch_oracle(source, index)
+    expected = dispatch_oracle(source, index)
     for operator in (emulator.expert_dispatch, emulator.expert_combine):
-        got = operator(source, index, cores=cores, reverse=reverse)
-        assert got.tobytes() == wanted.tobytes(), f"{operator.__name__} moved the wrong bits"
-    got = emulator.expert_combine(source, index, residual, cores=cores, reverse=reverse)
-    assert np.array_equal(got, combine_oracle(source, index, residual, emulator.dtype)), "wrong sums"
+        actual = operator(source, index, cores=cores, reverse=reverse)
+        assert actual.tobytes() == expected.tobytes(), f"{operator.__name__} moved the wrong bits"
+    actual = emulator.expert_combine(source, index, residual, cores=cores, reverse=reverse)
+    assert np.array_equal(actual, combine_oracle(source, index, residual, emulator.dtype)), "wrong sums"
 
 
 def check_far_rows(emulator: Emulator, op: str, rows: int, hidden: int, cores: int, residual: bool = False) -> None:
@@ -75,13 +75,13 @@ def check_far_rows(emulator: Emulator, op: str, rows: int, hidden: int, cores: i
     added = random_rows(rng, emulator.dtype, (last, hidden)) if residual else None
     index = np.full(rows, -1, np.int32)
     index[-last:] = rows - 1 - np.arange(last)
-    got = emulator.last_rows(op, rows, source, index, added, last, cores=cores)
+    actual = emulator.last_rows(op, rows, source, index, added, last, cores=cores)
     moved = source[::-1]
     if added is None:
-        assert got.tobytes() == moved.tobytes(), "wrong bits at the end of many rows"
+        assert actual.tobytes() == moved.tobytes(), "wrong bits at the end of many rows"
     else:
-        wanted = combine_oracle(moved, np.arange(last, dtype=np.int32), added, emulator.dtype)
-        assert np.array_equal(got, wanted), "wrong sums at the end of many rows"
+        expected = combine_oracle(moved, np.arange(last, dtype=np.int32), added, emulator.dtype)
+        assert np.array_equal(actual, expected), "wrong sums at the end of many rows"
 
 
 def check_far_offsets(emulator: Emulator) -> None:
@@ -97,9 +97,9 @@ def check_far_offsets(emulator: Emulator) -> None:
     # 910A: flat rows, of a source of more than 2^32 elements
     tiny, end = random_rows(np.random.default_rng(0), emulator.dtype, (4, 3)), 2**31 - 1
     index = np.array([-1, end - 2, end - 1, -7, end - 4], np.int32)
-    got = emulator.last_rows("ExpertDispatch", end, tiny, index, None, len(index), cores=1)
-    wanted = dispatch_oracle(tiny, np.where(index < 0, index, index - (end - 4)))
-    assert got.tobytes() == wanted.tobytes(), "wrong bits at the end of a source of flat rows"
+    actual = emulator.last_rows("ExpertDispatch", end, tiny, index, None, len(index), cores=1)
+    expected = dispatch_oracle(tiny, np.where(index < 0, index, index - (end - 4)))
+    assert actual.tobytes() == expected.tobytes(), "wrong bits at the end of a source of flat rows"
 
 
 def check_everything(emulator: Emulator) -> None:

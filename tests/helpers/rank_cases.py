@@ -82,7 +82,7 @@ def cases(draw: st.DrawFn, chips: tuple[str, ...] = ("910a",)) -> Case:
 def assert_active_are_those_of_the_batch(case: Case, updates: Mapping[int, Sequence[RoutingPlan]]) -> None:
     """All ranks together have the experts of the batch in their active lists, each with the number of its tokens."""
     for n, kind in enumerate(case.config.model.routed):
-        found: dict[tuple[int, int], int] = {}
+        actual: dict[tuple[int, int], int] = {}
         for rank, update in updates.items():
             held, at = case.held(rank, n), Layout(case.config.parallel).coordinates(rank)
             active, used_A = update[n].active_A, np.diff(update[n].used_A1)
@@ -92,13 +92,13 @@ def assert_active_are_those_of_the_batch(case: Case, updates: Mapping[int, Seque
             assert (active[~used] == len(held)).all()
             assert (used_A[~used] == 0).all()
             for expert, tokens in zip(held[active[used]], used_A[used], strict=True):
-                assert found.setdefault((at.data, int(expert)), int(tokens)) == tokens, (
+                assert actual.setdefault((at.data, int(expert)), int(tokens)) == tokens, (
                     "copies of an expert count alike"
                 )
         ids, counts = np.unique(case.experts[n], return_counts=True)
         expected = dict(zip(ids.tolist(), counts.tolist(), strict=True))
         for data in range(case.config.parallel.data):
-            assert {k: tokens for (d, k), tokens in found.items() if tokens and d == data} == expected
+            assert {k: tokens for (d, k), tokens in actual.items() if tokens and d == data} == expected
 
 
 def assert_all_compute_what_one_computes_alone(
@@ -122,10 +122,10 @@ def assert_all_compute_what_one_computes_alone(
             held = case.held(rank, n)
             return held[np.minimum(active_A, len(held) - 1)]  # unused entries fetch some expert
 
-        found = play(movement(plans, g), x, dy, weights, ids)
+        actual = play(movement(plans, g), x, dy, weights, ids)
         expected = computed_alone(x, dy, weights, experts)
         for rank in plans:
-            assert np.array_equal(found.y[rank], expected.y[rank])
-            assert np.array_equal(found.dx[rank], expected.dx[rank])
-        for mine, alone in zip(found.gradients, expected.gradients, strict=True):
+            assert np.array_equal(actual.y[rank], expected.y[rank])
+            assert np.array_equal(actual.dx[rank], expected.dx[rank])
+        for mine, alone in zip(actual.gradients, expected.gradients, strict=True):
             assert np.array_equal(mine, alone)

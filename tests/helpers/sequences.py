@@ -86,11 +86,11 @@ class Sequence(Toy):
     def evidence(self, results: list[StepResult]) -> dict[str, bytes]:
         """Bits of everything that training changed, and of what every step reported."""
         self.store.settle()
-        found = {name: array.tobytes() for name, array in self.snapshot().items()}
+        actual = {name: array.tobytes() for name, array in self.snapshot().items()}
         for number, result in enumerate(results):
-            found[f"loss of step {number}"] = b"".join(loss.asnumpy().tobytes() for loss in result.block_loss_GM)
-            found[f"norm of step {number}"] = result.norm.asnumpy().tobytes()
-        return found
+            actual[f"loss of step {number}"] = b"".join(loss.asnumpy().tobytes() for loss in result.block_loss_GM)
+            actual[f"norm of step {number}"] = result.norm.asnumpy().tobytes()
+        return actual
 
 
 def differing(one: dict[str, bytes], other: dict[str, bytes]) -> set[str]:

@@ -29,8 +29,8 @@ def test_names_shapes_and_order_are_the_networks_and_the_stores(graph_mode):
 
     config = by_hand(ecss={"moments": "bfloat16"}, parallel={"expert": 1, "tensor": 1})
     network = PanGuSigma(config.model, config.slots)
-    found = {name: tuple(p.shape) for name, p in network.parameters_and_names()}
-    assert found == dense_shapes(config)
+    actual = {name: tuple(p.shape) for name, p in network.parameters_and_names()}
+    assert actual == dense_shapes(config)
     bits = {"uint16": "bfloat16"}
     specs = [(s.key, s.kind, s.shape, bits.get(s.dtype, s.dtype)) for s in array_specs(config)]
     assert [(a.name, a.kind, a.shape, a.dtype) for a in expert_arrays(config)] == specs

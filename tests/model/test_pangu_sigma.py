@@ -9,7 +9,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.toy import (
-    EOT,
     Logits,
     active_weights,
     logits_arguments,
@@ -133,7 +132,7 @@ class Model:
 
     def oracle(self) -> Oracle:
         segments = [experts.named for experts in self.store.segments]
-        experts = [{t: found[t].asnumpy() for t in FFN_TENSORS if t in found} for found in segments]
+        experts = [{t: actual[t].asnumpy() for t in FFN_TENSORS if t in actual} for actual in segments]
         return Oracle(self.config, weights_of(self.network), experts)
 
     def batch(self, seed: int = 0, domains: tuple[int, ...] = (0, 3)) -> Batch:
@@ -207,10 +206,10 @@ def routes(model: Model, batch: Batch) -> np.ndarray:
     )
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
+def assert_close(actual: np.ndarray, expected: np.ndarray, relative: float) -> None:
     """Largest error relative to the largest value."""
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= relative * np.abs(expected).max()
 
 
 def test_without_rre_layers_it_is_pangu_alpha(dense):
@@ -230,26 +229,42 @@ def test_rre_layers_send_each_token_through_its_expert(routed):
     expected = oracle.hidden(batch, routes_NBS).reshape(hidden.shape)
     assert_close(hidden, expected, 1e-5)
     blocks = expected.reshape(2, -1, expected.shape[-1])
-    for block, slot, found in zip(blocks, batch.slots_GM[0], logits, strict=True):
+    for block, slot, actual in zip(blocks, batch.slots_GM[0], logits, strict=True):
         table = oracle.w["embedding"].reshape(-1, routed.config.model.slot_rows, expected.shape[-1])
-        assert_close(found, block @ table[slot].T, 1e-5)
+        assert_close(actual, block @ table[slot].T, 1e-5)
 
 
-SEGMENTS = [["own", "own"], ["own", "common"], ["own", "own", "common", "common"]]
+ROWS = [{"order": 1, "rows": 70, "width": 6}, {"order": 2, "rows": 40, "width": 10, "kind": "own"}]
 
 
-@pytest.mark.parametrize("segments", SEGMENTS, ids=" ".join)
-def test_the_segments_of_a_token_are_added_with_one_bias(make, segments):
-    model = make(4, 2, segments=segments, common_experts=3 * ("common" in segments))
-    batch = model.batch()
-    routes_NBS = routes(model, batch)
-    assert len(routes_NBS) == 2 * len(segments)
-    assert all((routes_NBS[n] != routes_NBS[m]).any() for n in range(len(routes_NBS)) for m in range(n))
-    assert {d for d, kind in enumerate(model.config.model.routed) if kind == "common"} == {
-        n for n, route in enumerate(routes_NBS) if model.store.segments[n].segment.stored == 3 and route.max() < 3
-    }
-    hidden, _ = model(batch)
-    assert_close(hidden, model.oracle().hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
+@pytest.fixture(scope="module")
+def segmented(make) -> Model:
+    """Two own and two common segments in each RRE layer; rows of both orders, all of them filled."""
+    model = make(4, 2, segments=["own", "own", "common", "common"], common_experts=3, rows=ROWS)
+    rng = np.random.default_rng(2)
+    for e, (number, entry) in enumerate(zip((70, 4 * 40), model.config.model.rows, strict=True)):
+        model.store.rows.put(e, np.arange(number), rng.standard_normal((number, entry.width)).astype(np.float32))
+    return model
+
+
+def oracle_with_rows(model: Model, batch: Batch) -> Oracle:
+    oracle = model.oracle()
+    oracle.e_BSH = model.e_of(batch).reshape(*batch.ids_GBS[0].shape, -1).astype(np.float64)
+    return oracle
+
+
+def test_the_segments_of_a_token_are_added_with_one_bias_and_its_rows_before_every_layer(segmented):
+    batch = segmented.batch()
+    routes_NBS = routes(segmented, batch)
+    assert all((routes_NBS[n] != routes_NBS[m]).any() for n in range(8) for m in range(n))
+    for kind, route, experts in zip(segmented.config.model.routed, routes_NBS, segmented.store.segments, strict=True):
+        assert (experts.segment.stored == 3 and route.max() < 3) == (kind == "common")
+    pairs = zip(segmented.store.rows.records, batch.row_keys_EGBS, (6, 10), strict=True)
+    e_GTH = np.concatenate([records[keys, :width] for records, keys, width in pairs], axis=-1)
+    assert np.array_equal(segmented.e_of(batch).reshape(e_GTH.shape), e_GTH)
+    hidden, _ = segmented(batch)
+    expected = oracle_with_rows(segmented, batch).hidden(batch, routes_NBS)
+    assert_close(hidden, expected.reshape(hidden.shape), 1e-5)
 
 
 class Projected(nn.Cell):
@@ -263,76 +278,43 @@ class Projected(nn.Cell):
         return ops.reduce_sum(self.hidden(*arguments) * self.factors)
 
 
-def test_gradients_of_segments_are_those_of_the_formula(make):
-    """Some elements of each tensor of an expert of each segment, by central differences of the oracle in float64."""
-    model = make(4, 2, segments=["own", "common"], common_experts=3)
-    batch, rng = model.batch(3), np.random.default_rng(0)
-    routes_NBS = routes(model, batch)
-    factors = rng.standard_normal((batch.tokens, model.config.model.hidden)).astype(np.float32)
-    rows, positions, documents, _, order, inverse, offsets, e = logits_arguments(batch.arrays())
-    experts = active_weights(model.store, batch.active_A)
+def test_gradients_of_segments_and_rows_are_those_of_the_formula(segmented):
+    """Some elements of each tensor of an expert of each segment, and some directions of the rows, by central differences of the
+    oracle in float64."""
+    batch, rng, step = segmented.batch(3), np.random.default_rng(0), 1e-5
+    routes_NBS = routes(segmented, batch)
+    factors = rng.standard_normal((batch.tokens, segmented.config.model.hidden)).astype(np.float32)
+    rows, positions, documents, _, order, inverse, offsets, e = logits_arguments(batch.arrays(segmented.e_of(batch)))
+    experts = active_weights(segmented.store, batch.active_A)
     arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, e, experts]
-    gradients = ms.grad(Projected(model.network, factors), 8)(*map(as_input, arguments))
+    of_rows_TH, of_experts = ms.grad(Projected(segmented.network, factors), (7, 8))(*map(as_input, arguments))
+    oracle = oracle_with_rows(segmented, batch)
 
-    oracle = model.oracle()
-
-    def value() -> float:
-        return float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum())
+    def slope(values: np.ndarray, direction: np.ndarray) -> float:
+        before, sums = values.copy(), []
+        for sign in (1, -1):
+            values[...] = before + sign * step * direction
+            sums.append((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum())
+        values[...] = before
+        return (sums[0] - sums[1]) / (2 * step)
 
     for n, tensors in enumerate(oracle.experts):
         entry = int(np.argmax(np.diff(offsets[n])))
-        for values, of_tensor in zip(tensors.values(), gradients[n], strict=True):
-            gradient = of_tensor.asnumpy()[entry]
+        for values, of_tensor in zip(tensors.values(), of_experts[n], strict=True):
             expert = values[batch.active_A[n][entry]]
+            direction = np.zeros_like(expert)
             at = tuple(int(rng.integers(size)) for size in expert.shape)
-            kept, step, found = expert[at], 1e-5, []
-            for sign in (1, -1):
-                expert[at] = kept + sign * step
-                found.append(value())
-            expert[at] = kept
-            assert (found[0] - found[1]) / (2 * step) == pytest.approx(gradient[at], rel=1e-3, abs=1e-3)
-
-
-ROWS = [{"order": 1, "rows": 70, "width": 6}, {"order": 2, "rows": 40, "width": 10, "kind": "own"}]
-
-
-def test_rows_are_added_before_every_layer_and_have_the_gradient_of_the_formula(make):
-    """Every row is filled; the gradient by central differences of the oracle in float64, in some directions."""
-    model, rng = make(4, 2, rows=ROWS), np.random.default_rng(2)
-    stored = [model.config.stored_rows(entry) for entry in model.config.model.rows]
-    assert stored == [70, 160]
-    for e, (number, entry) in enumerate(zip(stored, model.config.model.rows, strict=True)):
-        model.store.rows.put(e, np.arange(number), rng.standard_normal((number, entry.width)).astype(np.float32))
-    batch = model.batch(4)
-    e_GTH = model.e_of(batch)
-    weights = [
-        records[keys, :width]
-        for records, keys, width in zip(model.store.rows.records, batch.row_keys_EGBS, (6, 10), strict=True)
-    ]
-    assert np.array_equal(e_GTH, np.concatenate(weights, axis=-1).reshape(e_GTH.shape))
-    oracle, (hidden, _) = model.oracle(), model(batch)
-    routes_NBS, shape = routes(model, batch), (len(batch.ids_GBS[0]), -1, hidden.shape[-1])
-    oracle.e_BSH = e_GTH.reshape(shape).astype(np.float64)
-    assert_close(hidden, oracle.hidden(batch, routes_NBS).reshape(hidden.shape), 1e-5)
-
-    factors = rng.standard_normal(hidden.shape).astype(np.float32)
-    rows, positions, documents, _, order, inverse, offsets, e_TH = logits_arguments(batch.arrays(e_GTH))
-    experts = active_weights(model.store, batch.active_A)
-    arguments = [rows, positions, documents, batch.draws_GB4[0], order, inverse, offsets, e_TH, experts]
-    gradient_TH = ms.grad(Projected(model.network, factors), 7)(*map(as_input, arguments)).asnumpy()
+            direction[at] = 1
+            assert slope(expert, direction) == pytest.approx(of_tensor.asnumpy()[entry][at], rel=1e-3, abs=1e-3)
     for _ in range(3):
-        towards, found = rng.standard_normal(oracle.e_BSH.shape), []
-        for sign in (1, -1):
-            oracle.e_BSH = e_GTH.reshape(shape) + sign * 1e-5 * towards
-            found.append(float((oracle.hidden(batch, routes_NBS).reshape(factors.shape) * factors).sum()))
-        expected = float((gradient_TH * towards.reshape(factors.shape)).sum())
-        assert (found[0] - found[1]) / 2e-5 == pytest.approx(expected, rel=1e-3)
+        direction = rng.standard_normal(oracle.e_BSH.shape)
+        expected = float((of_rows_TH.asnumpy() * direction.reshape(of_rows_TH.shape)).sum())
+        assert slope(oracle.e_BSH, direction) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "erf"])
-def test_another_activation_is_that_of_every_ffn(make, activation):
+def test_another_activation_is_that_of_every_ffn(make):
     """Of dense layers and of experts."""
-    model = make(4, 2, activation=activation)
+    model = make(4, 2, activation="erf")
     batch = model.batch(6)
     routes_NBS, (hidden, _) = routes(model, batch), model(batch)
     oracle = model.oracle()
@@ -362,37 +344,8 @@ def test_dropout_drops_at_every_site_what_philox_says(make):
     rows, positions, documents, _, _, _, draws, *plan = batch.arrays().of_pass(0)
     inputs = (rows, positions, documents, draws, *plan, active_weights(model.store, batch.active_A))
     graph = Hidden(model.network).set_train(True)
-    found = graph(*map(as_input, inputs)).asnumpy()
-    assert_close(found.reshape(expected.shape), expected, 1e-5)
-
-
-@pytest.mark.parametrize("kind", ["dense", "routed"])
-def test_documents_do_not_see_each_other(kind, request):
-    model = request.getfixturevalue(kind)
-    ids = random_ids(np.random.default_rng(1), model.config)
-    ids[:, 5], ids[:, 6:] = EOT, np.where(ids[:, 6:] == EOT, 11, ids[:, 6:])
-    other = ids.copy()
-    other[:, :5] = (ids[:, :5] - 10 + 17) % 50 + 10
-    (one, _), (two, _) = model(model.assemble(ids)), model(model.assemble(other))
-    one, two = (h.reshape(len(ids), -1, h.shape[-1]) for h in (one, two))
-    assert (one[:, :5] != two[:, :5]).any(axis=2).all()
-    if kind == "dense":
-        assert (one[:, 6:] == two[:, 6:]).all()
-    else:  # other tokens before them move the rows that an expert multiplies together, and so the rounding
-        np.testing.assert_allclose(one[:, 6:], two[:, 6:], rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("kind", ["dense", "routed"])
-def test_a_token_sees_nothing_after_it(kind, request):
-    model = request.getfixturevalue(kind)
-    ids = random_ids(np.random.default_rng(2), model.config)
-    ids[ids == EOT] = 12
-    other = ids.copy()
-    other[:, 9:] = (ids[:, 9:] - 10 + 23) % 50 + 10
-    (one, _), (two, _) = model(model.assemble(ids)), model(model.assemble(other))
-    one, two = (h.reshape(len(ids), -1, h.shape[-1]) for h in (one, two))
-    np.testing.assert_allclose(one[:, :9], two[:, :9], rtol=0, atol=0 if kind == "dense" else 2e-6)
-    assert (one[:, 9:] != two[:, 9:]).any(axis=2).all()
+    actual = graph(*map(as_input, inputs)).asnumpy()
+    assert_close(actual.reshape(expected.shape), expected, 1e-5)
 
 
 def test_one_domain_with_one_expert_is_pangu_alpha_exactly(dense, one_expert):

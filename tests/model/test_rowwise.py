@@ -35,8 +35,8 @@ def draw(*shape: int, around: float = 0.0, spread: float = 1.0) -> np.ndarray:
     return (around + spread * rng.standard_normal(shape)).astype(np.float32)
 
 
-def assert_close(found: Tensor, expected: np.ndarray) -> None:
-    assert np.abs(found.asnumpy() - expected).max() <= 2e-6 * np.abs(expected).max()
+def assert_close(actual: Tensor, expected: np.ndarray) -> None:
+    assert np.abs(actual.asnumpy() - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
 @pytest.fixture(params=[(0.0, 1.0), (30.0, 2.0), (0.0, 1e-3)], ids=["plain", "shifted", "small"])
@@ -55,18 +55,12 @@ def normalised(x_TH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centred * r_T1, r_T1
 
 
-def test_layer_norm_is_the_formula(norm_case):
-    norm, x, _ = norm_case
-    n, _ = normalised(x.astype(np.float64))
-    found = norm(Tensor(x))
-    expected = n * norm.gain.asnumpy() + norm.bias.asnumpy()
-    np.testing.assert_allclose(found.asnumpy(), expected, rtol=0, atol=2e-5 if x.max() > 10 else 2e-6)
-
-
-def test_layer_norm_gradients_are_the_formula(norm_case):
+def test_layer_norm_and_its_gradients_are_the_formula(norm_case):
     norm, x, dy = norm_case
-    (dx,), (dgain, dbias) = Weighed(norm)(Tensor(x), Tensor(dy))
     n, r = normalised(x.astype(np.float64))
+    expected = n * norm.gain.asnumpy() + norm.bias.asnumpy()
+    np.testing.assert_allclose(norm(Tensor(x)).asnumpy(), expected, rtol=0, atol=2e-5 if x.max() > 10 else 2e-6)
+    (dx,), (dgain, dbias) = Weighed(norm)(Tensor(x), Tensor(dy))
     g = dy * norm.gain.asnumpy().astype(np.float64)
     assert_close(dx, r * (g - g.mean(-1, keepdims=True) - n * (g * n).mean(-1, keepdims=True)))
     assert_close(dgain, (dy * n).sum(axis=0))
@@ -75,9 +69,9 @@ def test_layer_norm_gradients_are_the_formula(norm_case):
 
 def test_layer_norm_of_half_precision_is_computed_in_float32(graph_mode):
     norm, x = LayerNorm(COLUMNS), draw(ROWS, COLUMNS, around=100.0).astype(np.float16)
-    found = norm(Tensor(x))
-    assert found.dtype == ms.float32
-    np.testing.assert_allclose(found.asnumpy(), normalised(x.astype(np.float64))[0], rtol=0, atol=1e-4)
+    actual = norm(Tensor(x))
+    assert actual.dtype == ms.float32
+    np.testing.assert_allclose(actual.asnumpy(), normalised(x.astype(np.float64))[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (2, 3, 4, COLUMNS)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from pangu_sigma.npu.cuts import HOST, _dense_array, _expert_array
 from pangu_sigma.npu.saved_parts import part_of, writes
 from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.layout import share_of
-from pangu_sigma.sections import ParallelConfig, Segment
+from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.metrics import read_metrics
 from pangu_sigma.training.loop import train
@@ -53,48 +54,40 @@ def last_stage(parallel: ParallelConfig) -> range:
 
 
 @pytest.mark.parametrize("axes", LAYOUTS, ids=str)
-@pytest.mark.parametrize(
-    ("shape", "name"),
-    [
-        ((16, 8), "layers.0.attention.query.weight"),  # cut by columns
-        ((16, 8), "layers.0.attention.output.weight"),  # cut by rows
-        ((16, 8), "whole"),
-        ((16,), "layers.0.attention.query.bias"),
-        ((16,), "layers.0.attention_norm.gain"),  # whole
-    ],
-)
-def test_ranks_together_write_every_number_of_a_dense_parameter_once(axes: dict, shape: tuple, name: str):
+def test_ranks_together_write_every_number_once(axes: dict):
+    """Of dense parameters, and of own and common experts."""
     config = configured(axes)
-    dense, parallel = _dense_array(config, 1, name, shape), config.parallel
-    written = np.zeros(shape, int)
-    for rank in last_stage(parallel):
-        part = part_of(dense, parallel, rank)
-        assert part.whole == shape
-        columns = slice(part.offset[0], part.offset[0] + dense.computed[1]) if part.offset else ...
-        if writes(dense, config, rank):
-            written[part.numbers(), columns] += 1
-    assert (written == 1).all()
-
-
-@pytest.mark.parametrize("axes", LAYOUTS, ids=str)
-@pytest.mark.parametrize("kind", ["own", "common"])
-@pytest.mark.parametrize(("name", "shape"), [("w1", (8, 6)), ("b1.moment", (8,)), ("b2", (6,)), ("step", ())])
-def test_ranks_together_write_every_number_of_the_experts_once(axes: dict, kind: Segment, name: str, shape: tuple):
-    config = configured(axes)
-    parallel, experts, number = config.parallel, 8 if kind == "own" else 4, ["own", "common"].index(kind)
-    divided = parallel.tensor if name[:2] in ("w1", "b1") else 1
-    array = _expert_array(config, 1, number, name.split(".")[0], (experts, *shape), HOST)
-    own = (shape[0] // divided, *shape[1:]) if shape else ()
-    written = np.zeros((experts, *shape), int)
-    for rank in last_stage(parallel):
-        held = share_of(config, rank).routed[number].held
-        part = part_of(array, parallel, rank, held)
-        assert array.kept == (len(held), *own)
-        assert part.whole == (experts, *shape)
-        columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
-        if writes(array, config, rank):
-            written[part.numbers(), columns] += 1
-    assert (written == 1).all()
+    parallel = config.parallel
+    for name, shape in (
+        ("layers.0.attention.query.weight", (16, 8)),  # cut by columns
+        ("layers.0.attention.output.weight", (16, 8)),  # cut by rows
+        ("whole", (16, 8)),
+        ("layers.0.attention.query.bias", (16,)),
+        ("layers.0.attention_norm.gain", (16,)),  # whole
+    ):
+        dense, written = _dense_array(config, 1, name, shape), np.zeros(shape, int)
+        for rank in last_stage(parallel):
+            part = part_of(dense, parallel, rank)
+            assert part.whole == shape
+            columns = slice(part.offset[0], part.offset[0] + dense.computed[1]) if part.offset else ...
+            if writes(dense, config, rank):
+                written[part.numbers(), columns] += 1
+        assert (written == 1).all(), name
+    tensors = [("w1", (8, 6)), ("b1.moment", (8,)), ("b2", (6,)), ("step", ())]
+    for (number, experts), (name, shape) in itertools.product([(0, 8), (1, 4)], tensors):
+        divided = parallel.tensor if name[:2] in ("w1", "b1") else 1
+        array = _expert_array(config, 1, number, name.split(".")[0], (experts, *shape), HOST)
+        own = (shape[0] // divided, *shape[1:]) if shape else ()
+        written = np.zeros((experts, *shape), int)
+        for rank in last_stage(parallel):
+            held = share_of(config, rank).routed[number].held
+            part = part_of(array, parallel, rank, held)
+            assert array.kept == (len(held), *own)
+            assert part.whole == (experts, *shape)
+            columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
+            if writes(array, config, rank):
+                written[part.numbers(), columns] += 1
+        assert (written == 1).all(), (number, name)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +140,9 @@ def test_rows_are_those_of_a_run_on_the_cpu_and_survive_a_stop(graph_mode, tiny_
     assert len(lines[2]["scales"]) == config.model.layers and 0.1 not in lines[2]["scales"].values()
 
 
-def test_evaluation_and_training_are_one_graph(runs: SimpleNamespace):
+def test_evaluation_and_training_are_one_graph_and_its_checkpoint_is_read_on_the_cpu(runs: SimpleNamespace):
     assert runs.step.training
     assert len(runs.step.compile_cache) == 1
-
-
-def test_its_checkpoint_is_read_on_the_cpu(runs: SimpleNamespace):
     ours, theirs = (evaluate_run(run) for run in (runs.ascend, runs.cpu))
     for domain, figures in ours.items():
         assert figures["loss"] == pytest.approx(theirs[domain]["loss"], rel=1e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.npu.capacity import (
@@ -23,7 +23,6 @@ def routes(draw: st.DrawFn, shape: tuple[int, ...], stored: int) -> np.ndarray:
     return np.random.default_rng(draw(st.integers(0, 999))).integers(0, stored, shape)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_sent_rows_are_counts_by_taker_and_expert(data: st.DataObject):
     takers, stored = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
@@ -54,7 +53,6 @@ def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
 
 
 @pytest.mark.parametrize("layout", ["compacted", "dropless"])
-@settings(deadline=None)
 @given(st.data())
 def test_first_senders_rows_have_room_first(layout: DispatchLayout, data: st.DataObject):
     """Room is given row by row: to the rows of a sender for an expert, then to what arrives, in the order of the senders."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from helpers.small_clusters import by_hand, clusters
-from hypothesis import given, settings
+from helpers.small_clusters import by_hand
 
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import ConfigError
 from pangu_sigma.npu.communicators import COPIES, GROUPS, _refused_group, check_layout, stages_of_host
 from pangu_sigma.ranks.layout import AXES, Layout
 from pangu_sigma.sections import ParallelConfig
@@ -58,23 +57,6 @@ def test_the_rule_is_mindspores_for_every_group_of_every_layout():
             "only 910A's hosts have halves"
         )
     assert len(verdicts) == 4
-
-
-@settings(deadline=None)
-@given(clusters())
-def test_layouts_of_powers_of_two_are_never_refused(config: Config):
-    layout = Layout(config.parallel)
-    assert all(is_feasible(layout.peers(0, *axes)) for axes in GROUPS)
-    assert _refused_group(config.parallel, True) is None
-
-
-def test_groups_of_a_layout_are_those_of_its_ranks():
-    parallel = ParallelConfig(groups=2, expert=3, data=2, tensor=4)
-    layout = Layout(parallel)
-    for axes in GROUPS:
-        rows = layout.groups(*axes).tolist()
-        assert sorted(rank for row in rows for rank in row) == list(range(48))
-        assert all(row == layout.peers(row[0], *axes) for row in rows)
 
 
 @pytest.mark.parametrize("chip", ["910a", "910b"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 from helpers.small_clusters import MODEL_CONFIGS, by_hand, clusters
-from hypothesis import given, settings
+from hypothesis import given
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
@@ -24,7 +24,6 @@ from pangu_sigma.npu.cuts import (
 from pangu_sigma.ranks.layout import share_of
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_slices_of_all_ranks_cover_every_array_exactly(config: Config):
     ranks, stages = config.parallel.stage_ranks, range(config.parallel.stages)
@@ -34,7 +33,6 @@ def test_slices_of_all_ranks_cover_every_array_exactly(config: Config):
         assert math.prod(a.kept) * ranks == math.prod(a.shape) * copies
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_arrays_of_layers_that_are_alike_are_counted(config: Config):
     """By all that sums ask of an array; names are those of one of the layers."""
@@ -52,7 +50,6 @@ def test_arrays_of_layers_that_are_alike_are_counted(config: Config):
     assert word_table(config) == dense_weights(config)[0]
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_experts_of_a_rank_are_those_of_its_share(config: Config):
     for kind in config.model.kinds:
@@ -81,12 +78,9 @@ def test_what_each_rank_of_the_paper_keeps():
     assert found["experts.7.step"].kept == (10,)
 
 
-def test_without_optimizer_parallelism_nothing_is_divided():
+def test_without_optimizer_parallelism_nothing_is_divided_and_without_ecss_experts_are_float32_on_the_npu():
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", ["parallel.optimizer=false"])
     assert not any(a.divided for a in all_arrays(config))
-
-
-def test_without_ecss_experts_are_float32_on_the_npu():
     arrays = expert_arrays(by_hand(ecss={"enabled": False, "moments": "bfloat16"}))
     assert {a.device for a in arrays} == {"Ascend"}
     assert {np.dtype(a.dtype).name for a in arrays} == {"float32", "int32"}

@@ -47,13 +47,12 @@ def planned(case: Case) -> dict[int, list[RoutingPlan]]:
     return {rank: ExchangePlanner(case.config, rank, room).plan(case.experts, case.taker_B) for rank in case.ranks}
 
 
-@settings(deadline=None)
 @given(cases(CHIPS))
 def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
     assert_active_are_those_of_the_batch(case, planned(case))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cases(CHIPS))
 def test_all_ranks_together_compute_what_one_computes_alone(case: Case):
     """A token without room gets nothing, and gives no gradient."""
@@ -75,7 +74,6 @@ def test_all_ranks_together_compute_what_one_computes_alone(case: Case):
     assert_all_compute_what_one_computes_alone(case, updates, movement, with_room)
 
 
-@settings(deadline=None)
 @given(cases(("910a",)))
 def test_a_token_has_one_row_or_its_expert_was_full(case: Case):
     case.arrived = 10**4

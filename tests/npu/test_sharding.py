@@ -26,22 +26,18 @@ def config(request) -> Config:
     return by_hand(model={"dense_layers": 2}, parallel={"stages": stages}, train={"accumulation": stages})
 
 
-def test_every_dense_parameter_is_kept_by_one_stage_that_of_its_cell(config: Config):
-    network = PanGuSigma(config.model, config.slots)
+def test_every_parameter_and_every_cell_belongs_to_one_stage(config: Config):
+    network, stages = PanGuSigma(config.model, config.slots), range(config.parallel.stages)
     names = {id(p): name for name, p in network.parameters_and_names()}
-    kept = [[names[id(p)] for p in parameters_of_stage(network, config, s)] for s in range(config.parallel.stages)]
-    assert sorted(chain(*kept)) == sorted(names.values())
-    assert {"embedding", "positions"} <= {*kept[0]} and "query_positions" in kept[-1]
-    for stage, found in enumerate(kept):
-        inside = [p for cell in cells_of_stage(network, config, stage) for p in cell.trainable_params()]
-        assert {names[id(p)] for p in inside} == {name for name in found if "." in name}
-
-
-def test_every_cell_with_parameters_runs_on_one_stage(config: Config):
-    network = PanGuSigma(config.model, config.slots)
-    cells = [cell for stage in range(config.parallel.stages) for cell in cells_of_stage(network, config, stage)]
-    assert len({id(cell) for cell in cells}) == len(cells)
-    inside = {id(p) for cell in cells for p in cell.get_parameters()}
+    parameters = [[names[id(p)] for p in parameters_of_stage(network, config, s)] for s in stages]
+    assert sorted(chain(*parameters)) == sorted(names.values())
+    assert {"embedding", "positions"} <= {*parameters[0]} and "query_positions" in parameters[-1]
+    cells = [cells_of_stage(network, config, stage) for stage in stages]
+    for names_of_stage, cells_of in zip(parameters, cells, strict=True):
+        inside = {names[id(p)] for cell in cells_of for p in cell.trainable_params()}
+        assert inside == {name for name in names_of_stage if "." in name}
+    assert len({id(cell) for cell in chain(*cells)}) == sum(map(len, cells))
+    inside = {id(p) for cell in chain(*cells) for p in cell.get_parameters()}
     tables = {id(network.embedding), id(network.positions), id(network.query_positions)}
     assert inside | tables == {id(p) for p in network.get_parameters()}
 

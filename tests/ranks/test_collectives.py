@@ -26,9 +26,9 @@ def test_each_tensor_is_summed_in_its_place_and_shape():
     tensors = [np.random.default_rng(0).random(shape).astype(np.float32) for shape in shapes]
     cell = JoinedAllReduce("mccl_world_group")
     cell.all_reduce = Twice()
-    for found, expected in zip(cell(tuple(map(Tensor, tensors)), Tensor(0.0)), tensors, strict=True):
-        assert found.shape == expected.shape
-        assert np.array_equal(found.asnumpy(), 2 * expected)
+    for actual, expected in zip(cell(tuple(map(Tensor, tensors)), Tensor(0.0)), tensors, strict=True):
+        assert actual.shape == expected.shape
+        assert np.array_equal(actual.asnumpy(), 2 * expected)
 
 
 @pytest.mark.parametrize(("data", "groups"), [(1, 1), (2, 2)])
@@ -51,10 +51,10 @@ def test_gradients_are_summed_over_the_ranks_that_store_the_same_and_their_squar
         *(data * a for a in arrays[2:4]),
         *(data * groups * a for a in arrays[4:]),
     ]
-    for found, sums in zip((*dense, *experts[0], *experts[1]), expected, strict=True):
-        assert np.array_equal(found.asnumpy(), sums)
+    for actual, sums in zip((*dense, *experts[0], *experts[1]), expected, strict=True):
+        assert np.array_equal(actual.asnumpy(), sums)
     assert len(experts) == 3 and not experts[2]
     in_dense, in_own, in_common = (sum(np.square(a).sum() for a in expected[i : i + 2]) for i in (0, 2, 4))
     in_experts = 2 * (in_own + in_common / groups) / data
-    found = [each.asnumpy().item() for each in (squares, of_dense, of_experts)]
-    assert found == pytest.approx([in_dense + in_experts, in_dense, in_experts], rel=1e-6)
+    actual = [each.asnumpy().item() for each in (squares, of_dense, of_experts)]
+    assert actual == pytest.approx([in_dense + in_experts, in_dense, in_experts], rel=1e-6)

@@ -61,14 +61,11 @@ def test_a_rank_that_is_stopped_at_any_moment_leaves_a_whole_beat(tmp_path):
         rank.wait()
 
 
-def test_without_a_launcher_nothing_is_written(tmp_path, monkeypatch):
+def test_without_a_launcher_nothing_is_written_and_a_disk_that_refuses_does_not_stop_the_rank(tmp_path, monkeypatch):
     monkeypatch.delenv(HEARTBEATS_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     Heartbeat(0).beat("step 1")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_refuses_does_not_stop_the_rank(tmp_path, monkeypatch):
     monkeypatch.setenv(HEARTBEATS_VARIABLE, str(tmp_path / "gone"))
     Heartbeat(0).beat("step 1")
 

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.ascend_host import AscendHost
 from helpers.strangers import strangers
 
 from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
@@ -41,8 +40,10 @@ time.sleep(600)
 
 
 def test_a_killed_rank_is_noticed_within_8_seconds_and_everything_is_stopped(tmp_path):
-    """Even ranks that do not listen to SIGTERM, as those that wait for the lost one in a collective."""
-    with launched(DEAF, tmp_path, ranks=3) as it:
+    """Even ranks that do not listen to SIGTERM, as those that wait for the lost one in a collective, and processes that ranks
+    started, though they left their session and their process group."""
+    program = f"import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True); {DEAF}"
+    with launched(program, tmp_path, ranks=3) as it:
         ranks = [it.rank(rank) for rank in range(3)]
         killed = time.monotonic()
         os.kill(ranks[1], signal.SIGKILL)
@@ -68,20 +69,16 @@ def test_a_rank_that_fails_is_shown_with_its_last_lines(tmp_path):
     assert "\n80\n" not in shown
 
 
-def test_output_of_rank_0_is_shown_and_status_0_means_that_all_ended_well(tmp_path):
-    with launched("import os; print('rank', os.environ['RANK_ID'], 'of', os.environ['RANK_SIZE'])", tmp_path) as it:
-        assert it.wait() == 0
-        assert it.left() == []
-    assert it.output == "rank 0 of 2\n"
-    assert it.texts(1) == ["rank 1 of 2\n"]
-
-
-def test_nothing_that_lies_where_the_user_stands_is_executed(tmp_path, monkeypatch):
-    ran = strangers(tmp_path / "here")
+def test_output_of_rank_0_is_shown_and_nothing_in_the_users_folder_is_executed(tmp_path, monkeypatch):
+    executed = strangers(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    with launched("import argparse, mindspore, xxhash; print('ours')", tmp_path / "logs") as it:
+    program = (
+        "import argparse, os, mindspore, xxhash; print('rank', os.environ['RANK_ID'], 'of', os.environ['RANK_SIZE'])"
+    )
+    with launched(program, tmp_path / "logs") as it:
         assert it.wait() == 0, it.errors
-    assert (ran(), it.texts(1)) == ([], ["ours\n"])
+        assert it.left() == []
+    assert (executed(), it.output, it.texts(1)) == ([], "rank 0 of 2\n", ["rank 1 of 2\n"])
 
 
 def test_a_failed_run_is_started_again(tmp_path):
@@ -102,19 +99,18 @@ def test_what_only_the_user_can_mend_is_not_started_again(tmp_path):
     assert len(it.texts(0)) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
-def test_ranks_save_when_the_launcher_is_asked_to_stop(tmp_path, monkeypatch, number):
+def test_ranks_save_when_the_launcher_is_asked_to_stop(tmp_path, monkeypatch):
     monkeypatch.setenv("SAVED", str(tmp_path / "saved_"))
     with launched(SAVES, tmp_path / "logs", restarts=3) as it:
         for rank in range(2):
             it.rank(rank)
         asked = time.monotonic()
-        it.process.send_signal(number)
+        it.process.send_signal(signal.SIGTERM)
         assert it.wait() == 0
         assert time.monotonic() - asked < 10
         assert it.left() == []
     assert sorted(path.name for path in tmp_path.glob("saved_*")) == ["saved_0", "saved_1"]
-    assert f"got {number.name}" in it.errors
+    assert "got SIGTERM" in it.errors
     assert len(it.texts(0)) == 1, "it is not started again"
 
 
@@ -139,9 +135,7 @@ def test_asking_twice_kills_at_once(tmp_path):
         assert it.left() == []
 
 
-@pytest.mark.parametrize(
-    "seconds", [0.0, 1.0, None], ids=["at the start", "while msrun starts ranks", "while they run"]
-)
+@pytest.mark.parametrize("seconds", [1.0, None], ids=["while msrun starts ranks", "while they run"])
 def test_nothing_survives_a_launcher_that_is_killed(tmp_path, seconds):
     with launched(DEAF, tmp_path) as it:
         if seconds is None:
@@ -154,23 +148,6 @@ def test_nothing_survives_a_launcher_that_is_killed(tmp_path, seconds):
         eventually(lambda: not it.left())  # those that still start end when they come to the gate
         time.sleep(1)
         assert it.left() == []
-
-
-def test_what_ranks_started_ends_with_them(tmp_path):
-    """Though it has left their session and their process group."""
-    program = f"import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True); {SLEEPS}"
-    with launched(program, tmp_path, ranks=1) as it:
-        os.kill(it.rank(0), signal.SIGKILL)
-        assert it.wait() == 1
-        assert it.left() == []
-
-
-def test_a_rank_that_cannot_even_start_is_named(tmp_path):
-    with launched(["no-such-program"], tmp_path, ranks=1) as it:
-        assert it.wait() == 1
-        assert it.left() == []
-    assert "rank 0 ended with status 1" in it.errors
-    assert "FileNotFoundError" in it.errors
 
 
 def test_a_rank_that_ends_before_it_is_known_is_named(tmp_path, monkeypatch):
@@ -221,11 +198,11 @@ def test_a_lost_node_stops_the_others(tmp_path):
     assert "is gone" in zero.errors
 
 
-def test_stopping_one_node_lets_all_save(tmp_path, monkeypatch):
+def test_a_node_that_loses_its_terminal_lets_all_save(tmp_path, monkeypatch):
     monkeypatch.setenv("SAVED", str(tmp_path / "saved_"))
     with two_nodes(SAVES, tmp_path) as (zero, one):
         zero.rank(0), one.rank(1)
-        one.process.send_signal(signal.SIGTERM)
+        one.process.send_signal(signal.SIGHUP)
         assert (zero.wait(), one.wait()) == (0, 0)
     assert sorted(path.name for path in tmp_path.glob("saved_*")) == ["saved_0", "saved_1"]
 
@@ -243,13 +220,13 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
     monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "900")
     for name in ("MS_ASCEND_CHECK_OVERFLOW_MODE", "HCCL_DETERMINISTIC", "HCCL_EXEC_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
-    per_host, wanted, unwanted = CHIPS[chip]
+    per_host, expected, unwanted = CHIPS[chip]
     ranks = 64 * per_host
     job = Job(["train", "a b.yaml"], tmp_path / "logs", ranks, 64, address="10.0.0.1", devices=devices_of(chip))
     lines = dry_run(job).splitlines()
     assert lines[0] == f"# on every node: {per_host} of the {per_host} {CHIP_DATA[chip].title} of a server"
     exported = {line.removeprefix("export ") for line in lines if line.startswith("export ")}
-    assert {"HCCL_CONNECT_TIMEOUT=900", "HCCL_EXEC_TIMEOUT=1836", "HCCL_BUFFSIZE=200"} | wanted <= exported
+    assert {"HCCL_CONNECT_TIMEOUT=900", "HCCL_EXEC_TIMEOUT=1836", "HCCL_BUFFSIZE=200"} | expected <= exported
     assert not unwanted & {line.split("=")[0] for line in exported}
     said = [line for line in lines if line.startswith("# node ")]
     assert said == [
@@ -269,30 +246,17 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
     assert list(tmp_path.iterdir()) == [], "nothing is started or written"
 
 
-@pytest.mark.parametrize("look", [dry_run, check_job], ids=["dry run", "launch"])
 @pytest.mark.parametrize(
-    ("chip", "ranks", "nodes", "fix"),
-    [("910a", 16, 1, "use nodes 2"), ("910b", 512, 32, "use nodes 64"), ("910_93", 96, 4, "use nodes 6")],
+    ("chip", "ranks", "nodes", "fix"), [("910a", 16, 1, "use nodes 2"), ("910_93", 96, 4, "use nodes 6")]
 )
-def test_more_ranks_than_a_host_has_npus_are_refused(tmp_path, look, chip, ranks, nodes, fix):
+def test_more_ranks_than_a_host_has_npus_are_refused(tmp_path, chip, ranks, nodes, fix):
     job = Job([], tmp_path, ranks, nodes, devices=devices_of(chip))
-    with pytest.raises(LaunchError) as refused:
-        look(job)
-    for word in (f"nodes {nodes}", f"{ranks} ranks", f"parallel.chip={chip}", f"{CHIPS[chip][0]} NPUs", fix):
-        assert word in str(refused.value)
+    for look in (dry_run, check_job):
+        with pytest.raises(LaunchError) as refused:
+            look(job)
+        for word in (f"nodes {nodes}", f"{ranks} ranks", f"parallel.chip={chip}", f"{CHIPS[chip][0]} NPUs", fix):
+            assert word in str(refused.value)
     dry_run(replace(job, devices=None))  # processes of a CPU are not counted
-
-
-def test_npus_of_another_family_are_refused(tmp_path, monkeypatch):
-    machine = AscendHost(tmp_path, "910b", 1)
-    monkeypatch.setenv("PATH", f"{machine.tools}:{os.environ['PATH']}")
-    job = Job([], tmp_path / "logs", 1, devices=devices_of("910a"), port=free_port())
-    with pytest.raises(
-        LaunchError, match=r"parallel\.chip=910a: Ascend 910A .* has Ascend 910B3 .*use parallel.chip=910b3"
-    ):
-        check_job(job)
-    with pytest.raises(LaunchError, match="has 0 NPUs"):  # this machine; the chip is right
-        check_job(replace(job, devices=devices_of("910b4")))
 
 
 @pytest.mark.parametrize(

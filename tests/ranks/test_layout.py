@@ -6,14 +6,13 @@ from itertools import chain
 
 import pytest
 from helpers.small_clusters import by_hand, clusters
-from hypothesis import given, settings
+from hypothesis import given
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.ranks.layout import Layout, axes_text, data_rank_of, layers_of_stage, rre_layers_of_stage, share_of
 from pangu_sigma.sections import ParallelConfig
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_stages_have_all_layers_in_order_and_nearly_equally_many(config: Config):
     stages = [list(layers_of_stage(config, stage)) for stage in range(config.parallel.stages)]
@@ -23,7 +22,6 @@ def test_stages_have_all_layers_in_order_and_nearly_equally_many(config: Config)
     assert list(chain(*routed)) == list(range(config.model.rre_layers))
 
 
-@settings(deadline=None)
 @given(clusters())
 def test_a_rank_of_a_stage_takes_and_stores_what_the_same_rank_does_without_stages(config: Config):
     alone = config.model_copy(update={"parallel": config.parallel.model_copy(update={"stages": 1})})

@@ -40,13 +40,12 @@ def test_every_sequence_is_taken_once_by_ranks_that_store_its_experts(layout):
         assert sum(map(len, group)) == len(set.union(*group)) == config.experts // layout[0]
 
 
-@settings(deadline=None)
 @given(cases())
 def test_active_experts_of_all_ranks_are_those_of_the_batch(case: Case):
     assert_active_are_those_of_the_batch(case, planned(case))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cases())
 def test_all_ranks_together_compute_what_one_computes_alone(case: Case):
     updates, grid = planned(case), Layout(case.config.parallel)

@@ -1,27 +1,12 @@
-"""Processes are found by their parent, and how they ended is said in words. What a launch does with them: test_launch.py."""
+"""Processes are found by their parent. What a launch does with them: test_launch.py."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 
-import pytest
-
-from pangu_sigma.ranks.processes import FailedProcess, children_of, environment_of
-
-
-@pytest.mark.parametrize(
-    ("status", "text"),
-    [
-        (3, "rank 1 ended with status 3"),
-        (-signal.SIGKILL, "rank 1 was killed by SIGKILL"),
-        (None, "rank 1 ended before it was let start"),
-    ],
-)
-def test_an_end_is_said_in_words(status: int | None, text: str):
-    assert str(FailedProcess("rank 1", status)) == text
+from pangu_sigma.ranks.processes import children_of, environment_of
 
 
 def test_a_child_is_found_with_its_variables_until_it_has_ended():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.rre.plan import RoutedSegment, RoutingPlan, active_list, plan_segment
@@ -63,47 +63,28 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
-@settings(deadline=None)
 @given(cases())
-def test_order_has_the_tokens_of_each_expert_between_its_offsets_and_inverse_undoes_it(case: Case):
-    for plan, experts_GT in zip(case.plans(), case.experts(), strict=True):
-        for order_T, offsets, experts_T in zip(plan.order_GT, plan.offsets_GA1, experts_GT, strict=True):
+def test_a_plan_sorts_the_tokens_of_a_batch_by_expert(case: Case):
+    for plan, again, experts_GT in zip(case.plans(), case.plans(), case.experts(), strict=True):
+        # the active list is ascending, and filled up with `stored`
+        used = np.unique(experts_GT)
+        all_are_active = case.entries == case.stored
+        expected_A = np.arange(case.stored) if all_are_active else np.append(used, [case.stored] * case.entries)
+        assert np.array_equal(plan.active_A, expected_A[: case.entries])
+        for order_T, inverse_T, offsets, experts_T in zip(
+            plan.order_GT, plan.inverse_GT, plan.offsets_GA1, experts_GT, strict=True
+        ):
             assert (offsets[0], offsets[-1]) == (0, len(experts_T))
             for entry, expert in enumerate(plan.active_A):
                 rows = order_T[offsets[entry] : offsets[entry + 1]]
                 assert np.array_equal(rows, np.flatnonzero(experts_T == expert))
-        for order_T, inverse_T in zip(plan.order_GT, plan.inverse_GT, strict=True):
             assert np.array_equal(inverse_T[order_T], np.arange(len(order_T)))
-
-
-@settings(deadline=None)
-@given(cases())
-def test_the_tokens_of_an_update_are_those_of_all_passes(case: Case):
-    for plan in case.plans():
-        assert np.array_equal(np.diff(plan.used_A1), np.diff(plan.offsets_GA1).sum(axis=0))
+        # the tokens of an update are those of all passes
         assert plan.used_A1[0] == 0
-
-
-@settings(deadline=None)
-@given(cases())
-def test_the_active_list_is_ascending_and_filled_with_stored(case: Case):
-    for plan, experts_GT in zip(case.plans(), case.experts(), strict=True):
-        assert len(plan.active_A) == case.entries
-        if case.entries == case.stored:
-            assert np.array_equal(plan.active_A, np.arange(case.stored))
-            continue
-        used = np.unique(experts_GT)
-        assert np.array_equal(plan.active_A[: len(used)], used)
-        assert (plan.active_A[len(used) :] == case.stored).all()
-
-
-@settings(deadline=None)
-@given(cases())
-def test_plans_are_deterministic_and_int32(case: Case):
-    for first, second in zip(case.plans(), case.plans(), strict=True):
-        for (name, a), b in zip(vars(first).items(), vars(second).values(), strict=True):
+        assert np.array_equal(np.diff(plan.used_A1), np.diff(plan.offsets_GA1).sum(axis=0))
+        for (name, a), b in zip(vars(plan).items(), vars(again).values(), strict=True):
             assert name == "dropped" or a.dtype == np.int32
-            assert np.array_equal(a, b)
+            assert np.array_equal(a, b), "deterministic"
 
 
 def test_too_many_active_experts_is_an_error_with_the_fix():

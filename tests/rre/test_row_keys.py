@@ -23,7 +23,7 @@ def keys_of(ids: np.ndarray, domains: np.ndarray, positions: np.ndarray, before:
     return row_keys(ENTRIES, *TABLES, ids, domains, positions, before)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=30), domain=st.integers(0, 3), data=st.data())
 def test_keys_follow_the_formula_and_do_not_depend_on_how_a_text_is_cut(ids, domain, data):
     ids_1S = np.array([ids])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,14 +69,6 @@ def test_tables_that_are_cut_short_or_missing_are_refused(tmp_path: Path):
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"a\.npz: is not what was written"):
         RoutingTable.load(file)
-
-
-def test_members_that_are_no_arrays_are_refused(tmp_path: Path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        for name in ("first_NDV", "spread_DV", "experts"):
-            archive.writestr(f"{name}.npy", b"3")
-    with pytest.raises(DataError, match="do not fit"):
-        RoutingTable.load(tmp_path / "a.npz")
 
 
 def test_a_file_that_unpacks_to_more_than_tables_have_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

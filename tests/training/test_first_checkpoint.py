@@ -30,13 +30,10 @@ def test_what_is_there_already_is_kept(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_and_a_full_disk_are_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file/run cannot be written"), unfinished_folder(tmp_path / "file" / "run"):
         pass
-
-
-def test_a_full_disk_is_named(tmp_path):
     with pytest.raises(OSError, match="No space left") as refused, unfinished_folder(tmp_path / "run"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert refused.value.filename == str(tmp_path / "run")

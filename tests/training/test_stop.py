@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 
+import pytest
+
 from pangu_sigma.training.loop import stop_request
 
 
@@ -18,11 +20,8 @@ def test_the_signal_is_noted_and_ends_nothing():
 
 def test_the_signal_has_its_old_meaning_after_an_error():
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        with stop_request():
-            raise KeyError
-    except KeyError:
-        pass
+    with pytest.raises(KeyError), stop_request():
+        raise KeyError
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -1,31 +1,12 @@
-"""Tables of npu-smi as people published them, with what the parser must not mistake."""
+"""Tables of npu-smi as people published them (helpers/ascend_host.py has the others), with what the parser must not mistake."""
 
 from __future__ import annotations
 
 import pytest
+from helpers.ascend_host import npu_smi_info
 
 from pangu_sigma.chips import family
 from pangu_sigma.npu.host.npu_smi import Npu, chip_called, npus_in
-
-FIRST_FAMILY = """\
-+------------------------------------------------------------------------------------------------+
-| npu-smi 24.1.0                   Version: 24.1.0                                               |
-+---------------------------+---------------+----------------------------------------------------+
-| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
-| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
-+===========================+===============+====================================================+
-| 0     910ProB             | OK            | 78.0        38                0    / 0             |
-| 0                         | 0000:C1:00.0  | 0           2387 / 13553      18   / 32768         |
-+===========================+===============+====================================================+
-| 1     910ProB             | OK            | 75.8        38                0    / 0             |
-| 0                         | 0000:81:00.0  | 0           1840 / 15665      8    / 32768         |
-+===========================+===============+====================================================+
-+---------------------------+---------------+----------------------------------------------------+
-| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |
-+===========================+===============+====================================================+
-| No running processes found in NPU 0                                                            |
-+===========================+===============+====================================================+
-"""  # github.com/vllm-project/vllm-ascend/issues/1047, two of eight NPUs
 
 TWO_DIES = """\
 +------------------------------------------------------------------------------------------------------------------+
@@ -51,21 +32,21 @@ TWO_DIES = """\
 
 
 def test_numbers_names_and_memory_are_read():
-    assert npus_in(FIRST_FAMILY) == [
+    assert npus_in(npu_smi_info("910ProB", 2, 32768, {1: "Alarm"})) == [
         Npu(0, 0, 0, "910ProB", "OK", 32768),
-        Npu(1, 1, 0, "910ProB", "OK", 32768),
+        Npu(1, 1, 0, "910ProB", "Alarm", 32768),
     ]
     assert npus_in("npu-smi: error") == []
 
 
 def test_dies_have_numbers_of_their_own():
-    found = npus_in(TWO_DIES)
-    assert [(npu.number, npu.card, npu.chip, npu.health) for npu in found] == [
+    actual = npus_in(TWO_DIES)
+    assert [(npu.number, npu.card, npu.chip, npu.health) for npu in actual] == [
         (0, 0, 0, "OK"),
         (1, 0, 1, "OK"),
         (2, 1, 0, "Alarm"),
     ]
-    assert {npu.total for npu in found} == {65536}
+    assert {npu.total for npu in actual} == {65536}
 
 
 @pytest.mark.parametrize(

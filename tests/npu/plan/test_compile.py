@@ -5,8 +5,6 @@ Every case starts a process that compiles; the shipped configurations at their f
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,10 @@ from helpers.actors import actors_of, kept_apart, read_actors
 from helpers.small_clusters import MODEL_CONFIGS
 
 from pangu_sigma.chips import CHIP_DATA, GIB
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.cuts import accumulator_arrays, active_buffers, dense_weights, summed_alone
 from pangu_sigma.npu.plan import compile as compile_module
-from pangu_sigma.npu.plan.cann_stub import ascend_environment
 from pangu_sigma.npu.plan.compile import Compiled, PlanRefused, compile_memory, compile_step, read_graph
 from pangu_sigma.npu.plan.differences import add_compiled
 from pangu_sigma.npu.plan.plan import laid_out, make_plan
@@ -37,8 +34,8 @@ SMALL = [
 ]
 
 
-def counted(compiled: Compiled, **wanted: object) -> int:
-    return sum(c.count for c in compiled.collectives if all(getattr(c, k) == v for k, v in wanted.items()))
+def counted(compiled: Compiled, **expected: object) -> int:
+    return sum(c.count for c in compiled.collectives if all(getattr(c, k) == v for k, v in expected.items()))
 
 
 def check(config: Config) -> list[Compiled]:
@@ -83,11 +80,11 @@ def check_sums(config: Config, stages: list[Compiled]) -> None:
     passes, last = config.train.accumulation, len(stages) - 1
     for stage, compiled in enumerate(stages):
         summed = [a.name.removesuffix(".accumulated") for a in accumulator_arrays(config, stage)]
-        wanted = dict.fromkeys(summed, passes)
-        if stage == 0 and "embedding" in wanted:
+        expected = dict.fromkeys(summed, passes)
+        if stage == 0 and "embedding" in expected:
             # looked up and multiplied with; or looked up, and what the last stage sends for all micro-batches together
-            wanted["embedding"] = 2 * passes if last == 0 else passes + 1
-        assert compiled.additions == wanted
+            expected["embedding"] = 2 * passes if last == 0 else passes + 1
+        assert compiled.additions == expected
 
 
 RECOMPUTE = {"groups": 2, "expert": 2, "tensor": 2, "recompute": True}
@@ -108,65 +105,47 @@ WIDE = ["model.heads=8", "train.batch_size=32"]
 QUICK: dict[str, tuple[dict[str, Any], list[str]]] = {
     "one NPU": ({"groups": 1}, []),  # MindSpore refused it once, although more of them compiled
     "recompute": (RECOMPUTE, []),
-    "910B": (ALL_AXES, B16),
     "910B, common segments": (ALL_AXES, [*B16, *SOME]),
 }
 
 LONG: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "910B, replicas, recompute": (REPLICAS | {"recompute": True}, B16),
-    "910B, two passes": (REPLICAS, [*B16, "train.accumulation=2"]),
+    "910B": (ALL_AXES, B16),
+    "910B, replicas, recompute, two passes": (REPLICAS | {"recompute": True}, [*B16, "train.accumulation=2"]),
     "910B, no optimizer parallelism": (APART, B16),
     "910B, one expert rank": ({"groups": 2, "data": 4}, B16),
-    "910B, our kernels": (ALL_AXES, [*B16, "parallel.gather=ours"]),
-    "910B, erf": (ALL_AXES, [*B16, "model.activation=erf"]),
+    "910B, our kernels, erf": (ALL_AXES, [*B16, "parallel.gather=ours", "model.activation=erf"]),
     "910B, every rank in the tensor group": ({"tensor": 8, "recompute": True}, [*B16, "model.heads=8"]),
     "910B, float16": (ALL_AXES, ["parallel.chip=910b"]),
     "910B, two stages, which are compacted": (STAGES, [*B16, "train.accumulation=2"]),
-    "910B, two own segments": (ALL_AXES, [*B16, *OWN]),
     "910B, two own segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *OWN]),
-    "910B, common segments, 64 ranks": (RANKS_64, [*B16, *WIDE, *SOME]),
     "910B, common segments, replicas, two passes": (REPLICAS, [*B16, *SOME, "train.accumulation=2"]),
-    "rows": (REPLICAS, ROWS),
     "910B, rows, recompute": (RECOMPUTE, [*B16, *ROWS]),
-    "rows, two passes": (REPLICAS, [*ROWS, "train.accumulation=2"]),
-    "rows, an only layer": (RECOMPUTE, [*ROWS, "model.dense_layers=0"]),
-    "rows, two stages": (STAGES, [*ROWS, "train.accumulation=2", "model.dense_layers=2"]),
-    "rows, float32": (ALL_AXES, [*ROWS, "train.compute_dtype=float32"]),
     "910_93": (ALL_AXES, ["parallel.chip=910_93", "train.compute_dtype=bfloat16"]),
-    "all axes": (ALL_AXES, []),
+    "rows, two passes": (REPLICAS, [*ROWS, "train.accumulation=2"]),
+    "rows, an only layer, float32": (RECOMPUTE, [*ROWS, "model.dense_layers=0", "train.compute_dtype=float32"]),
+    "rows, two stages": (STAGES, [*ROWS, "train.accumulation=2", "model.dense_layers=2"]),
+    "dense": ({"data": 4, "tensor": 2}, ["model.rre_layers=0", "model.dense_layers=2"]),
     "groups and experts": ({"groups": 4, "expert": 2}, []),
-    "no optimizer parallelism": (APART, []),
     "an only layer": (RECOMPUTE, ["model.dense_layers=0"]),
-    "replicas": (REPLICAS, []),
-    "replicas, two passes": (REPLICAS, ["train.accumulation=2"]),
-    "float32": (ALL_AXES, ["train.compute_dtype=float32"]),
-    "two own segments": (ALL_AXES, OWN),
-    "common segments": (ALL_AXES, SOME),
-    "common segments, groups alone": ({"groups": 2}, SOME),
-    "four segments, recompute": (
-        RECOMPUTE,
-        ["model.segments=[own, own, common, common]", "model.common_experts=6"],
-    ),
-    "two own segments, 64 ranks": (RANKS_64, [*WIDE, *OWN]),
+    "float32, tanh": (ALL_AXES, ["train.compute_dtype=float32", "model.activation=tanh"]),
     "common segments, 64 ranks": (RANKS_64, [*WIDE, *SOME]),
+    "common segments, groups alone": ({"groups": 2}, SOME),
+    "four segments, recompute": (RECOMPUTE, ["model.segments=[own, own, common, common]", "model.common_experts=6"]),
     "common segments, two stages": (
         {"stages": 2, "groups": 2, "expert": 2},
         [*SOME, "train.accumulation=2", "model.rre_layers=2"],
     ),
     "one and a half sequences a tensor rank": (ALL_AXES, ["train.batch_size=12"]),
     "bfloat16 moments": (ALL_AXES, ["ecss.moments=bfloat16"]),
-    "erf": (ALL_AXES, ["model.activation=erf"]),
-    "tanh": (ALL_AXES, ["model.activation=tanh"]),
     "three passes, recompute": (RECOMPUTE, ["train.accumulation=3"]),
     "two passes, no optimizer parallelism": (APART, ["train.accumulation=2"]),
-    "two stages, one with experts": (STAGES, ["train.accumulation=2"]),
+    "two stages, one with experts, no optimizer parallelism": (
+        STAGES | {"optimizer": False},
+        ["train.accumulation=2", "model.dense_layers=2"],
+    ),
     "two stages, both with experts": (
         STAGES | {"groups": 2, "recompute": True},
         ["train.accumulation=3", "model.rre_layers=3"],
-    ),
-    "two stages, no optimizer parallelism": (
-        STAGES | {"optimizer": False},
-        ["train.accumulation=2", "model.dense_layers=2"],
     ),
     "four stages": (
         {"stages": 4, "expert": 2},
@@ -188,19 +167,17 @@ def test_the_compiled_step_is_the_predicted_one(name: str):
     check(laid(axes, *overrides))
 
 
-@pytest.mark.parametrize(
-    ("free", "told"), [(8.0, "; 8.0 GiB are free here"), (0.5, "; 0.5 GiB are free here, and it may be killed")]
-)
-def test_the_memory_of_a_compilation_is_said_before_it_starts(free: float, told: str, monkeypatch, caplog):
+def test_the_memory_of_a_compilation_is_said_before_it_starts(monkeypatch, caplog):
     """The announcement of sigma_38b on 32 NPUs, whose compilation took 20 GiB once."""
-    monkeypatch.setattr(compile_module, "available_memory", lambda: int(free * GIB))
+    monkeypatch.setattr(compile_module, "available_memory", lambda: GIB // 2)
     monkeypatch.setattr(compile_module, "ascend_environment", lambda *_: pytest.fail("it starts"))
     axes = ("parallel.expert=4", "parallel.data=2", "parallel.tensor=4", "parallel.recompute=false")
     config = load_config(MODEL_CONFIGS / "sigma_38b.yaml", [*axes, "train.accumulation=2", ("parallel.chip", "910_93")])
     with caplog.at_level("INFO"), pytest.raises(pytest.fail.Exception, match="it starts"):
         compile_step(config)
     assert caplog.messages == [
-        f"compiling sigma_38b for 32 ranks takes about {compile_memory(config) / GIB:.1f} GiB of memory{told}"
+        f"compiling sigma_38b for 32 ranks takes about {compile_memory(config) / GIB:.1f} GiB of memory; 0.5 GiB are free here, "
+        "and it may be killed"
     ]
 
 
@@ -220,12 +197,6 @@ def test_the_memory_that_is_said_is_what_was_measured(layers: tuple[int, int], p
     model = dict(zip(("model.dense_layers", "model.rre_layers"), layers, strict=True))
     config = load_config(MODEL_CONFIGS / "sigma_1t.yaml", [*model.items(), ("train.accumulation", passes)])
     assert compile_memory(config) / GIB == pytest.approx(gib, rel=0.05)
-
-
-def test_a_dense_model_has_neither_experts_nor_host_operators():
-    config = load_config(TINY, [*SMALL, "model.rre_layers=0", "model.dense_layers=2", "parallel={data: 4, tensor: 2}"])
-    (compiled,) = check(config)
-    assert counted(compiled, op="AlltoAll") == 0
 
 
 @pytest.mark.parametrize("layers", [2, pytest.param(3, marks=pytest.mark.slow)], ids=["equal", "of one layer and two"])
@@ -251,54 +222,6 @@ def test_a_plan_that_mindspore_refuses_says_why_in_one_message(monkeypatch: pyte
     assert "Call Stack" not in str(refused.value)
 
 
-def test_reading_a_graph_counts_bytes_phase_group_and_device():
-    lines = iter(
-        [
-            "%para1_lr: <Tensor[Float32], ()> : []\n",
-            "%para2_active.0.w1: <Ref[Tensor[Float16]], (1, 2560, 5120), ref_key=x, is_parameter>  :  has_default\n",
-            "%para3_experts.0.w1: <Ref[Tensor[Float32]], (10, 2560, 5120), ref_key=y, is_parameter>  :  has_default\n",
-            "%para5_pass_scale: <Ref[Tensor[Float32]], (1), ref_key=z, is_parameter>  :  has_default\n",
-            "  %3(h) = Load(%para3_experts.0.w1, UMonad[U])\n",
-            '  %4(a) = Custom(%3, %para2_active.0.w1) {func_name: "/x/ops.so:FetchStored", primitive_target: "CPU"}\n',
-            "  %5(b) = PrimFunc_MatMul(%4, F32(1), %para5_pass_scale) {instance name: up}\n",
-            '  %6(c) = AlltoAll(%5) {instance name: redistribution_op_1AlltoAll_} primitive_attrs: {group: "16-9", '
-            "rank_list: (0, 8, 16)}\n",
-            "      : (<Tensor[Float16], (2, 3)>) -> (<Tensor[Float16], (2, 4)>)\n",
-            "  %8(f) = PrimFunc_GroupedMatmul(%6, %5, None)\n",
-            "  %9(e) = PrimFunc_AssignAdd(%para4_accu_grads.loss.network.layers.0.norm.gain, %6)\n",
-            '  %7(d) = AllReduce(%6) {instance name: grad_mirror_MirrorOperator} primitive_attrs: {group: "64-77"}\n',
-            "      : (<Tensor[Float32], (5)>) -> (<Tensor[Float32], (5)>)\n",
-            '  %10(g) = AllReduce(%7) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"} cnode_primal_attrs: '
-            '{unique_id: "5", forward_comm_node_unique_id: "4"}\n',
-            "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
-            '  %11(h) = AllReduce(%10) {instance name: forward_op_2} primitive_attrs: {group: "8-1"} cnode_primal_attrs: '
-            '{forward_comm_node_unique_id: "4", forward_node_name: "AllReduce_5"}\n',
-            "      : (<Tensor[Float32], (6)>) -> (<Tensor[Float32], (6)>)\n",
-            '  %12(i$squares) = AllReduce(%11) {instance name: sum_of_parts} primitive_attrs: {group: "8-1"}\n',
-            "      : (<Tensor[Float32], ()>) -> (<Tensor[Float32], ()>)\n",
-            '  %13(j) = Custom(%7, %9, %2) {func_name: "/x/ops.so:StartUpdate", primitive_target: "CPU"}\n',
-            "      : (<Tensor[Float16], (1, 2560, 5120)>, <Tensor[Float16], ()>, <Tensor[Int32], (1)>) -> (<Tensor[Float32]>)\n",
-        ]
-    )
-    found = read_graph(lines, 512)
-    assert [(c.op, c.phase, c.count, c.group_size, c.nbytes) for c in found["collectives"]] == [
-        ("AllReduce", "backward", 1, 8, 24),
-        ("AllReduce", "forward", 1, 8, 24),
-        ("AllReduce", "gradient", 1, 64, 20),
-        ("AllReduce", "norm", 1, 8, 4),
-        ("AlltoAll", "forward", 1, 3, 16),
-    ]
-    assert [(p.name, p.slice, p.dtype, p.device) for p in found["parameters"]] == [
-        ("active.0.w1", [1, 2560, 5120], "float16", "CPU"),
-        ("experts.0.w1", [10, 2560, 5120], "float32", "CPU"),
-        ("pass_scale", [1], "float32", "Ascend"),
-    ]
-    assert found["host_operators"] == {"FetchStored": 1, "StartUpdate": 1}
-    assert found["handed"] == [[], [1, 2560, 5120]]
-    assert found["additions"] == {"layers.0.norm.gain": 1}
-    assert found["operators"]["GroupedMatmul"] == 1
-
-
 INSIDE = "      # Fullname with scope: (Default/network-ActiveExperts/loss-NextTokenLoss/MatMul-op0)\n"
 
 
@@ -313,28 +236,8 @@ def test_a_write_whose_place_memory_alone_holds_is_seen(first: str):
     read += f"  %6(e) = PrimFunc_MatMul(%5, %5) {{instance name: up}}\n{INSIDE}"
     graph = write + read if first == "the write" else read + write
     after = "  %7(f) = Mul(%6, %6)\n  %8(g) = PrimFunc_Assign(%para3_pass_scale, %7, %4)\n"
-    found = read_graph(iter((graph + after).splitlines(keepends=True)), 8)
-    assert found["early_writes"] == ["active.0.w1"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("level", "message"),
-    [
-        ("", "Run graph mode with kernel by kernel by configuration"),  # after it the stand-ins end the process
-        ("O2", "The GE backend does not support subgraph sink and heterogeneous scenarios"),
-    ],
-    ids=["ours", "O2"],
-)
-def test_910a_runs_kernel_by_kernel_because_one_graph_has_no_operators_on_the_host(
-    level: str, message: str, tmp_path: Path
-):
-    """MindSpore's own choice for 910A is O2. With simulation level 1 the graph goes to the backend."""
-    program = Path(__file__).parents[2] / "helpers" / "graph_level.py"
-    logs = {"MS_SIMULATION_LEVEL": "1", "GLOG_v": "1", "MS_DEV_DUMP_IR_PASSES": "validate"}
-    command = [sys.executable, str(program), level, str(TINY), *SMALL, "data.domain_sets=1", "data.domains_per_step=1"]
-    done = subprocess.run(command, cwd=tmp_path, env=ascend_environment(1) | logs, capture_output=True, text=True)
-    assert message in done.stdout + done.stderr
+    actual = read_graph(iter((graph + after).splitlines(keepends=True)), 8)
+    assert actual["early_writes"] == ["active.0.w1"]
 
 
 BACKEND = ["model.hidden=96", "model.ffn=384", "model.heads=2"]
@@ -371,15 +274,10 @@ def test_the_faults_of_a_step_that_assigned_its_experts_are_seen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["910a", "910b", "910_93"])
-@pytest.mark.parametrize(("devices", "batch"), [(12, 48), (24, 48), (40, 80), (48, 48), (96, 96)])
+@pytest.mark.parametrize(("devices", "batch"), [(24, 48), (40, 80)])
 def test_odd_numbers_of_npus_compile_as_suggested(devices: int, batch: int, chip: str):
     """24 NPUs of 910A were once suggested as data 3 and tensor 2, of which MindSpore refuses the group of ranks 0, 2 and 4."""
-    config = load_config(TINY, [*SMALL, f"train.batch_size={batch}", ("parallel.chip", chip)])
-    if devices == 12:
-        with pytest.raises(ConfigError, match="MindSpore takes 1, 2, 4 or a multiple of 8"):
-            laid_out(config, devices)
-        return
-    check(laid_out(config, devices))
+    check(laid_out(load_config(TINY, [*SMALL, f"train.batch_size={batch}", ("parallel.chip", chip)]), devices))
 
 
 @pytest.mark.slow

@@ -131,13 +131,10 @@ def test_stages_are_planned_one_by_one():
 def test_a_dense_model_has_no_experts_to_move():
     plan = make_plan(load_config(MODEL_CONFIGS / "alpha_13b.yaml"), 64)
     assert plan["moved_gb"]["pcie"] == plan["seconds"]["host_update"] == 0
-    assert plan["all_experts_seconds"] is None
     assert "expert" not in format_plan(plan)[format_plan(plan).index("npu gib") :]
-
-
-def test_neither_has_a_configuration_whose_layers_are_all_dense():
     keys = [("model.rre_layers", 0), ("data.domain_sets", 1), ("data.domains_per_step", 1)]
-    assert make_plan(load_config(MODEL_CONFIGS / "sigma_tiny.yaml", keys), 1)["all_experts_seconds"] is None
+    for dense in (plan, make_plan(load_config(TINY, keys), 1)):
+        assert dense["all_experts_seconds"] is None
 
 
 def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: dict[str, Any]):
@@ -162,11 +159,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: dict[str
             "MindSpore takes 1, 2, 4 or a multiple of 8",
         ),
         ((TINY, "--devices", 8, "--set", "parallel.stages=2"), "needs train.accumulation >= 2, not 1"),
-        ((TINY, "--devices", 8, "--set", "parallel.stages=99"), "is more than the"),
         ((TINY, "--devices", 8, "--compile", "--set", "model.dropout=0.1"), "set model.dropout=0"),
-        ((TINY, "--devices", 8, "--compile", "--set", "ecss.enabled=false"), "set ecss.enabled=true"),
-        (("none.yaml", "--devices", 8), "none.yaml is not there: neither a model nor a configuration"),
-        ((TINY, "--devices", 8, "--set", "parallel.tensr=2"), "nearest valid key: tensor"),
         ((TINY, "--devices", 8, "--set", "parallel.tensor=5"), "is not divisible by parallel.tensor (5)"),
     ],
 )
@@ -189,16 +182,13 @@ def test_planning_loads_no_mindspore():
     assert done.stderr.strip() == "[]"
 
 
-def test_a_plan_that_does_not_fit_ends_with_status_1(capsys):
-    """On 64 NPUs of 910A; 910B has room for it."""
+def test_a_plan_that_does_not_fit_ends_with_status_1_and_the_least_number_is_named(capsys):
+    """sigma_38b on 64 NPUs of 910A; 910B has room for it. No keys make the trillion fit on 64."""
     arguments = (MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
     assert command(*arguments) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
     assert command(*arguments, "--chip", "910b") == 0
     assert "DOES NOT FIT" not in capsys.readouterr().out
-
-
-def test_no_keys_make_a_trillion_fit_on_64_and_the_least_number_is_named():
     plan = make_plan(load_config(TRILLION), 64)
     assert (plan["fits"], plan["what_fits"], plan["least_devices"]) == (False, None, 256)
     assert "\nleast devices: 256\nfits: no\n" in format_plan(plan)

@@ -31,23 +31,16 @@ def test_rows_are_the_plans_of_suggested_layouts_on_8_to_4096():
         assert row["tokens_per_npu"] == row["tokens_per_second"] / row["devices"]
 
 
-def test_the_command_writes_json(capsys):
+def test_the_command_writes_json_and_text(capsys):
     assert main(["plan", str(TINY), "--chip", "910b", "--scan", "--json", "-"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert (tree["name"], tree["chip"], tree["least_devices"]) == ("sigma_tiny", "910b", 1)
     assert [row["devices"] for row in tree["scan"]] == [8, 16], "it cannot be laid out on others"
-
-
-def test_a_plan_and_a_scan_come_together(capsys):
     assert main(["plan", str(TINY), "--devices", "8", "--scan"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("sigma_tiny on 8 NPUs of Ascend 910A")
-    assert "\nscan\n" in text
-
-
-def test_what_fits_nowhere_ends_with_status_1(capsys):
+    assert text.startswith("sigma_tiny on 8 NPUs of Ascend 910A") and "\nscan\n" in text
     assert main(["plan", str(TINY), "--scan", "--set", "model.slot_rows=16_000_000"]) == 1
-    assert " no  " in capsys.readouterr().out
+    assert " no  " in capsys.readouterr().out, "it fits nowhere"
 
 
 def test_what_cannot_be_laid_out_is_refused():

@@ -67,28 +67,20 @@ def load_of(folder: Path) -> np.ndarray:
 
 def test_a_line_holds_means_over_its_steps_and_over_those_that_had_the_domain(tmp_path: Path):
     run(tmp_path, range(1, 9))
+    assert read_metrics(tmp_path)[0] == {"kind": "run", "step": 0, "domains": DOMAINS, "steps_total": 20}
     first, second, third = of_kind(tmp_path, "step")
     assert (first["step"], second["step"], third["step"]) == (4, 6, 8), "step 6 is where a checkpoint would be"
     assert first["loss"] == 2.5
     assert (second["loss/zh"], second["loss/en"]) == (5.0, 6.0)
-    assert first["tokens"] == 4 * 64
+    assert (first["tokens"], first["dropped"], second["dropped"]) == (4 * 64, 6, 3)
     assert first["tokens_per_second"] > 0
+    assert first["samples"] != second["samples"]
+    assert np.array_equal(load_of(tmp_path), sum(map(load_at, range(1, 9))))
     (evaluation,) = of_kind(tmp_path, "evaluation")
     expected = {"kind": "evaluation", "step": 8, "per_domain_loss": {"zh": 2.0, "en": 3.0}}
     assert evaluation == evaluation | expected
     assert evaluation["se"] == pytest.approx({"zh": 1.0, "en": 1.0})
     assert evaluation["per_sample"]["en"] == {"nats": [40.0, 20.0], "tokens": [10, 10], "bytes": [20, 20]}
-
-
-def test_the_run_line_and_tensorboard_files_are_there(tmp_path: Path):
-    run(tmp_path, range(1, 5))
-    assert read_metrics(tmp_path)[0] == {"kind": "run", "step": 0, "domains": DOMAINS, "steps_total": 20}
-    assert list((tmp_path / "tensorboard").glob("events*"))
-
-
-def test_expert_load_adds_up_over_the_run(tmp_path: Path):
-    run(tmp_path, range(1, 15))
-    assert np.array_equal(load_of(tmp_path), sum(map(load_at, range(1, 15))))
 
 
 def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path):
@@ -103,12 +95,8 @@ def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path):
     assert of_kind(tmp_path / "whole", "evaluation") == of_kind(tmp_path / "parts", "evaluation")
     assert np.array_equal(load_of(tmp_path / "whole"), load_of(tmp_path / "parts"))
     assert len(of_kind(tmp_path / "parts", "run")) == 1
-
-
-def test_a_run_from_the_start_replaces_the_old_lines(tmp_path: Path):
-    run(tmp_path, range(1, 9))
-    run(tmp_path, range(1, 5))
-    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
+    run(tmp_path / "parts", range(1, 5))
+    assert [line["step"] for line in of_kind(tmp_path / "parts", "step")] == [4], "a run from the start"
 
 
 def test_a_line_cut_off_by_a_crash_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -160,21 +148,6 @@ def test_skipped_steps_are_counted_and_do_not_spoil_the_means(tmp_path: Path):
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
 
 
-def test_each_line_tells_the_traffic_of_its_own_steps_a_step(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 4, 2) as log:
-        for step, mib in enumerate([1, 2, 3, 5], 1):
-            record(log, step, {"fetched_mib": mib, "returned_mib": 2 * mib})
-    found = [(line["fetched_mib"], line["returned_mib"]) for line in of_kind(tmp_path, "step")]
-    assert found == [(1.5, 3.0), (4.0, 8.0)]
-
-
-def test_the_speed_is_without_the_first_step_which_compiles(tmp_path: Path):
-    with MetricsLog(tmp_path, DOMAINS, 4, 4) as log:
-        for step, seconds in enumerate((1000.0, 2.0, 2.0, 102.0), 1):
-            record(log, step, seconds=seconds)
-    assert of_kind(tmp_path, "step")[0]["tokens_per_second"] == pytest.approx(3 * 64 / 106)
-
-
 def test_a_new_number_is_in_the_line_and_in_tensorboard_by_its_name_and_seconds_become_a_share(tmp_path):
     """Steps take two seconds; nothing but the record names the numbers."""
     with MetricsLog(tmp_path, DOMAINS, 3, 3) as log:
@@ -198,19 +171,8 @@ def test_load_is_compared_over_experts_that_can_receive_tokens():
     assert load_max_over_mean(np.zeros((2, 4)), reachable_N) is None
 
 
-def test_a_line_names_its_samples_and_counts_what_was_dropped(tmp_path: Path):
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        run(folder, range(1, 9))
-    first, second, third = of_kind(tmp_path / "one", "step")
-    assert [line["samples"] for line in (first, second, third)] == [
-        line["samples"] for line in of_kind(tmp_path / "two", "step")
-    ]
-    assert first["samples"] != second["samples"]
-    assert [line["dropped"] for line in (first, second, third)] == [6, 3, 3]
-
-
-def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_pauses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_time_left_and_speed_are_those_of_the_steps_after_the_first_with_their_share_of_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The first step, which compiles, takes 1,000 s; the others 2 s; an evaluation after the third 30 s."""
     clock = [1.0]
@@ -219,20 +181,12 @@ def test_time_left_is_that_of_the_steps_after_the_first_with_their_share_of_paus
     with MetricsLog(tmp_path, DOMAINS, 103, 4) as log:
         for step, seconds in enumerate([1000.0, 2.0, 2.0, 2.0], 1):
             clock[0] += seconds
-            record(log, step)
+            record(log, step, seconds=seconds)
             shown.append(log._progress.postfix)
             if step == 3:
                 clock[0] += 30.0
     assert [text.rsplit(", ", 1)[1] for text in shown] == ["? left", "03:22 left", "03:20 left", "19:48 left"]
-
-
-def test_a_resumed_run_does_not_know_the_time_left_before_its_second_step(tmp_path: Path):
-    run(tmp_path, range(1, 5))
-    with MetricsLog(tmp_path, DOMAINS, 20, 4, 4) as log:
-        record(log, 5)
-        assert log._progress.postfix.endswith("? left")
-        record(log, 6)
-        assert not log._progress.postfix.endswith("? left")
+    assert of_kind(tmp_path, "step")[0]["tokens_per_second"] == pytest.approx(3 * 64 / 6), "without the first step"
 
 
 def test_the_progress_line_has_the_loss_of_counting_words_once_it_is_known(tmp_path: Path):
@@ -295,8 +249,8 @@ def test_a_flipped_bit_of_any_byte_is_told_with_the_number_of_its_line(tmp_path,
         flipped[at] ^= 1 << at % 8
         file.write_bytes(flipped)
         caplog.clear()
-        found, number = read_metrics(tmp_path), 1 + whole[:at].count(b"\n")
-        assert found in (
+        actual, number = read_metrics(tmp_path), 1 + whole[:at].count(b"\n")
+        assert actual in (
             [line for line in lines if line not in left_out] for left_out in (lines[number - 1 :][:n] for n in (1, 2))
         )
         assert f"{file}: line {number} was changed, or cut off by a crash; it is left out" in caplog.messages, at
@@ -314,7 +268,12 @@ def test_every_point_is_in_the_file_after_the_step_that_it_begins_at(tmp_path):
     assert all(event.wall_time > 1e9 for event in drawn)
 
 
-def test_a_disk_that_refuses_the_curves_is_said_once_and_stops_nothing(tmp_path, monkeypatch, caplog):
+def test_curves_that_cannot_be_written_are_said_once_and_stop_nothing(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/tensorboard").touch()
+    run(tmp_path / "file", range(1, 5))
+    assert "nothing more is written for TensorBoard" in caplog.text
+    assert [line["step"] for line in of_kind(tmp_path / "file", "step")] == [4]
     with MetricsLog(tmp_path, DOMAINS, 20, 1) as log:
 
         def full(*_):
@@ -325,13 +284,6 @@ def test_a_disk_that_refuses_the_curves_is_said_once_and_stops_nothing(tmp_path,
             record(log, step)
     assert caplog.text.count("No space left on device; nothing more is written for TensorBoard") == 1
     assert [line["step"] for line in of_kind(tmp_path, "step")] == [1, 2, 3]
-
-
-def test_a_folder_of_curves_that_cannot_be_made_stops_nothing(tmp_path, caplog):
-    (tmp_path / "tensorboard").touch()
-    run(tmp_path, range(1, 5))
-    assert "nothing more is written for TensorBoard" in caplog.text
-    assert [line["step"] for line in of_kind(tmp_path, "step")] == [4]
 
 
 @pytest.fixture
@@ -350,12 +302,12 @@ def logged(tmp_path):
 
 
 def test_each_line_of_the_kind_is_a_row(logged):
-    found = metrics_columns(logged, "step")
-    assert list(found) == ["step", "loss", "loss/a", "samples", "norm", "loss/b"]
-    assert found["step"].tolist() == [5, 10] and found["step"].dtype.kind == "i"
-    np.testing.assert_array_equal(found["loss"], [3.5, np.nan])
-    np.testing.assert_array_equal(found["loss/b"], [np.nan, 1.5])
-    assert np.isnan(found["norm"]).all() and found["samples"] == ["x", "y"]
+    actual = metrics_columns(logged, "step")
+    assert list(actual) == ["step", "loss", "loss/a", "samples", "norm", "loss/b"]
+    assert actual["step"].tolist() == [5, 10] and actual["step"].dtype.kind == "i"
+    np.testing.assert_array_equal(actual["loss"], [3.5, np.nan])
+    np.testing.assert_array_equal(actual["loss/b"], [np.nan, 1.5])
+    assert np.isnan(actual["norm"]).all() and actual["samples"] == ["x", "y"]
 
 
 def test_arrays_are_arrays_and_lists_of_several_lengths_stay_lists(logged):
@@ -363,13 +315,11 @@ def test_arrays_are_arrays_and_lists_of_several_lengths_stay_lists(logged):
     evaluations = metrics_columns(logged, "evaluation")
     assert evaluations["per_sample/a/nats"] == [[1, 2], [1]]
     np.testing.assert_array_equal(evaluations["unigram/a"], [6.5, np.nan])
-
-
-def test_points_are_the_finite_values_with_their_steps(logged):
     steps = metrics_columns(logged, "step")
-    assert [values.tolist() for values in points(steps, "loss/b")] == [[10], [1.5]]
-    for name in ("norm", "samples", "none"):
-        assert not points(steps, name)[1].size
+    assert [values.tolist() for values in points(steps, "loss/b")] == [[10], [1.5]], (
+        "the finite values with their steps"
+    )
+    assert not any(points(steps, name)[1].size for name in ("norm", "samples", "none"))
 
 
 def test_steps_of_an_earlier_version_are_refused_with_the_commit_that_reads_them(tmp_path):

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from helpers.failing_files import FileCalls, Killed, killed_at, refused_at
 from helpers.losses import held_out
+from helpers.manifests import manifest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, OverlapRecord, SplitCounts
 from pangu_sigma.sealed import DamagedFile, sealed, sealed_line
 from pangu_sigma.stored.model import TUNING_RESULT
 from pangu_sigma.training.log import report
@@ -39,15 +39,8 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
     rng = np.random.default_rng(0)
     with MetricsLog(folder, domains, 6, 2) as log:
         for step in range(1, 7):
-            losses = {f"loss/{name}": 5.0 / step for name in domains[:4]}
-            metrics = {
-                "step": step,
-                "loss": 5.0 / step,
-                **losses,
-                "learning_rate": 1e-3,
-                "gradient_norm": 1.0,
-                **COUNTS,
-            }
+            metrics = {"step": step, "loss": 5.0 / step, "learning_rate": 1e-3, "gradient_norm": 1.0, **COUNTS}
+            metrics |= {f"loss/{name}": 5.0 / step for name in domains[:4]}
             log.record(metrics, rng.integers(0, 50, (layers, experts * len(domains))), "", 1.0)
         if evaluate:
             log.evaluation(6, held_out(**dict.fromkeys(domains, 1.0)))
@@ -58,14 +51,13 @@ def made_up_run(folder: Path, domains: list[str], layers: int, experts: int, eva
 )
 def test_pictures_and_a_page_that_holds_them(tmp_path: Path, domains: list[str], layers: int, experts: int):
     made_up_run(tmp_path, domains, layers, experts)
-    page = report.write_report(tmp_path)
-    text = page.read_text()
-    pictures = re.findall(r"data:image/png;base64,([^\"]*)", text)
-    assert len(pictures) == 2
-    for picture in pictures:
+    text = report.write_report(tmp_path).read_text()
+    pictures = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)', text)
+    assert len(pictures) == text.count("<img") == 2
+    for alternative, picture in pictures:
         height, width = image.imread(io.BytesIO(base64.b64decode(picture))).shape[:2]
-        assert min(height, width) > 200
-    assert "<td>zh</td><td>0.91667</td><td>1</td>" in text or domains[0] != "zh"
+        assert min(height, width) > 200 and len(alternative.split()) > 5
+    assert f"<td>{domains[0]}</td><td>0.91667</td><td>1</td>" in text or domains[0] != "zh"
     assert "http" not in text
     assert [file.name for file in (tmp_path / "report").iterdir()] == ["report.html"], "the page needs no other file"
 
@@ -75,6 +67,9 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path):
     text = report.write_report(tmp_path).read_text()
     assert text.count("<img") == 1 and "held_out" not in text
     assert "<th>domain</th><th>loss</th></tr><tr><td>zh</td><td>0.91667</td></tr>" in text
+    assert "Step 6 of 6;" in text
+    write_recorded(tmp_path, {"train": {"steps": 9}})
+    assert "Step 6 of 9;" in report.write_report(tmp_path).read_text(), "the steps that it is to take now"
 
 
 @pytest.mark.parametrize("stop", [killed_at, refused_at])
@@ -126,19 +121,15 @@ ENTRIES = {
 def with_what_happened(folder: Path) -> Path:
     """A made-up run whose log has every kind of line, one of them of a later version, and whose data are still there."""
     made_up_run(folder, ["zh", "en"], 2, 4)
-    step = {"kind": "step", "step": 8, "learning_rate": 1e-3, "left_out/loss": 2, "left_out/loss/zh": 2}
-    step |= COUNTS | {"skipped": 2, "tokens": 200}
+    step = {"step": 8, "learning_rate": 1e-3, "left_out/loss": 2, "left_out/loss/zh": 2}
     tensor = {"file": "experts_layer_1", "name": "w1", "count": 1, "first": [3, 0, 0], "experts": [3, 5]}
+    gain = {"file": "dense", "name": "<gain>", "count": 1, "first": [3], "experts": []}
     spike = {"step": 7, "domain": "en", "loss": 9.25, "mean": 3.5, "limit": 4.125, "samples": "abcd", "skipped": True}
     lines = [
-        step,
+        {"kind": "step", **step, **COUNTS, "skipped": 2, "tokens": 200},
         {"kind": "spike", **spike},
         {"kind": "unhealthy", "step": 7, "tensors": []},
-        {
-            "kind": "unhealthy",
-            "step": 8,
-            "tensors": [tensor, {"file": "dense", "name": "<gain>", "count": 1, "first": [3], "experts": []}],
-        },
+        {"kind": "unhealthy", "step": 8, "tensors": [tensor, gain]},
         {"kind": "config", "step": 4, "changes": [["train.batch_size", 4, 8], ["data.path", "<a>", "b"]]},
         {"kind": "rows", "step": 4, "entries": {"0": {"met": 1, "stored": 9, "collisions": 0}}, "scales": {"0": 0.1}},
         {"kind": "rows", "step": 8, "entries": ENTRIES, "scales": {"0": 0.1, "1": -0.25}},
@@ -146,25 +137,11 @@ def with_what_happened(folder: Path) -> Path:
     ]
     with (folder / "metrics.jsonl").open("a") as file:
         file.writelines(map(sealed_line, lines))
-    domains = [{"name": "zh"}]
-    write_recorded(
-        folder, {"name": "mine", "data": {"path": str(folder)}, "domains": domains, "train": {"batch_size": 8}}
-    )
-    split = SplitCounts(documents=10, tokens=1000, bytes=5000, unknown=10, folded=0)
-    overlap = OverlapRecord(
-        window=13, windows=9, share=0.002, wanted=1, passed_over=0, passed_over_tokens=0,
-        max_overlap=0.01, min_tokens=1, boilerplate=0.58, boilerplate_windows=1,
-    )  # fmt: skip
-    record = DomainRecord(
-        slot="zh", rows=600, offered=1023, duplicates=1, too_long=2, train=split, held_out=split, unigram_entropy=6.5,
-        shift=1.83, shift_deviation=0.584, sources=[], over_limit=0, offered_bytes=9, left_out_bytes=0, overlap=overlap,
-        near_duplicates=0,
-    )  # fmt: skip
-    prepared = {"domains": [["zh"]]}
+    tree = {"name": "mine", "data": {"path": str(folder)}, "domains": [{"name": "zh"}], "train": {"batch_size": 8}}
+    write_recorded(folder, tree)
     (folder / "zh").mkdir(exist_ok=True)
-    Manifest(
-        fingerprint="", models={}, vocabulary_size=1, domains={"zh": record}, quarantined={}, config=prepared
-    ).save(folder)
+    record = manifest().domains["zh"]
+    manifest().model_copy(update={"domains": {"zh": record}, "config": {"domains": [["zh"]]}}).save(folder)
     return folder
 
 
@@ -182,8 +159,8 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
         "<td>7</td><td>en</td><td>9.25</td><td>3.5</td><td>4.125</td><td>abcd</td><td>yes</td>",
         "<td>4</td><td>train.batch_size</td><td>4</td><td>8</td>",
         "<td>data.path</td><td>&#34;&lt;a&gt;&#34;</td>",
-        "offered  MiB  copies  too long  over limit  kept",
-        "0.20%        58.0%  +1.83 ± 0.58   2,000    1.00%",
+        "domain  offered   MiB  copies  too long  over limit  kept",
+        "0.20%        38.0%  +0.25 ± 0.50   1,200    0.17%",
         "shift: unigram loss of the held-out text above that of random text of its domain",
         "<td>zh</td><td>0.91667</td><td>2</td><td>1</td><td>1</td><td>4</td>",
         "<summary>Configuration</summary>",
@@ -194,22 +171,15 @@ def test_the_page_tells_what_went_wrong_what_changed_and_what_became_of_the_text
 
 
 def test_several_runs_share_a_page_whose_tables_say_how_they_differ(tmp_path: Path):
-    one, two = with_what_happened(tmp_path / "one"), tmp_path / "two"
+    one, two = with_what_happened(tmp_path / "one"), tmp_path / "b" / "one"
     made_up_run(two, ["zh", "code"], 1, 4)
     before = sorted(two.iterdir())
     text = report.write_report(one, [two], "domain  one − two\nzh         −0.25").read_text()
     assert sorted(two.iterdir()) == before, "only the first run's report is written"
     assert "<pre>domain  one − two\nzh         −0.25</pre>" in text, "as in the terminal"
-    assert "<th>key</th><th>one</th><th>two</th>" in text
+    assert f"<h1>Runs {one}, {two}</h1>" in text, "runs of one name are told apart by their folders"
     assert text.count("<td>train.batch_size</td><td>8</td><td>null</td>") == 2, "a key that differs, and all keys"
     assert text.count("data:image/png;base64,") == 3, "a heat map for each run"
-
-
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
-    runs = [tmp_path / name / "run" for name in ("a", "b")]
-    for run in runs:
-        made_up_run(run, ["zh"], 1, 4)
-    assert f"<h1>Runs {runs[0]}, {runs[1]}</h1>" in report.write_report(runs[0], [runs[1]]).read_text()
 
 
 def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
@@ -226,58 +196,39 @@ def test_a_run_of_skipped_steps_only_has_a_report(tmp_path: Path):
     assert "<td>zh</td><td>2</td><td>4</td>" in text
 
 
-def tuned_run(folder: Path) -> Path:
-    """A made-up run that was fine-tuned in one domain, beside the prepared text of its parent."""
-    with_what_happened(folder)
-    account = {"lines": 40, "samples": 41, "cut": 2, "left_out": {"too long": 3}, "tokens": 900, "counted": 300}
-    files = {
-        name: {"path": f"{name}.jsonl", "domains": {"zh": account | {"sequences": 7}}}
-        for name in ("train_file", "dev_file")
-    }
-    change = {"nats_per_token": 0.125, "se": 0.03, "bits_per_byte": 0.1, "bits_per_byte_se": 0.01}
-    result = files | {
+def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_path: Path):
+    """Of a made-up run that was fine-tuned in one domain, beside the prepared text of its parent."""
+    folder = with_what_happened(tmp_path / "run")
+    account = {"lines": 40, "samples": 41, "left_out": {"too long": 3}, "tokens": 900}
+    change = {"nats_per_token": 0.125, "se": 0.03}
+    result = {
+        "train_file": {"path": "train.jsonl", "domains": {"zh": account}},
         "parameters": {"learn": 1_000, "all": 7_930},
-        "common_kept": 2_000,
         "best": {"step": 20, "loss": 6.0588, "before": 6.1085, "stale": 0},
         "forgetting": {
-            "domains": {
-                "en": {"before": {"loss": 5.0}, "after": {"loss": 5.125}, "difference": change},
-                "zh": {
-                    "before": {"loss": 5.5},
-                    "after": {"loss": 5.5},
-                    "difference": change | {"nats_per_token": 0.0, "se": 0.0},
-                },
-            }
+            "domains": {"en": {"before": {"loss": 5.0}, "after": {"loss": 5.125}, "difference": change}},
         },
     }
-    options = {"task": "qa", "learn": "experts"}
-    lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": options}
+    lineage = {"kind": "finetune", "parent": "/runs/five", "parent_step": 80, "options": {"task": "qa"}}
     (folder / "finetune").mkdir()
     (folder / TUNING_RESULT).write_bytes(sealed(result, record=True))
     (folder / "lineage.json").write_bytes(sealed(lineage, record=True))
-    return folder
-
-
-def test_a_tuned_runs_report_shows_its_own_data_and_forgetting_above_all(tmp_path: Path):
-    folder = tuned_run(tmp_path / "run")
     text = report.write_report(folder).read_text()
     for part in (
         "<td>parent</td><td>/runs/five</td></tr><tr><td>parent_step</td><td>80</td>",
-        "<td>options/task</td><td>qa</td></tr><tr><td>options/learn</td><td>experts</td>",
+        "<td>options/task</td><td>qa</td>",
         "<td>parameters/learn</td><td>1,000</td></tr><tr><td>parameters/all</td><td>7,930</td>",
-        "<td>common_kept</td><td>2,000</td>",
         "<td>best/step</td><td>20</td></tr><tr><td>best/loss</td><td>6.0588</td></tr><tr><td>best/before</td><td>6.1085</td>",
         "<h2>Train_file</h2>",
-        "<td>zh</td><td>40</td><td>41</td><td>2</td><td>3</td><td>900</td><td>300</td><td>7</td>",
+        "<td>zh</td><td>40</td><td>41</td><td>3</td><td>900</td>",
         "<h2>Forgetting</h2>",
         "<th>domain</th><th>before/loss</th><th>after/loss</th><th>difference/nats_per_token</th><th>difference/se</th>",
-        "<td>en</td><td>5</td><td>5.125</td><td>0.125</td><td>0.03</td><td>0.1</td><td>0.01</td></tr>",
-        "<td>zh</td><td>5.5</td><td>5.5</td><td>0</td><td>0</td><td>0.1</td><td>0.01</td></tr>",
+        "<td>en</td><td>5</td><td>5.125</td><td>0.125</td><td>0.03</td></tr>",
         "<th>dev_loss</th>",
     ):
         assert part in text, part
     assert "<h2>Data" not in text, "they are the parent's"
-    assert "6.500" not in text, "nor are its unigrams shown beside dev losses"
+    assert "4.000" not in text, "nor are its unigrams shown beside dev losses"
     (folder / TUNING_RESULT).write_text((folder / TUNING_RESULT).read_text().replace("6.0588", "6.0589"))
     with pytest.raises(DamagedFile, match=r"result\.json: its content does not match its own hash"):
         report.write_report(folder)
@@ -331,14 +282,6 @@ def test_an_expert_with_much_of_the_text_is_named_with_what_would_help(tmp_path:
     assert "most loaded" not in report.write_report(folder).read_text()
 
 
-def test_pictures_have_an_alternative_text(tmp_path: Path):
-    made_up_run(tmp_path, ["zh"], 1, 4)
-    text = report.write_report(tmp_path).read_text()
-    described = re.findall(r'<img alt="([^"]*)"', text)
-    assert len(described) == text.count("<img") == 2
-    assert all(len(words.split()) > 5 for words in described)
-
-
 def test_a_number_is_a_row_of_the_page_by_the_name_that_its_record_has(tmp_path: Path):
     with MetricsLog(tmp_path, ["zh"], 4, 1) as log:
         for step, value in enumerate((3.0, 1.0, 2.0, 2.5), 1):
@@ -368,13 +311,6 @@ def with_segments(segments: list[str], common: int, tokens_NK: list[list[int]]) 
     config = {f"model.segments.{n}": kind for n, kind in enumerate(segments)}
     config |= {"model.experts_per_domain": 2, "model.common_experts": common}
     return log(config=config, load=[{"tokens_NK": tokens_NK}])
-
-
-def test_load_is_relative_to_the_fair_share_of_its_domain():
-    run = log(load=[{"tokens_NK": [[10, 30, 0, 0]]}, {"tokens_NK": [[0, 0, 5, 5]]}])
-    assert run.load[0] == ["0.0 own"] and np.array_equal(run.load[1], [[0.5, 1.5, 1.0, 1.0]])
-    _, relative_NK = log(load=[{"tokens_NK": [[10, 30, 0, 0]]}]).load
-    assert np.array_equal(relative_NK, [[0.5, 1.5, np.nan, np.nan]], equal_nan=True)
 
 
 @pytest.mark.parametrize("common", [3, 6])
@@ -408,37 +344,21 @@ def test_losses_spikes_and_the_level_of_counting_share_a_panel():
     assert panels([run])["skipped"] == {"all": [[5, 10], [0, 3]]}, "the line that had skips"
 
 
-def test_each_part_of_the_norm_is_drawn_where_it_is_known():
+def test_a_number_has_a_panel_by_its_name_where_it_changes_and_several_runs_share_it():
     drawn = panels([log(later={"gradient_norm": 2.0, "gradient_norm/experts": 0.5})] * 2)["gradient norm"]
     assert drawn == {"a all": [[5, 10], [1.0, 2.0]]}, "the part of experts is known once, which is no change"
     run = log(later={"gradient_norm": 2.0})
     run.numbers["gradient_norm/experts"] = np.array([5, 10]), np.array([0.25, 0.5])
-    assert panels([run])["gradient norm"]["experts"] == [[5, 10], [0.25, 0.5]]
-    assert "dense" not in panels([run])["gradient norm"]
-
-
-ECSS = {"fetched_mib": 2.0, "returned_mib": 3.0, "update_busy": 1.0, "update_stall": 0.0}
-
-
-def with_traffic(stall: float) -> RunLog:
-    """A run whose steps move the same; `stall` is the wait for the worker in the last step."""
-    run = log(later={"skipped": 0})
-    run.numbers.update({name: (np.array([5, 10]), np.array([value, value])) for name, value in ECSS.items()})
-    run.numbers["update_stall"][1][1] = stall
-    return run
-
-
-def test_a_number_that_does_not_change_has_no_panel():
-    assert panels([with_traffic(0.0002)]) == {}
-    run = with_traffic(0.0)
+    assert panels([run])["gradient norm"].keys() == {"all", "experts"}
     same = {name for name, (_, values) in run.numbers.items() if not changes(name, values)}
-    assert {*ECSS, "loss_scale", "learning_rate"} < same
-    assert panels([with_traffic(0.5)]) == {"update stall": {"all": [[5, 10], [0.0, 0.5]]}}
+    assert {"loss_scale", "learning_rate"} < same
     assert {*panels([log(later={"loss_scale": 4.0})])} == {"skipped", "loss scale"}
     assert {*panels([log(later={"learning_rate": 9e-4})])} == {"skipped", "learning rate"}, "small, and it changes"
-
-
-def test_a_new_number_has_a_panel_by_its_name_and_several_runs_share_it():
+    for stall, expected in ((0.0002, {}), (0.5, {"update stall": {"all": [[5, 10], [0.0, 0.5]]}})):
+        run = log(later={"skipped": 0})
+        run.numbers["update_stall"] = np.array([5, 10]), np.array([0.0, stall])
+        run.numbers["fetched_mib"] = np.array([5, 10]), np.array([2.0, 2.0])
+        assert panels([run]) == expected
     runs = [log("a"), log("b")]
     for run in runs:
         run.numbers["new_one/x"] = np.array([5, 10]), np.array([1.0, 2.0])
@@ -450,10 +370,3 @@ def test_a_dense_run_with_segments_in_its_configuration_has_no_load():
     dense = with_segments(["own", "own", "common", "common"], 3, [[0] * 4])
     assert draw_load(dense) is None
     assert draw_load(log()) is None
-
-
-def test_the_steps_of_a_run_are_those_that_it_is_to_take_now(tmp_path: Path):
-    made_up_run(tmp_path, ["zh"], 1, 2)
-    assert "Step 6 of 6;" in report.write_report(tmp_path).read_text()
-    write_recorded(tmp_path, {"train": {"steps": 9}})
-    assert "Step 6 of 9;" in report.write_report(tmp_path).read_text()

@@ -68,7 +68,10 @@ def test_a_run_that_ends_early_leaves_what_was_seen_and_one_of_a_step_nothing(tm
     assert not (tmp_path / "one/profile/trace.json").exists()
 
 
-def test_a_finished_run_has_no_timeline_and_says_so(tmp_path, caplog):
+def test_without_a_step_or_without_being_asked_for_nothing_is_seen(tmp_path, caplog):
+    with Timeline() as timeline, timeline.span("step"):
+        timeline.step_done(1)
+    assert caplog.messages == []
     with Timeline(tmp_path, 7):
         pass
     assert caplog.messages == ["no timeline: this run took no step after its first, which compiles"]
@@ -77,12 +80,6 @@ def test_a_finished_run_has_no_timeline_and_says_so(tmp_path, caplog):
 def test_on_ascend_the_npu_is_watched_too():
     assert [activity.value for activity in profiler_activities("CPU")] == ["CPU"]
     assert [activity.value for activity in profiler_activities("Ascend")] == ["CPU", "NPU"]
-
-
-def test_without_being_asked_for_nothing_is_seen(caplog):
-    with Timeline() as timeline, timeline.span("step"):
-        timeline.step_done(1)
-    assert caplog.messages == []
 
 
 @pytest.mark.slow
