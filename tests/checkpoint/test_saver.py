@@ -16,8 +16,15 @@ from helpers.threads import on_ranks
 from experiments.chaos.launched import eventually
 from pangu_sigma.checkpoint import saver
 from pangu_sigma.checkpoint import saver as saving
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState, checkpoints, keep_only
+from pangu_sigma.checkpoint.checkpoint import (
+    CheckpointError,
+    Identity,
+    UnhealthyState,
+    checkpoints,
+    keep_only,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 
@@ -147,7 +154,7 @@ def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
         eventually(lambda: behind.failed, 30)
         with pytest.raises(UnhealthyState, match=r"experts_layer_0: w1 has 350.*layer 0, expert 2"):
             behind.wait()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "unhealthy_00000002"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001"]
 
 
 def test_a_run_that_ends_with_an_error_still_has_what_was_on_its_way(tmp_path: Path, held: threading.Event):

@@ -8,8 +8,7 @@ import pytest
 from helpers.failing_files import killed_after
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, newest_checkpoint
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.run_folder import go_back, set_aside, start_over
 from pangu_sigma.checkpoint.saver import save_checkpoint

@@ -17,8 +17,7 @@ from helpers.tasks import pairs, write_lines, write_task
 
 from experiments.chaos.runs import digests
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, newest_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of

@@ -9,7 +9,6 @@ configuration.json has its own hash because a run may change it; the others neve
 
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 import zlib
@@ -46,8 +45,8 @@ def write_model_files(folder: Path, config: Config, tokenizer: Tokenizer, table:
     Raises OSError.
     """
     fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
-    for left in (fresh, folder / TOKENIZER_FOLDER):
-        shutil.rmtree(left, ignore_errors=True)
+    for path in (fresh, folder / TOKENIZER_FOLDER):
+        shutil.rmtree(path, ignore_errors=True)
     tokenizer.save(fresh)
     commit(fresh, folder / TOKENIZER_FOLDER)
     table.save(folder / ROUTING_FILE)
@@ -84,15 +83,6 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
             f"{folder / CONFIG_FILE} says format {body['format']}, this version reads {FILES_FORMAT}: {ITS_VERSION}"
         )
     return parse_config(body["config"])
-
-
-def recorded_kind(folder: Path) -> str | None:
-    """Return "run" or "export" for a folder whose configuration.json says so; None for another folder. Nothing is verified."""
-    try:
-        tree = json.loads((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return tree.get("kind") if isinstance(tree, dict) else None
 
 
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:

@@ -20,8 +20,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pangu_sigma.checkpoint.changes import Change
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import checkpoints, remove_leftovers, step_of
+from pangu_sigma.checkpoint.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    step_of,
+)
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, override, parse_config

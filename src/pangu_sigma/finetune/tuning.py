@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
-from pangu_sigma.checkpoint.format import keep_only
+from pangu_sigma.checkpoint.checkpoint import keep_only
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
-from pangu_sigma.checkpoint.format import STATE, checkpoints
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
+from pangu_sigma.checkpoint.checkpoint import STATE, checkpoints
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import shipped_configs
@@ -93,7 +93,7 @@ def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
 
 def kind_of(path: Path) -> Kind:
     """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for files of another project."""
-    if (path / GRAPH_FILE).exists() or recorded_kind(path) == "export":  # whose graph is lost
+    if (path / GRAPH_FILE).exists():
         return "export"
     if (path / CONFIG_FILE).exists() or checkpoints(path / CHECKPOINTS):
         return "run"

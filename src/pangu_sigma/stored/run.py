@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, Identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError, Identity, load_checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, LINEAGE_FILE, run_config
