@@ -204,12 +204,17 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
 
-    def kept(loss: dict[str, Any]) -> dict[str, Any]:
-        return {key: loss[key] for key in ("loss", "tokens", "samples")}
-
-    rows = pair["domains"].items()
-    losses = {name: {"before": kept(own["against"]), "after": kept(own)} for name, own in rows}
-    return {"domains": {name: losses[name] | {"difference": own["difference"]} for name, own in rows}}
+    keys = ("loss", "tokens", "samples")
+    return {
+        "domains": {
+            name: {
+                "before": {key: after["against"][key] for key in keys},
+                "after": {key: after[key] for key in keys},
+                "difference": after["difference"],
+            }
+            for name, after in pair["domains"].items()
+        }
+    }
 
 
 def format_forgetting(found: dict[str, Any]) -> str:

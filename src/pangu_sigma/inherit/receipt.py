@@ -200,18 +200,11 @@ def _format_agreement(each: Agreement, receipt: Receipt) -> str:
     if each.own_activation is not None:
         other = f"{each.own_activation:.2g} with {receipt.activation}, which costs {each.activation_nats:+.4f} nats"
         parts = [other, f"{each.exact:.2g} with the parent's {receipt.parent_activation}"]
-    return f"largest |Δlogit| {', '.join(parts)}; {each.tokens} tokens: {_short(each.text)}"
+    text = " ".join(each.text.split())[:60]
+    return f"largest |Δlogit| {', '.join(parts)}; {each.tokens} tokens: {text!r}"
 
 
 def _format_cutting(cutting: Agreement) -> str:
     if not cutting.other:
         return f"all {cutting.texts} samples of held-out text are cut into the parent's tokens"
-    delta = "" if cutting.delta is None else f"largest |Δlogit| {cutting.delta:.2g} "
-    return (
-        f"{cutting.other} of {cutting.texts} samples of held-out text are cut into other tokens than the parent's: {delta}after "
-        f"{_short(cutting.example or '')}"
-    )
-
-
-def _short(text: str) -> str:
-    return repr(" ".join(text.split())[:60])
+    return f"{cutting.other} of {cutting.texts} samples of held-out text are cut into other tokens than the parent's"
