@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from pathlib import Path
 
@@ -70,13 +69,6 @@ def test_the_arrays_begin_at_a_multiple_of_64_and_each_at_one_of_its_elements(
         assert map_arrays(tmp_path / "file")[name].flags.aligned
 
 
-def test_arrays_with_strides_are_written_as_they_read(tmp_path: Path):
-    base = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
-    arrays = {"turned": base.T, "part": base[:, ::2], "back": base[::-1]}
-    write_arrays(tmp_path / "file", arrays, lambda: None)
-    assert_same(map_arrays(tmp_path / "file"), arrays)
-
-
 def test_memory_can_be_let_go_after_every_chunk_and_every_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_CHUNK", 100)
     sizes, file = [], tmp_path / "file"
@@ -128,23 +120,6 @@ def test_a_mapped_array_is_copied_in_blocks(tmp_path: Path, array: np.ndarray):
     assert len(rows) == (1 if array.ndim and array.size else 0)  # a row of a larger array, or so many bytes
     copy_part(SavedArray(everything, array), target := np.ones_like(array), everything)  # one that is not mapped
     assert target.tobytes() == array.tobytes()
-
-
-def test_an_array_without_elements_may_lie_on_the_border_of_a_page(tmp_path: Path):
-    """At the end of the file there is nothing to map."""
-    arrays = {"a": np.ones(3000, np.uint8), "b": np.zeros((3, 0), np.float32)}
-    write_arrays(tmp_path / "a", arrays, lambda: None)
-    arrays["a"] = np.ones(3000 + mmap.PAGESIZE - (tmp_path / "a").stat().st_size, np.uint8)
-    write_arrays(tmp_path / "a", arrays, lambda: None)
-    assert (tmp_path / "a").stat().st_size == mmap.PAGESIZE
-    assert_same(map_arrays(tmp_path / "a"), arrays)
-
-
-def test_an_array_that_is_mapped_outlives_its_file_and_its_siblings(tmp_path: Path):
-    write_arrays(tmp_path / "a", {"x": np.arange(5000), "y": np.ones(3)}, lambda: None)
-    x = map_arrays(tmp_path / "a")["x"]
-    (tmp_path / "a").unlink()
-    assert (x == np.arange(5000)).all()
 
 
 def test_what_was_written_is_what_its_fingerprint_says(tmp_path: Path):

@@ -122,14 +122,6 @@ def test_a_second_save_waits_for_the_first_and_uses_its_memory_again(tmp_path: P
     assert bits(load_checkpoint(tmp_path / "step_00000002").files) == bits(files)
 
 
-def test_retention_and_the_same_step_are_as_ever(tmp_path: Path):
-    files = arrays()
-    with opened(tmp_path, keep=2) as behind:
-        for step in (1, 2, 3, 3):
-            behind.begin(step, files, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
-
-
 def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
     files = arrays()
     with opened(tmp_path) as behind:

@@ -19,7 +19,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit import child
-from pangu_sigma.inherit.extract import chosen_domains, extract_domains, extracted_config
+from pangu_sigma.inherit.extract import extract_domains, extracted_config
 from pangu_sigma.inherit.receipt import RowCount
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import train
@@ -154,21 +154,6 @@ def test_it_trains_on_from_exactly_the_loss_that_the_parent_had(tiny_run, extrac
 def evaluations(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line["kind"] == "evaluation"]
-
-
-@pytest.mark.parametrize(
-    ("kept", "dropped", "message"),
-    [
-        ([], [], r"keep, or those to leave away with drop, not neither; there are zh, en, code"),
-        (["zh"], ["en"], r"not both"),
-        (["fr"], [], r"unknown domain 'fr'; this configuration has zh, en, code"),
-        ([], ["fr"], r"unknown domain 'fr'"),
-        ([], ["zh", "en", "code"], r"no domain would be left"),
-    ],
-)
-def test_domains_that_cannot_be_chosen_are_refused(tiny_data, kept, dropped, message):
-    with pytest.raises(ConfigError, match=message):
-        chosen_domains(tiny_config(tiny_data), kept, dropped)
 
 
 def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted, tiny_export, tmp_path):
