@@ -630,7 +630,7 @@ def test_what_transformers_saved_comes_back_with_its_bits_and_it_is_said_that_no
 def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(folder, tmp_path, capsys, caplog):
     saved = shutil.copytree(folder, tmp_path / "saved")
     edit_tensors(saved, lambda found: put((3,), np.nan)(found[BIAS]))
-    reseal(saved)  # with hashes of its own it is read as it is; without, the reader refuses it before
+    reseal(saved)
     assert main(["export", str(saved), "--output", str(tmp_path / "run"), "--format", "run"]) == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "the model has values that are not finite: dense: " in message
@@ -650,13 +650,6 @@ def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(fold
         (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
         (config(hidden_size=48), "hidden_size is 48"),
         (config(dtype="float16"), r"was saved in 'float16'; load it with dtype=float32 and save it again$"),
-        *[
-            (
-                lambda f, value=value: edit_tensors(f, lambda t: t[BIAS].__setitem__(0, value), "model.safetensors"),
-                r"layers\.2\.attention\.key\.bias has 1 values that are NaN or infinite",
-            )
-            for value in (np.nan, np.inf)
-        ],
         (config(transformers_version=None), r"seal\.json: No such file"),
     ],
 )

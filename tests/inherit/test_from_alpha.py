@@ -170,13 +170,13 @@ def test_a_dense_parent_with_rows_is_refused(tiny_data):
 def test_the_mapping_names_the_units_of_each_segment(parent, tiny_data):
     config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 3})
     lines = [line.split() for line in mapped(open_parent(parent), config)[1].splitlines()]
-    (own,) = [line for line in lines if line[0] == "ffn.experts.w1"]
-    (common,) = [line for line in lines if line[0] == "ffn.segments.1.experts.w1"]
-    assert " ".join(own[:7]) == "ffn.experts.w1 1 … 2 (6, 16, 24)"
-    assert " ".join(common[:7]) == "ffn.segments.1.experts.w1 1 … 2 (3, 16, 24)"
+    (own,) = [line for line in lines if line[0] == "ffn.experts.*.w1"]
+    (common,) = [line for line in lines if line[0] == "ffn.segments.1.experts.*.w1"]
+    assert " ".join(own[:7]) == "ffn.experts.*.w1 1 … 2 (6, 16, 24)"
+    assert " ".join(common[:7]) == "ffn.segments.1.experts.*.w1 1 … 2 (3, 16, 24)"
     assert "units 0 … 15" in " ".join(own)
     assert "units 16 … 31" in " ".join(common)
-    assert not [line for line in lines if line[0] == "ffn.segments.1.experts.b2"]
+    assert not [line for line in lines if line[0] == "ffn.segments.1.experts.*.b2"]
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_a_dry_run_tells_every_tensor_and_writes_nothing(parent, tiny_data, tmp_
     config.write_text(yaml.safe_dump(tiny_tree(tiny_data), allow_unicode=True), encoding="utf-8")
     assert main(["inherit", str(parent), str(config), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"ffn\.experts\.w1 +1 … 2 +\(6, 32, 24\) +layers\.1\.ffn\.w1 … layers\.2\.ffn\.w1", printed)
+    assert re.search(r"ffn\.experts\.\*\.w1 +1 … 2 +\(6, 32, 24\) +layers\.1\.ffn\.w1 … layers\.2\.ffn\.w1", printed)
     assert re.search(r"attention\.query\.weight +0 … 2 +\(24, 24\) +layers\.0\.attention\.query\.weight … ", printed)
     assert re.search(r"embedding +\(1280, 24\) +embedding", printed)
     assert not (tmp_path / "run").exists()

@@ -95,9 +95,9 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any]
             _take_up(run, config, parent.path.absolute())
         logger.info("%s", learns_text(learned(config)))
         run.config = config
-        if (done := read_tuning_result(into)) is not None:
-            keep_only(run.checkpoints, done["best"]["step"])
-            return done
+        if (result_before := read_tuning_result(into)) is not None:
+            keep_only(run.checkpoints, result_before["best"]["step"])
+            return result_before
         from pangu_sigma.finetune.tuner import tune  # which loads MindSpore
 
         tuned = tune(run, training.sequences, None if dev is None else dev.sequences)
@@ -149,14 +149,14 @@ def _begin(
     parent: StoredRun, config: Config, training: TaskFile, dev: TaskFile | None, folder: Path, data_hash: str
 ) -> None:
     """Write a run that has all of its parent, with Adam state."""
-    learns, total = (found := learned(config))["parameters"].values()
+    learns, total = (counts := learned(config))["parameters"].values()
     files = {name: file.facts for name, file in (("train_file", training), ("dev_file", dev)) if file is not None}
     hashes = {name: {key: facts[key] for key in ("path", "xxh3_128", "samples")} for name, facts in files.items()}
     same = {each.name: each.name for each in config.domains}
     child = Child.of_run("finetune", parent, config, parent.tokenizer, parent.table, same)
     child.domains = dict.fromkeys(same, "as it was") if config.tuning.learn == "experts" else {}
     child.domains |= dict.fromkeys(config.tuning.domains, "learns the task")
-    child.notes = [WARM, learns_text(found)]
+    child.notes = [WARM, learns_text(counts)]
     child.options = {**config.tuning.model_dump(mode="json"), **hashes}
     child.parameters = {"learns": learns, "stays as it was": total - learns}
     new_run_from(child, folder, data_hash)
@@ -165,10 +165,10 @@ def _begin(
 def learns_text(result: dict[str, Any]) -> str:
     """Format the number of parameters that a fine-tuning run trains, in one line."""
     learned, total = result["parameters"]["learn"], result["parameters"]["all"]
-    kept = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
+    text = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
     for kind, learns in result.get("rows", {}).items():
-        kept += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
-    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%}){kept}"
+        text += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
+    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%}){text}"
 
 
 def format_result(result: dict[str, Any]) -> str:
@@ -217,14 +217,18 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     }
 
 
-def format_forgetting(found: dict[str, Any]) -> str:
+def format_forgetting(forgetting: dict[str, Any]) -> str:
     """Format what `measure_forgetting` returned as a table of each domain's held-out loss before and after fine-tuning."""
-    if "skipped" in found:
-        return f"forgetting was not measured: {found['skipped']}"
+    if "skipped" in forgetting:
+        return f"forgetting was not measured: {forgetting['skipped']}"
     rows, lost = [["domain", "before", "after", "change", "±"]], list[str]()
-    for name, own in found["domains"].items():
-        before, after, change = own["before"]["loss"], own["after"]["loss"], own["difference"]["nats_per_token"]
-        cells = format_numbers([before, after, change, own["difference"]["se"]], [4] * 4)
+    for name, losses in forgetting["domains"].items():
+        before, after, change = (
+            losses["before"]["loss"],
+            losses["after"]["loss"],
+            losses["difference"]["nats_per_token"],
+        )
+        cells = format_numbers([before, after, change, losses["difference"]["se"]], [4] * 4)
         if change == 0:
             cells[2] = "exactly 0"
         rows.append([name, *cells])

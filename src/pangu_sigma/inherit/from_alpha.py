@@ -22,7 +22,7 @@ from pangu_sigma.inherit.receipt import Receipt, count_by_origin
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, stored_shapes
 from pangu_sigma.results import aligned
 from pangu_sigma.stored.alpha import StoredAlpha
-from pangu_sigma.stored.model import StoredModel, experts_name
+from pangu_sigma.stored.model import StoredModel, expert_name
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import parent_ids
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
@@ -164,8 +164,8 @@ def mapped(
 
 
 def sources_of(parent: StoredModel, config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and source, in the parent's files, of every weight of a run of `config` by name, dense weights first. An expert
-    weight has all experts of its segment."""
+    """Return shape and source, in the parent's files, of every weight of a run of `config` by name, dense weights first. Experts of a
+    segment are one weight with the number *."""
 
     def source(name: str) -> str:
         if name not in parent.tensors:
@@ -178,7 +178,7 @@ def sources_of(parent: StoredModel, config: Config) -> dict[str, tuple[tuple[int
         at, units = ffn_source(model, int(segment), name)
         has_all = units == slice(None) or len(model.segments) == 1
         cut = "" if has_all else f", units {units.start} … {units.stop - 1}"
-        sources[f"{experts_name(model, int(segment))}.{name}"] = shape, source(at) + cut
+        sources[expert_name(model, int(segment), "*", name)] = shape, source(at) + cut
     return sources
 
 

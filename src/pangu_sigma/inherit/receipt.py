@@ -148,10 +148,12 @@ def _count_met_rows(child: Child) -> dict[str, RowCount]:
     """Count the rows of a child that were met, by kind."""
     counts: dict[str, RowCount] = {}
     for e, entry in enumerate(child.config.model.rows):
-        had = counts.get(entry.kind, RowCount(0, 0, 0))
+        count = counts.get(entry.kind, RowCount(0, 0, 0))
         keys = child.find(f"{ROWS}{e}", "keys", ()), child.parent.array(f"{ROWS}{e}", "keys")
-        rows, its = (0 if each is None else each.size for each in keys)
-        counts[entry.kind] = RowCount(had.rows + rows, had.parent_rows + its, had.bytes + 4 * entry.width * rows)
+        rows, parent_rows = (0 if each is None else each.size for each in keys)
+        counts[entry.kind] = RowCount(
+            count.rows + rows, count.parent_rows + parent_rows, count.bytes + 4 * entry.width * rows
+        )
     return counts
 
 
@@ -178,8 +180,8 @@ def count_by_origin(
     table, begun = config.slots * model.slot_rows * model.hidden, model.layers if model.rows and not had_rows else 0
     copied, used = (sum(getattr(slot, key) for slot in slots) * model.hidden for key in ("copied", "rows"))
     rows = {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": table - used}
-    rest = total - table - sum(experts.values()) - begun
-    return {"copied": rest, **experts, "begun": begun, **(rows if slots else {"rows": table})}
+    copied_weights = total - table - sum(experts.values()) - begun
+    return {"copied": copied_weights, **experts, "begun": begun, **(rows if slots else {"rows": table})}
 
 
 def _format_slot(slot: SlotReceipt) -> str:

@@ -189,15 +189,10 @@ class _Tensors(Mapping[str, LazyArray]):
         return len(self._shapes)
 
 
-def experts_name(model: ModelConfig, segment: int) -> str:
-    """Return the beginning of the names of a segment's experts. segment: index among the segments of all RRE layers."""
+def expert_name(model: ModelConfig, segment: int, expert: int | str, name: str) -> str:
+    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in the segment; "*": any."""
     layer, s = model.in_layer(segment)
-    return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts"
-
-
-def expert_name(model: ModelConfig, segment: int, expert: int, name: str) -> str:
-    """Return the name of an expert's tensor. segment: as in `experts_name`. expert: index in the segment."""
-    return f"{experts_name(model, segment)}.{expert}.{name}"
+    return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts.{expert}.{name}"
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:

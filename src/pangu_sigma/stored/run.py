@@ -59,10 +59,10 @@ class StoredRun(StoredModel):
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        found = newest_checkpoint(self.checkpoints, self.identity, verified=self._verified)
-        if found is None:
+        newest = newest_checkpoint(self.checkpoints, self.identity, verified=self._verified)
+        if newest is None:
             raise CheckpointError(f"{self.checkpoints} holds no checkpoint; train the run, or wait for its first one")
-        return found
+        return newest
 
     @cached_property
     def step(self) -> int:
@@ -91,12 +91,12 @@ class StoredRun(StoredModel):
         return self.checkpoint.array(shard, name)
 
     def listed(self) -> Listed:
-        found = {
+        shapes = {
             (file.partition(".")[0], name): (array.part.whole, array.values.dtype.name)
             for file, arrays in self.checkpoint.files.items()
             for name, array in arrays.items()
         }
-        return ((*key, *value) for key, value in found.items())
+        return ((*key, *value) for key, value in shapes.items())
 
 
 class StoredCheckpoint(StoredRun):
