@@ -164,8 +164,8 @@ def mapped(
 
 
 def sources_of(parent: StoredModel, config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and source, in the parent's files, of every weight of a run of `config` by name, dense weights first. Experts of a
-    segment are one weight with the number *."""
+    """Return shape and source in the parent's files of every weight of a run of `config`, by name, dense weights first. The experts
+    of a segment are one weight with the number *."""
 
     def source(name: str) -> str:
         if name not in parent.tensors:

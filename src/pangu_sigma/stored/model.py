@@ -190,7 +190,7 @@ class _Tensors(Mapping[str, LazyArray]):
 
 
 def expert_name(model: ModelConfig, segment: int, expert: int | str, name: str) -> str:
-    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in the segment; "*": any."""
+    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in it; "*": all."""
     layer, s = model.in_layer(segment)
     return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts.{expert}.{name}"
 
