@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -416,23 +415,6 @@ def test_a_disk_that_fails_at_any_call_is_a_clean_error_and_the_next_save_is_as_
             assert_is(newest_checkpoint(root), 300 if there else [step for step in steps if step < 300][-1])
         assert_the_next_save_is_as_ever(root)
     assert refused > 20
-
-
-@pytest.mark.parametrize("limit", [0, 50, 300])
-def test_a_disk_that_refuses_is_a_clean_error_and_keeps_the_old_one(tmp_path: Path, limit: int):
-    save(tmp_path, 100)
-    before = names(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # writes beyond `limit` bytes of a file fail
-    try:
-        with pytest.raises(
-            CheckpointError, match=r"cannot save checkpoint .*step_00000200.*, if there are any, .*free space"
-        ):
-            save(tmp_path, 200)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert names(tmp_path) == before
-    assert_is(newest_checkpoint(tmp_path), 100)
 
 
 def test_a_root_that_cannot_be_a_folder_is_a_clean_error(tmp_path: Path):

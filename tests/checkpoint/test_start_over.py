@@ -119,17 +119,12 @@ def test_lines_without_a_checkpoint_are_kept_and_said(tiny_data, run, caplog):
     assert caplog.text == ""
 
 
-def test_what_is_set_aside_keeps_the_record_of_its_origin(run):
-    (run / "lineage.json").write_text("{}")
-    folder = set_aside(run)
-    assert folder is not None and (folder / "lineage.json").read_text() == "{}"
-
-
 def test_a_run_that_inherited_its_weights_is_not_started_over(run):
     (run / "lineage.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"has its weights from another model .* make it again in another folder"):
         start_over(run)
     assert (run / "checkpoints").exists()
+    assert (set_aside(run) / "lineage.json").read_text() == "{}", "what is set aside keeps the record of its origin"
 
 
 def test_starting_over_that_is_killed_anywhere_loses_nothing(tiny_data, run, tmp_path):
