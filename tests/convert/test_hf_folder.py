@@ -524,7 +524,11 @@ MEANT: list[tuple[str, Callable[[Path], object], str]] = [
     ("extra", tensors(lambda t: t.update(more=ONES)), "more is no tensor"),
     ("wrong shape", tensors(lambda t: t.update({BIAS: ONES})), rf"{BIAS} is float32 of shape \(3,\).*of shape \(24,\)"),
     ("wrong type", tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.float16)})), "is float16 .*needs float32"),
-    ("type not read", tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.int8)})), r"is I8 of shape \(24,\), which is not read here"),
+    (
+        "type not read",
+        tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.int8)})),
+        "is I8 of shape .* is not read here",
+    ),
     ("in two files", twice, rf"00002.*: has {BIAS}, which is in another file, too"),
     (
         "another table",

@@ -10,8 +10,6 @@ configuration.json has its own hash because a run may change it; the others neve
 from __future__ import annotations
 
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import (
     ITS_VERSION,
     UNFINISHED,
-    DamagedFile,
     check_folder,
     commit,
     seal_folder,
@@ -94,9 +91,6 @@ def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
 
 def read_table(folder: Path, fix: str) -> RoutingTable:
     """Read the routing tables of a run folder or an export, verified by the hashes in seal.json. fix: advice to the user if they
-    are damaged, for the message. Raises DamagedFile."""
+    are damaged, for the message. Raises DamagedFile or DataError."""
     check_folder(folder, fix, ROUTING_FILE)
-    try:
-        return RoutingTable.load(folder / ROUTING_FILE)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedFile(f"{folder / ROUTING_FILE}: {error}; {fix}") from error
+    return RoutingTable.load(folder / ROUTING_FILE, fix)

@@ -119,6 +119,11 @@ def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]
         header = json.loads(stream.read(start - 8))
     header.pop("__metadata__", None)
     return {
-        name: (entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0], start + entry["data_offsets"][1])
+        name: (
+            entry["dtype"],
+            tuple(entry["shape"]),
+            start + entry["data_offsets"][0],
+            start + entry["data_offsets"][1],
+        )
         for name, entry in header.items()
     }
