@@ -70,13 +70,6 @@ def test_parts_come_back_from_their_text(recut):
     assert parts_from(parts_metadata(arrays)) == parts
 
 
-def test_a_scalar_is_whole():
-    target = np.zeros((), np.float32)
-    part = Part.everything(())
-    copy_part(SavedArray.whole(np.float32(3).reshape(())), target, part)
-    assert target == 3
-
-
 def test_parts_of_several_ranks_are_one_array_and_each_row_of_it():
     """Rows 0 and 3 are one part, and the others two, of columns."""
     values = np.random.default_rng(0).standard_normal((6, 5, 4)).astype(np.float32)

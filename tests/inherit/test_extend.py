@@ -272,11 +272,7 @@ def changed(tree, key, value):
     ("key", "value", "message"),
     [
         ("model.hidden", 48, r"model\.hidden: 24 → 48"),
-        ("model.ffn", 64, r"model\.ffn: 32 → 64"),
-        ("model.heads", 3, r"model\.heads: 2 → 3"),
-        ("model.dense_layers", 2, r"model\.dense_layers: 1 → 2"),
         ("model.rre_layers", 3, r"model\.rre_layers: 2 → 3"),
-        ("model.seq_length", 64, r"model\.seq_length: 32 → 64"),
         ("model.rows", [], r'model\.rows\.2\.kind: "own" → null: rows are saved by numbers'),
         ("model.segments", ["own", "own"], r"model\.segments\.1: null → .own.: the saved arrays have this shape"),
         ("model.activation", "tanh", r'model\.activation: "fast_gelu" → "tanh"'),
