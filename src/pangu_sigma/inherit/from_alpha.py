@@ -188,6 +188,6 @@ def _equal_layers(sources: dict[str, tuple[tuple[int, ...], str]]) -> Iterator[t
     for name, (shape, source) in sources.items():
         layer, short = name.split(".", 2)[1:] if name.startswith("layers.") else ("", name)
         groups.setdefault((short, str(shape)), []).append((layer, source))
-    for (name, shape), group in groups.items():
+    for (short, shape_text), group in groups.items():
         layers, first_and_last = zip(*(group[:1] + group[1:][-1:]), strict=True)
-        yield name, " … ".join(layers), shape, " … ".join(first_and_last)
+        yield short, " … ".join(layers), shape_text, " … ".join(first_and_last)
