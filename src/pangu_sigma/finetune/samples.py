@@ -71,18 +71,18 @@ def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversatio
 
 
 def _messages(value: Any) -> Messages:
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise RejectedLine("messages not a list of objects", f"expected: {_EXPECTED}")
     messages: list[tuple[Role, str]] = []
-    for number, each in enumerate(value):
-        role = each.get("role")
+    for number, message in enumerate(value):
+        role = message.get("role")
         if role not in get_args(Role):
             raise RejectedLine(
                 "unknown role", f"messages.{number}.role is {role!r}; expected: {', '.join(get_args(Role))}"
             )
         if role == "system" and number:
             raise RejectedLine("system message not the first", f"messages.{number}")
-        messages.append((cast(Role, role), visible_text(each.get("content"), f"messages.{number}.content")))
+        messages.append((cast(Role, role), visible_text(message.get("content"), f"messages.{number}.content")))
     if len(messages) < 2 or messages[-1][0] != "assistant":
         raise RejectedLine("no answer at the end", "the last message must be the assistant's, after another one")
     if messages[0][0] == "assistant":

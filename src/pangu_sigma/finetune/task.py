@@ -57,7 +57,7 @@ class Task:
         child = parse_config(tree)
         changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
         changes = [
-            each for each in changes if not each[0].startswith(("seed", "finetune"))
+            change for change in changes if not change[0].startswith(("seed", "finetune"))
         ]  # the weights are drawn already
         refuse_changes(Path(parent.name), changes, "  leave these keys out")
         return child

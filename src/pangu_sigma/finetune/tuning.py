@@ -58,13 +58,13 @@ class TuningRequest:
     overrides: Sequence[Override] = ()
 
 
-def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any] | None:
+def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, Any] | None:
     """Fine-tune the run in `path` on a task, in the run folder `into`; the same call resumes a stopped run.
 
     Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again. Raises
     ConfigError, DataError and CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
     """
-    parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
+    parent, task = open_model(path, "run"), read_task(request.task, request.learn, request.domain, request.overrides)
     if into.resolve() == path.resolve():
         raise ConfigError(
             f"{into} is the run to tune, which stays as it is; name another folder with {argument('--output')}"
@@ -78,10 +78,10 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any]
     if begins:
         check_absent(into)
     check_training_fits(first)
-    training, dev = read_task_files(asked.train_file, asked.dev_file, first, parent.tokenizer)
+    training, dev = read_task_files(request.train_file, request.dev_file, first, parent.tokenizer)
     counts = training.sequences.counts
-    named = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
-    config = task.config(parent.config, named, sum(counts))
+    domains = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
+    config = task.config(parent.config, domains, sum(counts))
     data_hash = training.sequences.hash + ("" if dev is None else dev.sequences.hash)
     if begins:
         with unfinished_folder(into) as fresh:
@@ -122,11 +122,11 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any]
 def _take_up(run: StoredRun, config: Config, path: Path) -> None:
     """Take up a run with what may change in it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
     into = run.path
-    began, other = (run.lineage or {}).get("parent"), f"choose another folder with {argument('--output')}"
+    parent_before, other = (run.lineage or {}).get("parent"), f"choose another folder with {argument('--output')}"
     if run.config.finetune is None:
         raise ConfigError(f"{into} is a run that is not tuned to a task; {other}")
-    if began != str(path):
-        raise ConfigError(f"{into} began with {began}, not with {path}; {other}")
+    if parent_before != str(path):
+        raise ConfigError(f"{into} began with {parent_before}, not with {path}; {other}")
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or {other}"
     refuse_changes(into, changes, fix)
@@ -152,7 +152,7 @@ def _begin(
     learns, total = (counts := learned(config))["parameters"].values()
     files = {name: file.facts for name, file in (("train_file", training), ("dev_file", dev)) if file is not None}
     hashes = {name: {key: facts[key] for key in ("path", "xxh3_128", "samples")} for name, facts in files.items()}
-    same = {each.name: each.name for each in config.domains}
+    same = {domain.name: domain.name for domain in config.domains}
     child = Child.of_run("finetune", parent, config, parent.tokenizer, parent.table, same)
     child.domains = dict.fromkeys(same, "as it was") if config.tuning.learn == "experts" else {}
     child.domains |= dict.fromkeys(config.tuning.domains, "learns the task")
@@ -194,10 +194,10 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     Returns {"domains": {name: {"before", "after", "difference"}}}, held-out losses in nats per token and their difference with its
     standard error, or {"skipped": reason} if the parent's text is missing, or its checkpoint is another one by now.
     """
-    now = open_model(
+    parent_now = open_model(
         parent, "run", verified=False
     )  # anew: `compare_runs`, which verifies it, takes what is there now, too
-    if now.hash != (read_lineage(run) or {}).get("parent_hash"):
+    if parent_now.hash != (read_lineage(run) or {}).get("parent_hash"):
         return {"skipped": f"{parent} was trained on after the tuning began"}
     try:
         (pair,) = compare_runs([run], [parent])["pairs"]

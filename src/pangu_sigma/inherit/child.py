@@ -111,9 +111,11 @@ class Child:
         sources: domain of the child → domain of the parent whose experts it has; the experts of other domains are drawn. slots_of:
         domain of the parent whose slot gives the rows of new slots; None: they are drawn."""
         domains, old, size = domains_of(config), domains_of(parent.config), config.model.experts_per_domain
-        firsts = [old.named(sources[each.name]).first_expert if each.name in sources else -size for each in domains]
+        firsts = [
+            old.named(sources[domain.name]).first_expert if domain.name in sources else -size for domain in domains
+        ]
         own_K = np.maximum(np.add.outer(firsts, np.arange(size)).reshape(-1), -1)
-        warm_K = np.repeat([sources.get(each.name) == each.name for each in domains], size)
+        warm_K = np.repeat([sources.get(domain.name) == domain.name for domain in domains], size)
         known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
         slots = [
             _slot_of_run(parent, name, ids_R, looked_up(known_V, ids_R), slots_of)

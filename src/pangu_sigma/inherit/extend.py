@@ -68,7 +68,7 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
 
 
 def _changed_domains(old: Config, new: Config) -> list[str]:
-    by_name, problems = {each.name: each for each in new.domains}, []
+    by_name, problems = {domain.name: domain for domain in new.domains}, []
     whys = {"slot": "its rows are in that slot"}
     whys |= {key: rule_of(f"domains.0.{key}").why for key in ("format", "language")}
     for domain in old.domains:
@@ -97,8 +97,8 @@ def plan_extension(parent: StoredRun, config: Config, source: str | None = None,
     tokenizer = _prepared_tokenizer(parent.path, config)
     known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     _check_vocabulary(parent, config, tokenizer)
-    names = {each.name for each in parent.config.domains}
-    source_of = {each.name: each.name if each.name in names else source for each in config.domains}
+    names = {domain.name for domain in parent.config.domains}
+    source_of = {domain.name: domain.name if domain.name in names else source for domain in config.domains}
     sources = {name: its for name, its in source_of.items() if its is not None}
     table = extended_tables(parent, config, tokenizer, known_V, sources)
     child = Child.of_run("extend", parent, absolute_paths(config), tokenizer, table, sources, source)
@@ -128,8 +128,8 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
 
 def _check_source(old: Config, new: Config, source: str | None, scratch: bool) -> None:
     """Raise ConfigError unless it is said what new domains begin as."""
-    names, way = [each.name for each in old.domains], argument("--from-domain")
-    added = [each.name for each in new.domains if each.name not in names]
+    names, way = [domain.name for domain in old.domains], argument("--from-domain")
+    added = [domain.name for domain in new.domains if domain.name not in names]
     if added and source is None and not scratch:
         raise ConfigError(
             f"domains: {', '.join(added)}: say what new domains begin as: {way} DOMAIN (experts of "

@@ -47,10 +47,10 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
     ffn_K, config = np.zeros(config.experts, int), absolute_paths(config)  # the only expert of a dense layer
     child = Child("inherit", parent, config, tokenizer, table, slots, ffn_K, ffn_K == 0, moments)
     child.notes, child.options = notes, {"moments": moments}
-    for each in domains:  # PanGu-α cuts all text as Chinese
-        slot = parent_slot(domains.slot_names[each.slot], slot_names(parent))
-        language = "zh" if parent.kind == "alpha" else each.language
-        child.answers[each.name] = replace(each, index=0, slot=slot, language=language)
+    for domain in domains:  # PanGu-α cuts all text as Chinese
+        slot = parent_slot(domains.slot_names[domain.slot], slot_names(parent))
+        language = "zh" if parent.kind == "alpha" else domain.language
+        child.answers[domain.name] = replace(domain, index=0, slot=slot, language=language)
     return child
 
 

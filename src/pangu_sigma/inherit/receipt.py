@@ -97,11 +97,11 @@ class Receipt:
             rows.append(("GELU", f"{self.activation}, {why}"))
         rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in self.slots]
         rows += [(f"{kind} rows", _format_rows(count)) for kind, count in self.rows.items()]
-        for name, each in self.agreement.items():
-            rows.append((f"domain {name}", _format_agreement(each, self)))
-            if each.texts:
-                rows.append((f"text of {name}", _format_cutting(each)))
-        rows += [("note", each) for each in self.notes]
+        for name, agreement in self.agreement.items():
+            rows.append((f"domain {name}", _format_agreement(agreement, self)))
+            if agreement.texts:
+                rows.append((f"text of {name}", _format_cutting(agreement)))
+        rows += [("note", note) for note in self.notes]
         return "\n".join(aligned(rows, "<"))
 
     def save(self, folder: Path) -> None:
@@ -150,7 +150,7 @@ def _count_met_rows(child: Child) -> dict[str, RowCount]:
     for e, entry in enumerate(child.config.model.rows):
         count = counts.get(entry.kind, RowCount(0, 0, 0))
         keys = child.find(f"{ROWS}{e}", "keys", ()), child.parent.array(f"{ROWS}{e}", "keys")
-        rows, parent_rows = (0 if each is None else each.size for each in keys)
+        rows, parent_rows = (0 if array is None else array.size for array in keys)
         counts[entry.kind] = RowCount(
             count.rows + rows, count.parent_rows + parent_rows, count.bytes + 4 * entry.width * rows
         )
@@ -197,13 +197,13 @@ def _format_rows(count: RowCount) -> str:
     return f"{count.rows:,} of {count.parent_rows:,} rows that were met, {count.bytes:,} bytes of weights"
 
 
-def _format_agreement(each: Agreement, receipt: Receipt) -> str:
-    parts = [f"{each.exact:.2g}"]
-    if each.own_activation is not None:
-        other = f"{each.own_activation:.2g} with {receipt.activation}, which costs {each.activation_nats:+.4f} nats"
-        parts = [other, f"{each.exact:.2g} with the parent's {receipt.parent_activation}"]
-    text = " ".join(each.text.split())[:60]
-    return f"largest |Δlogit| {', '.join(parts)}; {each.tokens} tokens: {text!r}"
+def _format_agreement(agreement: Agreement, receipt: Receipt) -> str:
+    parts = [f"{agreement.exact:.2g}"]
+    if agreement.own_activation is not None:
+        other = f"{agreement.own_activation:.2g} with {receipt.activation}, which costs {agreement.activation_nats:+.4f} nats"
+        parts = [other, f"{agreement.exact:.2g} with the parent's {receipt.parent_activation}"]
+    text = " ".join(agreement.text.split())[:60]
+    return f"largest |Δlogit| {', '.join(parts)}; {agreement.tokens} tokens: {text!r}"
 
 
 def _format_cutting(cutting: Agreement) -> str:

@@ -114,7 +114,7 @@ def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _parameter(graph: memoryview, parameter: Field, map_once: Callable[[str], np.ndarray]) -> tuple[str, np.ndarray]:
     fields, file, begin, length = message(graph, parameter.begin, parameter.end), GRAPH_FILE, 0, 0
-    dims = [n for each in fields.get(1, []) for n in numbers(graph, each)]
+    dims = [n for field in fields.get(1, []) for n in numbers(graph, field)]
     name = str(graph[fields[7][-1].begin : fields[7][-1].end], "utf-8")
     if 12 in fields:
         inner = message(graph, fields[12][-1].begin, fields[12][-1].end)

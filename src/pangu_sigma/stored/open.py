@@ -62,7 +62,7 @@ def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel:
     """
     kind = kind_of(path)
     if wanted and not _is_one(path, wanted):
-        needs = " or ".join(KIND_NAMES[each] for each in wanted)
+        needs = " or ".join(KIND_NAMES[kind] for kind in wanted)
         if kind != "alpha":
             of = "that it is in" if kind == "checkpoint" else "that it came from"
             fix = f"; name the run {of}" if "run" in wanted and kind != "run" else ""
@@ -87,7 +87,7 @@ def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
         return "it is not there; check the path"
     if path.is_file() and _is_one(path.parent, wanted):
         return f"it is a file of one; name its folder, {path.parent}"
-    files, makers = zip(*(_SIGNS[each] for each in wanted if each in _SIGNS), strict=True)
+    files, makers = zip(*(_SIGNS[kind] for kind in wanted if kind in _SIGNS), strict=True)
     return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
 
 
