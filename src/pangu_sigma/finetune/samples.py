@@ -121,9 +121,8 @@ class SampleEncoder:
             if room > tag:
                 return [*ids[:tag], *ids[len(ids) - room + tag :]], True
         if self._cut == "messages":
-            shortened = without_oldest(
-                before, room, lambda recent: self._tokenizer.prompt(template.prompt(recent), domain)
-            )
+            tokenize = self._tokenizer.prompt
+            shortened = without_oldest(before, room, lambda recent: tokenize(template.prompt(recent), domain))
             if shortened is not None:
                 return shortened[0], True
         raise TooLong("prompt and answer are too long")

@@ -194,9 +194,8 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     Returns {"domains": {name: {"before", "after", "difference"}}}, held-out losses in nats per token and their difference with its
     standard error, or {"skipped": reason} if the parent's text is missing, or its checkpoint is another one by now.
     """
-    parent_now = open_model(
-        parent, "run", verified=False
-    )  # anew: `compare_runs`, which verifies it, takes what is there now, too
+    # anew: `compare_runs`, which verifies it, takes what is there now, too
+    parent_now = open_model(parent, "run", verified=False)
     if parent_now.hash != (read_lineage(run) or {}).get("parent_hash"):
         return {"skipped": f"{parent} was trained on after the tuning began"}
     try:
@@ -204,17 +203,12 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
 
-    keys = ("loss", "tokens", "samples")
-    return {
-        "domains": {
-            name: {
-                "before": {key: after["against"][key] for key in keys},
-                "after": {key: after[key] for key in keys},
-                "difference": after["difference"],
-            }
-            for name, after in pair["domains"].items()
-        }
-    }
+    losses: dict[str, Any] = {}
+    for name, after in pair["domains"].items():
+        both = {"before": after["against"], "after": after}.items()
+        losses[name] = {when: {key: of[key] for key in ("loss", "tokens", "samples")} for when, of in both}
+        losses[name]["difference"] = after["difference"]
+    return {"domains": losses}
 
 
 def format_forgetting(forgetting: dict[str, Any]) -> str:
@@ -223,13 +217,9 @@ def format_forgetting(forgetting: dict[str, Any]) -> str:
         return f"forgetting was not measured: {forgetting['skipped']}"
     rows, lost = [["domain", "before", "after", "change", "±"]], list[str]()
     for name, losses in forgetting["domains"].items():
-        before, after, change = (
-            losses["before"]["loss"],
-            losses["after"]["loss"],
-            losses["difference"]["nats_per_token"],
-        )
-        cells = format_numbers([before, after, change, losses["difference"]["se"]], [4] * 4)
-        if change == 0:
+        before, after, difference = losses["before"]["loss"], losses["after"]["loss"], losses["difference"]
+        cells = format_numbers([before, after, difference["nats_per_token"], difference["se"]], [4] * 4)
+        if difference["nats_per_token"] == 0:
             cells[2] = "exactly 0"
         rows.append([name, *cells])
         if after is None and before is not None:
