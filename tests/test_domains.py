@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.tiny import tiny_config
+from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.domains import Domains, domains_of
+from pangu_sigma.domains import Domains, chosen_domains, domains_of
 
 
 def built(slots: list[str], experts: int = 2) -> Domains:
@@ -31,3 +34,17 @@ def test_domains_are_found_by_index_by_name_and_by_slot():
     assert [d.name for d in domains.in_slot(0)] == ["d0", "d2"]
     assert domains.in_slot(7) == []
     assert domains[2].weight == 2.5
+
+
+@pytest.mark.parametrize(
+    ("kept", "dropped", "message"),
+    [
+        ([], [], r"keep, or those to leave away with drop, not neither; there are zh, en, code"),
+        (["zh"], ["en"], r"not both"),
+        (["fr"], [], r"unknown domain 'fr'; this configuration has zh, en, code"),
+        ([], ["zh", "en", "code"], r"no domain would be left"),
+    ],
+)
+def test_domains_that_cannot_be_chosen_are_refused(tmp_path, kept, dropped, message):
+    with pytest.raises(ConfigError, match=message):
+        chosen_domains(tiny_config(tmp_path), kept, dropped)

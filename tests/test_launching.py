@@ -12,7 +12,7 @@ from helpers.prepared import change_vocabulary
 from experiments.chaos.launched import free_port
 from experiments.tiny import SAVED_AT, STEPS
 from pangu_sigma.api import training_command
-from pangu_sigma.checkpoint.format import checkpoints
+from pangu_sigma.checkpoint.checkpoint import checkpoints
 from pangu_sigma.cli import main
 from pangu_sigma.data.manifest import Manifest
 from pangu_sigma.ranks.launch import Job

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments.bench.harness import RUNS, Row, absent, compare, limit
 from experiments.peers import Worker, peers_python, script_of
-from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.checkpoint.checkpoint import Identity
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 

@@ -32,8 +32,7 @@ from experiments.chaos.cases import (
 )
 from experiments.chaos.forked import Forked
 from experiments.chaos.rank_processes import RankProcesses
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, load_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.training.log.metrics import FILE, read_metrics
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.parts import Part, copy_part
 from pangu_sigma.stored.model import Kind, StoredModel
 from pangu_sigma.stored.open import open_model
 
@@ -41,11 +40,6 @@ def opened_whole(path: Path, *kinds: Kind) -> StoredModel:
 
 def whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, put together."""
-    found = {}
-    for shard in {file.partition(".")[0] for file in checkpoint.files}:
-        for name, saved in checkpoint.saved(shard).items():
-            target = np.zeros(saved[0].part.whole, saved[0].values.dtype)
-            copied = sum(copy_part(array, target, Part.everything(target.shape)) for array in saved)
-            assert copied == target.size
-            found[f"{shard}/{name}"] = target
-    return found
+    names = {(file.partition(".")[0], name) for file, arrays in checkpoint.files.items() for name in arrays}
+    arrays = {f"{shard}/{name}": checkpoint.array(shard, name) for shard, name in names}
+    return {name: np.array(array.read()) for name, array in arrays.items() if array is not None}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -14,16 +12,25 @@ import numpy as np
 import pytest
 from helpers.failing_files import FileCalls, Killed, killed_at, refused_at
 from helpers.threads import on_ranks
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint import checkpoint as checkpoint_module
-from pangu_sigma.checkpoint import format as format_module
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, DamagedCheckpoint, Identity, UnhealthyState, checkpoints
+from pangu_sigma.checkpoint.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    DamagedCheckpoint,
+    Identity,
+    UnhealthyState,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    way_on,
+)
 from pangu_sigma.checkpoint.not_finite import NotFinite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.saver import save_checkpoint
+from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.sealed import fingerprint, sealed
 
 IDENTITY = Identity("vocabulary-1", "routing-1", {"name": "tiny", "train": {"peak_lr": 1e-4}})
@@ -129,20 +136,10 @@ def test_damage_is_an_error_in_a_directory_and_a_warned_fallback_in_a_root(
     file = damage(latest, how)
     with pytest.raises(CheckpointError, match=f"{file}.*another checkpoint"):
         load_checkpoint(latest)
-    with caplog.at_level(logging.WARNING):
-        assert_is(newest_checkpoint(tmp_path), 200)
-    assert file in caplog.text
-
-
-def test_a_folder_that_was_copied_half_is_told_with_its_sizes_and_passed_over_without_reading_all(tmp_path, caplog):
-    save(tmp_path, 100)
-    file = save(tmp_path, 200) / "dense.safetensors"
-    size = file.stat().st_size
-    os.truncate(file, size - 3)
-    for verified in (True, False):
+    for verified in (True, False) if how in ("truncated", "deleted") else (True,):
         caplog.clear()
-        assert_is(newest_checkpoint(tmp_path, verified=verified), 100)
-        assert f"{file}: bytes is {size - 3}, {size} was written" in caplog.text
+        assert_is(newest_checkpoint(tmp_path, verified=verified), 200)
+        assert file in caplog.text
 
 
 def test_no_array_is_mapped_for_the_step_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -166,15 +163,22 @@ def test_fallback_passes_over_every_damaged_one_and_then_gives_up(tmp_path: Path
     assert caplog.text == "", "no checkpoint is used, and the error says all"
 
 
+def test_a_run_with_values_that_are_not_finite_is_sent_back_to_the_newest_whole_checkpoint(tmp_path: Path):
+    assert way_on(tmp_path, SINGLE_PROCESS).startswith(f"No checkpoint in {tmp_path} is whole: start again in another")
+    healthy, damaged = save(tmp_path, 100), save(tmp_path, 200)
+    damage(damaged, "truncated")
+    again = f"The last checkpoint whose values are all finite is {healthy}: start the same command again"
+    assert way_on(tmp_path, SINGLE_PROCESS).startswith(again)
+    damage(healthy, "truncated")
+    assert way_on(tmp_path, SINGLE_PROCESS).startswith(f"No checkpoint in {tmp_path} is whole")
+
+
 def test_what_is_not_a_checkpoint_is_not_one(tmp_path: Path):
     assert checkpoints(tmp_path / "nothing") == checkpoints(tmp_path) == []
     (tmp_path / "unhealthy_00000500").mkdir()
     (tmp_path / ".unfinished-step_00000500").mkdir()
     assert checkpoints(tmp_path) == []
     assert newest_checkpoint(tmp_path) is None
-
-
-def test_a_checkpoint_that_is_there_and_damaged_is_never_a_start_from_nothing(tmp_path: Path):
     (tmp_path / "step_00000100").mkdir()
     for verified in (True, False):
         with pytest.raises(DamagedCheckpoint, match=r"step_00000100/seal\.json: No such file"):
@@ -186,9 +190,6 @@ def test_checkpoints_of_the_older_form_are_refused_by_name(tmp_path: Path):
     (folder / "seal.json").rename(folder / "manifest.json")
     words = "is of format 2, this version reads 3: use 0.1.0 up to commit d8fd62a8, which wrote it, or begin in another folder$"
     with pytest.raises(CheckpointError, match=f"^{folder} {words}"):
-        load_checkpoint(folder)
-    (tmp_path / "LATEST").write_text("step_00000100\n")
-    with pytest.raises(CheckpointError, match=f"^{tmp_path} {words}"):
         newest_checkpoint(tmp_path)
 
 
@@ -201,14 +202,9 @@ def test_another_identity_is_refused_naming_both_hashes_and_the_fix(tmp_path: Pa
         newest_checkpoint(tmp_path, other)
 
 
-def test_another_config_is_the_callers_business(tmp_path: Path):
-    save(tmp_path, 100)
-    assert_is(newest_checkpoint(tmp_path, Identity("vocabulary-1", "routing-1", {})), 100)
-
-
 def test_another_format_is_refused_but_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, 100)
-    monkeypatch.setattr(format_module, "FORMAT", 4)
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 4)
     with pytest.raises(CheckpointError, match="format 3, this version reads 4") as refused:
         newest_checkpoint(tmp_path)
     assert not isinstance(refused.value, DamagedCheckpoint)
@@ -219,42 +215,6 @@ def reseal(folder: Path, facts: object) -> None:
     (folder / "state.json").write_bytes(json.dumps(facts).encode())
     files = json.loads((folder / "seal.json").read_bytes())["files"]
     (folder / "seal.json").write_bytes(sealed({"files": files | {"state.json": fingerprint(folder / "state.json")}}))
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_facts_and_seals_of_any_other_contents_are_refused_even_with_their_hash(whole: Path, data: st.DataObject):
-    """No file outside the folder is read, and nothing ends in a traceback."""
-    before = {name: (whole / name).read_bytes() for name in ("seal.json", "state.json")}
-    seal, facts = ({k: v for k, v in json.loads(text).items() if k != "manifest"} for text in before.values())
-    anything = st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    )
-    key = data.draw(st.sampled_from([*facts, "files", "a file", "a name", "a hash"]))
-    value = data.draw(anything)
-    try:
-        if key == "a hash":
-            reseal(whole, facts | {"identity": facts["identity"] | {"vocabulary_hash": value}})
-        elif key in facts:
-            reseal(whole, facts | {key: value})
-        else:
-            files = {
-                "files": value,
-                "a file": {**seal["files"], "dense.safetensors": value},
-                "a name": {f"../{whole.name}/{name}": hashes for name, hashes in seal["files"].items()},
-            }[key]
-            (whole / "seal.json").write_bytes(sealed({"files": files}))
-        load_checkpoint(whole, IDENTITY)
-    except CheckpointError as error:
-        assert str(whole) in str(error)
-    else:
-        assert (key == "state" and type(value) is dict) or value == facts.get(key), (
-            "nobody can tell another state from the right one"
-        )
-    finally:
-        for name, content in before.items():
-            (whole / name).write_bytes(content)
 
 
 @pytest.fixture
@@ -283,22 +243,13 @@ def test_a_weight_that_is_not_finite_is_named_and_never_a_checkpoint(tmp_path: P
     for step, name in ((200, "weight"), (300, "w1")):
         with pytest.raises(UnhealthyState) as caught:
             save_checkpoint(tmp_path, step, with_nan(step, name), {}, IDENTITY_WITH_DOMAINS, 1)
-    assert names(tmp_path) == ["step_00000100", "unhealthy_00000300"], "no healthy one is pruned, one is kept"
-    assert newest_checkpoint(tmp_path).step == 100
+    assert names(tmp_path) == ["step_00000100"], "no healthy one is pruned"
     error = caught.value
-    assert error.found == [NotFinite("experts_layer_1", "w1", 1, (3, 2), (3,))]
-    assert (error.step, error.folder) == (300, tmp_path / "unhealthy_00000300")
+    assert (error.step, error.not_finite) == (300, [NotFinite("experts_layer_1", "w1", 1, (3, 2), (3,))])
     assert f"whose values are all finite is {tmp_path / 'step_00000100'}: start the same command again" in str(error)
     message = "experts_layer_1: w1 has 1, first at [3, 2] (layer 1, expert 3 of domain en)"
     assert message in str(error)
     assert caplog.records == [], "the error says it, and nothing says it twice"
-    for name in ("unhealthy_00000300", "step_00000300"):  # also when somebody renames it
-        (tmp_path / "unhealthy_00000300").rename(tmp_path / name)
-        with pytest.raises(CheckpointError, match="holds values that are not finite, and is no checkpoint"):
-            load_checkpoint(tmp_path / name)
-        (tmp_path / name).rename(tmp_path / "unhealthy_00000300")
-    save_checkpoint(tmp_path, 400, with_nan(400), {}, IDENTITY_WITH_DOMAINS, 2)
-    assert names(tmp_path) == ["step_00000100", "step_00000400", "unhealthy_00000300"]
 
 
 def save_by_ranks(root: Path, step: int, world: int = 2) -> list[Path]:
@@ -359,7 +310,7 @@ def test_an_unhealthy_state_is_an_error_on_all_ranks_and_in_every_window_of_a_ki
 
     for error in on_ranks(3, work):
         assert isinstance(error, UnhealthyState)
-        assert error.found == [NotFinite("experts_layer_0.00002", "w1", 3, (5, 0), (5,))]
+        assert error.not_finite == [NotFinite("experts_layer_0.00002", "w1", 3, (5, 0), (5,))]
     save(tmp_path / "counted", 100)
     with FileCalls()() as calls, pytest.raises(UnhealthyState):
         save_checkpoint(tmp_path / "counted", 200, with_nan(200, "w1"), {}, IDENTITY, 1)
@@ -370,26 +321,7 @@ def test_an_unhealthy_state_is_an_error_on_all_ranks_and_in_every_window_of_a_ki
             save_checkpoint(root, 200, with_nan(200, "w1"), {}, IDENTITY, 1)
         assert_is(newest_checkpoint(root), 100)
         save(root, 300, keep=2)
-        assert [name for name in names(root) if not name.startswith("unhealthy")] == [
-            "step_00000100",
-            "step_00000300",
-        ]
-
-
-@pytest.mark.usefixtures("no_flush")
-def test_a_disk_that_fails_never_hides_that_a_state_is_unhealthy(tmp_path: Path):
-    """Once it was found; a disk that fails before that is an error like any other."""
-    save(tmp_path / "counted", 100)
-    with FileCalls()() as calls, pytest.raises(UnhealthyState):
-        save_checkpoint(tmp_path / "counted", 200, with_nan(200, "w1"), {}, IDENTITY, 1)
-    *_, found = (number for number, name in enumerate(calls.names) if name == "open for writing")
-    for call in range(len(calls.names)):
-        root = tmp_path / str(call)
-        save(root, 100)
-        with refused_at(call)(), pytest.raises(UnhealthyState if call >= found - 1 else CheckpointError):
-            save_checkpoint(root, 200, with_nan(200, "w1"), {}, IDENTITY, 1)
-        assert_is(newest_checkpoint(root), 100)
-        assert [name for name in names(root) if name.startswith(".")] == []
+        assert names(root) == ["step_00000100", "step_00000300"]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path):
@@ -407,17 +339,15 @@ def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path, 
     assert_is(newest_checkpoint(tmp_path), 100)
 
 
-def test_a_link_in_the_place_of_an_unfinished_save_is_told_as_what_it_is(tmp_path: Path, caplog):
-    """It is removed, so that no checkpoint is lost; what it points to is neither read nor changed."""
+def test_a_link_in_the_place_of_an_unfinished_save_is_removed(tmp_path: Path):
+    """What it points to is neither read nor changed."""
     root, outside = tmp_path / "checkpoints", tmp_path / "outside"
     save(root, 100)
     outside.mkdir()
     (outside / "file").write_text("mine")
     for step, target in ((200, outside), (300, tmp_path / "nothing")):
-        link = root / f".unfinished-step_{step:08d}"
-        link.symlink_to(target)
+        (root / f".unfinished-step_{step:08d}").symlink_to(target)
         assert_is(load_checkpoint(save(root, step)), step)
-        assert f"removing the link {link} to {target}, where checkpoints are written" in caplog.text
     assert names(outside) == ["file"]
     assert names(root) == ["step_00000100", "step_00000200", "step_00000300"]
 
@@ -487,53 +417,10 @@ def test_a_disk_that_fails_at_any_call_is_a_clean_error_and_the_next_save_is_as_
     assert refused > 20
 
 
-@pytest.mark.parametrize("limit", [0, 50, 300])
-def test_a_disk_that_refuses_is_a_clean_error_and_keeps_the_old_one(tmp_path: Path, limit: int):
-    save(tmp_path, 100)
-    before = names(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # writes beyond `limit` bytes of a file fail
-    try:
-        with pytest.raises(
-            CheckpointError, match=r"cannot save checkpoint .*step_00000200.*, if there are any, .*free space"
-        ):
-            save(tmp_path, 200)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert names(tmp_path) == before
-    assert_is(newest_checkpoint(tmp_path), 100)
-
-
 def test_a_root_that_cannot_be_a_folder_is_a_clean_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="writable"):
         save(tmp_path / "file", 100)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_root_is_a_clean_error(tmp_path: Path):
-    save(tmp_path, 100)
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(CheckpointError, match="writable"):
-            save(tmp_path, 200)
-        assert_is(newest_checkpoint(tmp_path), 100)
-    finally:
-        tmp_path.chmod(0o700)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"state": {"a": np.zeros(1)}}, "plain finite JSON"),
-        ({"state": {"a": float("nan")}}, "plain finite JSON"),
-    ],
-)
-def test_arguments_that_cannot_be_saved_are_named(tmp_path: Path, arguments: dict, message: str):
-    whole = {"root": tmp_path, "step": 1, "files": {}, "state": {}, "identity": IDENTITY, "keep": 1}
-    with pytest.raises(CheckpointError, match=message):
-        save_checkpoint(**{**whole, **arguments})
-    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -542,6 +429,7 @@ def test_arguments_that_cannot_be_saved_are_named(tmp_path: Path, arguments: dic
         lambda facts: facts.pop("format"),
         lambda facts: facts.pop("identity"),
         lambda facts: facts["identity"].update(more=1),
+        lambda facts: facts.update(step="200"),
     ],
 )
 def test_facts_with_their_hash_that_no_save_wrote_are_refused(tmp_path: Path, change):
@@ -550,13 +438,4 @@ def test_facts_with_their_hash_that_no_save_wrote_are_refused(tmp_path: Path, ch
     change(facts)
     reseal(folder, facts)
     with pytest.raises(DamagedCheckpoint, match=r"state\.json: does not say what a save writes"):
-        load_checkpoint(folder)
-
-
-def test_a_seal_that_does_not_list_the_facts_is_refused(tmp_path: Path):
-    folder = save(tmp_path, 200)
-    body = json.loads((folder / "seal.json").read_text())
-    del body["manifest"], body["files"]["state.json"]
-    (folder / "seal.json").write_bytes(sealed(body))
-    with pytest.raises(DamagedCheckpoint, match=r"seal\.json: does not list state\.json"):
         load_checkpoint(folder)

@@ -63,15 +63,6 @@ def test_more_files_are_mapped_than_the_usual_limit_of_open_files(tmp_path: Path
     subprocess.run([sys.executable, "-c", MANY, str(tmp_path / "file")], check=True)
 
 
-def test_a_map_is_gone_with_its_last_array(tmp_path: Path):
-    (tmp_path / "file").write_bytes(bytes(1 << 16))
-    part = map_file(tmp_path / "file").view(np.float32).reshape(128, -1)[3:, ::2]
-    assert not part.any()
-    assert "/file" in Path("/proc/self/maps").read_text()
-    del part
-    assert str(tmp_path / "file") not in Path("/proc/self/maps").read_text()
-
-
 def test_what_is_written_is_memory_alone(tmp_path: Path):
     (tmp_path / "file").write_bytes(bytes(5))
     map_file(tmp_path / "file")[:] = 1

@@ -69,14 +69,6 @@ def test_a_lost_seal_is_damage(folder):
             read(folder, FIX)
 
 
-def test_a_lost_hash_is_damage(folder):
-    tree = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
-    del tree["manifest"]
-    (folder / "configuration.json").write_text(json.dumps(tree), encoding="utf-8")
-    with pytest.raises(DamagedFile, match="its content does not match its own hash"):
-        read_config(folder, "run", FIX)
-
-
 def test_an_export_is_not_taken_for_a_run(folder, tiny_data):
     write_config(folder, tiny_config(tiny_data), "export")
     with pytest.raises(ConfigError, match="is an export; name the run that it came from"):

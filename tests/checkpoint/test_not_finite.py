@@ -74,19 +74,3 @@ def test_words_name_file_tensor_layer_experts_and_their_domains():
     dense = NotFinite("loss_scale", "value", 1, ())
     assert describe([dense], {}) == ["loss_scale: value has 1"]
     assert describe([dense] * 20, {})[8:] == ["and 12 more"]
-
-
-@pytest.mark.parametrize("position", [0, (1 << 22) - 1, 1 << 22, (1 << 22) + 4])
-def test_one_value_is_found_anywhere_and_in_any_precision(position: int):
-    single = np.zeros((5, (1 << 20) + 1), np.float32)
-    for bad in (np.nan, np.inf, -np.inf):
-        single.reshape(-1)[position] = bad
-        for values in (single, single.astype(np.float16), bfloat16(single)):
-            assert [found.count for found in find_not_finite({"dense": {"w": SavedArray.whole(values)}})] == [1]
-
-
-def test_the_largest_values_and_a_scalar():
-    largest = {"bfloat16": np.full(3, 0x7F7F, np.uint16), "float32": np.full(3, 3e38, np.float32)}
-    assert find_not_finite({"dense": {name: SavedArray.whole(values) for name, values in largest.items()}}) == []
-    (found,) = find_not_finite({"dense": {"scalar": SavedArray.whole(np.array(np.nan, np.float32))}})
-    assert found == NotFinite("dense", "scalar", 1, ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import mmap
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
 from pangu_sigma.checkpoint import safetensors_file as module
-from pangu_sigma.checkpoint.checkpoint import _read_arrays as read_arrays
-from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part, encode_parts
+from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
 from pangu_sigma.sealed import DamagedFile, fingerprint
 
@@ -70,13 +69,6 @@ def test_the_arrays_begin_at_a_multiple_of_64_and_each_at_one_of_its_elements(
         assert map_arrays(tmp_path / "file")[name].flags.aligned
 
 
-def test_arrays_with_strides_are_written_as_they_read(tmp_path: Path):
-    base = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
-    arrays = {"turned": base.T, "part": base[:, ::2], "back": base[::-1]}
-    write_arrays(tmp_path / "file", arrays, lambda: None)
-    assert_same(map_arrays(tmp_path / "file"), arrays)
-
-
 def test_memory_can_be_let_go_after_every_chunk_and_every_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_CHUNK", 100)
     sizes, file = [], tmp_path / "file"
@@ -108,14 +100,10 @@ def test_a_file_that_is_not_what_its_header_says_is_damaged(tmp_path: Path, chan
     (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
     with pytest.raises(DamagedFile, match=message):
         map_arrays(tmp_path / "file")
-
-
-@pytest.mark.parametrize("kept", [4, 20, -1])
-def test_a_file_cut_short_is_damaged(tmp_path: Path, kept: int):
-    write_arrays(tmp_path / "file", {"a": np.zeros(4, np.float32)}, lambda: None)
-    (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:kept])
-    with pytest.raises(DamagedFile):
-        map_arrays(tmp_path / "file")
+    for length in (4, 20, start + 15):
+        os.truncate(tmp_path / "file", length)
+        with pytest.raises(DamagedFile):
+            map_arrays(tmp_path / "file")
 
 
 @rule
@@ -130,25 +118,8 @@ def test_a_mapped_array_is_copied_in_blocks(tmp_path: Path, array: np.ndarray):
     copy_part(mapped, target, everything, lambda: rows.append(len(rows)))
     assert target.tobytes() == array.tobytes()
     assert len(rows) == (1 if array.ndim and array.size else 0)  # a row of a larger array, or so many bytes
-    assert copy_part(SavedArray(everything, array), target, everything) == array.size  # one that is not mapped
+    copy_part(SavedArray(everything, array), target := np.ones_like(array), everything)  # one that is not mapped
     assert target.tobytes() == array.tobytes()
-
-
-def test_an_array_without_elements_may_lie_on_the_border_of_a_page(tmp_path: Path):
-    """At the end of the file there is nothing to map."""
-    arrays = {"a": np.ones(3000, np.uint8), "b": np.zeros((3, 0), np.float32)}
-    write_arrays(tmp_path / "a", arrays, lambda: None)
-    arrays["a"] = np.ones(3000 + mmap.PAGESIZE - (tmp_path / "a").stat().st_size, np.uint8)
-    write_arrays(tmp_path / "a", arrays, lambda: None)
-    assert (tmp_path / "a").stat().st_size == mmap.PAGESIZE
-    assert_same(map_arrays(tmp_path / "a"), arrays)
-
-
-def test_an_array_that_is_mapped_outlives_its_file_and_its_siblings(tmp_path: Path):
-    write_arrays(tmp_path / "a", {"x": np.arange(5000), "y": np.ones(3)}, lambda: None)
-    x = map_arrays(tmp_path / "a")["x"]
-    (tmp_path / "a").unlink()
-    assert (x == np.arange(5000)).all()
 
 
 def test_what_was_written_is_what_its_fingerprint_says(tmp_path: Path):
@@ -165,50 +136,3 @@ def test_what_was_written_is_what_its_fingerprint_says(tmp_path: Path):
     assert {name: np.concatenate(values).tobytes() for name, values in seen.items()} == {
         name: arrays[name].tobytes() for name in ("a", "turned")
     }
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-)
-
-
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_file_of_any_bytes_is_read_or_refused(tmp_path: Path, data: st.DataObject):
-    """Half of them are valid files of which something was changed; nothing outside the file is ever read."""
-    file, arrays = tmp_path / "file", {"a": np.arange(4, dtype=np.float32), "b": np.ones((2, 3), np.uint8)}
-    parts = {"a": Part((9,), ((1, 3), (5, 7)), ()), "b": Part((2, 5), ((0, 2),), (1,))}
-    write_arrays(file, arrays, lambda: None, {"parts": encode_parts(parts)})
-    kind = data.draw(st.sampled_from(["bytes", "length", "flip", "cut", "header", "entry", "part"]))
-    content, (start, header) = bytearray(file.read_bytes()), header_of(file)
-    if kind == "bytes":
-        content = bytearray(data.draw(st.binary(max_size=200)))
-    elif kind == "length":
-        content[:8] = data.draw(st.integers(0, 2**64 - 1)).to_bytes(8, "little")
-    elif kind == "flip":
-        bit = data.draw(st.integers(0, 8 * start - 1))
-        content[bit // 8] ^= 1 << bit % 8
-    elif kind == "cut":
-        del content[data.draw(st.integers(0, len(content))) :]
-    else:
-        value = data.draw(VALUES)
-        if kind == "header":
-            header[data.draw(st.sampled_from(["__metadata__", "a", "c"]))] = value
-        elif kind == "entry":
-            header["a"][data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))] = value
-        else:
-            of_parts = json.loads(header["__metadata__"]["parts"])
-            of_parts["a"][data.draw(st.sampled_from(["whole", "rows", "offset"]))] = value
-            header["__metadata__"]["parts"] = json.dumps(of_parts)
-        text = json.dumps(header).encode()
-        content = bytearray(len(text).to_bytes(8, "little") + text + content[start:])
-    file.write_bytes(content)
-    try:
-        found = read_arrays(file)
-    except (ValueError, DamagedFile):
-        return
-    for part, values in found.values():
-        assert part.fits(values.shape)
-        assert values.nbytes <= len(content)
-        values.sum()

@@ -16,8 +16,15 @@ from helpers.threads import on_ranks
 from experiments.chaos.launched import eventually
 from pangu_sigma.checkpoint import saver
 from pangu_sigma.checkpoint import saver as saving
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, Identity, UnhealthyState, checkpoints, keep_only
+from pangu_sigma.checkpoint.checkpoint import (
+    CheckpointError,
+    Identity,
+    UnhealthyState,
+    checkpoints,
+    keep_only,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
 from pangu_sigma.checkpoint.saver import Saver, bytes_of
 
@@ -115,14 +122,6 @@ def test_a_second_save_waits_for_the_first_and_uses_its_memory_again(tmp_path: P
     assert bits(load_checkpoint(tmp_path / "step_00000002").files) == bits(files)
 
 
-def test_retention_and_the_same_step_are_as_ever(tmp_path: Path):
-    files = arrays()
-    with opened(tmp_path, keep=2) as behind:
-        for step in (1, 2, 3, 3):
-            behind.begin(step, files, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
-
-
 def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
     files = arrays()
     with opened(tmp_path) as behind:
@@ -147,7 +146,7 @@ def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
         eventually(lambda: behind.failed, 30)
         with pytest.raises(UnhealthyState, match=r"experts_layer_0: w1 has 350.*layer 0, expert 2"):
             behind.wait()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "unhealthy_00000002"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001"]
 
 
 def test_a_run_that_ends_with_an_error_still_has_what_was_on_its_way(tmp_path: Path, held: threading.Event):

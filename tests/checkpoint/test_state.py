@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from helpers.toy import randomise, toy_config, toy_network, weights_of
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, Identity
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, load_checkpoint
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of

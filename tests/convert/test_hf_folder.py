@@ -456,7 +456,11 @@ MEANT: list[tuple[str, Callable[[Path], object], str]] = [
     ("extra", tensors(lambda t: t.update(more=ONES)), "more is no tensor"),
     ("wrong shape", tensors(lambda t: t.update({BIAS: ONES})), rf"{BIAS} is float32 of shape \(3,\).*of shape \(24,\)"),
     ("wrong type", tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.float16)})), "is float16 .*needs float32"),
-    ("type not read", tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.int8)})), "is I8, which is not read here"),
+    (
+        "type not read",
+        tensors(lambda t: t.update({BIAS: t[BIAS].astype(np.int8)})),
+        "is I8 of shape .* is not read here",
+    ),
     ("in two files", twice, rf"00002.*: has {BIAS}, which is in another file, too"),
     (
         "another table",
@@ -552,7 +556,7 @@ def test_what_transformers_saved_comes_back_with_its_bits_and_it_is_said_that_no
 def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(folder, tmp_path, capsys, caplog):
     saved = shutil.copytree(folder, tmp_path / "saved")
     edit_tensors(saved, lambda found: put((3,), np.nan)(found[BIAS]))
-    reseal(saved)  # with hashes of its own it is read as it is; without, the reader refuses it before
+    reseal(saved)
     assert main(["export", str(saved), "--output", str(tmp_path / "run"), "--format", "run"]) == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "the model has values that are not finite: dense: " in message
@@ -567,10 +571,6 @@ def test_a_run_of_values_that_are_not_finite_is_refused_in_one_true_message(fold
         (lambda f: shutil.rmtree(f / "tokenizer"), r"save the tokenizer, too: tokenizer\.save_pretrained\("),
         (lambda f: (f / "model.safetensors").unlink(), "is in no file of weights"),
         (config(dtype="float16"), r"was saved in 'float16'; load it with dtype=float32 and save it again$"),
-        (
-            lambda f: edit_tensors(f, lambda t: t[BIAS].__setitem__(0, np.inf), "model.safetensors"),
-            r"layers\.2\.attention\.key\.bias has 1 values that are NaN or infinite",
-        ),
         (config(transformers_version=None), r"seal\.json: No such file"),
     ],
 )

@@ -20,11 +20,13 @@ from helpers.toy import (
     toy_table,
     toy_tokenizer,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from mindspore import ParameterTuple, Tensor
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.finetune.task_batches import EncodedSample, TaskBatches, TaskSamples
+from pangu_sigma.finetune.task_batches import EncodedSample, TaskBatches, TaskSamples, pack
 from pangu_sigma.held_out.evaluator import EvaluationStep
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.training.step import EXPERTS, ScaledLoss
@@ -148,3 +150,19 @@ def test_who_shares_a_sequence_changes_no_sample_and_padding_none():
     assert found.keys() == expected.keys()
     for number, loss in expected.items():
         assert found[number] == pytest.approx(loss, abs=1e-6), number
+
+
+@given(st.lists(st.integers(1, 30), max_size=60))
+def test_every_sample_is_in_one_sequence_that_has_room_for_it(lengths):
+    found = pack(lengths, 30, together=True)
+    assert sorted(number for each in found for number in each) == list(range(len(lengths)))
+    filled = sorted(sum(lengths[number] for number in each) for each in found)
+    assert all(each for each in found)
+    assert filled == [] or filled[-1] <= 30
+    assert len(filled) < 2 or filled[0] + filled[1] > 30, "no two sequences fit into one"
+
+
+def test_apart_each_sample_has_its_own_and_the_order_is_that_of_the_file():
+    assert pack([5, 9, 2], 10, together=False) == [[0], [1], [2]]
+    assert pack([5, 9, 2, 1], 10, together=True) == [[0, 2], [1, 3]]
+    assert pack([], 10, together=True) == []

@@ -17,15 +17,12 @@ from helpers.tasks import pairs, write_lines, write_task
 
 from experiments.chaos.runs import digests
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, newest_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, learns_text
-from pangu_sigma.generate.chat_template import ChatTemplate
-from pangu_sigma.generate.text import generate, open_engine
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.inherit.equality import compare
 from pangu_sigma.inherit.extract import extract_domains
@@ -164,22 +161,10 @@ def test_what_came_of_it_is_counted_measured_and_kept(tiny_run, tuned):
     assert lineage["domains"] == {"zh": "as it was", "en": "learns the task", "code": "as it was"}
 
 
-def test_a_tuned_run_is_a_run(tiny_run, tuned, tmp_path):
-    """It generates, is evaluated, and what is cut out of it can be trained; it itself is not trained on text."""
-    answers = generate(
-        open_engine(tuned), [("en", "the cat"), ("en", "a red house"), ("zh", "今天"), ("code", "return")], 4
-    )
-    assert any(answer.text for answer in answers), "not all end at once"
-    losses = evaluate_run(tuned)
-    after = {name: own["after"]["loss"] for name, own in result_of(tuned)["forgetting"]["domains"].items()}
-    assert losses["en"]["loss"] == after["en"]
-    assert losses["zh"]["loss"] == after["zh"]
-    for name, parent in evaluate_run(tiny_run).items():
-        before = result_of(tuned)["forgetting"]["domains"][name]["before"]
-        assert before["samples"] == parent["samples"], "what evaluate says of the parent"
-        assert before["loss"] == pytest.approx(parent["loss"], rel=1e-6)
+def test_of_a_tuned_run_a_run_to_train_is_made_by_extraction_and_itself_it_is_not_trained_on_text(tuned, tmp_path):
     extract_domains(tuned, tmp_path / "en", ["en"])
     assert open_model(tmp_path / "en", "run").config.finetune is None
+    assert evaluate_run(tuned)["zh"]["loss"] == result_of(tuned)["forgetting"]["domains"]["zh"]["after"]["loss"]
     with pytest.raises(ConfigError, match=r"finetune\.task=test: .* is tuned to a task; go on with .*finetune"):
         train(open_model(tuned, "run").config, tuned)
 
@@ -320,7 +305,7 @@ def test_with_everything_learning_the_forgetting_of_every_domain_is_printed(tiny
     for name, own in result["forgetting"]["domains"].items():
         if name != "en":
             assert own["difference"]["nats_per_token"] > 0.01, f"{name} is forgotten, its layers are shared"
-        assert f"{name:12} {own['before']['loss']:9.4f} {own['after']['loss']:9.4f}" in printed
+        assert re.search(rf"^{name} +{own['before']['loss']:.4f} +{own['after']['loss']:.4f} ", printed, re.MULTILINE)
     assert "learn all: " in printed
 
 
@@ -336,49 +321,14 @@ def test_patience_ends_a_run_and_the_best_state_is_kept(tiny_run, tmp_path):
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == result["best"]["step"]
 
 
-@pytest.mark.slow
-def test_thirty_two_dialogues_are_learned_by_heart(tiny_run, tmp_path):
-    """Below 0.1 nats a token, and each answered word for word, as serving asks."""
-    sections = {"finetune": {"epochs": 120}, "train": {"eval_interval": 1000, "checkpoint_interval": 1000}}
-    asked = ask(tmp_path / "asked", sections=sections)
-    roles = (("prompt", "user"), ("response", "assistant"))
-    talks = [[{"role": role, "content": pair[key]} for key, role in roles] for pair in pairs(0, 32)]
-    write_lines(asked.train_file, [{"messages": messages} for messages in talks])
-    finetune_run(tiny_run, TuningRequest(asked.task, asked.train_file), tmp_path / "run")
-    losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "step"]
-    assert losses[-1] < 0.1
-    engine = open_engine(tmp_path / "run")
-    template = ChatTemplate.of(domains_of(engine.decoder.config).named("en"), engine.decoder.config.chat)
-    prompts = [("en", template.prompt((("user", pair["prompt"]),))) for pair in pairs(0, 32)]
-    answers = generate(engine, prompts, 12, stop=template.stop)
-    assert [answer.text.strip() for answer in answers] == [pair["response"] for pair in pairs(0, 32)]
-
-
 def test_the_report_of_a_tuned_run_tells_parent_dev_loss_and_forgetting(tiny_run, tuned, tmp_path, capsys):
-    result = result_of(tuned)
-    losses = {
-        name: [own[when]["loss"] for when in ("before", "after")]
-        for name, own in result["forgetting"]["domains"].items()
-    }
-    page = (tuned / "report" / "report.html").read_text(encoding="utf-8")
-    parts = (
-        f"<td>parent</td><td>{tiny_run}</td>",
-        "<td>parent_step</td><td>30</td>",
-        "<td>options/task</td><td>test</td>",
-    )
-    for part in (*parts, "<th>dev_loss</th>", "<th>before/loss</th>"):
+    result, page = result_of(tuned), (tuned / "report" / "report.html").read_text(encoding="utf-8")
+    for part in (f"<td>parent</td><td>{tiny_run}</td>", "<td>parent_step</td><td>30</td>", "<th>dev_loss</th>"):
         assert part in page, part
-    for name, own in result["forgetting"]["domains"].items():
-        cells = [cell for when in ("before", "after") for cell in own[when].values()]
-        texts = [f"{cell:,}" if isinstance(cell, int) else f"{cell:,.5g}" for cell in cells]
-        assert f"<td>{name}</td><td>{'</td><td>'.join(texts)}</td>" in page
-    copy = shutil.copytree(tuned, tmp_path / "run")
-    assert main(["report", str(copy)]) == 0
+    assert main(["report", str(shutil.copytree(tuned, tmp_path / "run"))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("loss on the dev set, nats per token")
     assert lines[1].split()[:3] == ["en", *(f"{result['best'][when]:.3f}" for when in ("before", "loss"))]
-    for name, both in losses.items():
-        assert [line.split()[1:3] for line in lines if line.startswith(name)][-1] == [f"{loss:.4f}" for loss in both]
-    assert main(["report", str(copy), "--against", str(tiny_run)]) == 0
-    printed = capsys.readouterr().out
-    assert "not compared: en, zh, code: the logs have no losses of the same samples; pangu-sigma evaluate" in printed
+    for name, own in result["forgetting"]["domains"].items():
+        cells = [f"{own[when]['loss']:.4f}" for when in ("before", "after")]
+        assert [line.split()[1:3] for line in lines if line.startswith(name)][-1] == cells

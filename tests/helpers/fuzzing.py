@@ -34,8 +34,7 @@ from hypothesis import strategies as st
 
 from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config, tiny_tree
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.checkpoint.checkpoint import Identity, load_checkpoint
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config_file import load_config

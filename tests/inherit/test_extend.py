@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import yaml
 from helpers.dense_runs import write_dense_run
 from helpers.grown import law_tree, saved_arrays
 
-from experiments.tiny import TINY_ROWS, tiny_config, tiny_tree
+from experiments.tiny import TINY_ROWS, tiny_config
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
@@ -29,8 +28,6 @@ from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.sentencepieces import alpha_model, parse_model
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.training.log.metrics import read_metrics
-from pangu_sigma.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -182,33 +179,6 @@ def test_a_run_without_rows_gets_some_that_are_0_and_keeps_all_its_bits(tiny_run
     assert "the text of zh, en, code is read on from where the run stands" in receipt.notes
 
 
-@pytest.mark.slow
-def test_with_rows_added_training_goes_on_from_the_loss_that_the_run_had_bit_for_bit(tiny_run, tiny_data, tmp_path):
-    config = tiny_config(tiny_data, model={"rows": TINY_ROWS}, train={"steps": 1, "eval_interval": 1})
-    extend_run(tiny_run, config, tmp_path / "run")
-    train(config, tmp_path / "run")
-    last, first = (
-        [line for line in read_metrics(path) if line["kind"] == "evaluation"][at]
-        for path, at in ((tiny_run, -1), (tmp_path / "run", 0))
-    )
-    assert (last["step"], first["step"]) == (30, 0)
-    assert first["per_sample"] == last["per_sample"]
-    assert (saved_arrays(tmp_path / "run")["rows_1 step"] == 1).all(), "and then they learn"
-
-
-def test_rows_cannot_be_changed_by_an_extension(tiny_data, tmp_path):
-    old = tiny_config(tiny_data, model={"rows": TINY_ROWS})
-    for rows, message in (
-        (
-            [TINY_ROWS[0] | {"rows": 3000}, *TINY_ROWS[1:]],
-            r"model\.rows\.0\.rows: 2000 → 3000: rows are saved by numbers",
-        ),
-        ([], r"model\.rows\.2\.kind: \"own\" → null"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            check_extension(tmp_path, old, tiny_config(tiny_data, model={"rows": rows}))
-
-
 def test_tables_of_common_segments_have_one_row_for_all_domains_also_where_tokens_are_new(segmented_run, law_config):
     parent, config = open_model(segmented_run, "run"), segmented(law_config)
     planned = plan_extension(parent, config, scratch=True)
@@ -221,13 +191,6 @@ def test_tables_of_common_segments_have_one_row_for_all_domains_also_where_token
     assert (table.first_NDV[:, 1:, :-500] == parent.table.first_NDV[..., :-500]).all()
     assert set(np.unique(table.first_NDV[2, 0, -500:])) == {0, 1, 2}
     assert (table.first_NDV[2, 0, -500:] != table.first_NDV[3, 0, -500:]).any(), "segments are drawn independently"
-
-
-def test_segments_cannot_be_changed_by_an_extension(segmented_run, law_config):
-    with pytest.raises(ConfigError, match=r"model\.common_experts: 3 → 4"):
-        config = segmented(law_config)
-        model = config.model.model_copy(update={"common_experts": 4})
-        plan_extension(open_model(segmented_run, "run"), config.model_copy(update={"model": model}), scratch=True)
 
 
 @pytest.fixture(scope="module")
@@ -309,11 +272,9 @@ def changed(tree, key, value):
     ("key", "value", "message"),
     [
         ("model.hidden", 48, r"model\.hidden: 24 → 48"),
-        ("model.ffn", 64, r"model\.ffn: 32 → 64"),
-        ("model.heads", 3, r"model\.heads: 2 → 3"),
-        ("model.dense_layers", 2, r"model\.dense_layers: 1 → 2"),
         ("model.rre_layers", 3, r"model\.rre_layers: 2 → 3"),
-        ("model.seq_length", 64, r"model\.seq_length: 32 → 64"),
+        ("model.rows", [], r'model\.rows\.2\.kind: "own" → null: rows are saved by numbers'),
+        ("model.segments", ["own", "own"], r"model\.segments\.1: null → .own.: the saved arrays have this shape"),
         ("model.activation", "tanh", r'model\.activation: "fast_gelu" → "tanh"'),
         ("model.slot_rows", 600, r"slot_rows: 640 → 600: rows can be added, not taken away"),
         ("model.experts_per_domain", 4, r"model\.experts_per_domain: 2 → 4: the saved arrays have this shape"),
@@ -330,17 +291,9 @@ def changed(tree, key, value):
 def test_what_cannot_be_extended_is_refused_by_key(tiny_data, tmp_path, key, value, message):
     tree = law_tree(tmp_path)
     changed(tree, key, value)
+    had = tiny_config(tiny_data, model={"rows": TINY_ROWS} if key == "model.rows" else {})
     with pytest.raises(ConfigError, match=message):
-        check_extension(tmp_path, tiny_config(tiny_data), parse_config(tree))
-
-
-def test_all_problems_are_told_at_once(tiny_data, tmp_path):
-    tree = law_tree(tmp_path)
-    changed(tree, "model.hidden", 48)
-    changed(tree, "routing.seed", 1)
-    with pytest.raises(ConfigError) as error:
-        check_extension(tmp_path, tiny_config(tiny_data), parse_config(tree))
-    assert len(re.findall("→", str(error.value))) == 2
+        check_extension(tmp_path, had, parse_config(tree))
 
 
 def test_origins_that_cannot_be_are_refused(tiny_run, law_config, dense, tmp_path):
@@ -403,9 +356,3 @@ def test_the_command_makes_the_same_run_and_refuses_to_make_it_twice(tiny_run, e
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
     assert main([*arguments, "--from-domain", "zh"]) == 2
     assert "exists; choose another path with --output" in capsys.readouterr().err
-
-
-def test_the_tree_of_the_new_domain_is_the_old_one_and_more(tmp_path):
-    """What the other tests rest on: nothing but the domain and the batch differ."""
-    assert law_tree(tmp_path)["domains"][1:] == tiny_tree(tmp_path)["domains"]
-    assert law_tree(tmp_path)["model"] == tiny_tree(tmp_path)["model"]

@@ -19,7 +19,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.graph.decoder import GraphDecoder
 from pangu_sigma.inherit import child
-from pangu_sigma.inherit.extract import chosen_domains, extract_domains, extracted_config
+from pangu_sigma.inherit.extract import extract_domains, extracted_config
 from pangu_sigma.inherit.receipt import RowCount
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import train
@@ -156,21 +156,6 @@ def evaluations(run):
     return [line for line in lines if line["kind"] == "evaluation"]
 
 
-@pytest.mark.parametrize(
-    ("kept", "dropped", "message"),
-    [
-        ([], [], r"keep, or those to leave away with drop, not neither; there are zh, en, code"),
-        (["zh"], ["en"], r"not both"),
-        (["fr"], [], r"unknown domain 'fr'; this configuration has zh, en, code"),
-        ([], ["fr"], r"unknown domain 'fr'"),
-        ([], ["zh", "en", "code"], r"no domain would be left"),
-    ],
-)
-def test_domains_that_cannot_be_chosen_are_refused(tiny_data, kept, dropped, message):
-    with pytest.raises(ConfigError, match=message):
-        chosen_domains(tiny_config(tiny_data), kept, dropped)
-
-
 def test_what_stands_in_the_way_is_refused_and_left_as_it_is(tiny_run, extracted, tiny_export, tmp_path):
     with pytest.raises(ConfigError, match="exists; choose another path with output"):
         extract_domains(tiny_run, extracted, ["zh"])
@@ -222,7 +207,7 @@ def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tm
     assert fewer.data.domains_per_step == 1
     assert fewer.data.path == str(tmp_path / "data")
     assert fewer.train.batch_size == config.train.batch_size
-    assert fewer.parallel == config.parallel
+    assert fewer.parallel.ranks == 1 and "parallel.data: 2 → 1, because the run has 1 of 3 domains" in caplog.text
     assert fewer.ecss.path is None
     assert "data.domains_per_step: 2 → 1, because the run has 1 of 3 domains" in caplog.text
     assert "ecss.path" in caplog.text

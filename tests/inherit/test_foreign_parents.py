@@ -86,12 +86,6 @@ def _arguments(written):
     return arguments
 
 
-def test_half_precision_is_taken_as_it_is(tiny_data, tmp_path):
-    values = foreign.parent("float16", words=ALPHA_WORDS)
-    receipt = inherited(foreign.write_release(tmp_path / "parent", values, 1, 4), tiny_data, tmp_path / "run")
-    assert {agreement.exact for agreement in receipt.agreement.values()} == {0.0}
-
-
 @pytest.fixture(scope="module")
 def huggingface(tmp_path_factory) -> Path:
     """A parent in a zip file of torch, whose config.json says 8 heads and erf."""
@@ -159,10 +153,7 @@ def test_tokens_of_a_released_alpha_without_a_row_are_counted_and_the_same_texts
         assert agreement.texts > 5
     english = receipt.agreement["en"]
     assert english.other == english.texts, "PanGu-α cuts English by its own pieces"
-    assert (english.example or "") in tiny_text(tiny_data)
-    assert english.delta is not None
-    assert english.delta > 0
-    assert f"cut into other tokens than the parent's: largest |Δlogit| {english.delta:.2g} after '" in repr(receipt)
+    assert f"{english.other} of {english.texts} samples of held-out text are cut into other tokens" in repr(receipt)
 
 
 def tiny_text(data: Path) -> str:
@@ -224,11 +215,10 @@ def test_a_sparse_folder_of_13b_is_mapped_onto_sigma_1t_in_seconds(tmp_path, cap
     assert main(["inherit", str(tmp_path), "sigma_1t", "--dry-run", "--set", "data.path=/nowhere"]) == 0
     seconds = time.monotonic() - begun
     printed = capsys.readouterr().out
-    print(printed)
-    print(f"{seconds:.1f} s")
-    assert "experts.w1" in printed
+    print(f"{printed}\n{seconds:.1f} s")
+    assert "ffn.experts.*.w1" in printed
     assert "(640, 20480, 5120)" in printed
-    assert "0 … 7" in printed
+    assert "32 … 39" in printed
     assert "which rows are copied is known when text is prepared" in printed
 
 

@@ -12,7 +12,7 @@ from helpers.dense_runs import write_dense_run
 from helpers.foreign_files import WORDS, FakeTensor, in_huggingface, parent, torch_zip, write_huggingface
 
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.format import DamagedCheckpoint
+from pangu_sigma.checkpoint.checkpoint import DamagedCheckpoint
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main

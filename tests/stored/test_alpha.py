@@ -90,16 +90,6 @@ def test_files_of_every_layout_answer_are_served_and_measured(layout, values, ta
     assert result["n"] == 2
 
 
-def test_half_precision_answers_as_float32(values, tmp_path):
-    half = {name: value.astype(np.float16) for name, value in values.items()}
-    as_float = {name: value.astype(np.float32) for name, value in half.items()}
-    found = [
-        generate(open_engine(foreign.write_megatron(tmp_path / str(i), each)), [("zh", "今天")], 5)
-        for i, each in enumerate((half, as_float))
-    ]
-    assert found[0] == found[1]
-
-
 def test_the_commands_take_them(values, tmp_path, capsys):
     path = huggingface(tmp_path / "alpha", values)
     assert main(["generate", str(path), "--domain", "zh", "--prompt", "今天", "--max-new-tokens", "2"]) == 0

@@ -1,17 +1,12 @@
-"""One model in every form that is read: the same weights whatever keeps them, nothing opened that is not asked for, and one place
-that asks what it is."""
+"""One model in every form that is read: the same weights whatever keeps them, and nothing opened that is not asked for."""
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 from helpers import foreign_files
@@ -25,8 +20,6 @@ from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.model import weight_shapes
 from pangu_sigma.stored.open import kind_of, open_model
-
-SOURCES = Path(__file__).parents[2] / "src" / "pangu_sigma"
 
 OURS = ["run", "checkpoint", "export", "hf"]
 
@@ -212,81 +205,3 @@ def test_a_model_holds_a_descriptor_a_file_however_many_arrays_it_has(tiny_data,
         (str(len(weight_shapes(config))), str(config.num_params().total)),
     }
     assert max(int(line[3]) for line in lines) < 16 + layers
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layers", [6, 32, 80])
-def test_a_deep_run_is_served_under_a_limit_of_256_descriptors(tiny_data, tmp_path, layers):
-    run = write_dense_run(deep_config(tiny_data, layers), tmp_path / "run")
-    serve = 'ulimit -n 256; exec "$0" -m pangu_sigma serve "$1" --port 0'
-    with subprocess.Popen(["bash", "-c", serve, sys.executable, run], stderr=subprocess.PIPE, text=True) as process:
-        url = next(line.split(" at ")[1].strip() for line in process.stderr if " at http://" in line)
-        asked = {"model": "sigma-en", "prompt": "the cat", "max_tokens": 4}
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx2.TransportError):
-                answer = httpx2.post(f"{url}/v1/completions", json=asked, timeout=60)
-                break
-        open_files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-        process.terminate()
-    assert answer.status_code == 200, answer.text
-    print(f"{layers} layers: {open_files} descriptors, {answer.json()['usage']}")
-    assert open_files < 64 + layers
-
-
-# one place asks
-
-OPENERS = {
-    *("load_checkpoint", "newest_checkpoint", "open_dense_model", "read_config", "read_table", "read_tokenizer"),
-    *(
-        "is_huggingface",
-        "StoredRun",
-        "StoredCheckpoint",
-        "StoredExport",
-        "StoredFolder",
-        "StoredAlpha",
-    ),
-}
-"""Functions and classes that open a model or a part of one."""
-SIGNS = {
-    *("CONFIG_FILE", "GRAPH_FILE", "ROUTING_FILE", "CONFIG_JSON", "MANIFEST", "LINEAGE_FILE", "SEAL", "CHECKPOINTS"),
-    *("configuration.json", "model.mindir", "config.json", "manifest.json"),
-}
-"""Names of files by whose presence kinds could be told apart."""
-ALLOWED = {
-    "checkpoint/run_folder.py": "a run's configuration and newest checkpoint, for resuming",
-    "checkpoint/checkpoint.py": "one checkpoint among those of a run",
-    "checkpoint/format.py": "checkpoints of an older form are refused",
-    "foreign/huggingface_layout.py": "layouts of others",
-    "training/start.py": "training starts a run, and goes on from its newest checkpoint",
-    "training/finished.py": "a run at its last step is taken up if its newest checkpoint is whole",
-    "inspection/inspect_files.py": "a configuration that was edited is damage there",
-    **dict.fromkeys(("convert/conversion.py", "finetune/tuning.py", "inherit/child.py"), "a run that was just written"),
-}
-
-
-def questions(file: Path) -> set[str]:
-    """What a file calls to open a model, and which files it asks for whether they are there."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call):
-            continue
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if called in OPENERS:
-            found.add(called)
-        if called in ("exists", "is_file", "is_dir") and isinstance(node.func, ast.Attribute):
-            names = {
-                ast.unparse(each).strip("'") for each in ast.walk(node.func.value) if not isinstance(each, ast.Call)
-            }
-            found |= {f"{name} there?" for name in names & SIGNS}
-    return found
-
-
-def test_one_place_asks_what_a_folder_is():
-    asking = {
-        str(file.relative_to(SOURCES)): questions(file)
-        for file in sorted(SOURCES.rglob("*.py"))
-        if questions(file) and not file.is_relative_to(SOURCES / "stored")
-    }
-    assert asking.keys() - ALLOWED.keys() == set(), asking
-    assert ALLOWED.keys() - asking.keys() == set(), "they are no exceptions any more"

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from experiments.tiny import SAVED_AT, STEPS
-from pangu_sigma.checkpoint.format import checkpoints
+from pangu_sigma.checkpoint.checkpoint import checkpoints
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
 from pangu_sigma.training import loop

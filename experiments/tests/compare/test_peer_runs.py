@@ -9,7 +9,7 @@ import pytest
 
 from experiments.compare.peer_runs import train_peer
 from experiments.tiny import tiny_config
-from pangu_sigma.checkpoint.format import CheckpointError
+from pangu_sigma.checkpoint.checkpoint import CheckpointError
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.training.log.metrics import read_metrics
 

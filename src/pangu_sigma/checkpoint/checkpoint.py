@@ -1,39 +1,98 @@
-"""Reader of checkpoints: every byte is verified, and a damaged checkpoint is refused. Promises and files are in README.md.
+"""Folders of checkpoints, and their reader: every byte is verified, and a damaged checkpoint is refused. See README.md.
 
-A shard is a named group of arrays: the dense parameters, the experts of a layer. A shard that several ranks write has one file per
-rank, `<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py).
+A checkpoint's folder is renamed to its name only when it is complete, and the newest by name is the newest. A shard is a named
+group of arrays: the dense parameters, the experts of a layer. A shard that several ranks write has one file per rank,
+`<shard>.<rank>.safetensors`, whose metadata say which part of the whole array each array is (parts.py).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from contextlib import suppress
+import re
+import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
 
-from pangu_sigma.checkpoint.format import (
-    ANOTHER,
-    PARTS,
-    CheckpointError,
-    DamagedCheckpoint,
-    Identity,
-    checkpoints,
-    read_facts,
-)
 from pangu_sigma.checkpoint.lazy import LazyArray
-from pangu_sigma.checkpoint.not_finite import find_not_finite
-from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, decode_parts
+from pangu_sigma.checkpoint.not_finite import NotFinite, describe
+from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, parts_from
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import UserError, argument, in_words
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
-from pangu_sigma.sealed import DamagedFile, verify
+from pangu_sigma.sealed import ITS_VERSION, UNFINISHED, DamagedFile, read_seal, verify
 
 logger = logging.getLogger(__name__)
+
+FORMAT = 3
+"""Format version of a checkpoint; others are refused."""
+STATE = "state.json"
+"""File of the facts of a checkpoint (`Facts`)."""
+CHECKPOINT_NAME = re.compile(r"step_(\d{8,18})")
+ANOTHER = "use another checkpoint"
+
+
+class CheckpointError(UserError, RuntimeError):
+    """Error of a checkpoint that cannot be written or read; the message names the file, the problem and the fix."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """Error of a checkpoint in which a file differs from what was saved."""
+
+
+class UnhealthyState(UserError, RuntimeError):
+    """Error of a save whose weights or moments hold NaN or infinity: no checkpoint was made. All ranks raise it.
+
+    step: step of the state. not_finite: arrays of all ranks with NaN or infinity. way_on: advice to the user, which names the
+    checkpoint to go back to.
+    """
+
+    def __init__(self, step: int, not_finite: list[NotFinite], config: dict[str, Any], way_on: str):
+        self.step, self.not_finite = step, not_finite
+        super().__init__(
+            f"the state after step {step} has values that are not finite and was not saved as a checkpoint: "
+            f"{'; '.join(describe(not_finite, config))}. {way_on} If it comes back, lower train.optimizer.peak_lr, or use other "
+            "data."
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Vocabulary, routing table, configuration and data that a checkpoint belongs to.
+
+    With another vocabulary or routing table the same weights have another meaning; with other data the run is another run.
+    config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
+    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if unknown or not trained.
+    """
+
+    vocabulary_hash: str
+    routing_hash: str
+    config: dict[str, Any]
+    data_hash: str | None = None
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a checkpoint says besides its arrays. state: counters, random state, position in the data."""
+
+    step: int
+    identity: Identity
+    state: dict[str, Any]
+    format: int = FORMAT
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_FACTS = TypeAdapter(Facts)
 
 
 @dataclass
@@ -73,6 +132,21 @@ class Checkpoint:
         return None if saved is None else whole_array(saved, name)
 
 
+def whole_array(saved: list[SavedArray], name: str) -> LazyArray:
+    """Join the saved parts of a checkpoint's array; each row can be read alone. name: array's name in messages."""
+    if len(saved) == 1 and saved[0].is_whole:
+        return LazyArray.of(saved[0].values, name)
+    shape, dtype = saved[0].part.whole, saved[0].values.dtype
+
+    def row(number: int) -> np.ndarray:
+        values = np.empty((1, *shape[1:]), dtype)
+        for array in saved:
+            copy_part(array, values, Part(shape, ((number, number + 1),), (0,) * (len(shape) - 1)))
+        return values[0]
+
+    return LazyArray(shape, dtype, lambda: map(row, range(shape[0])), name, row=row)
+
+
 def load_checkpoint(
     path: Path, expected: Identity | None = None, ranks: Ranks = SINGLE_PROCESS, verified: bool = True
 ) -> Checkpoint:
@@ -85,7 +159,7 @@ def load_checkpoint(
     """
     try:
         with ranks.fail_together(f"verifying {path}"):
-            facts, recorded = read_facts(path)
+            facts, recorded = _read_facts(path)
             for name, fingerprint in list(recorded.items())[ranks.rank :: ranks.world]:
                 verify(path / name, fingerprint, ANOTHER, verified)
     except (RankError, DamagedFile) as error:
@@ -93,10 +167,10 @@ def load_checkpoint(
     if expected is not None:
         _refuse_other(path, facts.identity, expected)
     arrays = [name for name in recorded if name.endswith(".safetensors")]
-    found = Checkpoint(path, facts.step, facts.state, facts.identity, arrays)
+    checkpoint = Checkpoint(path, facts.step, facts.state, facts.identity, arrays)
     if verified:
-        _ = found.files
-    return found
+        _ = checkpoint.files
+    return checkpoint
 
 
 def newest_checkpoint(
@@ -104,67 +178,74 @@ def newest_checkpoint(
 ) -> Checkpoint | None:
     """Load the newest whole checkpoint of a root; None if it has none. Damaged ones are passed over, which is logged.
 
-    Arguments: as in `load_checkpoint`; without `verified`, whole is what has its seal and files of the right sizes.
+    Arguments: as in `load_checkpoint`; without `verified`, whole is what has its seal and files of the right sizes. Rank 0 lists
+    the checkpoints: a shared file system may show another rank an old list.
     Raises DamagedCheckpoint if none is whole, CheckpointError if the identity is not the expected one.
     """
     problems: list[str] = []
-    for path in _listed(root, ranks):
+    for name in ranks.texts("\n".join(path.name for path in checkpoints(root)))[0].split():
         try:
-            found = load_checkpoint(path, expected, ranks, verified)
+            checkpoint = load_checkpoint(root / name, expected, ranks, verified)
         except DamagedCheckpoint as error:
             problems.append(str(error))
             continue
         for problem in problems:
-            logger.warning("%s; %s is used in its place", problem, path.name)
-        found.passed_over = tuple(problems)
-        return found
+            logger.warning("%s; %s is used in its place", problem, name)
+        checkpoint.passed_over = tuple(problems)
+        return checkpoint
     if not problems:
         return None
     fix = f"name another run, or train this one anew: pangu-sigma train {root.parent} --start-over"
     raise DamagedCheckpoint("\n".join([f"no usable checkpoint in {root}:", *problems, fix]))
 
 
-def _listed(root: Path, ranks: Ranks) -> list[Path]:
-    """Return the checkpoints of a root as rank 0 sees them: another rank may be shown an old list. All ranks call this."""
-    names = "\n".join(path.name for path in checkpoints(root))
-    return [root / name for name in ranks.texts(names)[0].split()]
-
-
 def way_on(root: Path, ranks: Ranks) -> str:
-    """Return the advice to the user of a run whose values are not finite: the checkpoint to go back to. All ranks call this."""
-    healthy, ill = last_healthy(root, ranks)
-    if healthy is None:
-        return f"No checkpoint in {root} has only finite values: start again in another folder, with {argument('--output')}."
-    remove = f"remove {', '.join(map(str, ill))}, and " if ill else ""
-    again = "start the same command again, which goes on from it."
-    return f"The last checkpoint whose values are all finite is {healthy}: {remove}{again}"
+    """Return the advice to the user of a run whose values are not finite: the checkpoint to go back to. All ranks call this.
 
-
-def last_healthy(root: Path, ranks: Ranks) -> tuple[Path | None, list[Path]]:
-    """Return the newest checkpoint that is intact, with finite values alone, or None, and those after it, which are not.
-
-    All ranks call this; each checks some of the files.
+    A save examines every value, so that a checkpoint with the bytes that were saved has finite values alone.
     """
-    ill: list[Path] = []
-    for path in _listed(root, ranks):
-        with suppress(CheckpointError):
-            files = load_checkpoint(path, ranks=ranks).files
-            own = {name: files[name] for name in list(files)[ranks.rank :: ranks.world]}
-            if not ranks.any(bool(find_not_finite(own))):
-                return path, ill
-        ill.append(path)
-    return None, ill
+    try:
+        healthy = newest_checkpoint(root, ranks=ranks)
+    except CheckpointError:
+        healthy = None
+    if healthy is None:
+        return f"No checkpoint in {root} is whole: start again in another folder, with {argument('--output')}."
+    again = "start the same command again, which goes on from it."
+    return f"The last checkpoint whose values are all finite is {healthy.path}: {again}"
+
+
+def _read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
+    """Read the facts of a checkpoint's folder. Returns them and the fingerprints of all its files by name, unverified so far.
+
+    Raises CheckpointError for another format, DamagedFile for damage.
+    """
+    if (folder / "manifest.json").exists():
+        raise CheckpointError(
+            f"{folder} is of format 2, this version reads {FORMAT}: use 0.1.0 up to commit d8fd62a8, which wrote it, or begin in "
+            "another folder"
+        )
+    file, files = folder / STATE, read_seal(folder, ANOTHER)["files"]
+    try:
+        verify(file, files[STATE], ANOTHER)
+        content = file.read_bytes()
+        if (version := json.loads(content)["format"]) != FORMAT:
+            raise CheckpointError(f"{file}: checkpoint format {version}, this version reads {FORMAT}; {ITS_VERSION}")
+        facts = _FACTS.validate_json(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # the file has its hash, and is not what a save writes
+        raise DamagedFile(f"{file}: does not say what a save writes; {ANOTHER}") from error
+    if CHECKPOINT_NAME.fullmatch(folder.name) and step_of(folder) != facts.step:
+        raise DamagedFile(f"{file}: is of step {facts.step}, which its folder's name does not say; {ANOTHER}")
+    return facts, files
 
 
 def _read_arrays(file: Path) -> dict[str, SavedArray]:
-    """Map the arrays of a file. Raises ValueError when one is not the part that the metadata say."""
-    parts, arrays = decode_parts(metadata_of(file).get(PARTS, "{}")), {}
-    for name, values in map_arrays(file).items():
-        part = parts.get(name) or Part.everything(values.shape)
-        if not part.fits(values.shape):
-            raise ValueError(f"{file}: {name} of shape {values.shape} is not the part that the file says")
-        arrays[name] = SavedArray(part, values)
-    return arrays
+    """Map the arrays of a file, each with its part of the whole array."""
+    parts = parts_from(metadata_of(file))
+    return {
+        name: SavedArray(parts.get(name) or Part.everything(values.shape), values)
+        for name, values in map_arrays(file).items()
+    }
 
 
 def _check_whole(path: Path, files: Files) -> None:
@@ -179,31 +260,68 @@ def _check_whole(path: Path, files: Files) -> None:
             raise DamagedFile(f"{path}: {name} of shard {shard} lacks {count} values: the file of a rank is missing")
 
 
-def _refuse_other(path: Path, found: Identity, expected: Identity) -> None:
+def _refuse_other(path: Path, saved: Identity, expected: Identity) -> None:
     data = "use the prepared data folder (its tokenizer) that the checkpoint was trained with"
     keys = "use the checkpoint's routing.table, routing.seed, domains and vocabulary"
     for what, key, fix in (("vocabulary", "vocabulary_hash", data), ("routing table", "routing_hash", keys)):
-        has, wants = getattr(found, key), getattr(expected, key)
+        has, wants = getattr(saved, key), getattr(expected, key)
         if has != wants:
             raise CheckpointError(f"{path}: made with another {what}: its {key} is {has}, this run's is {wants}; {fix}")
 
 
-def whole_array(saved: list[SavedArray], name: str) -> LazyArray:
-    """Join the saved parts of a checkpoint's array; each row can be read alone. name: array's name in messages.
+def checkpoints(root: Path) -> list[Path]:
+    """Return the folders of a root's checkpoints, newest first, damaged ones included; none if the root is not there.
 
-    Raises CheckpointError, when values are read, if a part of the array is in no file.
+    Raises CheckpointError when the root cannot be read.
     """
-    if len(saved) == 1 and saved[0].is_whole:
-        return LazyArray.of(saved[0].values, name)
-    whole, row = saved[0].part.whole, partial(_row, saved, name)
-    return LazyArray(whole, saved[0].values.dtype, lambda: map(row, range(whole[0])), name, row=row)
+    try:
+        paths = [path for path in root.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)] if root.exists() else []
+    except OSError as error:
+        raise CheckpointError(in_words(error, root, "name the folder of an earlier run")) from error
+    return sorted(paths, key=step_of, reverse=True)
 
 
-def _row(saved: list[SavedArray], name: str, number: int) -> np.ndarray:
-    whole = saved[0].part.whole
-    row = np.empty((1, *whole[1:]), saved[0].values.dtype)
-    wanted = Part(whole, ((number, number + 1),), (0,) * (len(whole) - 1))
-    copied = sum(copy_part(array, row, wanted) for array in saved)
-    if copied != row.size:
-        raise CheckpointError(f"{name}[{number}] has {copied} of {row.size} values; a file is missing; {ANOTHER}")
-    return row[0]
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step_"))
+
+
+def keep_only(root: Path, step: int) -> None:
+    """Remove all checkpoints but that of a step. Raises CheckpointError, and removes nothing, if that one is not there."""
+    if not (best := root / f"step_{step:08d}").exists():
+        raise CheckpointError(
+            f"{root}: {best.name} is to be kept and is not there, so nothing was removed; take it from a copy, or train again in "
+            "another folder"
+        )
+    prune(root, 0, [step])
+
+
+def prune(root: Path, keep: int, spared: Collection[int] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints and those of the steps `spared`, and all leftovers. A failure is only logged."""
+    for old in [path for path in checkpoints(root) if step_of(path) not in spared][keep:]:
+        try:
+            set_aside_for_removal(old)
+        except OSError as error:
+            logger.warning("cannot remove old checkpoint %s: %s; remove it by hand to free its space", old, error)
+    remove_leftovers(root)
+
+
+def set_aside_for_removal(checkpoint: Path) -> None:
+    """Rename a checkpoint for `remove_leftovers`: a crash in the middle of its removal leaves no folder that looks damaged."""
+    if checkpoint.exists():
+        checkpoint.rename(checkpoint.with_name(f"{UNFINISHED}pruned-{checkpoint.name}"))
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove the files of interrupted saves and of pruned checkpoints; no process may save then. A failure is logged, not raised.
+
+    A link is removed, and what it points to is left alone.
+    """
+    for path in root.glob(f"{UNFINISHED}*"):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            logger.warning("cannot remove %s, left by an interrupted save: %s; remove it by hand", path, error)

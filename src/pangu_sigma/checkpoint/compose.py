@@ -62,10 +62,10 @@ def compose(config: Config, find: Find) -> Files:
         keys = files.setdefault(shard, {}).get("keys")
         if keys is not None:
             shape = (*keys.values.shape, *shape[1:])
-        found = find(shard, name, shape)
-        if first is None and 0 not in shape and (found is None or found.shape != shape):
+        array = find(shard, name, shape)
+        if first is None and 0 not in shape and (array is None or array.shape != shape):
             raise KeyError(f"{shard}: {name} of shape {shape}")
-        if found is None:
-            found = LazyArray.of(np.full(shape, first, dtype)) if first else LazyArray.zeros(shape, dtype)
-        files[shard][name] = SavedArray.whole(found)
+        if array is None:
+            array = LazyArray.of(np.full(shape, first, dtype)) if first else LazyArray.zeros(shape, dtype)
+        files[shard][name] = SavedArray.whole(array)
     return files

@@ -40,12 +40,12 @@ def release_pages(values: np.ndarray) -> None:
 
     Values written to the array may be lost. Pages that the array shares with its neighbours in the file stay in memory.
     """
-    whole = values
-    while isinstance(whole.base, np.ndarray):
-        whole = whole.base
-    file = getattr(whole.base, "obj", None)
+    content = values
+    while isinstance(content.base, np.ndarray):
+        content = content.base
+    file = getattr(content.base, "obj", None)
     if isinstance(file, mmap.mmap):
-        start = np.byte_bounds(whole)[0]
+        start = np.byte_bounds(content)[0]
         first, end = (at - start for at in np.byte_bounds(values))
         first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if end > first:
@@ -83,18 +83,18 @@ class LazyArray:
 
     def read(self) -> np.ndarray:
         """Return all values. If `content` yields one array, it is returned itself; several are copied into the whole one by one."""
-        whole, position = None, 0
+        array, position = None, 0
         for values in self.content():
             flat = np.asarray(values, self.dtype)
-            if whole is None:
+            if array is None:
                 if flat.size == self.size:
                     return flat.reshape(self.shape)
-                whole = np.empty(self.size, self.dtype)
-            whole[position : position + flat.size] = flat.reshape(-1)
+                array = np.empty(self.size, self.dtype)
+            array[position : position + flat.size] = flat.reshape(-1)
             position += flat.size
-        if whole is None or position != self.size:
+        if array is None or position != self.size:
             raise ValueError(f"{self.origin or 'array'}: {position} of {self.size} values")
-        return whole.reshape(self.shape)
+        return array.reshape(self.shape)
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
@@ -112,9 +112,9 @@ class LazyArray:
         """Return a lazy array of zeros, which needs neither memory nor space in a file."""
 
         def content() -> Iterator[np.ndarray]:
-            chunk, left = np.zeros(_ZEROS, dtype), math.prod(shape)
-            for first in range(0, left, _ZEROS):
-                yield chunk[: min(_ZEROS, left - first)]
+            chunk, size = np.zeros(_ZEROS, dtype), math.prod(shape)
+            for first in range(0, size, _ZEROS):
+                yield chunk[: min(_ZEROS, size - first)]
 
         return cls(shape, np.dtype(dtype), content, "zeros", holes=True)
 

@@ -9,10 +9,7 @@ configuration.json has its own hash because a run may change it; the others neve
 
 from __future__ import annotations
 
-import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.sealed import (
     ITS_VERSION,
     UNFINISHED,
-    DamagedFile,
     check_folder,
     commit,
     seal_folder,
@@ -46,8 +42,8 @@ def write_model_files(folder: Path, config: Config, tokenizer: Tokenizer, table:
     Raises OSError.
     """
     fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
-    for left in (fresh, folder / TOKENIZER_FOLDER):
-        shutil.rmtree(left, ignore_errors=True)
+    for path in (fresh, folder / TOKENIZER_FOLDER):
+        shutil.rmtree(path, ignore_errors=True)
     tokenizer.save(fresh)
     commit(fresh, folder / TOKENIZER_FOLDER)
     table.save(folder / ROUTING_FILE)
@@ -86,15 +82,6 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
     return parse_config(body["config"])
 
 
-def recorded_kind(folder: Path) -> str | None:
-    """Return "run" or "export" for a folder whose configuration.json says so; None for another folder. Nothing is verified."""
-    try:
-        tree = json.loads((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return tree.get("kind") if isinstance(tree, dict) else None
-
-
 def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
     """Read the tokenizer of a run folder or an export, verified by the hashes in seal.json. fix: advice to the user if it is
     damaged, for the message. Raises DamagedFile or DataError."""
@@ -104,9 +91,6 @@ def read_tokenizer(folder: Path, fix: str) -> Tokenizer:
 
 def read_table(folder: Path, fix: str) -> RoutingTable:
     """Read the routing tables of a run folder or an export, verified by the hashes in seal.json. fix: advice to the user if they
-    are damaged, for the message. Raises DamagedFile."""
+    are damaged, for the message. Raises DamagedFile or DataError."""
     check_folder(folder, fix, ROUTING_FILE)
-    try:
-        return RoutingTable.load(folder / ROUTING_FILE)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedFile(f"{folder / ROUTING_FILE}: {error}; {fix}") from error
+    return RoutingTable.load(folder / ROUTING_FILE, fix)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pangu_sigma.checkpoint.parts import EXPERTS, Files, Part, SavedArray
+from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.safetensors_file import chunks
 
 _EXPONENT = np.uint16(0x7F80)
@@ -44,68 +43,63 @@ class Watch:
 
     def __init__(self, file: str, arrays: dict[str, SavedArray]):
         self._file, self._arrays = file, arrays
-        self._found: dict[str, NotFinite] = {}
+        self._by_name: dict[str, NotFinite] = {}
 
     def see(self, name: str, first: int, values: np.ndarray) -> None:
         """Examine a chunk of an array. first: position of its first value in the flattened array."""
         positions = first + _not_finite(values)
         if not len(positions):
             return
-        part, whole = self._arrays[name]
-        before = self._found.get(name) or NotFinite(self._file, name, 0, _index(part, whole.shape, int(positions[0])))
-        experts = set(before.experts)
-        if self._file.startswith(EXPERTS):
-            experts |= {*part.numbers()[np.unique(positions // max(1, math.prod(whole.shape[1:])))].tolist()}
-        self._found[name] = replace(before, count=before.count + len(positions), experts=tuple(sorted(experts)))
+        part, array = self._arrays[name]
+        rows, *others = np.unravel_index(positions, array.shape or (1,))
+        numbers = part.numbers()[rows] if array.shape else rows
+        columns = [int(index[0]) + offset for index, offset in zip(others, part.offset, strict=True)]
+        index = (int(numbers[0]), *columns) if array.shape else ()
+        before = self._by_name.get(name) or NotFinite(self._file, name, 0, index)
+        experts = {*before.experts, *np.unique(numbers).tolist()} if self._file.startswith(EXPERTS) else ()
+        count = before.count + len(positions)
+        self._by_name[name] = replace(before, count=count, experts=tuple(sorted(experts)))
 
     @property
-    def found(self) -> list[NotFinite]:
+    def not_finite(self) -> list[NotFinite]:
         """Arrays that hold NaN or infinity, by name."""
-        return [self._found[name] for name in sorted(self._found)]
-
-
-def _index(part: Part, shape: tuple[int, ...], position: int) -> tuple[int, ...]:
-    """Return the index in the whole array of a position in a flattened part of a shape."""
-    if not shape:
-        return ()
-    row, *rest = np.unravel_index(position, shape)
-    return int(part.numbers()[row]), *(int(i) + offset for i, offset in zip(rest, part.offset, strict=True))
+        return [self._by_name[name] for name in sorted(self._by_name)]
 
 
 def find_not_finite(files: Files) -> list[NotFinite]:
     """Return the arrays that hold NaN or infinity, in the order of the files and by name."""
-    found = []
+    not_finite = []
     for file, arrays in files.items():
         watch = Watch(file, arrays)
         for name, array in arrays.items():
             for first, values in chunks(array.values):
                 watch.see(name, first, values)
-        found += watch.found
-    return found
+        not_finite += watch.not_finite
+    return not_finite
 
 
-def describe(found: Sequence[NotFinite], config: dict[str, Any]) -> list[str]:
+def describe(not_finite: Sequence[NotFinite], config: dict[str, Any]) -> list[str]:
     """Return texts for a message on arrays with NaN or infinity: tensors, layers, experts with their domains, and counts.
 
     config: the configuration as a plain tree (`Identity.config`), which names the domains.
     """
-    more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
-    return [_describe(each, config) for each in found[:_NAMED]] + more
+    more = [f"and {len(not_finite) - _NAMED} more"] if len(not_finite) > _NAMED else []
+    return [_describe(array, config) for array in not_finite[:_NAMED]] + more
 
 
-def _describe(found: NotFinite, config: dict[str, Any]) -> str:
-    at = f", first at [{', '.join(map(str, found.first))}]" if found.first else ""
-    text, model = f"{found.file}: {found.name} has {found.count}{at}", config.get("model", {})
-    if found.segment is None:
+def _describe(array: NotFinite, config: dict[str, Any]) -> str:
+    at = f", first at [{', '.join(map(str, array.first))}]" if array.first else ""
+    text, model = f"{array.file}: {array.name} has {array.count}{at}", config.get("model", {})
+    if array.segment is None:
         return text
     segments = model.get("segments", ["own"])
-    layer, s = divmod(found.segment, len(segments))
+    layer, s = divmod(array.segment, len(segments))
     where = f"layer {layer}" + (f", {segments[s]} segment {s}" if len(segments) > 1 else "")
-    names = [each["name"] for each in config.get("domains", []) for _ in range(model.get("experts_per_domain", 0))]
+    names = [domain["name"] for domain in config.get("domains", []) for _ in range(model.get("experts_per_domain", 0))]
     names = [f" of domain {name}" for name in names] if segments[s] == "own" else []
-    experts = [f"{expert}{''.join(names[expert : expert + 1])}" for expert in found.experts[:_NAMED]]
-    more = f" and {len(found.experts) - _NAMED} more" if len(found.experts) > _NAMED else ""
-    return f"{text} ({where}, {'expert' if len(found.experts) == 1 else 'experts'} {', '.join(experts)}{more})"
+    experts = [f"{expert}{''.join(names[expert : expert + 1])}" for expert in array.experts[:_NAMED]]
+    more = f" and {len(array.experts) - _NAMED} more" if len(array.experts) > _NAMED else ""
+    return f"{text} ({where}, {'expert' if len(array.experts) == 1 else 'experts'} {', '.join(experts)}{more})"
 
 
 def _not_finite(values: np.ndarray) -> np.ndarray:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from pangu_sigma.checkpoint.lazy import AnyArray, release_pages
-from pangu_sigma.sealed import DamagedFile
 
 WEIGHTS = "dense"
 """Name of the shard of the dense parameters."""
@@ -21,9 +20,6 @@ ROWS = "rows_"
 Adam state."""
 OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
 """Names of the shards of the dense parameters' Adam state, and of the loss scale."""
-
-Count = Annotated[int, Field(ge=0, lt=1 << 48)]
-"""Number of rows or columns, or the index of a row or column."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +32,9 @@ class Part:
     axis; the saved array's shape gives the length.
     """
 
-    whole: tuple[Count, ...]
-    rows: tuple[tuple[Count, Count], ...]
-    offset: tuple[Count, ...]
+    whole: tuple[int, ...]
+    rows: tuple[tuple[int, int], ...]
+    offset: tuple[int, ...]
 
     @classmethod
     def everything(cls, shape: tuple[int, ...]) -> Part:
@@ -50,18 +46,6 @@ class Part:
         """Return the part with these rows, ascending, of an array of `shape`."""
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         return cls(shape, tuple((int(run[0]), int(run[-1]) + 1) for run in runs), (0,) * (len(shape) - 1))
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return True if a saved array of this shape can be this part."""
-        if not self.whole or len(shape) != len(self.whole) or len(self.offset) != len(shape) - 1:
-            return shape == self.whole and not self.rows and not self.offset
-        ends = [0, *(number for run in self.rows for number in run), self.whole[0]]
-        boxes = zip(self.offset, shape[1:], self.whole[1:], strict=True)
-        return (
-            ends == sorted(ends)
-            and sum(end - first for first, end in self.rows) == shape[0]
-            and all(first >= 0 and first + length <= end for first, length, end in boxes)
-        )
 
     def numbers(self) -> np.ndarray:
         """Return the index of each row of the part in the whole array."""
@@ -90,40 +74,42 @@ Files = dict[str, dict[str, SavedArray]]
 _BLOCK = 1 << 20
 """Bytes of small rows that are copied together: each release of mapped memory takes a microsecond or more."""
 _PARTS_BY_NAME = TypeAdapter(dict[str, Part])
+_PARTS_KEY = "parts"
 
 
-def encode_parts(parts: dict[str, Part]) -> str:
-    """Return the parts (`Part`) of a file's arrays, by array name, as JSON for the file's metadata."""
-    return _PARTS_BY_NAME.dump_json(parts).decode()
+def parts_metadata(arrays: dict[str, SavedArray]) -> dict[str, str]:
+    """Return the metadata of a file with these arrays: the part of each array, as JSON; whole arrays are not listed."""
+    parts = {name: array.part for name, array in arrays.items() if not array.is_whole}
+    return {_PARTS_KEY: _PARTS_BY_NAME.dump_json(parts).decode()} if parts else {}
 
 
-def decode_parts(text: str) -> dict[str, Part]:
-    """Parse the JSON of `encode_parts` into parts by array name. Raises DamagedFile for any other text."""
-    try:
-        return _PARTS_BY_NAME.validate_json(text, strict=True)
-    except ValueError as error:
-        raise DamagedFile(f"parts of arrays are not what was written: {text[:100]!r}; the file is damaged") from error
+def parts_from(metadata: dict[str, str]) -> dict[str, Part]:
+    """Parse the metadata that `parts_metadata` wrote into parts by array name. Raises ValueError for other contents."""
+    return _PARTS_BY_NAME.validate_json(metadata.get(_PARTS_KEY, "{}"), strict=True)
 
 
-def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Callable[[], None] = lambda: None) -> int:
+def copy_part(
+    saved: SavedArray, target: np.ndarray, target_part: Part, after_row: Callable[[], None] = lambda: None
+) -> None:
     """Copy the elements that a saved array and `target` share, so that a row of a mapped file, or _BLOCK bytes, are in memory.
 
-    wanted: part of the same whole array that `target` holds. after_row: called after each row, or _BLOCK bytes of smaller ones.
-    Returns the number of elements copied.
+    target_part: part of the same whole array that `target` holds. after_row: called after each row, or _BLOCK bytes of smaller
+    ones.
     """
     part, value = saved
     if not part.whole:
         target[...] = value
-        return 1
+        return
     source, goal, box = list[Any](), list[Any](), 1
-    for theirs, length, ours, room in zip(part.offset, value.shape[1:], wanted.offset, target.shape[1:], strict=True):
+    offsets = zip(part.offset, value.shape[1:], target_part.offset, target.shape[1:], strict=True)
+    for theirs, length, ours, room in offsets:
         first, end = max(theirs, ours), min(theirs + length, ours + room)
         if end <= first:
-            return 0
+            return
         source.append(slice(first - theirs, end - theirs))
         goal.append(slice(first - ours, end - ours))
         box *= end - first
-    _, rows, targets = np.intersect1d(part.numbers(), wanted.numbers(), assume_unique=True, return_indices=True)
+    _, rows, targets = np.intersect1d(part.numbers(), target_part.numbers(), assume_unique=True, return_indices=True)
     size = max(1, _BLOCK // max(1, box * value.itemsize))
     for first in range(0, len(rows), size):
         if size == 1:
@@ -132,4 +118,3 @@ def copy_part(saved: SavedArray, target: np.ndarray, wanted: Part, after_row: Ca
             target[targets[first : first + size], *goal] = value[rows[first : first + size], *source]
         release_pages(value)
         after_row()
-    return len(rows) * box

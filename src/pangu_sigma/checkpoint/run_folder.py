@@ -20,8 +20,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pangu_sigma.checkpoint.changes import Change
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import checkpoints, remove_leftovers, step_of
+from pangu_sigma.checkpoint.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    step_of,
+)
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, override, parse_config
@@ -51,17 +57,17 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
 
     Raises ConfigError if `path` is no run folder, and DamagedFile for a damaged configuration.json of a run without checkpoints.
     """
-    there, fix = (path / CONFIG_FILE).exists(), "change keys with --set"
+    has_file, fix = (path / CONFIG_FILE).exists(), "change keys with --set"
     try:
         return changed(read_config(path, "run", fix), overrides)
     except DamagedFile as damage:
         saved = newest_checkpoint(path / CHECKPOINTS, verified=False)
-        if saved is None and there:
+        if saved is None and has_file:
             raise
         if saved is None:
             why = f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run"
             raise ConfigError(why) from damage
-        if there:
+        if has_file:
             logger.warning("%s; the configuration of the newest checkpoint is used in its place", damage)
         return parse_config(override(saved.identity.config, overrides))
 
@@ -91,12 +97,12 @@ def one_writer(path: Path, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
 
     Raises ConfigError if the folder cannot be created, and NotWritable for another writer, or a link in place of what a run writes.
     """
-    with ExitStack() as held:
+    with ExitStack() as lock:
         with ranks.fail_together(f"locking {path}"), name_unwritable(path):
             if ranks.first:
                 for name in _WRITTEN:
                     refuse_link(path / name)
-                held.enter_context(folder_lock(path))
+                lock.enter_context(folder_lock(path))
         yield
 
 
@@ -129,13 +135,13 @@ def start_over(run: Path) -> None:
 def checkpoint_at(run: Path, step: int, verified: bool = False) -> Checkpoint:
     """Return the checkpoint of a step. verified: as in `load_checkpoint`. Raises ConfigError if there is none, CheckpointError for
     damage."""
-    there = {step_of(path): path for path in checkpoints(run / CHECKPOINTS)}
-    if step not in there:
-        known = ", ".join(map(str, reversed(there))) or "none"
+    paths = {step_of(path): path for path in checkpoints(run / CHECKPOINTS)}
+    if step not in paths:
+        steps = ", ".join(map(str, reversed(paths))) or "none"
         raise ConfigError(
-            f"{argument('--from-step')} {step}: {run} has no such checkpoint; those that it has are of steps {known}"
+            f"{argument('--from-step')} {step}: {run} has no such checkpoint; those that it has are of steps {steps}"
         )
-    return load_checkpoint(there[step], verified=verified)
+    return load_checkpoint(paths[step], verified=verified)
 
 
 def go_back(run: Path, step: int) -> None:
@@ -152,10 +158,10 @@ def set_aside(run: Path, after: int | None = None) -> Path | None:
     Checkpoints are moved first, the newest before others, so that another call completes an interrupted one.
     """
     root = run / CHECKPOINTS
-    there = [run / name for name in _MOVED if (run / name).exists()]
+    paths = [run / name for name in _MOVED if (run / name).exists()]
     if after is not None:
-        there = [path for path in checkpoints(root) if step_of(path) > after]
-    if not there:
+        paths = [path for path in checkpoints(root) if step_of(path) > after]
+    if not paths:
         return None
     folder = next(path for n in itertools.count(1) if not (path := run / f"set_aside_{n}").exists())
     folder.mkdir()
@@ -165,10 +171,10 @@ def set_aside(run: Path, after: int | None = None) -> Path | None:
             shutil.copytree(run / name, folder / name)
         elif (run / name).exists():
             shutil.copy2(run / name, folder / name)
-    for path in there:
+    for path in paths:
         moved = folder / path.relative_to(run)
         moved.parent.mkdir(exist_ok=True)
         path.rename(moved)
     sync(run)
-    logger.info("set aside %s of %s in %s", ", ".join(path.name for path in there), run, folder)
+    logger.info("set aside %s of %s in %s", ", ".join(path.name for path in paths), run, folder)
     return folder

@@ -22,11 +22,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from pangu_sigma.checkpoint.checkpoint import way_on
-from pangu_sigma.checkpoint.format import (
-    PARTS,
+from pangu_sigma.checkpoint.checkpoint import (
     STATE,
-    UNHEALTHY,
     CheckpointError,
     Facts,
     Identity,
@@ -34,14 +31,16 @@ from pangu_sigma.checkpoint.format import (
     prune,
     remove_leftovers,
     set_aside_for_removal,
+    step_of,
+    way_on,
 )
 from pangu_sigma.checkpoint.lazy import AnyArray
 from pangu_sigma.checkpoint.not_finite import NotFinite, Watch
-from pangu_sigma.checkpoint.parts import Files, SavedArray, encode_parts
+from pangu_sigma.checkpoint.parts import Files, SavedArray, parts_metadata
 from pangu_sigma.checkpoint.safetensors_file import chunks, write_arrays
 from pangu_sigma.host_memory import available_memory
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
-from pangu_sigma.sealed import UNFINISHED, as_json, commit, seal_folder, sealed, sync, write_atomically
+from pangu_sigma.sealed import UNFINISHED, as_json, seal_folder, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,6 @@ NOTE_SECONDS = 1800.0
 """Time limit of rank 0 for the notes of the other ranks, from when its own files are written."""
 _PAUSE = 0.05
 """Seconds between two looks for the notes."""
-_UNHEALTHY_FOLDER = "unhealthy_"
 _SPARE = 256 << 20
 """Bytes of free memory that a copy must leave."""
 _THREADS = 2
@@ -70,10 +68,13 @@ _WRITTEN = TypeAdapter(Written)
 
 @dataclass
 class _Save:
-    """A save that has begun. given_up: set when no further note is to be waited for. written, finished: what its threads do."""
+    """A save that has begun. facts: content of its file STATE. given_up: set when no further note is to be waited for.
+
+    written, finished: report of this rank's thread; arrays with NaN or infinity of all ranks, on rank 0.
+    """
 
     target: Path
-    facts: Facts
+    facts: bytes
     given_up: threading.Event = field(default_factory=threading.Event)
     written: Future[Written] = field(default_factory=Future)
     finished: Future[list[NotFinite]] = field(default_factory=Future)
@@ -82,11 +83,6 @@ class _Save:
     def folder(self) -> Path:
         """Folder of the checkpoint until it is complete."""
         return self.target.with_name(f"{UNFINISHED}{self.target.name}")
-
-    @property
-    def unhealthy(self) -> Path:
-        """Folder in which the state is kept if a value is not finite."""
-        return self.target.with_name(f"{_UNHEALTHY_FOLDER}{self.facts.step:08d}")
 
     def note(self, rank: int) -> Path:
         """File with the report of a rank other than 0."""
@@ -108,9 +104,8 @@ def save_checkpoint(
     files: arrays that this rank writes. state: values that JSON can hold.
     after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
     ranks: every rank calls this function with the files that it writes; rank 0 does everything else.
-    Raises CheckpointError, on all ranks, for a state value that is not allowed and for disk errors; no checkpoint is made then.
-    Raises UnhealthyState, on all ranks, if an array holds NaN or infinity: nothing is pruned, and the state is kept under another
-    name.
+    Raises CheckpointError, on all ranks, for disk errors, and UnhealthyState if an array holds NaN or infinity: no checkpoint is
+    made then, and none is pruned.
     """
     with Saver(root, identity, keep, False, after_chunk, ranks) as saver:
         return saver.save(step, files, state)
@@ -177,14 +172,14 @@ class Saver:
                 with self.ranks.fail_together("writing a checkpoint"):
                     save.written.result()
                 with self.ranks.fail_together("completing a checkpoint"):
-                    found = save.finished.result()
+                    not_finite = save.finished.result()
         except BaseException:  # Ctrl-C too: rank 0 takes the notes that are there
             save.given_up.set()
             raise
-        told = self.ranks.texts(_WRITTEN.dump_json(Written({}, found)).decode())[0]
-        if found := _WRITTEN.validate_json(told).not_finite:
-            way, kept = way_on(self.root, self.ranks), save.unhealthy if save.unhealthy.exists() else None
-            raise UnhealthyState(save.facts.step, found, self.identity.config, kept, way)
+        report = self.ranks.texts(_WRITTEN.dump_json(Written({}, not_finite)).decode())[0]
+        if not_finite := _WRITTEN.validate_json(report).not_finite:
+            way = way_on(self.root, self.ranks)
+            raise UnhealthyState(step_of(save.target), not_finite, self.identity.config, way)
 
     def __enter__(self) -> Saver:
         return self
@@ -205,11 +200,8 @@ class Saver:
 
     def _start(self, step: int, files: Files, state: dict[str, Any], after_chunk: Callable[[], None]) -> _Save:
         """Make the folder in which all ranks write, and start the threads. What an interrupted save has left is removed."""
-        save = _Save(self.root / f"step_{step:08d}", Facts(step, self.identity, state))
-        try:
-            as_json(state)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{STATE}: {error}; state must be plain finite JSON; put arrays in a file") from error
+        facts = as_json(asdict(Facts(step, self.identity, state)))
+        save = _Save(self.root / f"step_{step:08d}", facts)
         with self._refused(save), self.ranks.fail_together("making the folder of a checkpoint"):
             if self.ranks.first:
                 if not self.root.is_dir():
@@ -224,35 +216,33 @@ class Saver:
 
     def _write(self, save: _Save, files: Files, after_chunk: Callable[[], None]) -> Written:
         """Write the files of this rank and flush them to the disk, then the note for rank 0. Raises OSError."""
-        own = Written()
+        report = Written()
         for name, arrays in files.items():
             file, watch = save.folder / f"{name}.safetensors", Watch(name, arrays)
-            parts = {name: array.part for name, array in arrays.items() if not array.is_whole}
-            metadata = {PARTS: encode_parts(parts)} if parts else None
             values = {name: array.values for name, array in arrays.items()}
-            own.files[file.name] = write_arrays(file, values, after_chunk, metadata, watch.see)
-            own.not_finite.extend(watch.found)
+            report.files[file.name] = write_arrays(file, values, after_chunk, parts_metadata(arrays), watch.see)
+            report.not_finite.extend(watch.not_finite)
         if not self.ranks.first:
-            for name in own.files:
+            for name in report.files:
                 sync(save.folder / name)
-            write_atomically(save.note(self.ranks.rank), _WRITTEN.dump_json(own))
-        return own
+            write_atomically(save.note(self.ranks.rank), _WRITTEN.dump_json(report))
+        return report
 
     def _finish(self, save: _Save) -> list[NotFinite]:
-        """On rank 0, seal the folder when all ranks have written, rename it and prune; or put it aside if a value is not finite.
+        """On rank 0, seal the folder when all ranks have written, rename it and prune; or remove it if a value is not finite.
 
         Returns the arrays of all ranks with values that are not finite. Raises OSError, RankError.
         """
-        own = save.written.result()
+        report = save.written.result()
         if not self.ranks.first:
             return []
-        reports = [own, *self._notes(save)]
-        if found := [each for report in reports for each in report.not_finite]:
-            _put_aside(save, found)
-            return found
-        (save.folder / STATE).write_bytes(as_json(asdict(save.facts)))
-        known = {name: recorded for report in reports for name, recorded in report.files.items()}
-        seal_folder(save.folder, [*known, STATE], {}, known)  # flushes all of it
+        reports = [report, *self._notes(save)]
+        if not_finite := [array for report in reports for array in report.not_finite]:
+            shutil.rmtree(save.folder, ignore_errors=True)
+            return not_finite
+        (save.folder / STATE).write_bytes(save.facts)
+        fingerprints = {name: recorded for report in reports for name, recorded in report.files.items()}
+        seal_folder(save.folder, [*fingerprints, STATE], {}, fingerprints)  # flushes all of it
         set_aside_for_removal(save.target)  # one of the same step
         save.folder.rename(save.target)
         sync(self.root)
@@ -291,43 +281,29 @@ class Saver:
             ) from error
 
     def _take(self, files: Files) -> None:
-        """Copy the arrays, into the memory of the last copy where they have the same shapes: all but rows do."""
+        """Copy the arrays, into the memory of the last copy where the parts are the same: all but rows are."""
         last, self._copy, pairs = self._copy, {}, []
         for file, arrays in files.items():
             for name, (part, values) in arrays.items():
-                had, kind = last.get(file, {}).pop(name, None), (part, values.shape, values.dtype)
-                if had is None or (had.part, had.values.shape, had.values.dtype) != kind:
-                    had = SavedArray(part, np.empty(values.shape, values.dtype))
-                self._copy.setdefault(file, {})[name] = had
-                pairs.append((had.values, values))
+                copy = last.get(file, {}).pop(name, None)
+                if copy is None or copy.part != part:
+                    copy = SavedArray(part, np.empty(values.shape, values.dtype))
+                self._copy.setdefault(file, {})[name] = copy
+                pairs.append((copy.values, values))
         list(self._threads.map(_copy_values, *zip(*pairs, strict=True)))
 
     def _has_room(self, files: Files) -> bool:
-        needed, there = bytes_of(files) - bytes_of(self._copy), available_memory(swap=False)
-        if there is None or needed + _SPARE <= there:
+        needed, available = bytes_of(files) - bytes_of(self._copy), available_memory(swap=False)
+        if available is None or needed + _SPARE <= available:
             return True
         if not self._warned:
             self._warned = True
             logger.warning(
                 "train.async_save needs a copy of the %.1f GiB that this rank saves, and %.1f GiB of memory are available: while "
                 "that is so, checkpoints are written before training goes on; train.async_save=false does so without asking",
-                *(bytes_of(files) / _GIB, there / _GIB),
+                *(bytes_of(files) / _GIB, available / _GIB),
             )
         return False
-
-
-def _put_aside(save: _Save, found: list[NotFinite]) -> None:
-    """Keep a state with values that are not finite in a folder that is no checkpoint, and remove the one before. A failure is
-    logged, and the state is lost."""
-    try:
-        facts = {**asdict(save.facts), "not_finite": [asdict(each) for each in found]}
-        write_atomically(save.folder / UNHEALTHY, sealed(facts))
-        for old in save.target.parent.glob(f"{_UNHEALTHY_FOLDER}*"):
-            shutil.rmtree(old)
-        commit(save.folder, save.unhealthy)
-    except OSError as error:
-        logger.warning("cannot keep the unhealthy state of step %d: %s", save.facts.step, error)
-        shutil.rmtree(save.folder, ignore_errors=True)
 
 
 def _copy_values(target: np.ndarray, values: AnyArray) -> None:

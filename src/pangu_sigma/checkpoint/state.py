@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 from mindspore import Parameter, nn
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint
-from pangu_sigma.checkpoint.format import ANOTHER, CheckpointError
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.parts import (
     EXPERTS,
@@ -42,8 +41,8 @@ def shards_of(
     """Return the parameters that a checkpoint holds, by shard; without `optimizer` and `scale` the weights alone."""
     dense = dict(network.parameters_and_names())
     if optimizer is not None:  # the optimizer of a pipeline stage has the parameters of its layers only
-        own = {id(p) for p in optimizer.weights}
-        dense = {name: p for name, p in dense.items() if id(p) in own}
+        weights = {id(p) for p in optimizer.weights}
+        dense = {name: p for name, p in dense.items() if id(p) in weights}
     shards = {WEIGHTS: dense}
     for experts in store.segments:
         shards[f"{EXPERTS}{experts.segment.number}"] = experts.named
@@ -68,8 +67,7 @@ def parts_of(shards: Shards, store: ExpertStore) -> Parts:
     for segment in (experts.segment for experts in store.segments):
         if segment.stored < segment.experts:
             shard, stored = f"{EXPERTS}{segment.number}", segment.experts
-            held = {n: Part.of_rows((stored, *p.shape[1:]), segment.held) for n, p in shards[shard].items()}
-            parts[shard] = held
+            parts[shard] = {n: Part.of_rows((stored, *p.shape[1:]), segment.held) for n, p in shards[shard].items()}
     return parts
 
 
@@ -111,18 +109,16 @@ def restore(
         arrays = checkpoint.saved(shard)
         for name, parameter in parameters.items():
             values, part, saved = parameter.asnumpy(), _part(parts or {}, shard, name, parameter), arrays.get(name, [])
-            found = {(each.values.dtype, each.part.whole) for each in saved}
-            what = f"checkpoint of step {checkpoint.step}: {name}"
-            if found != {(values.dtype, part.whole)}:
-                has = ", ".join(f"{dtype} of shape {shape}" for dtype, shape in found) or "missing"
+            kinds = {(array.values.dtype, array.part.whole) for array in saved}
+            if kinds != {(values.dtype, part.whole)}:
+                has = ", ".join(f"{dtype} of shape {shape}" for dtype, shape in kinds) or "missing"
                 raise CheckpointError(
-                    f"{what} is {has} in shard {shard}, the model needs {values.dtype} of shape {part.whole}; the checkpoint is of "
-                    "another configuration"
+                    f"checkpoint of step {checkpoint.step}: {name} is {has} in shard {shard}, the model needs {values.dtype} of "
+                    f"shape {part.whole}; the checkpoint is of another configuration"
                 )
             target = values if put is None else np.empty_like(values)
-            copied = sum(copy_part(array, target, part, after_row) for array in saved)
-            if copied != target.size:
-                raise CheckpointError(f"{what} has {copied} of {target.size} values; a file is missing, {ANOTHER}")
+            for array in saved:
+                copy_part(array, target, part, after_row)
             if put is not None:
                 put(parameter, target)
 
@@ -137,10 +133,10 @@ def row_files(rows: RowStore | None, ranks: Ranks) -> Files:
         keys_U = rows.met(e)
         arrays = files.setdefault(f"{ROWS}{e}", {"keys": SavedArray.whole(keys_U)})
         for name in ROW_ARRAYS:
-            one = rows.read(e, name, keys_U[:0])
-            shape = (len(keys_U), *one.shape[1:])
+            none = rows.read(e, name, keys_U[:0])
+            shape = (len(keys_U), *none.shape[1:])
             arrays[name] = SavedArray.whole(
-                LazyArray(shape, one.dtype, partial(_read_rows, rows, e, name, keys_U), name)
+                LazyArray(shape, none.dtype, partial(_read_rows, rows, e, name, keys_U), name)
             )
     return files
 

@@ -71,18 +71,18 @@ def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversatio
 
 
 def _messages(value: Any) -> Messages:
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise RejectedLine("messages not a list of objects", f"expected: {_EXPECTED}")
     messages: list[tuple[Role, str]] = []
-    for number, each in enumerate(value):
-        role = each.get("role")
+    for number, message in enumerate(value):
+        role = message.get("role")
         if role not in get_args(Role):
             raise RejectedLine(
                 "unknown role", f"messages.{number}.role is {role!r}; expected: {', '.join(get_args(Role))}"
             )
         if role == "system" and number:
             raise RejectedLine("system message not the first", f"messages.{number}")
-        messages.append((cast(Role, role), visible_text(each.get("content"), f"messages.{number}.content")))
+        messages.append((cast(Role, role), visible_text(message.get("content"), f"messages.{number}.content")))
     if len(messages) < 2 or messages[-1][0] != "assistant":
         raise RejectedLine("no answer at the end", "the last message must be the assistant's, after another one")
     if messages[0][0] == "assistant":
@@ -121,9 +121,10 @@ class SampleEncoder:
             if room > tag:
                 return [*ids[:tag], *ids[len(ids) - room + tag :]], True
         if self._cut == "messages":
-            found = without_oldest(before, room, lambda some: self._tokenizer.prompt(template.prompt(some), domain))
-            if found is not None:
-                return found[0], True
+            tokenize = self._tokenizer.prompt
+            shortened = without_oldest(before, room, lambda recent: tokenize(template.prompt(recent), domain))
+            if shortened is not None:
+                return shortened[0], True
         raise TooLong("prompt and answer are too long")
 
 
@@ -173,21 +174,21 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
             if isinstance(item, Rejected):
                 refused.append(item)
                 continue
-            own = accounts.setdefault(item.domain, {**dict.fromkeys(_COUNTS, 0), "left_out": {}})
-            own["lines"] += 1
+            account = accounts.setdefault(item.domain, {**dict.fromkeys(_COUNTS, 0), "left_out": {}})
+            account["lines"] += 1
             for before, text in item.answers():
                 try:
                     sample = encoder.spell(before, text, domains.named(item.domain))
                 except TooLong as error:
-                    own["left_out"][str(error)] = own["left_out"].get(str(error), 0) + 1
+                    account["left_out"][str(error)] = account["left_out"].get(str(error), 0) + 1
                     continue
                 samples[domains.named(item.domain).index].append(sample)
                 counted = {"samples": 1, "cut": sample.cut, "tokens": len(sample.ids_T), "counted": sample.counted}
-                own.update({key: own[key] + more for key, more in counted.items()})
+                account.update({key: account[key] + more for key, more in counted.items()})
     counts = dict(Counter(line.reason for line in refused))
     examples = {line.reason: str(line) for line in reversed(refused)}
     if not any(samples):
-        left_out = sum((Counter(own["left_out"]) for own in accounts.values()), Counter[str]())
+        left_out = sum((Counter(account["left_out"]) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
         raise DataError(
             (f"{format_reasons(counts, examples)}\n" if refused else "")
@@ -195,8 +196,8 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
     sequences = TaskSamples(config, samples, tokenizer)
-    for name, own in accounts.items():
-        own["sequences"] = sequences.counts[domains.named(name).index]
+    for name, account in accounts.items():
+        account["sequences"] = sequences.counts[domains.named(name).index]
     facts = {
         "path": str(path),
         "xxh3_128": fingerprint(path)["xxh3_128"],
@@ -213,8 +214,8 @@ _COUNTS = ("lines", "samples", "cut", "sequences", "tokens", "counted")
 def format_file(facts: dict[str, Any]) -> str:
     """Format a file's `facts` as a table: counts of each domain, and the reasons of samples left out and of skipped lines."""
     domains = facts["domains"].items()
-    rows = [["domain", *_COUNTS], *([name, *(f"{own[key]:,}" for key in _COUNTS)] for name, own in domains)]
+    rows = [["domain", *_COUNTS], *([name, *(f"{account[key]:,}" for key in _COUNTS)] for name, account in domains)]
     lines = aligned(rows, "<>", facts["path"])
-    for name, own in domains:
-        lines += [f"{name}, left out: {count:,} × {reason}" for reason, count in own["left_out"].items()]
+    for name, account in domains:
+        lines += [f"{name}, left out: {count:,} × {reason}" for reason, count in account["left_out"].items()]
     return "\n".join([*lines, *([format_reasons(facts["skipped"], facts["examples"])] if facts["skipped"] else [])])

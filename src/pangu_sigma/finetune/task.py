@@ -57,7 +57,7 @@ class Task:
         child = parse_config(tree)
         changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
         changes = [
-            each for each in changes if not each[0].startswith(("seed", "finetune"))
+            change for change in changes if not change[0].startswith(("seed", "finetune"))
         ]  # the weights are drawn already
         refuse_changes(Path(parent.name), changes, "  leave these keys out")
         return child
@@ -130,12 +130,12 @@ def learned(config: Config) -> dict[str, Any]:
     options, model, count = config.tuning, config.model, config.num_params()
     named = {domains_of(config).named(name).slot for name in options.domains}
     slots = len(named) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
-    learn, own = config.domain_experts * len(options.domains) + slots, len(config.domains) * config.domain_experts
+    learn, experts = config.domain_experts * len(options.domains) + slots, len(config.domains) * config.domain_experts
     if options.learn == "all":
-        learn = count.total - own + config.domain_experts * len(options.domains)
+        learn = count.total - experts + config.domain_experts * len(options.domains)
     return {
         "learn": options.learn,
         "parameters": {"learn": learn, "all": count.total},
-        "common_kept": 0 if config.learns("common") else count.experts - own,
+        "common_kept": 0 if config.learns("common") else count.experts - experts,
         "rows": {entry.kind: config.learns(entry.kind) for entry in model.rows},
     }

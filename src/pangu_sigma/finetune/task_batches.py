@@ -116,4 +116,4 @@ def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:
             room, sequence = rooms.pop(at)
         sequences[sequence].append(number)
         bisect.insort(rooms, (room - lengths[number], sequence))
-    return sorted(sorted(each) for each in sequences)
+    return sorted(sorted(sequence) for sequence in sequences)

@@ -35,12 +35,12 @@ class BestState:
 
     def take(self, step: int, loss: float) -> None:
         """Update with the loss of an evaluation. A loss that is not finite is no improvement."""
-        known = loss if math.isfinite(loss) else None
-        self.diverged += known is None
+        finite = loss if math.isfinite(loss) else None
+        self.diverged += finite is None
         if step == 0:
-            self.before = known
-        if known is not None and (self.loss is None or known < self.loss):
-            self.step, self.loss, self.stale = step, known, 0
+            self.before = finite
+        if finite is not None and (self.loss is None or finite < self.loss):
+            self.step, self.loss, self.stale = step, finite, 0
         else:
             self.stale += 1
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.checkpoint.changes import change_text, changed_keys, refuse_changes
-from pangu_sigma.checkpoint.format import keep_only
+from pangu_sigma.checkpoint.checkpoint import keep_only
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
@@ -58,13 +58,13 @@ class TuningRequest:
     overrides: Sequence[Override] = ()
 
 
-def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any] | None:
+def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, Any] | None:
     """Fine-tune the run in `path` on a task, in the run folder `into`; the same call resumes a stopped run.
 
     Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again. Raises
     ConfigError, DataError and CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
     """
-    parent, task = open_model(path, "run"), read_task(asked.task, asked.learn, asked.domain, asked.overrides)
+    parent, task = open_model(path, "run"), read_task(request.task, request.learn, request.domain, request.overrides)
     if into.resolve() == path.resolve():
         raise ConfigError(
             f"{into} is the run to tune, which stays as it is; name another folder with {argument('--output')}"
@@ -78,10 +78,10 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any]
     if begins:
         check_absent(into)
     check_training_fits(first)
-    training, dev = read_task_files(asked.train_file, asked.dev_file, first, parent.tokenizer)
+    training, dev = read_task_files(request.train_file, request.dev_file, first, parent.tokenizer)
     counts = training.sequences.counts
-    named = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
-    config = task.config(parent.config, named, sum(counts))
+    domains = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
+    config = task.config(parent.config, domains, sum(counts))
     data_hash = training.sequences.hash + ("" if dev is None else dev.sequences.hash)
     if begins:
         with unfinished_folder(into) as fresh:
@@ -95,9 +95,9 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any]
             _take_up(run, config, parent.path.absolute())
         logger.info("%s", learns_text(learned(config)))
         run.config = config
-        if (done := read_tuning_result(into)) is not None:
-            keep_only(run.checkpoints, done["best"]["step"])
-            return done
+        if (result_before := read_tuning_result(into)) is not None:
+            keep_only(run.checkpoints, result_before["best"]["step"])
+            return result_before
         from pangu_sigma.finetune.tuner import tune  # which loads MindSpore
 
         tuned = tune(run, training.sequences, None if dev is None else dev.sequences)
@@ -122,11 +122,11 @@ def finetune_run(path: Path, asked: TuningRequest, into: Path) -> dict[str, Any]
 def _take_up(run: StoredRun, config: Config, path: Path) -> None:
     """Take up a run with what may change in it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
     into = run.path
-    began, other = (run.lineage or {}).get("parent"), f"choose another folder with {argument('--output')}"
+    parent_before, other = (run.lineage or {}).get("parent"), f"choose another folder with {argument('--output')}"
     if run.config.finetune is None:
         raise ConfigError(f"{into} is a run that is not tuned to a task; {other}")
-    if began != str(path):
-        raise ConfigError(f"{into} began with {began}, not with {path}; {other}")
+    if parent_before != str(path):
+        raise ConfigError(f"{into} began with {parent_before}, not with {path}; {other}")
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or {other}"
     refuse_changes(into, changes, fix)
@@ -149,14 +149,14 @@ def _begin(
     parent: StoredRun, config: Config, training: TaskFile, dev: TaskFile | None, folder: Path, data_hash: str
 ) -> None:
     """Write a run that has all of its parent, with Adam state."""
-    learns, total = (found := learned(config))["parameters"].values()
+    learns, total = (counts := learned(config))["parameters"].values()
     files = {name: file.facts for name, file in (("train_file", training), ("dev_file", dev)) if file is not None}
     hashes = {name: {key: facts[key] for key in ("path", "xxh3_128", "samples")} for name, facts in files.items()}
-    same = {each.name: each.name for each in config.domains}
+    same = {domain.name: domain.name for domain in config.domains}
     child = Child.of_run("finetune", parent, config, parent.tokenizer, parent.table, same)
     child.domains = dict.fromkeys(same, "as it was") if config.tuning.learn == "experts" else {}
     child.domains |= dict.fromkeys(config.tuning.domains, "learns the task")
-    child.notes = [WARM, learns_text(found)]
+    child.notes = [WARM, learns_text(counts)]
     child.options = {**config.tuning.model_dump(mode="json"), **hashes}
     child.parameters = {"learns": learns, "stays as it was": total - learns}
     new_run_from(child, folder, data_hash)
@@ -165,10 +165,10 @@ def _begin(
 def learns_text(result: dict[str, Any]) -> str:
     """Format the number of parameters that a fine-tuning run trains, in one line."""
     learned, total = result["parameters"]["learn"], result["parameters"]["all"]
-    kept = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
+    text = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
     for kind, learns in result.get("rows", {}).items():
-        kept += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
-    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%}){kept}"
+        text += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
+    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%}){text}"
 
 
 def format_result(result: dict[str, Any]) -> str:
@@ -194,33 +194,32 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     Returns {"domains": {name: {"before", "after", "difference"}}}, held-out losses in nats per token and their difference with its
     standard error, or {"skipped": reason} if the parent's text is missing, or its checkpoint is another one by now.
     """
-    now = open_model(
-        parent, "run", verified=False
-    )  # anew: `compare_runs`, which verifies it, takes what is there now, too
-    if now.hash != (read_lineage(run) or {}).get("parent_hash"):
+    # anew: `compare_runs`, which verifies it, takes what is there now, too
+    parent_now = open_model(parent, "run", verified=False)
+    if parent_now.hash != (read_lineage(run) or {}).get("parent_hash"):
         return {"skipped": f"{parent} was trained on after the tuning began"}
     try:
         (pair,) = compare_runs([run], [parent])["pairs"]
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
 
-    def kept(loss: dict[str, Any]) -> dict[str, Any]:
-        return {key: loss[key] for key in ("loss", "tokens", "samples")}
+    losses: dict[str, Any] = {}
+    for name, after in pair["domains"].items():
+        both = {"before": after["against"], "after": after}.items()
+        losses[name] = {when: {key: of[key] for key in ("loss", "tokens", "samples")} for when, of in both}
+        losses[name]["difference"] = after["difference"]
+    return {"domains": losses}
 
-    rows = pair["domains"].items()
-    losses = {name: {"before": kept(own["against"]), "after": kept(own)} for name, own in rows}
-    return {"domains": {name: losses[name] | {"difference": own["difference"]} for name, own in rows}}
 
-
-def format_forgetting(found: dict[str, Any]) -> str:
+def format_forgetting(forgetting: dict[str, Any]) -> str:
     """Format what `measure_forgetting` returned as a table of each domain's held-out loss before and after fine-tuning."""
-    if "skipped" in found:
-        return f"forgetting was not measured: {found['skipped']}"
+    if "skipped" in forgetting:
+        return f"forgetting was not measured: {forgetting['skipped']}"
     rows, lost = [["domain", "before", "after", "change", "±"]], list[str]()
-    for name, own in found["domains"].items():
-        before, after, change = own["before"]["loss"], own["after"]["loss"], own["difference"]["nats_per_token"]
-        cells = format_numbers([before, after, change, own["difference"]["se"]], [4] * 4)
-        if change == 0:
+    for name, losses in forgetting["domains"].items():
+        before, after, difference = losses["before"]["loss"], losses["after"]["loss"], losses["difference"]
+        cells = format_numbers([before, after, difference["nats_per_token"], difference["se"]], [4] * 4)
+        if difference["nats_per_token"] == 0:
             cells[2] = "exactly 0"
         rows.append([name, *cells])
         if after is None and before is not None:

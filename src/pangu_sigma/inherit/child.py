@@ -111,9 +111,11 @@ class Child:
         sources: domain of the child → domain of the parent whose experts it has; the experts of other domains are drawn. slots_of:
         domain of the parent whose slot gives the rows of new slots; None: they are drawn."""
         domains, old, size = domains_of(config), domains_of(parent.config), config.model.experts_per_domain
-        firsts = [old.named(sources[each.name]).first_expert if each.name in sources else -size for each in domains]
+        firsts = [
+            old.named(sources[domain.name]).first_expert if domain.name in sources else -size for domain in domains
+        ]
         own_K = np.maximum(np.add.outer(firsts, np.arange(size)).reshape(-1), -1)
-        warm_K = np.repeat([sources.get(each.name) == each.name for each in domains], size)
+        warm_K = np.repeat([sources.get(domain.name) == domain.name for domain in domains], size)
         known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
         slots = [
             _slot_of_run(parent, name, ids_R, looked_up(known_V, ids_R), slots_of)
@@ -121,10 +123,10 @@ class Child:
         ]
         child = cls(kind, parent, config, tokenizer, table, slots, own_K, warm_K, sources=sources)
         for name, source in sources.items():
-            its, domain = old.named(source), domains.named(name)
+            parent_domain, domain = old.named(source), domains.named(name)
             moved = name != source and any(entry.kind == "own" for entry in config.model.rows)  # own rows of it are 0
-            if not moved and slots[domain.slot].parent_slot == old.slot_names[its.slot]:
-                child.answers[name] = replace(its, language=domain.language)
+            if not moved and slots[domain.slot].parent_slot == old.slot_names[parent_domain.slot]:
+                child.answers[name] = replace(parent_domain, language=domain.language)
         child.notes = [SHARED] if parent.config.model.common_experts else []
         return child
 
@@ -135,15 +137,15 @@ class Child:
             return None
         if shard.startswith(EXPERTS):
             return self._experts(int(shard.removeprefix(EXPERTS)), name, shape)
-        found = self.parent.array(shard, name)
-        if found is None:
+        array = self.parent.array(shard, name)
+        if array is None:
             return None
         if shard.startswith(ROWS):
-            return self._met_rows(found, shard, name)
-        found = _in_float32(found) if weight else found
+            return self._met_rows(array, shard, name)
+        array = _in_float32(array) if weight else array
         if name.partition(".")[0] == "embedding":
-            return LazyArray(shape, found.dtype, partial(self._slot_rows, found, not weight), found.origin)
-        return found
+            return LazyArray(shape, array.dtype, partial(self._slot_rows, array, not weight), array.origin)
+        return array
 
     def _experts(self, segment: int, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """Return a tensor of all experts of a segment. segment: its number among those of all RRE layers."""
@@ -177,12 +179,12 @@ class Child:
             return self.parent.array(f"{EXPERTS}{segment}", name)
         if name == "step":
             return self.parent.array(OPTIMIZER, name)
-        at, units = ffn_source(self.config.model, segment, name)
-        found = self.parent.array(WEIGHTS if name in _FFN else OPTIMIZER, at)
-        if found is None:
+        dense_name, units = ffn_source(self.config.model, segment, name)
+        array = self.parent.array(WEIGHTS if name in _FFN else OPTIMIZER, dense_name)
+        if array is None:
             return None
-        whole = _in_float32(found)
-        return LazyArray((1,), whole.dtype, whole.content, found.origin, row=lambda _: whole.read()[units])
+        wide = _in_float32(array)
+        return LazyArray((1,), wide.dtype, wide.content, array.origin, row=lambda _: wide.read()[units])
 
     def _drawn(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
         """Draw a tensor of an expert as a new run does, but by another generator: the same distribution, other values."""
@@ -191,8 +193,8 @@ class Child:
             return np.zeros(shape, np.float32)
         domain, local = divmod(expert, model.experts_per_domain)
         local = 0 if model.expert_init == "replicated" else local
-        what = f"{self.config.domains[domain].name} {name}".encode()
-        draw = np.random.default_rng([self.config.seed, segment, local, *what])
+        seed_text = f"{self.config.domains[domain].name} {name}".encode()
+        draw = np.random.default_rng([self.config.seed, segment, local, *seed_text])
         std = model.init_std / (np.sqrt(2 * model.layers) if name == "w2" else 1.0)
         return draw.standard_normal(shape, np.float32) * np.float32(std)
 
@@ -214,43 +216,44 @@ class Child:
                 yield new
             release_pages(values)
 
-    def _met_rows(self, found: LazyArray, shard: str, name: str) -> LazyArray:
+    def _met_rows(self, array: LazyArray, shard: str, name: str) -> LazyArray:
         """Return an array of the rows of an entry that were met: of an own entry those of domains of the parent, renumbered."""
         entry = self.config.model.rows[int(shard.removeprefix(ROWS))]
         stored_keys = self.parent.array(shard, "keys")
         if entry.kind == "common" or stored_keys is None:
-            return found
-        its = {domain.name: number for number, domain in enumerate(self.parent.config.domains)}
-        both = [(number, its[each.name]) for number, each in enumerate(self.config.domains) if each.name in its]
-        ends = np.searchsorted(stored_keys.read(), np.arange(len(its) + 1) * entry.rows).tolist()
+            return array
+        parent_numbers = {domain.name: number for number, domain in enumerate(self.parent.config.domains)}
+        numbers = [(number, parent_numbers.get(domain.name)) for number, domain in enumerate(self.config.domains)]
+        both = [(number, before) for number, before in numbers if before is not None]
+        ends = np.searchsorted(stored_keys.read(), np.arange(len(parent_numbers) + 1) * entry.rows).tolist()
 
         def content() -> Iterator[np.ndarray]:
-            values = found.read()
+            values = array.read()
             for number, before in both:
                 part = values[ends[before] : ends[before + 1]]
                 yield part + (number - before) * entry.rows if name == "keys" else part
             release_pages(values)
 
         rows = sum(ends[before + 1] - ends[before] for _, before in both)
-        return LazyArray((rows, *found.shape[1:]), found.dtype, content, name)
+        return LazyArray((rows, *array.shape[1:]), array.dtype, content, name)
 
 
 def _slot_of_run(
-    parent: StoredModel, name: str, ids_R: np.ndarray, its_R: np.ndarray, slots_of: str | None
+    parent: StoredModel, name: str, ids_R: np.ndarray, parent_ids_R: np.ndarray, slots_of: str | None
 ) -> SlotRows:
     """Return the rows of a slot: of the parent's slot of that name, else of the slot of its domain `slots_of` by token, else none.
-    ids_R, its_R: token of each row of the slot, by the ids of the child and of the parent."""
-    old = domains_of(parent.config)
-    own = name in old.slot_names
-    if not own and slots_of is None:
+    ids_R, parent_ids_R: token of each row of the slot, by the ids of the child and of the parent."""
+    domains = domains_of(parent.config)
+    has_slot = name in domains.slot_names
+    if not has_slot and slots_of is None:
         return SlotRows(name, "", ids_R, np.full_like(ids_R, -1), warm=False)
-    slot = old.slot_names.index(name) if own else old.named(slots_of or "").slot
-    rows_R = table_rows(parent.tokenizer, slot, its_R)
-    if own:  # rows without a token keep their values, too
-        had_R = parent.tokenizer.slot_rows[slot]
-        unused = np.flatnonzero((ids_R[: len(had_R)] < 0) & (had_R < 0))
-        rows_R[unused] = slot * len(had_R) + unused
-    return SlotRows(name, old.slot_names[slot], ids_R, rows_R, own)
+    slot = domains.slot_names.index(name) if has_slot else domains.named(slots_of or "").slot
+    rows_R = table_rows(parent.tokenizer, slot, parent_ids_R)
+    if has_slot:  # rows without a token keep their values, too
+        parent_slot_R = parent.tokenizer.slot_rows[slot]
+        unused = np.flatnonzero((ids_R[: len(parent_slot_R)] < 0) & (parent_slot_R < 0))
+        rows_R[unused] = slot * len(parent_slot_R) + unused
+    return SlotRows(name, domains.slot_names[slot], ids_R, rows_R, has_slot)
 
 
 def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]:
@@ -262,14 +265,14 @@ def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]
     return f"layers.{model.dense_layers + layer}.ffn.{name}", units
 
 
-def _in_float32(found: LazyArray) -> LazyArray:
+def _in_float32(array: LazyArray) -> LazyArray:
     """Return an array in float32 and in C order, which some files of other projects are not in."""
 
     def content() -> Iterator[np.ndarray]:
-        for values in found.content():
+        for values in array.content():
             yield np.ascontiguousarray(values).astype(np.float32, copy=False)
 
-    return LazyArray(found.shape, np.dtype(np.float32), content, found.origin)
+    return LazyArray(array.shape, np.dtype(np.float32), content, array.origin)
 
 
 def new_run_from(

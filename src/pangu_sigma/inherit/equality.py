@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,9 +35,7 @@ class Agreement:
     tokens that both models have. exact: largest |Δlogit| if both compute by the NumPy network of generate/cpu/exact.py, with the
     parent's activation. own_activation: as `exact`, but with the child's activation. activation_nats: loss that the child's
     activation adds, in nats per token; both None if the activations are equal.
-    texts: number of held-out texts that both models cut into tokens. other: texts that the two cut differently. example: the first
-    of these; None if there is none. delta: largest |Δlogit| after it, of which each model reads its own tokens; None without an
-    example, if the parent has no row for a token, or if the example is too long.
+    texts: number of held-out texts that both models cut into tokens. other: texts that the two cut differently.
     """
 
     text: str
@@ -48,8 +45,6 @@ class Agreement:
     activation_nats: float | None = None
     texts: int = 0
     other: int = 0
-    example: str | None = None
-    delta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +64,12 @@ class _Reader:
         """Return the token ids of a text, int64 [T]."""
         return np.array(self.model.tokenizer.encode(text, self.domain), np.int64)
 
-    def logits(self, ids_T: np.ndarray, wanted_W: np.ndarray, last: int = 0) -> np.ndarray:
-        """Return logits by the exact path, float32 [T, W]. wanted_W: rows of the child's slot. last: as in `ExactModel.logits`."""
+    def logits(self, ids_T: np.ndarray, common_W: np.ndarray) -> np.ndarray:
+        """Return logits by the exact path, float32 [T, W]. common_W: rows of the child's slot."""
         model, of_tokens = self.model, (ids_T, np.full_like(ids_T, self.domain.index), np.arange(len(ids_T)))
         e_TH = MetRows(model.config, model.table, model).of(*of_tokens, np.roll(ids_T, 1))
         exact, experts_NT = ExactModel(model.config.model, model, self.activation), model.table.route(*of_tokens)
-        return exact.logits(self.rows(ids_T), experts_NT, self.rows(self.ids_R[wanted_W]), last, e_TH)
+        return exact.logits(self.rows(ids_T), experts_NT, self.rows(self.ids_R[common_W]), e_TH=e_TH)
 
 
 def compare(
@@ -89,34 +84,32 @@ def compare(
     held-out text of the child; None: tokens are drawn.
     """
     domains, known_V = domains_of(child.config), parent_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
-    activation, found = parent.sizes.activation, {}
-    for name, its in Bar(answers.items(), desc="comparing", unit="domain"):
+    activation, agreements = parent.sizes.activation, {}
+    for name, parent_domain in Bar(answers.items(), desc="comparing", unit="domain"):
         domain = domains.named(name)
         ids_R = child.tokenizer.slot_rows[domain.slot]
-        old, new = (
-            _Reader(parent, looked_up(known_V, ids_R), its, activation),
-            _Reader(child, ids_R, domain, activation),
-        )
+        old = _Reader(parent, looked_up(known_V, ids_R), parent_domain, activation)
         held_out_T = None if data is None else _held_out(child, domain, data)
-        found[name] = _agreement(old, new, held_out_T)
-    return found
+        agreements[name] = _agreement(old, _Reader(child, ids_R, domain, activation), held_out_T)
+    return agreements
 
 
 def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None) -> Agreement:
     """Compare parent and child in one domain. held_out_T: held-out tokens of the child; None: tokens are drawn."""
     tokenizer, activation = new.model.tokenizer, new.model.config.model.activation
-    wanted_W = np.flatnonzero(old.rows(old.ids_R) >= 0)
-    ids_T = _common(new.model, held_out_T, new.ids_R[wanted_W])
+    common_W = np.flatnonzero(old.rows(old.ids_R) >= 0)
+    ids_T = _common(new.model, held_out_T, new.ids_R[common_W])
     rows_T = tokenizer.row_of[new.domain.slot, ids_T]
-    old_TW, new_TW = old.logits(old.ids_R[rows_T], wanted_W), new.logits(ids_T, wanted_W)
+    old_TW, new_TW = old.logits(old.ids_R[rows_T], common_W), new.logits(ids_T, common_W)
     own_activation = nats = None
     if activation != old.activation:
-        changed_TW = replace(new, activation=activation).logits(ids_T, wanted_W)
-        own_activation, columns = _largest(changed_TW, old_TW), np.searchsorted(wanted_W, rows_T[1:])
+        changed_TW = replace(new, activation=activation).logits(ids_T, common_W)
+        own_activation, columns = _largest(changed_TW, old_TW), np.searchsorted(common_W, rows_T[1:])
         cost_T = token_losses(changed_TW[:-1], columns) - token_losses(new_TW[:-1], columns)
         nats = float(cost_T.sum()) / max(len(cost_T), 1)
-    found = tokenizer.decode(ids_T.tolist()), len(ids_T), _largest(new_TW, old_TW), own_activation, nats
-    return Agreement(*found, *(() if held_out_T is None else _cutting(old, new, held_out_T, wanted_W)))
+    text, exact = tokenizer.decode(ids_T.tolist()), _largest(new_TW, old_TW)
+    cutting = () if held_out_T is None else _cutting(old, new, held_out_T)
+    return Agreement(text, len(ids_T), exact, own_activation, nats, *cutting)
 
 
 def _largest(one: np.ndarray, other: np.ndarray) -> float:
@@ -142,23 +135,19 @@ def _common(run: StoredModel, held_out_T: np.ndarray | None, known: np.ndarray) 
     return max(readable, key=len, default=known[:1].astype(np.int64))[:most]
 
 
-def _stretches(ids_T: np.ndarray, kept_T: np.ndarray) -> list[np.ndarray]:
-    """Return the stretches of tokens that are kept, in order."""
-    return np.split(ids_T, np.flatnonzero(np.diff(kept_T)) + 1)[0 if kept_T[0] else 1 :: 2]
+def _stretches(ids_T: np.ndarray, readable_T: np.ndarray) -> list[np.ndarray]:
+    """Return the stretches of tokens for which `readable_T` is True, in order."""
+    return np.split(ids_T, np.flatnonzero(np.diff(readable_T)) + 1)[0 if readable_T[0] else 1 :: 2]
 
 
-def _cutting(old: _Reader, new: _Reader, held_out_T: np.ndarray, wanted_W: np.ndarray) -> tuple[Any, ...]:
-    """Cut held-out texts as both models do, and return the last fields of an `Agreement`. wanted_W: rows of the child's slot."""
-    longest, tokenizer = new.model.config.model.seq_length, new.model.tokenizer
-    most = min(COMPARED_TOKENS, longest)
-    documents = _stretches(held_out_T, held_out_T != tokenizer.eot)
-    texts = [tokenizer.decode(each[at : at + most].tolist()) for each in documents for at in range(0, len(each), most)]
-    cut = [(text, new.cut(text), old.cut(text)) for text in texts]
+def _cutting(old: _Reader, new: _Reader, held_out_T: np.ndarray) -> tuple[int, int]:
+    """Cut held-out texts as both models do. Return the number of texts, and of texts that become other tokens in the child."""
+    tokenizer, length = new.model.tokenizer, min(COMPARED_TOKENS, new.model.config.model.seq_length)
+    documents_T = _stretches(held_out_T, held_out_T != tokenizer.eot)
+    texts = [
+        tokenizer.decode(ids_T[at : at + length].tolist())
+        for ids_T in documents_T
+        for at in range(0, len(ids_T), length)
+    ]
     row_of = tokenizer.row_of[new.domain.slot]
-    other = [each for each in cut if not np.array_equal(old.ids_R[row_of[each[1]]], each[2])]
-    if not other:
-        return (len(texts),)
-    (text, own_T, its_T), delta = other[0], None
-    if (old.rows(its_T) >= 0).all() and max(len(own_T), len(its_T)) <= longest:
-        delta = _largest(new.logits(own_T, wanted_W, 1), old.logits(its_T, wanted_W, 1))
-    return len(texts), len(other), text, delta
+    return len(texts), sum(not np.array_equal(old.ids_R[row_of[new.cut(text)]], old.cut(text)) for text in texts)

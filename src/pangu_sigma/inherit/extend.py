@@ -60,26 +60,26 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
         if old.model.rows or not change[0].startswith("model.rows.")
     ]
     problems += _changed_domains(old, new)
-    if (rows := new.model.slot_rows) < (had := old.model.slot_rows):
-        problems.append(f"model.slot_rows: {had} → {rows}: rows can be added, not taken away")
+    if (rows := new.model.slot_rows) < (old_rows := old.model.slot_rows):
+        problems.append(f"model.slot_rows: {old_rows} → {rows}: rows can be added, not taken away")
     if problems:
         lines = "\n  ".join([f"{path} cannot be extended to this configuration:", *problems])
         raise ConfigError(f"{lines}\nkeep the run's values (they are in {path / 'configuration.json'}) and add to them")
 
 
 def _changed_domains(old: Config, new: Config) -> list[str]:
-    by_name, problems = {each.name: each for each in new.domains}, []
+    by_name, problems = {domain.name: domain for domain in new.domains}, []
     whys = {"slot": "its rows are in that slot"}
     whys |= {key: rule_of(f"domains.0.{key}").why for key in ("format", "language")}
-    for had in old.domains:
-        if had.name not in by_name:
-            leaves = f"`pangu-sigma extract --drop {had.name}` leaves it away"
-            problems.append(f"domains: {had.name} is missing: keep it; {leaves}")
+    for domain in old.domains:
+        if domain.name not in by_name:
+            leaves = f"`pangu-sigma extract --drop {domain.name}` leaves it away"
+            problems.append(f"domains: {domain.name} is missing: keep it; {leaves}")
             continue
         for key, why in whys.items():
-            before, after = getattr(had, key), getattr(by_name[had.name], key)
+            before, after = getattr(domain, key), getattr(by_name[domain.name], key)
             if before != after:
-                problems.append(f"domains: {key} of {had.name}: {before} → {after}: {why}")
+                problems.append(f"domains: {key} of {domain.name}: {before} → {after}: {why}")
     return problems
 
 
@@ -97,15 +97,15 @@ def plan_extension(parent: StoredRun, config: Config, source: str | None = None,
     tokenizer = _prepared_tokenizer(parent.path, config)
     known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     _check_vocabulary(parent, config, tokenizer)
-    names = {each.name for each in parent.config.domains}
-    named = {each.name: each.name if each.name in names else source for each in config.domains}
-    sources = {name: its for name, its in named.items() if its is not None}
+    names = {domain.name for domain in parent.config.domains}
+    source_of = {domain.name: domain.name if domain.name in names else source for domain in config.domains}
+    sources = {name: its for name, its in source_of.items() if its is not None}
     table = extended_tables(parent, config, tokenizer, known_V, sources)
     child = Child.of_run("extend", parent, absolute_paths(config), tokenizer, table, sources, source)
-    made = f"new, with experts and routing of domain {source}" if source else "new, its experts drawn"
-    made += ", its own rows 0" if any(entry.kind == "own" for entry in config.model.rows) else ""
-    child.domains = {name: "as it was" if name in names else made for name in named}
-    child.notes = [WARM, *child.notes, *_notes(parent, config, tokenizer, len(sources) == len(named))]
+    origin = f"new, with experts and routing of domain {source}" if source else "new, its experts drawn"
+    origin += ", its own rows 0" if any(entry.kind == "own" for entry in config.model.rows) else ""
+    child.domains = {name: "as it was" if name in names else origin for name in source_of}
+    child.notes = [WARM, *child.notes, *_notes(parent, config, tokenizer, len(sources) == len(source_of))]
     return child
 
 
@@ -128,8 +128,8 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
 
 def _check_source(old: Config, new: Config, source: str | None, scratch: bool) -> None:
     """Raise ConfigError unless it is said what new domains begin as."""
-    names, way = [each.name for each in old.domains], argument("--from-domain")
-    added = [each.name for each in new.domains if each.name not in names]
+    names, way = [domain.name for domain in old.domains], argument("--from-domain")
+    added = [domain.name for domain in new.domains if domain.name not in names]
     if added and source is None and not scratch:
         raise ConfigError(
             f"domains: {', '.join(added)}: say what new domains begin as: {way} DOMAIN (experts of "
@@ -256,14 +256,13 @@ def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
     if parent.config.seed != config.seed:
         return begin, "all text is read from its beginning: with another seed its order is another"
     names = [domain.name for domain in config.domains]
-    kept = [name for had, name in zip(before, names, strict=False) if had == name]
-    moved = [name for name in names if name in before and name not in kept]
+    unmoved = [name for old_name, name in zip(before, names, strict=False) if old_name == name]
+    moved = [name for name in names if name in before and name not in unmoved]
     counts = dict(zip(before, parent.checkpoint.state["cursor"]["taken"], strict=True))
-    taken = [counts[name] if name in kept else 0 for name in names]
-    notes = [f"the text of {', '.join(kept)} is read on from where the run stands"] if kept else []
+    taken = [counts[name] if name in unmoved else 0 for name in names]
+    notes = [f"the text of {', '.join(unmoved)} is read on from where the run stands"] if unmoved else []
     if moved:
-        notes.append(
-            f"{'that' if kept else 'the text'} of {', '.join(moved)} is read from its beginning, because another place in the list "
-            "is another order"
-        )
+        text = "that" if unmoved else "the text"
+        why = "because another place in the list is another order"
+        notes.append(f"{text} of {', '.join(moved)} is read from its beginning, {why}")
     return Cursor(taken, list(taken)), "; ".join(notes)

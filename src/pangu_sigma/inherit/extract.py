@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys
 from pangu_sigma.config import Config, ConfigError
@@ -33,15 +31,18 @@ logger = logging.getLogger(__name__)
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     """Return `config` changed for a run that has the domains `kept` only. data: folder of prepared text with them.
 
-    Keys that fewer domains do not allow are lowered as little as possible, which is logged. Experts in files go into the new run.
+    The run is one of a single process, until it is asked for more; changes are logged. Experts in files go into the new run.
     """
     tree = absolute_paths(config).model_dump(mode="json")
-    tree["domains"] = [each for each in tree["domains"] if each["name"] in kept]
-    tree["data"]["path"] = str(data.absolute())
-    tree["data"]["phases"] = []  # they are those of the whole run, and may name domains that are gone
+    tree["domains"] = [domain for domain in tree["domains"] if domain["name"] in kept]
+    blocks = range(min(config.data.domains_per_step, len(kept)), 0, -1)
+    per_step = next(count for count in blocks if config.train.batch_size % count == 0)
+    # phases are those of the whole run, and may name domains that are gone
+    tree["data"] |= {"path": str(data.absolute()), "phases": [], "domain_sets": 1, "domains_per_step": per_step}
+    tree["parallel"] = ParallelConfig().model_dump(mode="json")
     tree["ecss"]["path"] = None  # two runs would write into one file store
     tree["finetune"] = None  # it can be trained again
-    child = _fitting(tree, config, len(kept))
+    child = parse_config(tree)
     for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):
         if not change[0].startswith(("domains.", "finetune")) and change[0] != "data.path":
             logger.warning(
@@ -50,28 +51,15 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     return child
 
 
-def _fitting(tree: dict[str, Any], config: Config, domains: int) -> Config:
-    """Return the first valid configuration, with as many ranks, sets and blocks as possible."""
-    parallels = tree["parallel"], ParallelConfig().model_dump(mode="json")
-    most = (min(count, domains) for count in (config.data.domain_sets, config.data.domains_per_step))
-    for parallel, sets, blocks in product(parallels, *(range(count, 0, -1) for count in most)):
-        data = tree["data"] | {"domain_sets": sets, "domains_per_step": blocks}
-        try:
-            return parse_config(tree | {"data": data, "parallel": parallel})
-        except ConfigError:
-            continue
-    raise ConfigError("no layout of ranks and blocks fits these domains")  # one block on one rank always does
-
-
 def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Child:
     """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of prepared text with them."""
-    old, whole, words = domains_of(parent.config), parent.table, parent.tokenizer
+    domains, table, words = domains_of(parent.config), parent.table, parent.tokenizer
     config = extracted_config(parent.config, kept, data)
-    tokenizer = words.with_rows(words.slot_rows[[*map(old.slot_names.index, domains_of(config).slot_names)]])
-    indices = [old.named(name).index for name in kept]
-    table = replace(whole, first_NDV=whole.first_NDV[:, indices], spread_DV=whole.spread_DV[indices])
+    tokenizer = words.with_rows(words.slot_rows[[*map(domains.slot_names.index, domains_of(config).slot_names)]])
+    indices = [domains.named(name).index for name in kept]
+    table = replace(table, first_NDV=table.first_NDV[:, indices], spread_DV=table.spread_DV[indices])
     child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})
-    child.domains = {each.name: "as it was" if each.name in kept else "left away" for each in old}
+    child.domains = {domain.name: "as it was" if domain.name in kept else "left away" for domain in domains}
     return child
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from pangu_sigma.inherit.receipt import Receipt, count_by_origin
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, stored_shapes
 from pangu_sigma.results import aligned
 from pangu_sigma.stored.alpha import StoredAlpha
-from pangu_sigma.stored.model import StoredModel
+from pangu_sigma.stored.model import StoredModel, expert_name
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import parent_ids
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
@@ -47,10 +47,10 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
     ffn_K, config = np.zeros(config.experts, int), absolute_paths(config)  # the only expert of a dense layer
     child = Child("inherit", parent, config, tokenizer, table, slots, ffn_K, ffn_K == 0, moments)
     child.notes, child.options = notes, {"moments": moments}
-    for each in domains:  # PanGu-α cuts all text as Chinese
-        slot = parent_slot(domains.slot_names[each.slot], slot_names(parent))
-        language = "zh" if parent.kind == "alpha" else each.language
-        child.answers[each.name] = replace(each, index=0, slot=slot, language=language)
+    for domain in domains:  # PanGu-α cuts all text as Chinese
+        slot = parent_slot(domains.slot_names[domain.slot], slot_names(parent))
+        language = "zh" if parent.kind == "alpha" else domain.language
+        child.answers[domain.name] = replace(domain, index=0, slot=slot, language=language)
     return child
 
 
@@ -142,58 +142,15 @@ def _notes(parent: StoredModel, config: Config, moments: bool) -> list[str]:
     return notes
 
 
-@dataclass(frozen=True)
-class TensorOrigin:
-    """Origin of a weight of a new run (child) in the files of its dense parent.
-
-    name, layer: name without the layer, whose number is among the RRE layers for experts; -1: none. made_from: tensors of the
-    parent's files. kind: copied, transposed, joined (as the parent's layout needs it), replicated (to K experts), rows (of the same
-    tokens), begun (scale of `model.rows`, which the parent lacks).
-    """
-
-    name: str
-    layer: int
-    shape: tuple[int, ...]
-    kind: str
-    made_from: str
-
-
-def origins_of(parent: StoredModel, config: Config) -> Iterator[TensorOrigin]:
-    """Yield the origin of every weight of a run of `config` that inherits from `parent`, dense ones first."""
-
-    def source(name: str) -> tuple[str, str]:
-        if name not in parent.tensors:
-            return f"none: {FIRST_ROW_SCALE}, of rows that are 0", "begun"
-        files, _, how = parent.made_from.get(name, "copied").rpartition(": ")
-        return files or parent.tensors[name].origin or name, "rows" if name == "embedding" else how
-
-    for name, shape in dense_shapes(config).items():
-        files, how = source(name)
-        layer, short = name.split(".", 2)[1:] if name.startswith("layers.") else (-1, name)
-        yield TensorOrigin(short, int(layer), shape, how, files)
-    for key, shape in stored_shapes(config).items():
-        _, segment, name = key.split(".")
-        at, units = ffn_source(config.model, int(segment), name)
-        cut = (
-            ""
-            if units == slice(None) or len(config.model.segments) == 1
-            else f", units {units.start} … {units.stop - 1}"
-        )
-        layer, s = config.model.in_layer(int(segment))
-        short = f"{f'segments.{s}.' if s else ''}experts.{name}"
-        yield TensorOrigin(short, layer, shape, "replicated", source(at)[0] + cut)
-
-
 def mapped(
     parent: StoredModel, config: Config, moments: bool = False, drop_rows: bool = False
-) -> tuple[list[TensorOrigin], str]:
-    """Return the origin of every weight of a run of `config` that would inherit from `parent`, and a table of them for people, with
-    equal layers in one line; nothing is written. moments, drop_rows: as in `plan_inheritance`.
+) -> tuple[dict[str, str], str]:
+    """Return the source of every weight of a run of `config` that would inherit from `parent`, by name, and a table for people.
 
-    Without prepared text nothing is known of rows.
+    Nothing is written. Without prepared text nothing is known of rows. moments, drop_rows: as in `plan_inheritance`.
     """
     config = fitted(parent, config, moments)
-    origins = list(origins_of(parent, config))
+    sources = sources_of(parent, config)
     slots, missing = [], list[str]()
     try:
         slots = inherited_slots(parent, config, read_prepared_tokenizer(config), drop_rows)
@@ -202,17 +159,35 @@ def mapped(
     counts = count_by_origin(config, [slot.counts for slot in slots], {"replicated": config.num_params().experts})
     numbers = [f"{kind}: {count:,} parameters" for kind, count in counts.items() if count]
     unused = [f"unused: {name} ({reason})" for name, reason in parent.unused.items()]
-    return origins, "\n".join([*_table(origins), *unused, *numbers, *missing])
+    table = aligned([("child", "layers", "shape", "parent"), *_equal_layers(sources)], "<")
+    return {name: source for name, (_, source) in sources.items()}, "\n".join([*table, *unused, *numbers, *missing])
 
 
-def _table(origins: Sequence[TensorOrigin]) -> list[str]:
-    """Format origins as the lines of a table."""
-    groups: dict[tuple[str, ...], list[TensorOrigin]] = {}
-    for origin in origins:
-        groups.setdefault((origin.name, origin.kind, str(origin.shape)), []).append(origin)
-    lines = [("child", "layers", "shape", "kind", "parent")]
-    for (name, kind, shape), group in groups.items():
-        ends = group[:1] + group[1:][-1:]
-        layers = " … ".join(str(each.layer) for each in ends if each.layer >= 0)
-        lines.append((name, layers, shape, kind, " … ".join(each.made_from for each in ends)))
-    return aligned(lines, "<")
+def sources_of(parent: StoredModel, config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and source in the parent's files of every weight of a run of `config`, by name, dense weights first. The experts
+    of a segment are one weight with the number *."""
+
+    def source(name: str) -> str:
+        if name not in parent.tensors:
+            return f"none: {FIRST_ROW_SCALE}, of rows that are 0"
+        return parent.made_from.get(name) or parent.tensors[name].origin or name
+
+    model, sources = config.model, {name: (shape, source(name)) for name, shape in dense_shapes(config).items()}
+    for key, shape in stored_shapes(config).items():
+        _, segment, name = key.split(".")
+        at, units = ffn_source(model, int(segment), name)
+        has_all = units == slice(None) or len(model.segments) == 1
+        cut = "" if has_all else f", units {units.start} … {units.stop - 1}"
+        sources[expert_name(model, int(segment), "*", name)] = shape, source(at) + cut
+    return sources
+
+
+def _equal_layers(sources: dict[str, tuple[tuple[int, ...], str]]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, layers, shape and source of weights that differ in the layer alone."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, (shape, source) in sources.items():
+        layer, short = name.split(".", 2)[1:] if name.startswith("layers.") else ("", name)
+        groups.setdefault((short, str(shape)), []).append((layer, source))
+    for (short, shape_text), group in groups.items():
+        layers, first_and_last = zip(*(group[:1] + group[1:][-1:]), strict=True)
+        yield short, " … ".join(layers), shape_text, " … ".join(first_and_last)

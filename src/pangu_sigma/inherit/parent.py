@@ -56,9 +56,9 @@ def slot_names(parent: StoredModel) -> list[str]:
 def lost_pieces(parent: StoredModel, slot: int, ids: np.ndarray, languages: set[str]) -> list[str]:
     """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a language
     of both slots can contain them. ids: the parent's ids of tokens with a row in the child's slot. languages: of its text."""
-    its, there = parent.tokenizer.vocabulary, set(parent.tokenizer.slot_rows[slot].tolist())
+    vocabulary, slot_ids = parent.tokenizer.vocabulary, set(parent.tokenizer.slot_rows[slot].tolist())
     both = languages & ({"zh", "mixed"} if parent.kind == "alpha" else domains_of(parent.config).languages(slot))
-    return [its.pieces[token] for token in sorted((there & its.producible(both)) - set(ids.tolist()))]
+    return [vocabulary.pieces[token] for token in sorted((slot_ids & vocabulary.producible(both)) - set(ids.tolist()))]
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
@@ -103,10 +103,10 @@ def values_hash(model: StoredModel) -> str:
     """Return a hash over the values of all tensors, as stored; it is the same in every layout. All of them are read."""
     digest = xxhash.xxh3_128()
     for name in sorted(model.tensors):
-        own = xxhash.xxh3_128()
+        tensor_digest = xxhash.xxh3_128()
         for values in model.tensors[name].content():
-            own.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        digest.update(f"{name} {own.hexdigest()}\n".encode())
+            tensor_digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        digest.update(f"{name} {tensor_digest.hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

@@ -97,11 +97,11 @@ class Receipt:
             rows.append(("GELU", f"{self.activation}, {why}"))
         rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in self.slots]
         rows += [(f"{kind} rows", _format_rows(count)) for kind, count in self.rows.items()]
-        for name, each in self.agreement.items():
-            rows.append((f"domain {name}", _format_agreement(each, self)))
-            if each.texts:
-                rows.append((f"text of {name}", _format_cutting(each)))
-        rows += [("note", each) for each in self.notes]
+        for name, agreement in self.agreement.items():
+            rows.append((f"domain {name}", _format_agreement(agreement, self)))
+            if agreement.texts:
+                rows.append((f"text of {name}", _format_cutting(agreement)))
+        rows += [("note", note) for note in self.notes]
         return "\n".join(aligned(rows, "<"))
 
     def save(self, folder: Path) -> None:
@@ -148,10 +148,12 @@ def _count_met_rows(child: Child) -> dict[str, RowCount]:
     """Count the rows of a child that were met, by kind."""
     counts: dict[str, RowCount] = {}
     for e, entry in enumerate(child.config.model.rows):
-        had = counts.get(entry.kind, RowCount(0, 0, 0))
+        count = counts.get(entry.kind, RowCount(0, 0, 0))
         keys = child.find(f"{ROWS}{e}", "keys", ()), child.parent.array(f"{ROWS}{e}", "keys")
-        rows, its = (0 if each is None else each.size for each in keys)
-        counts[entry.kind] = RowCount(had.rows + rows, had.parent_rows + its, had.bytes + 4 * entry.width * rows)
+        rows, parent_rows = (0 if array is None else array.size for array in keys)
+        counts[entry.kind] = RowCount(
+            count.rows + rows, count.parent_rows + parent_rows, count.bytes + 4 * entry.width * rows
+        )
     return counts
 
 
@@ -178,8 +180,8 @@ def count_by_origin(
     table, begun = config.slots * model.slot_rows * model.hidden, model.layers if model.rows and not had_rows else 0
     copied, used = (sum(getattr(slot, key) for slot in slots) * model.hidden for key in ("copied", "rows"))
     rows = {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": table - used}
-    rest = total - table - sum(experts.values()) - begun
-    return {"copied": rest, **experts, "begun": begun, **(rows if slots else {"rows": table})}
+    copied_weights = total - table - sum(experts.values()) - begun
+    return {"copied": copied_weights, **experts, "begun": begun, **(rows if slots else {"rows": table})}
 
 
 def _format_slot(slot: SlotReceipt) -> str:
@@ -195,23 +197,16 @@ def _format_rows(count: RowCount) -> str:
     return f"{count.rows:,} of {count.parent_rows:,} rows that were met, {count.bytes:,} bytes of weights"
 
 
-def _format_agreement(each: Agreement, receipt: Receipt) -> str:
-    parts = [f"{each.exact:.2g}"]
-    if each.own_activation is not None:
-        other = f"{each.own_activation:.2g} with {receipt.activation}, which costs {each.activation_nats:+.4f} nats"
-        parts = [other, f"{each.exact:.2g} with the parent's {receipt.parent_activation}"]
-    return f"largest |Δlogit| {', '.join(parts)}; {each.tokens} tokens: {_short(each.text)}"
+def _format_agreement(agreement: Agreement, receipt: Receipt) -> str:
+    parts = [f"{agreement.exact:.2g}"]
+    if agreement.own_activation is not None:
+        other = f"{agreement.own_activation:.2g} with {receipt.activation}, which costs {agreement.activation_nats:+.4f} nats"
+        parts = [other, f"{agreement.exact:.2g} with the parent's {receipt.parent_activation}"]
+    text = " ".join(agreement.text.split())[:60]
+    return f"largest |Δlogit| {', '.join(parts)}; {agreement.tokens} tokens: {text!r}"
 
 
 def _format_cutting(cutting: Agreement) -> str:
     if not cutting.other:
         return f"all {cutting.texts} samples of held-out text are cut into the parent's tokens"
-    delta = "" if cutting.delta is None else f"largest |Δlogit| {cutting.delta:.2g} "
-    return (
-        f"{cutting.other} of {cutting.texts} samples of held-out text are cut into other tokens than the parent's: {delta}after "
-        f"{_short(cutting.example or '')}"
-    )
-
-
-def _short(text: str) -> str:
-    return repr(" ".join(text.split())[:60])
+    return f"{cutting.other} of {cutting.texts} samples of held-out text are cut into other tokens than the parent's"

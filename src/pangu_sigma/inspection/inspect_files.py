@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pangu_sigma.checkpoint.checkpoint import ANOTHER, DamagedCheckpoint
 from pangu_sigma.checkpoint.compose import saved_arrays
-from pangu_sigma.checkpoint.format import ANOTHER, DamagedCheckpoint
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config

@@ -65,15 +65,15 @@ class StoredExport(StoredModel):
 
     def array(self, shard: str, name: str) -> LazyArray | None:
         full = name if shard == WEIGHTS else f"experts.{shard.removeprefix(EXPERTS)}.{name}"
-        kept, scales = self.arrays.get(full), self.arrays.get(f"{full}{SCALE_ENDING}")
-        if kept is None or kept.dtype == np.float32:
-            return None if kept is None else LazyArray.of(kept, full)
+        stored, scales = self.arrays.get(full), self.arrays.get(f"{full}{SCALE_ENDING}")
+        if stored is None or stored.dtype == np.float32:
+            return None if stored is None else LazyArray.of(stored, full)
 
         def wide(which: Any) -> np.ndarray:
-            values = kept[which].astype(np.float32)
+            values = stored[which].astype(np.float32)
             return values if scales is None else values * scales[which][..., None]
 
-        return LazyArray(kept.shape, np.dtype(np.float32), lambda: [wide(...)], full, row=wide)
+        return LazyArray(stored.shape, np.dtype(np.float32), lambda: [wide(...)], full, row=wide)
 
     @property
     def precision(self) -> StoredPrecision:
@@ -107,22 +107,22 @@ def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     models = message(graph, 0, len(graph)).get(7)
     if not models:
         raise ValueError("no graph")
-    for found in message(graph, models[0].begin, models[0].end).get(3, []):
-        name, values = _parameter(graph, found, map_once)
+    for parameter in message(graph, models[0].begin, models[0].end).get(3, []):
+        name, values = _parameter(graph, parameter, map_once)
         yield name.removeprefix("network."), values
 
 
-def _parameter(graph: memoryview, of: Field, map_once: Callable[[str], np.ndarray]) -> tuple[str, np.ndarray]:
-    found, file, begin, length = message(graph, of.begin, of.end), GRAPH_FILE, 0, 0
-    dims = [n for each in found.get(1, []) for n in numbers(graph, each)]
-    name = str(graph[found[7][-1].begin : found[7][-1].end], "utf-8")
-    if 12 in found:
-        inner = message(graph, found[12][-1].begin, found[12][-1].end)
+def _parameter(graph: memoryview, parameter: Field, map_once: Callable[[str], np.ndarray]) -> tuple[str, np.ndarray]:
+    fields, file, begin, length = message(graph, parameter.begin, parameter.end), GRAPH_FILE, 0, 0
+    dims = [n for field in fields.get(1, []) for n in numbers(graph, field)]
+    name = str(graph[fields[7][-1].begin : fields[7][-1].end], "utf-8")
+    if 12 in fields:
+        inner = message(graph, fields[12][-1].begin, fields[12][-1].end)
         file = str(graph[inner[1][-1].begin : inner[1][-1].end], "utf-8")
         begin, length = inner[2][-1].value, inner[3][-1].value
-    elif 9 in found:
-        begin, length = found[9][-1].begin, found[9][-1].value
-    content, dtype = map_once(file), np.dtype(_KINDS[found[2][-1].value])
+    elif 9 in fields:
+        begin, length = fields[9][-1].begin, fields[9][-1].value
+    content, dtype = map_once(file), np.dtype(_KINDS[fields[2][-1].value])
     if length != math.prod(dims) * dtype.itemsize or begin + length > len(content):
         raise ValueError(f"{name} of shape {dims} has {length} bytes")
     return name, np.ndarray(dims, dtype, content, begin)

@@ -97,13 +97,13 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 def config_json(model: StoredModel) -> dict[str, Any]:
     """Return the contents of the `config.json` of a model's Hugging Face style folder."""
     config = paths_from_here(model.config)
-    whole = {"step": model.step, "data_hash": model.data_hash, "config": config.model_dump(mode="json")}
+    resolved = {"step": model.step, "data_hash": model.data_hash, "config": config.model_dump(mode="json")}
     hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
     code = {name: written for name, written in CODE.items() if name != "AutoTokenizer"}
     default = {"domain": config.domains[0].name, "auto_map": code}
     if config.model.rows:
         hashed[ROWS_KEY] = [len(model.rows(entry)[0]) for entry in range(len(config.model.rows))]
-    return size_keys(config) | default | hashed | {WHOLE: whole}
+    return size_keys(config) | default | hashed | {WHOLE: resolved}
 
 
 def code_files() -> list[str]:
@@ -136,14 +136,14 @@ def read_config_json(file: Path, tree: Any) -> tuple[Config, int, str | None]:
     for another format or contradictions."""
     if not isinstance(tree, dict):
         raise LayoutError(f"{file}: holds no keys; {FIX}")
-    if type(found := tree.get(FORMAT_KEY)) is not int or found != HF_FORMAT:
-        raise LayoutError(f"{file}: {FORMAT_KEY} is {_short(found)}, this version reads {HF_FORMAT}; {ITS_VERSION}")
+    if type(version := tree.get(FORMAT_KEY)) is not int or version != HF_FORMAT:
+        raise LayoutError(f"{file}: {FORMAT_KEY} is {_short(version)}, this version reads {HF_FORMAT}; {ITS_VERSION}")
     if (dtype := tree.get("dtype")) != "float32" and saved_by_transformers(tree):
         raise LayoutError(f"{file}: it was saved in {_short(dtype)}; load it with dtype=float32 and save it again")
-    whole = tree.get(WHOLE)
+    resolved = tree.get(WHOLE)
     try:
-        config = parse_config(whole["config"])  # type: ignore[index]
-        step, data_hash = whole["step"], whole["data_hash"]  # type: ignore[index]
+        config = parse_config(resolved["config"])  # type: ignore[index]
+        step, data_hash = resolved["step"], resolved["data_hash"]  # type: ignore[index]
     except ConfigError as error:
         raise LayoutError(f"{file}: {WHOLE}.config: {error}; {FIX}") from error
     except (KeyError, TypeError) as error:

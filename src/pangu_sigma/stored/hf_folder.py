@@ -11,8 +11,7 @@
     seal.json                               size and hash of every other file, and its own hash
 
 A folder that `save_pretrained` of transformers wrote, of such a model, is read, too. It has no seal and no lineage, and its files
-of weights have other names; `config.json` names the version. Its tensors, tables and tokenizer are checked against each other, and
-a tensor that holds NaN or infinity is refused: no hash says that it is as it was written.
+of weights have other names; `config.json` names the version. Its tensors, tables and tokenizer are checked against each other.
 
 Weights have the names of model.py, with the last words that torch's modules have: `_LAST_WORDS`. `tid2row` [slots, V] is the row of
 each id in the word table of a slot, -1 for none, int32.
@@ -36,8 +35,7 @@ import xxhash
 
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import TOKENIZER_FOLDER
-from pangu_sigma.checkpoint.not_finite import find_not_finite
-from pangu_sigma.checkpoint.parts import ROWS, WEIGHTS, SavedArray
+from pangu_sigma.checkpoint.parts import ROWS
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
 from pangu_sigma.checkpoint.safetensors_file import map_arrays
 from pangu_sigma.config import Config
@@ -95,8 +93,8 @@ class StoredFolder(StoredModel):
         if not self._sealed:
             logger.warning(
                 "%s: transformers %s saved this folder, without hashes and lineage: names, shapes, tables and tokenizer are "
-                "checked%s; a changed weight is not noticed",
-                *(path, saved_by_transformers(self._json), ", and that weights are finite" if verified else ""),
+                "checked; a changed weight is not noticed",
+                *(path, saved_by_transformers(self._json)),
             )
         self.config, self.step, self.data_hash = read_config_json(path / CONFIG_JSON, self._json)
 
@@ -170,8 +168,7 @@ class StoredFolder(StoredModel):
     @cached_property
     def _arrays(self) -> dict[str, np.ndarray]:
         """Map every tensor. Raises LayoutError unless each tensor is in one file, with the dtype and shape of the configuration,
-        keys of rows are as many as the configuration says, `tid2row` is the tokenizer's, and (verified, without a seal) all values
-        are finite."""
+        keys of rows are as many as the configuration says, and `tid2row` is the tokenizer's."""
         if self._sealed:
             self._check(INDEX_JSON)  # it is for other readers: the seal names the files, too
         arrays: dict[str, np.ndarray] = {}
@@ -188,11 +185,6 @@ class StoredFolder(StoredModel):
             compare_keys(self.path / CONFIG_JSON, self._json, {ROWS_KEY: row_counts})
         if (arrays[ROW_OF] != self.tokenizer.row_of).any():
             raise LayoutError(f"{self.path}: {ROW_OF} is not what the tokenizer says; {FIX}")
-        if self._verified and not self._sealed:
-            saved = {name: SavedArray.whole(values) for name, values in arrays.items()}
-            if bad := find_not_finite({WEIGHTS: saved}):
-                what = f"{bad[0].name} has {bad[0].count} values that are NaN or infinite"
-                raise LayoutError(f"{self.path}: {what}; {FIX}")
         return arrays
 
 
@@ -259,9 +251,9 @@ def _first_of_own(config: Config, experts: int) -> np.ndarray:
 
 def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors of a routing table. The axis of segments is there if a layer has several."""
-    model, each = config.model, (len(config.domains), vocabulary)
+    model, of_token = config.model, (len(config.domains), vocabulary)
     segments = (len(model.segments),) if len(model.segments) > 1 else ()
-    shapes = {ROUTES: (model.rre_layers, *segments, *each), SPREAD: each}
+    shapes = {ROUTES: (model.rre_layers, *segments, *of_token), SPREAD: of_token}
     for e in range(len(model.rows)):
         shapes |= {row_tensor(e, name): (vocabulary + more,) for more, name in enumerate(_OF_KEYS)}
     return shapes | ({COMMON_SPREAD: (vocabulary,)} if model.common_experts else {})

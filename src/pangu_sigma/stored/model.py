@@ -125,7 +125,7 @@ class StoredModel:
         names = [expert_name(model, number, expert, name) for expert in range(stored)]
         if names[0] not in self.tensors:
             return None
-        tensors = [self.tensors[each] for each in names]
+        tensors = [self.tensors[tensor] for tensor in names]
         return LazyArray(
             (len(tensors), *tensors[0].shape),
             tensors[0].dtype,
@@ -136,13 +136,13 @@ class StoredModel:
 
     def required(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:
         """Return an array, as `array` does. Raises LayoutError if the array is missing or has another shape."""
-        found = self.array(shard, name)
-        if found is None or found.shape != shape:
-            has = "is missing" if found is None else f"is of shape {found.shape}"
+        array = self.array(shard, name)
+        if array is None or array.shape != shape:
+            has = "is missing" if array is None else f"is of shape {array.shape}"
             raise LayoutError(
                 f"{self.path}: {name} {has} in shard {shard}, the model needs shape {shape}: another configuration's"
             )
-        return found
+        return array
 
     def tensor(self, name: str) -> np.ndarray:
         """Read the values of a weight, memory-mapped if they are contiguous in a file."""
@@ -189,8 +189,8 @@ class _Tensors(Mapping[str, LazyArray]):
         return len(self._shapes)
 
 
-def expert_name(model: ModelConfig, segment: int, expert: int, name: str) -> str:
-    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in the segment."""
+def expert_name(model: ModelConfig, segment: int, expert: int | str, name: str) -> str:
+    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in it; "*": all."""
     layer, s = model.in_layer(segment)
     return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts.{expert}.{name}"
 

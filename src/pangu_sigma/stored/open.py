@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
-from pangu_sigma.checkpoint.format import STATE, checkpoints
-from pangu_sigma.checkpoint.model_files import CONFIG_FILE, recorded_kind
+from pangu_sigma.checkpoint.checkpoint import STATE, checkpoints
+from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import shipped_configs
@@ -62,7 +62,7 @@ def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel:
     """
     kind = kind_of(path)
     if wanted and not _is_one(path, wanted):
-        needs = " or ".join(KIND_NAMES[each] for each in wanted)
+        needs = " or ".join(KIND_NAMES[kind] for kind in wanted)
         if kind != "alpha":
             of = "that it is in" if kind == "checkpoint" else "that it came from"
             fix = f"; name the run {of}" if "run" in wanted and kind != "run" else ""
@@ -87,13 +87,13 @@ def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
         return "it is not there; check the path"
     if path.is_file() and _is_one(path.parent, wanted):
         return f"it is a file of one; name its folder, {path.parent}"
-    files, makers = zip(*(_SIGNS[each] for each in wanted if each in _SIGNS), strict=True)
+    files, makers = zip(*(_SIGNS[kind] for kind in wanted if kind in _SIGNS), strict=True)
     return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
 
 
 def kind_of(path: Path) -> Kind:
     """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for files of another project."""
-    if (path / GRAPH_FILE).exists() or recorded_kind(path) == "export":  # whose graph is lost
+    if (path / GRAPH_FILE).exists():
         return "export"
     if (path / CONFIG_FILE).exists() or checkpoints(path / CHECKPOINTS):
         return "run"

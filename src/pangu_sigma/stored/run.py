@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, Identity
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError, Identity, load_checkpoint, newest_checkpoint
 from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import ROUTING_FILE, TOKENIZER_FOLDER
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, LINEAGE_FILE, run_config
@@ -60,10 +59,10 @@ class StoredRun(StoredModel):
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        found = newest_checkpoint(self.checkpoints, self.identity, verified=self._verified)
-        if found is None:
+        newest = newest_checkpoint(self.checkpoints, self.identity, verified=self._verified)
+        if newest is None:
             raise CheckpointError(f"{self.checkpoints} holds no checkpoint; train the run, or wait for its first one")
-        return found
+        return newest
 
     @cached_property
     def step(self) -> int:
@@ -92,12 +91,12 @@ class StoredRun(StoredModel):
         return self.checkpoint.array(shard, name)
 
     def listed(self) -> Listed:
-        found = {
+        shapes = {
             (file.partition(".")[0], name): (array.part.whole, array.values.dtype.name)
             for file, arrays in self.checkpoint.files.items()
             for name, array in arrays.items()
         }
-        return ((*key, *value) for key, value in found.items())
+        return ((*key, *value) for key, value in shapes.items())
 
 
 class StoredCheckpoint(StoredRun):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pangu_sigma.checkpoint.checkpoint import load_checkpoint
-from pangu_sigma.checkpoint.format import CheckpointError, checkpoints, remove_leftovers, step_of
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, checkpoints, load_checkpoint, remove_leftovers, step_of
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, one_writer
 from pangu_sigma.config import Config
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, read_metrics

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.checkpoint.format import CheckpointError, UnhealthyState
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
 from pangu_sigma.checkpoint.saver import bytes_of, save_checkpoint
@@ -74,8 +74,8 @@ def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> 
             )
     except UnhealthyState as error:
         raise CheckpointError(
-            f"the model has values that are not finite: {'; '.join(describe(error.found, run.identity.config))}. No run begins "
-            "with them, and nothing was written; name another model, such as an earlier checkpoint of its run"
+            f"the model has values that are not finite: {'; '.join(describe(error.not_finite, run.identity.config))}. No run "
+            "begins with them, and nothing was written; name another model, such as an earlier checkpoint of its run"
         ) from error
 
 

@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 
 from ascend_ops.adam_worker import WorkerTimes
-from pangu_sigma.checkpoint.format import CheckpointError, remove_leftovers
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, remove_leftovers
 from pangu_sigma.checkpoint.run_folder import one_writer, set_aside
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config

@@ -16,8 +16,7 @@ from pangu_sigma.checkpoint.changes import (
     refuse_changes,
     rule_of,
 )
-from pangu_sigma.checkpoint.checkpoint import Checkpoint, newest_checkpoint
-from pangu_sigma.checkpoint.format import checkpoints
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from pangu_sigma.checkpoint.model_files import (
     ROUTING_FILE,
     TOKENIZER_FOLDER,

@@ -59,7 +59,7 @@ from tensorboardX.summary import scalar
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.changes import Change
-from pangu_sigma.checkpoint.format import Identity
+from pangu_sigma.checkpoint.checkpoint import Identity
 from pangu_sigma.config import ConfigError
 from pangu_sigma.held_out.losses import HeldOutLoss, evaluation_line
 from pangu_sigma.sealed import DamagedFile, sealed_line, unsealed_line, write_atomically
