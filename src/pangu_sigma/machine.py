@@ -80,17 +80,13 @@ def _requirements() -> Iterator[Check]:
     for requirement in map(Requirement, importlib.metadata.requires("pangu-sigma") or []):
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
-        fix, wants = (
-            f"pip install '{requirement}'",
-            f" (wants {requirement.specifier})" if requirement.specifier else "",
-        )
         try:
             version = importlib.metadata.version(requirement.name)
-            yield Check(
-                requirement.name, requirement.specifier.contains(version, prereleases=True), f"{version}{wants}", fix
-            )
         except importlib.metadata.PackageNotFoundError:
-            yield Check(requirement.name, False, "not installed", fix)
+            version = ""
+        fits = bool(version) and requirement.specifier.contains(version, prereleases=True)
+        wants = f" (wants {requirement.specifier})" if requirement.specifier else ""
+        yield Check(requirement.name, fits, f"{version or 'not installed'}{wants}", f"pip install '{requirement}'")
 
 
 def _compiler() -> Check:
@@ -104,10 +100,10 @@ def _kernels() -> Check:
     fix = "see the message; remove the folder PANGU_SIGMA_CACHE (default ~/.cache/pangu_sigma) to compile again"
     try:
         error = _kernel_error()
-        found = f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})"
+        finding = f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})"
     except Exception as problem:  # anything may be broken in MindSpore, the compiler or the cache: it is reported
-        error, found = np.inf, f"{type(problem).__name__}: {problem}"
-    return Check("CPU kernels", error < _TOLERANCE, found, fix)
+        error, finding = np.inf, f"{type(problem).__name__}: {problem}"
+    return Check("CPU kernels", error < _TOLERANCE, finding, fix)
 
 
 def _kernel_error() -> float:

@@ -27,7 +27,7 @@ def check_folder_writable(folder: Path, option: str) -> None:
     option that gave the path, for messages, such as "--output"."""
     named, existing = argument(option), folder.absolute()
     try:
-        existing = next(each for each in (existing, *existing.parents) if each.is_symlink() or each.exists())
+        existing = next(path for path in (existing, *existing.parents) if path.is_symlink() or path.exists())
         # permissions do not tell: root may do everything, but not on a read-only or full file system, or in /proc
         with tempfile.TemporaryDirectory(prefix=".pangu_sigma-", dir=existing):
             pass
@@ -37,16 +37,13 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
 
 def check_file_writable(file: Path, option: str) -> None:
-    """Raise NotWritable unless `file` can be made: its folder exists, and it does not. A device may exist, such as /dev/stdout."""
+    """Raise NotWritable unless `file` does not exist and can be made. option: as in `check_folder_writable`."""
     named = argument(option)
-    if file.is_file() and not file.is_relative_to("/dev"):
+    if file.exists():
         raise NotWritable(f"{file} exists; choose another path with {named}, or remove it: nothing is replaced")
     try:
-        if not file.exists():
-            file.touch()
-            file.unlink()
-        elif file.is_dir() or not os.access(file, os.W_OK):
-            raise OSError(0, "it is a folder, or this user may not write it")
+        file.touch()
+        file.unlink()
     except OSError as error:
         raise NotWritable(f"{named} {file}: {error.strerror}; name another file with {named}") from error
 
