@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,20 +47,8 @@ def model(graph_mode, tiny_run) -> ps.Model:
 
 def in_a_thread(work: Callable[[], Any]) -> Any:
     """What `work` returns outside the main thread."""
-    results: list[Any] = []
-
-    def noted() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=noted)
-    thread.start()
-    thread.join()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def test_importing_is_light_and_every_promised_name_is_there_and_documented():
@@ -87,10 +73,6 @@ def test_mindspores_warnings_are_off_unless_asked_for():
         path = {"PYTHONPATH": ":".join(sys.path)}
         done = subprocess.run([sys.executable, "-c", code], env=path | environment, capture_output=True, text=True)
         assert done.stdout.strip() == level
-
-
-def test_the_version_is_the_projects():
-    assert ps.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_a_function_is_not_hidden_by_the_folder_of_its_name():
@@ -126,110 +108,50 @@ def test_a_configuration_may_be_given_by_its_name(tmp_path, monkeypatch):
     assert ps.plan("sigma_38b", devices=32) == ps.plan(ps.load_config("sigma_38b"), devices=32)
 
 
-UNKNOWN = "unknown argument; allowed here: "
-
-
 def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_path):
-    generate, none = model.generate, tmp_path / "none"
-    for call, message in (
+    """tests/test_arguments.py has the kinds; these show that every function checks."""
+    generate, none, config = model.generate, tmp_path / "none", model.config
+    calls: list[tuple[Callable[[], Any], str]] = [
         (
             lambda: generate("the ", "en", max_tokens=3),
-            "^generate: got an unexpected .* 'max_tokens'; allowed here: .* max_new_tokens, seed, stop, .* temperature",
+            "^generate: .* 'max_tokens'; allowed here: .* max_new_tokens, seed, ",
         ),
-        (lambda: generate(None, "en"), "prompt=None is not allowed: a text"),
         (lambda: generate(["a", 3], "en"), r"prompt=\['a', 3\] is not allowed: a text"),
-        (lambda: generate("a", None), "domain=None is not allowed: a text"),
+        (lambda: generate({"a": "b"}, "en"), "prompt={'a': 'b'} is not allowed: a text"),
         (lambda: generate("a", "en", stop=[b"x"]), r"stop=\[b'x'\] is not allowed: a text"),
         (lambda: generate("\ud800", "en"), "prompt=.* is not allowed: it is not Unicode text: character 0"),
-        (lambda: model.stream(["a", "b"], "en"), r"prompt=\['a', 'b'\] is not allowed: a text"),
-        (lambda: model.stream("a", "en", temprature=1), f"temprature: {UNKNOWN}"),
-        (lambda: model.logits([1.7], "en"), "text_or_ids=1.7 is not allowed: a whole number"),
-        (lambda: model.logits(None, "en"), "text_or_ids=None is not allowed: a whole number"),
-        (lambda: model.score(3, "en"), "text=3 is not allowed: a text"),
-        (lambda: model.score("a", None), "domain=None is not allowed: a text"),
         (lambda: generate("the ", "en", top_p=2), r"top_p=2\.0 is not allowed"),
         (lambda: generate(["a", "b", "c"], ["en", "zh"]), "domain has 2 names for 3 prompts"),
         (lambda: generate("a", "fr"), "unknown domain 'fr'; this configuration has zh, en, code"),
-        (lambda: generate({"a": "b"}, "en"), "prompt={'a': 'b'} is not allowed: a text"),
-        (lambda: generate(b"The", "en"), "prompt=b'The' is not allowed: a text"),
-        (lambda: ps.report(model, {"a": "b"}), "against={'a': 'b'} is not allowed: a path"),
-        (lambda: ps.train(model.config, ""), "output='' is not allowed: a path, .* not blank"),
-        (lambda: ps.train(model.config, 5), "output=5 is not allowed: a path"),
-        (lambda: ps.load(" "), "model=' ' is not allowed: a path, .* not blank"),
-        (lambda: model.export(None), "output=None is not allowed: a path"),
-        (lambda: ps.train(model.config, steps=3), "^train: got an unexpected .* 'steps'; allowed here: config, output"),
-        (lambda: ps.load_config("sigma_tiny", 5), "overrides=5 is not allowed: values by key path, such as"),
-        (
-            lambda: ps.load_config("sigma_tiny", [("train.steps", 3, 4)]),
-            "overrides=.*3, 4.* is not allowed: values by",
-        ),
-        (lambda: ps.evaluate([]), "0 models without against; evaluate them one at a time"),
-        (lambda: ps.load(None), "model=None is not allowed: a path"),
-        (lambda: ps.evaluate(None), "model=None is not allowed: a path"),
-        (lambda: ps.evaluate([model, model]), "2 models without against; evaluate them one at a time"),
-        (lambda: ps.report(3), "model=3 is not allowed: a path"),
-        (lambda: ps.inspect(None), "what=None is not allowed: a path"),
-        (lambda: ps.plan(model.config), "plan needs devices N, .*; or scan, for a table"),
-        (lambda: ps.benchmark(none, [3]), r"names=\[3\] is not allowed: a text"),
-        (lambda: ps.prepare_data(model.config, [3]), r"input=\[3\] is not allowed: a path"),
-        (
-            lambda: ps.prepare_data(model.config, none),
-            r"input .*none: there is no such file or folder; ",
-        ),
-        (lambda: ps.finetune(model, None, none, none), "task=None is not allowed: a path"),
-        (lambda: ps.finetune(model, "qa", None, none), "train_file=None is not allowed: a path"),
-        (lambda: ps.extract(model, None, keep="en"), "output=None is not allowed: a path"),
-        (lambda: ps.extract(model, none, keep="fr"), "unknown domain 'fr'; this configuration has zh, en, code"),
-        (lambda: ps.extract(model, none), "name the domains to keep with keep, or those to leave away with drop"),
-        (
-            lambda: ps.train(model.config, none, start_over="no"),
-            "start_over='no' is not allowed: it must be true or false",
-        ),
-        (lambda: ps.train(model.config, none, profile=None), "profile=None is not allowed: it must be true or false"),
-        (lambda: ps.evaluate(model, all_samples="no"), "all_samples='no' is not allowed: it must be true or false"),
-        (lambda: model.evaluate(all_samples="no"), "all_samples='no' is not allowed: it must be true or false"),
-        (lambda: ps.prepare_data(model.config, check="no"), "check='no' is not allowed: it must be true or false"),
-        (
-            lambda: ps.inherit(model, model.config, none, moments="no"),
-            "moments='no' is not allowed: it must be true or false",
-        ),
-        (
-            lambda: ps.inherit(model, model.config, none, heads="4"),
-            "heads='4' is not allowed: it must be a whole number",
-        ),
-        (
-            lambda: ps.inherit(model, model.config, none, activation="gelu"),
-            "'gelu' is not allowed: it must be 'fast_gelu', 'tanh' ",
-        ),
-        (
-            lambda: ps.extend(model, model.config, none, from_scratch="no"),
-            "from_scratch='no' is not allowed: it must be",
-        ),
-        (
-            lambda: ps.extend(model, model.config, none, from_domain=3),
-            "from_domain=3 is not allowed: it must be a text",
-        ),
-        (
-            lambda: ps.load(model, weights="int2"),
-            "'int2' is not allowed: it must be 'float32', 'float16', 'int8' or 'int4'",
-        ),
-        (
-            lambda: model.export(none, format="onnx"),
-            "format='onnx' is not allowed: it must be 'mindir', 'hf' or 'run'",
-        ),
-        (
-            lambda: ps.train(model.config, none, device="gpu"),
-            "device='gpu' is not allowed: it must be 'cpu' or 'ascend'",
-        ),
-        (lambda: ps.load(tmp_path), "is not a run folder"),
+        (lambda: model.stream(["a", "b"], "en"), r"prompt=\['a', 'b'\] is not allowed: a text"),
+        (lambda: model.stream("a", "en", temprature=1), "'temprature'; allowed here: max_new_tokens, .* temperature"),
+        (lambda: model.logits([1.7], "en"), "text_or_ids=1.7 is not allowed: a whole number"),
+        (lambda: model.score("a", None), "domain=None is not allowed: a text"),
         (
             lambda: model.export(none, weights="int4"),
-            "weights='int4' is not allowed: it must be 'float32', 'float16' or 'int8'",
+            "'int4' is not allowed: it must be 'float32', 'float16' or 'int8'",
         ),
-        (lambda: ps.plan(model.config, devices="8"), "devices='8' is not allowed: it must be a whole number"),
-        (lambda: ps.plan(model.config, devices=0), "devices=0 is not allowed: it must be greater than or equal to 1"),
+        (lambda: ps.report(model, {"a": "b"}), "against={'a': 'b'} is not allowed: a path"),
+        (lambda: ps.train(config, ""), "output='' is not allowed: a path, .* not blank"),
+        (lambda: ps.train(config, steps=3), "^train: got an unexpected .* 'steps'; allowed here: config, output"),
+        (lambda: ps.train(config, none, device="gpu"), "device='gpu' is not allowed: it must be 'cpu' or 'ascend'"),
+        (lambda: ps.load(None), "model=None is not allowed: a path"),
+        (lambda: ps.load(tmp_path), "is not a run folder"),
+        (lambda: ps.load_config("sigma_tiny", 5), "overrides=5 is not allowed: values by key path, such as"),
+        (lambda: ps.load_config("sigma_tiny", [("a", 3, 4)]), "overrides=.*3, 4.* is not allowed: values by"),
+        (lambda: ps.evaluate([model, model]), "2 models without against; evaluate them one at a time"),
+        (lambda: ps.inspect(None), "what=None is not allowed: a path"),
         (lambda: ps.inspect(model, drop=["zh", "en", "code"]), "^drop zh, en, code: no domain would be left"),
-    ):
+        (lambda: ps.plan(config), "plan needs devices N, .*; or scan, for a table"),
+        (lambda: ps.plan(config, devices=0), "devices=0 is not allowed: it must be greater than or equal to 1"),
+        (lambda: ps.benchmark(none, [3]), r"names=\[3\] is not allowed: a text"),
+        (lambda: ps.prepare_data(config, none), "input .*none: there is no such file or folder; "),
+        (lambda: ps.finetune(model, "qa", None, none), "train_file=None is not allowed: a path"),
+        (lambda: ps.extract(model, none), "name the domains to keep with keep, or those to leave away with drop"),
+        (lambda: ps.inherit(model, config, none, heads="4"), "heads='4' is not allowed: it must be a whole number"),
+        (lambda: ps.extend(model, config, none, from_scratch="no"), "from_scratch='no' is not allowed: it must be"),
+    ]
+    for call, message in calls:
         with pytest.raises(ps.UserError, match=message):
             call()
 
@@ -282,7 +204,7 @@ def test_every_function_with_a_configuration_takes_overrides(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     config = ps.load_config("sigma_tiny", {"model.ffn": 96})
     assert ps.inspect("sigma_tiny", overrides={"model.ffn": 96}) == ps.inspect(config)
-    assert ps.inspect(config, overrides={"model.ffn": 768}) == ps.inspect("sigma_tiny")
+    assert ps.load_config(config, {"model.ffn": 768}) == ps.load_config("sigma_tiny")
     with pytest.raises(ps.UserError, match=r"data\.path=nix"):
         ps.train("sigma_tiny", overrides=["data.path=nix"])
 
@@ -429,9 +351,7 @@ def test_sampling_options_are_keywords(model):
 
 def test_a_likely_text_scores_higher_and_ids_are_their_text(model):
     likely, unlikely = (model.score(text, "en") for text in ("a small old red", "red a old small"))
-    assert isinstance(likely, ps.Score)
-    assert likely.total > unlikely.total
-    assert likely.total == pytest.approx(sum(likely.logprobs))
+    assert isinstance(likely, ps.Score) and likely.total > unlikely.total
     ids = np.array(model.ids("a small", "en"))
     np.testing.assert_array_equal(model.logits(ids, "en"), model.logits("a small", "en"))
 
@@ -462,10 +382,8 @@ def test_an_export_answers_as_text_or_path_and_says_what_it_has_not(model, tiny_
             call()
 
 
-def test_a_folder_of_safetensors_is_a_format_and_others_are_refused(model, tiny_data, tmp_path, monkeypatch):
+def test_a_folder_of_safetensors_is_a_format(model, tiny_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_data.parent)
     folder = model.export(str(tmp_path / "hf"), format="hf")
     again = ps.load(str(folder)).export(tmp_path / "again", format="run")
     assert ps.Model(again).config == model.config
-    with pytest.raises(ps.UserError, match="format='onnx' is not allowed: it must be 'mindir', 'hf' or 'run'"):
-        model.export(tmp_path / "x", format="onnx")  # type: ignore[arg-type]
