@@ -39,6 +39,13 @@ def tree(**changes: Any) -> dict[str, Any]:
 SETS = {"data.domains_per_step": 3, "data.domain_sets": 3, "train.batch_size": 3}
 
 
+def phases(*phases: dict[str, Any]) -> dict[str, Any]:
+    return {"data.phases": [*phases]}
+
+
+SEGMENTS = {"model.segments": ["own", "common"], "model.common_experts": 3}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -50,42 +57,23 @@ SETS = {"data.domains_per_step": 3, "data.domain_sets": 3, "train.batch_size": 3
         ({"model.dense_layers": 0, "model.rre_layers": 0}, r"^model: .*dense_layers \+ rre_layers is 0.*at least 1"),
         ({"data.temperature": 0.5}, r"^data\.temperature: 0\.5 is not allowed: .*greater than or equal to 1"),
         (
-            {
-                "model.segments": ["own", "common"],
-                "model.common_experts": 3,
-                "model.experts_per_domain": 2,
-                "parallel.expert": 2,
-            },
+            SEGMENTS | {"model.experts_per_domain": 2, "parallel.expert": 2},
             r"model\.common_experts \(3\) is not divisible by parallel\.expert \(2\)",
         ),
+        ({"model.segments": ["own"] * 3}, r"model\.ffn \(16\) is not divisible by the number of model\.segments \(3\)"),
+        (SEGMENTS | {"model.segments": ["common"]}, "segments begins with common; the first one is own"),
+        (SEGMENTS | {"model.common_experts": 0}, r"common_experts=0 with segments=.*give a number above 0"),
+        (phases({"from_step": 0, "weights": {"fr": 1.0}}), r"0\.weights: 'fr' is not a domain; there are zh, en, code"),
+        (phases({"from_step": 5}), r"0\.from_step=5 is not allowed: it must be 0, where training"),
         (
-            {"model.segments": ["own", "own", "own"]},
-            r"model\.ffn \(\d+\) is not divisible by the number of model\.segments \(3\)",
+            phases({"from_step": 0}, {"from_step": 9}, {"from_step": 9}),
+            r"2\.from_step=9 .*above 9, where the phase bef",
         ),
+        (phases({"from_step": 0, "weights": {}}), r"0\.weights: \{\} is not allowed"),
+        (phases({"from_step": 0, "weights": {"zh": 0.0}}), r"0\.weights\.zh: 0\.0 is not allowed"),
+        (phases({"weights": {"zh": 1.0}}), r"0\.from_step: required key is missing"),
         (
-            {"model.segments": ["common"], "model.common_experts": 2},
-            "segments begins with common; the first one is own",
-        ),
-        ({"model.segments": ["own", "common"]}, r"common_experts=0 with segments=.*give a number above 0"),
-        *[
-            ({"data.phases": phases}, rf"data\.phases\.{message}")
-            for phases, message in (
-                (
-                    [{"from_step": 0, "weights": {"fr": 1.0}}],
-                    r"0\.weights: 'fr' is not a domain; there are zh, en, code",
-                ),
-                ([{"from_step": 5}], r"0\.from_step=5 is not allowed: it must be 0, where training"),
-                (
-                    [{"from_step": 0}, {"from_step": 9}, {"from_step": 9}],
-                    r"2\.from_step=9 .*above 9, where the phase bef",
-                ),
-                ([{"from_step": 0, "weights": {}}], r"0\.weights: \{\} is not allowed"),
-                ([{"from_step": 0, "weights": {"zh": 0.0}}], r"0\.weights\.zh: 0\.0 is not allowed"),
-                ([{"weights": {"zh": 1.0}}], r"0\.from_step: required key is missing"),
-            )
-        ],
-        (
-            SETS | {"data.phases": [{"from_step": 0, "weights": {"zh": 1, "en": 1}}]},
+            SETS | phases({"from_step": 0, "weights": {"zh": 1, "en": 1}}),
             r"weights has no domain of the set code, from which every step takes a block \(data\.domain_sets=3\)",
         ),
     ],

