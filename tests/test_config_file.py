@@ -108,14 +108,10 @@ def test_what_is_no_decimal_number_is_no_whole_number(file: Path, text: str):
     [
         (("train.steps", "7"), r"^train\.steps: '7' is not allowed: it must be a whole number"),
         (("train.stpes", 3), r"^train\.stpes: unknown key .*nearest valid key: steps"),
-        (("model.hidden.x", 3), r"^override model\.hidden\.x: hidden holds the value 8, not a section"),
         (("domains.1.name", "x"), r"^override domains\.1\.name: '1' is not an index of a list of 1; use 0 … 0"),
         ((5, "x"), r"^5: unknown key"),
-        ("domains.zh.name=x", r"override domains\.zh\.name: 'zh' is not an index"),
         (("model.segments", []), r"^model\.segments: \[\] is not allowed: it must have at least 1 item, not 0$"),
         (("domains.0.name", "A b"), "it must have a to z, 0 to 9 and _ only$"),
-        (("train.steps", 1.5), "it must be a whole number$"),
-        (("ecss.enabled", "maybe"), "it must be true or false$"),
         (("data.path", 3), "it must be a text; put it into quotes$"),
         (("data.path", "\0"), "it must have no null character$"),
         (("data.reader", "x.py"), "it must be FILE.py:FUNCTION$"),
@@ -125,7 +121,6 @@ def test_what_is_no_decimal_number_is_no_whole_number(file: Path, text: str):
         (("train.optimizer.peak_lr", [1]), "it must be a number$"),
         (("model", 3), "it must be a section of keys$"),
         (("domains", {}), "it must be a list$"),
-        (("domains.0.format", "x"), "it must be 'text', 'bilingual' or 'code'$"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_in_words(file: Path, pair: Any, message: str):
@@ -152,16 +147,13 @@ def test_aliases_are_read_where_they_are_few(tmp_path: Path):
     assert [domain.weight for domain in load_config(path).domains] == [1.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize("name", ["tiny", "PanGu Σ v0.1", "盘古", "a-b_c+d=e", "7"])
-def test_ordinary_names_are_names(file: Path, name: str):
-    assert load_config(file, [("name", name)]).name == name
-
-
-@pytest.mark.parametrize("name", ["../../x", "/x", ".x", "-x", "a/b", "a\nb", "", " a", "a\0", "~", "a" * 101])
-def test_a_name_that_decides_a_path_is_refused(file: Path, name: str):
-    limit = "must have at most 100 characters" if len(name) > 100 else "becomes the name of a folder"
-    with pytest.raises(ConfigError, match=rf"^name: .* is not allowed: it {limit}"):
-        load_config(file, [("name", name)])
+def test_a_name_decides_a_path(file: Path):
+    for name in ("tiny", "PanGu Σ v0.1", "盘古", "a-b_c+d=e", "7"):
+        assert load_config(file, [("name", name)]).name == name
+    for name in ("../../x", "/x", ".x", "-x", "a/b", "a\nb", "", " a", "a\0", "~", "a" * 101):
+        limit = "must have at most 100 characters" if len(name) > 100 else "becomes the name of a folder"
+        with pytest.raises(ConfigError, match=rf"^name: .* is not allowed: it {limit}"):
+            load_config(file, [("name", name)])
 
 
 @pytest.mark.parametrize(

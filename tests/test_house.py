@@ -81,16 +81,14 @@ def test_no_text_refers_to_a_document_that_is_not_here():
         f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in suffixes and f != Path(__file__)
     ]
     files += ROOT.glob("*.md")
-    found = [
+    pointing = [
         f"{file.relative_to(ROOT)}:{line}"
         for file in sorted(files)
         for line in references_elsewhere(file.suffix, file.read_text(encoding="utf-8"))
     ]
-    assert found == []
-    assert references_elsewhere(".py", 'def f(spec: int): ...\n"""\nAs (spec §1) has it."""\n# Design decision 3') == [
-        3,
-        4,
-    ]
+    assert pointing == []
+    code = 'def f(spec: int): ...\n"""\nAs (spec §1) has it."""\n# Design decision 3'
+    assert references_elsewhere(".py", code) == [3, 4]
     assert references_elsewhere(".md", "a\n(Spec: b)\na design\nspecial (special)") == [2]
 
 

@@ -93,10 +93,8 @@ def test_what_may_change_is_said_and_launched(tiny_run, tmp_path, monkeypatch, c
     caplog.set_level("INFO")
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = contents(run)
-    launch = ["launch", str(run), "--master-port", str(free_port()), "--set", "train.steps=77"]
-    assert main(launch) == 0
-    assert f"train.steps: {STEPS} → 77" in caplog.text
-    assert len(launched) == 1
+    assert main(["launch", str(run), "--master-port", str(free_port()), "--set", "train.steps=77"]) == 0
+    assert (len(launched), f"train.steps: {STEPS} → 77" in caplog.text) == (1, True)
     assert contents(run) == before, "a rank writes it"
 
 

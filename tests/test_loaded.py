@@ -167,13 +167,14 @@ def test_experts_are_the_arrays_of_the_files(one, tiny_export):
 
 
 def test_a_slot_lists_the_token_of_each_row(one):
+    decode, slot_rows = one.tokenizer.decode, one.config.model.slot_rows
     for domain in one.domains:
         table = one.slot(domain.name)
-        assert len(table["id"]) == len(table["text"]) == one.config.model.slot_rows
-        for row, token in enumerate(table["id"].tolist()):
-            assert table["text"][row] == ("" if token < 0 else one.tokenizer.decode([token]))
-            assert token < 0 or one.tokenizer.row_of[domain.slot, token] == row
-    assert "text" in str(one.slot("en")) and "rows" in str(one.slot("en"))
+        ids_R = table["id"]
+        assert table["text"] == ["" if token < 0 else decode([token]) for token in ids_R.tolist()]
+        rows_U = np.flatnonzero(ids_R >= 0)
+        assert len(ids_R) == slot_rows and np.array_equal(one.tokenizer.row_of[domain.slot, ids_R[rows_U]], rows_U)
+    assert str(table).startswith(f"{slot_rows:,} rows") and "text" in str(table)
 
 
 def loss_by_hand(model: ps.Model, ids: list[int], domain: str) -> tuple[list[float], list[int]]:
@@ -258,13 +259,6 @@ def test_a_model_does_not_choose_code_that_reads_text(from_outside, tmp_path, mo
         assert model.evaluate(input="text.jsonl", overrides=[f"data.reader={reader}"]).keys() == {"code"}
 
 
-def test_records_are_read_as_overrides_say(one, tmp_path):
-    file = tmp_path / "mine.jsonl"
-    file.write_text('{"content": "the cat sees"}\n')
-    changes = {"data.text_key": "content", "data.domain_of": {"*": "en"}}
-    assert one.evaluate(input=file, overrides=changes) == one.evaluate("the cat sees", "en")
-
-
 def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, tiny_data):
     """But for rows without a token, which have a probability in training, so that its loss is a little higher."""
     measured = one.evaluate(all_samples=True)
@@ -343,10 +337,16 @@ def test_it_shows_itself_while_it_answers(one):
 
 
 def test_a_run_that_has_moved_shows_itself(one, tmp_path):
-    """Nothing here reads the prepared text or a place that the run was in."""
-    moved = ps.load(shutil.copytree(one.path, tmp_path / "moved"))
+    """Nothing here reads the prepared text or a place that the run was in. Records are read as overrides say."""
+    moved, file = ps.load(shutil.copytree(one.path, tmp_path / "moved")), tmp_path / "mine.jsonl"
+    file.write_text('{"content": "the cat"}\n')
+    changes = {"data.text_key": "content", "data.domain_of": {"*": "en"}}
     assert np.array_equal(moved.hidden_states("the cat", "en"), one.hidden_states("the cat", "en"))
-    assert isinstance(moved.path, Path) and moved.evaluate("the cat", "en") == one.evaluate("the cat", "en")
+    assert (
+        moved.evaluate("the cat", "en")
+        == one.evaluate("the cat", "en")
+        == moved.evaluate(input=file, overrides=changes)
+    )
 
 
 def test_a_model_without_its_rows_or_an_expert_is_the_model_whose_weights_are_zeros(rows_run, tmp_path):

@@ -88,9 +88,7 @@ def test_test_sh_and_pre_commit_lint_with_the_same_commands():
     assert (hook["pass_filenames"], hook["always_run"]) == (False, True)
     lines = (ROOT / "run_scripts/test.sh").read_text("utf-8").splitlines()
     assert lint in lines
-    tools = re.compile(r"\b(ruff|mypy)\b")
-    assert not [line for line in lines if not line.startswith("#") and tools.search(line)]
-    assert len(tools.findall((ROOT / "run_scripts/lint.sh").read_text("utf-8").split("install.sh")[1])) == 3
+    assert not [line for line in lines if re.search(r"^[^#].*\b(ruff|mypy)\b", line)]
 
 
 @pytest.fixture(scope="module")
