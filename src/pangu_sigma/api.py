@@ -655,16 +655,15 @@ def plan(
     from pangu_sigma.npu.plan import plan as plans
     from pangu_sigma.npu.plan.differences import compile_plan
 
-    resolved, tree, shown, ok = load_config(config, overrides), dict[str, Any](), list[str](), True
+    resolved, tree, lines, ok = load_config(config, overrides), dict[str, Any](), list[str](), True
     if devices is not None:
-        planned = (compile_plan if compile else plans.make_plan)(resolved, devices)
-        tree, shown = planned, [plans.format_plan(planned)]
-        ok = planned["fits"] and not planned["differences"]
+        tree = (compile_plan if compile else plans.make_plan)(resolved, devices)
+        lines, ok = [plans.format_plan(tree)], tree["fits"] and not tree["differences"]
     if scan:
-        scanned = plans.scan(resolved)
-        tree, shown = tree | scanned, [*shown, *plans.format_tree(scanned)]
-        ok = ok and scanned["least_devices"] is not None
-    return Result(tree, "\n".join(shown), ok)
+        layouts = plans.scan(resolved)
+        tree, lines = tree | layouts, [*lines, *plans.format_tree(layouts)]
+        ok = ok and layouts["least_devices"] is not None
+    return Result(tree, "\n".join(lines), ok)
 
 
 @checked

@@ -80,8 +80,8 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 def types_of(function: Callable[..., Any], names: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the types of a function's parameters with their metadata; the type of its result may need MindSpore. names: types
     by the names that annotations use for them, in place of the types that a module has under these names."""
-    named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    return get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, names, include_extras=True)
+    hints = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    return get_type_hints(type("", (), {"__annotations__": hints}), function.__globals__, names, include_extras=True)
 
 
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:

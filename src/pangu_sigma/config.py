@@ -101,24 +101,24 @@ class Config(Section):
 
     def _check_limits(self) -> None:
         """Raise ValueError for the first value that is more than another one, or the count of something, allows."""
-        optimizer, held_out, layers = self.train.optimizer, self.data.max_held_out_tokens, self.model.layers
-        least = self.data.min_held_out_tokens
-        own = [(f"domain {d.name}: min_held_out_tokens", d.min_held_out_tokens or least) for d in self.domains]
-        for key, value, most, limit in (
-            ("data.domains_per_step", self.data.domains_per_step, len(own), f"the {len(own)} domains"),
+        optimizer, data, layers = self.train.optimizer, self.data, self.model.layers
+        limit = data.max_held_out_tokens
+        minima = [(d.name, d.min_held_out_tokens or data.min_held_out_tokens) for d in self.domains]
+        for key, value, maximum, reason in (
+            ("data.domains_per_step", data.domains_per_step, len(self.domains), f"the {len(self.domains)} domains"),
             ("parallel.stages", self.parallel.stages, layers, f"the {layers} layers of the model"),
             ("parallel: the number of ranks", self.parallel.ranks, MOST_RANKS, f"the possible {MOST_RANKS}"),
             ("model.slot_rows · slots", self.model.slot_rows * self.slots, MOST_ROWS, f"the possible {MOST_ROWS} rows"),
             ("train.optimizer.end_lr", optimizer.end_lr, optimizer.peak_lr, f"peak_lr={optimizer.peak_lr}"),
-            *((key, value, held_out, f"max_held_out_tokens={held_out}") for key, value in own),
+            *((f"domain {name}: min_held_out_tokens", n, limit, f"max_held_out_tokens={limit}") for name, n in minima),
         ):
-            if value > most:
-                raise ValueError(f"{key}={value} is more than {limit}; change one of them")
+            if value > maximum:
+                raise ValueError(f"{key}={value} is more than {reason}; change one of them")
 
     def data_of(self, domain: int) -> DataConfig:
         """Return section `data` for a domain: with the values that the domain gives to keys of the section. domain: its index."""
-        own = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
-        return self.data.model_copy(update=own)
+        values = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
+        return self.data.model_copy(update=values)
 
     def _check_phases(self) -> None:
         """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
@@ -220,9 +220,9 @@ class Config(Section):
 
     def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
         """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""
-        each, common = self.model.experts_per_domain, list(range(self.model.common_experts))
-        own = [domain * each + number for domain in sorted(set(domains)) for number in range(each)]
-        return [own if kind == "own" else common for kind in self.model.routed]
+        size, common = self.model.experts_per_domain, list(range(self.model.common_experts))
+        numbers = [domain * size + number for domain in sorted(set(domains)) for number in range(size)]
+        return [numbers if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
         """Return True if experts and rows of this kind learn; common ones do not where fine-tuning names the experts that do."""

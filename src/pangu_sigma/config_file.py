@@ -160,10 +160,10 @@ def _parse_yaml(content: str | bytes, named: str) -> Any:
 
 def short(value: Any) -> str:
     """Format a value for a message: at most some four hundred characters, however large it is."""
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxlong = shown.maxother = 200
-    shown.maxlevel = shown.maxdict = shown.maxlist = 4
-    text = shown.repr(value)
+    limits = reprlib.Repr()
+    limits.maxstring = limits.maxlong = limits.maxother = 200
+    limits.maxlevel = limits.maxdict = limits.maxlist = 4
+    text = limits.repr(value)
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 

@@ -43,8 +43,8 @@ def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
 def check_cache_fits(config: Config, lanes: int, root: Path = Path("/")) -> None:
     """Raise ConfigError if the keys and values of `lanes` full texts do not fit in this machine's memory."""
     nbytes = 2 * config.model.layers * lanes * config.model.seq_length * config.model.hidden * _FLOAT32
-    what = f"answering {lanes} texts at a time"
-    _check(what, [Need("keys and values", nbytes, "lower lanes, such as `serve --set lanes=8`")], 1, root)
+    need = Need("keys and values", nbytes, "lower lanes, such as `serve --set lanes=8`")
+    _check(f"answering {lanes} texts at a time", [need], 1, root)
 
 
 def training_needs(config: Config) -> list[Need]:
@@ -95,13 +95,13 @@ def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
     if "MemAvailable" not in sizes:
         return None
     limits = [1024 * (int(sizes["MemAvailable"]) + int(sizes.get("SwapFree", 0)) * swap)]
-    named = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
-    group = root / "sys/fs/cgroup" / (named[1] if named else "")
+    path = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    group = root / "sys/fs/cgroup" / (path[1] if path else "")
     for folder in (group, *group.parents):  # a container may show the host's path, and have its group above
-        most, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
-        if most.isdigit() and used.isdigit():  # "max" is no limit
+        limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
+        if limit.isdigit() and used.isdigit():  # "max" is no limit
             cache = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
-            limits.append(max(0, int(most) - int(used) + int(cache[1] if cache else 0)))
+            limits.append(max(0, int(limit) - int(used) + int(cache[1] if cache else 0)))
     return min(limits)
 
 
@@ -113,7 +113,7 @@ def _read(file: Path) -> str:
         return ""
 
 
-def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
+def _check(purpose: str, needs: list[Need], processes: int, root: Path) -> None:
     needed, free = sum(need.nbytes for need in needs) * processes, available_memory(root)
     if free is None or needed <= free:
         return
@@ -121,7 +121,7 @@ def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
     items = ", ".join(f"{need.name} {need.nbytes / _GIB:,.1f}" for need in largest)
     items += f" in each of {processes} processes" * (processes > 1)
     sizes = f"{needed / _GIB:,.1f} GiB of memory ({items}), and {free / _GIB:,.1f} GiB are free here"
-    raise ConfigError(f"{what} needs at least {sizes}; {largest[0].fix}")
+    raise ConfigError(f"{purpose} needs at least {sizes}; {largest[0].fix}")
 
 
 def _table_bytes(config: Config) -> int:

@@ -22,12 +22,12 @@ class Section(BaseModel):
         raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
-def matching(pattern: str, meaning: str, most: int = 4_000) -> AfterValidator:
-    """Return the constraint that a regular expression matches a text of at most so many characters. meaning: it, in words."""
+def matching(pattern: str, meaning: str, max_length: int = 4_000) -> AfterValidator:
+    """Return the constraint that a regular expression matches a text of at most max_length characters. meaning: in words."""
 
     def check(text: str) -> str:
-        if len(text) > most or not re.fullmatch(pattern, text, re.DOTALL):
-            limit: Any = meaning if len(text) <= most else f"must have at most {most} characters"
+        if len(text) > max_length or not re.fullmatch(pattern, text, re.DOTALL):
+            limit: Any = meaning if len(text) <= max_length else f"must have at most {max_length} characters"
             raise PydanticCustomError("text", f"it {limit}")
         return text
 

@@ -25,27 +25,27 @@ class NotWritable(UserError):
 def check_folder_writable(folder: Path, option: str) -> None:
     """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind. option: the
     option that gave the path, for messages, such as "--output"."""
-    named, existing = argument(option), folder.absolute()
+    name, existing = argument(option), folder.absolute()
     try:
         existing = next(path for path in (existing, *existing.parents) if path.is_symlink() or path.exists())
         # permissions do not tell: root may do everything, but not on a read-only or full file system, or in /proc
         with tempfile.TemporaryDirectory(prefix=".pangu_sigma-", dir=existing):
             pass
     except OSError as error:
-        why = f"cannot write into {existing}: {error.strerror}; name another path with {named}"
-        raise NotWritable(f"{named} {folder}: {why}") from error
+        why = f"cannot write into {existing}: {error.strerror}; name another path with {name}"
+        raise NotWritable(f"{name} {folder}: {why}") from error
 
 
 def check_file_writable(file: Path, option: str) -> None:
     """Raise NotWritable unless `file` does not exist and can be made. option: as in `check_folder_writable`."""
-    named = argument(option)
+    name = argument(option)
     if file.exists():
-        raise NotWritable(f"{file} exists; choose another path with {named}, or remove it: nothing is replaced")
+        raise NotWritable(f"{file} exists; choose another path with {name}, or remove it: nothing is replaced")
     try:
         file.touch()
         file.unlink()
     except OSError as error:
-        raise NotWritable(f"{named} {file}: {error.strerror}; name another file with {named}") from error
+        raise NotWritable(f"{name} {file}: {error.strerror}; name another file with {name}") from error
 
 
 def refuse_link(path: Path) -> None:
