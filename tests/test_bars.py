@@ -43,12 +43,9 @@ def test_bars_into_a_file_are_a_few_lines_and_none_before_ten_seconds(clock, mon
     assert 4 <= written.count("count:") <= 6
 
 
-def test_bars_in_a_terminal_are_bars(clock, monkeypatch):
+def test_bars_in_a_terminal_are_bars_and_quiet_shows_none(clock, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert count(clock, 60).count("\r") > 50
-
-
-def test_quiet_shows_no_bars(clock, monkeypatch):
     monkeypatch.setattr(Bar, "quiet", True)
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stream)

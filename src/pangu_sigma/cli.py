@@ -171,7 +171,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     original = inspect.unwrap(function)
     hints, parameters = types_of(original, TYPES), inspect.signature(original).parameters
     is_silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    options = [(name, hints[name], parameters[name].default, None) for name in parameters if name not in ONLY_PYTHON]
+    options: list[Any] = [(n, hints[n], parameters[n].default, None) for n in parameters if n not in ONLY_PYTHON]
     for name, (hint, help, companions) in OF_THE_COMMAND_LINE.items():
         is_missing = name not in parameters and not (name == "json" and is_silent)
         if is_missing and not (companions and companions.isdisjoint(parameters)):

@@ -104,10 +104,11 @@ def _kernels() -> Check:
 
     use_cpu()
     rng = np.random.default_rng(0)
-    inputs = [rng.normal(size=shape) for shape in [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)]]
+    x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)])
     offsets = np.array([0, 4, 4, 7], np.int32)
-    result = GroupedFFN()(*(Tensor(values.astype(np.float32)) for values in inputs), Tensor(offsets)).asnumpy()
-    error = np.abs(result - grouped_ffn_oracle(*inputs, offsets)).max()
+    tensors = (Tensor(values.astype(np.float32)) for values in (x, w1, b1, w2, b2))
+    result = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
+    error = np.abs(result - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max()
     finding = f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})"
     fix = "remove the folder PANGU_SIGMA_CACHE (default ~/.cache/pangu_sigma) to compile again"
     return Check("CPU kernels", bool(error < _TOLERANCE), finding, fix)
