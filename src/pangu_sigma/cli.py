@@ -183,9 +183,8 @@ def _option(name: str, hint: Any, default: Any, help: Parameter | None) -> inspe
     """Return the parameter of an option, with its spelling and help."""
     kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
     default_help = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
-    annotation: Any = Annotated[
-        hint | None if default is None else hint, Parameter.combine(SPELLED.get(name), help, default_help)
-    ]
+    hint = hint | None if default is None else hint  # cyclopts checks defaults, too
+    annotation: Any = Annotated[hint, Parameter.combine(SPELLED.get(name), help, default_help)]
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 

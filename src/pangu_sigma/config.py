@@ -90,9 +90,7 @@ class Config(Section):
             raise ValueError(f"ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not {beta2}: {why}")
         self._check_limits()
         if (passes := self.train.accumulation) < (stages := self.parallel.stages) > 1:
-            why = (
-                "every stage works on a micro-batch of its own; raise it, and lower train.batch_size to keep the batch"
-            )
+            why = "every stage works on a micro-batch; raise it, and lower train.batch_size to keep the batch"
             raise ValueError(f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: {why}")
         self.check_divisible()
         self._check_phases()
@@ -144,10 +142,8 @@ class Config(Section):
         names = [domain.name for domain in self.domains]
         for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
             if unknown := [name for name in listed if name not in names]:
-                fix = f"add {argument('--domain')} with one of them, for lines that name no domain"
-                raise ValueError(
-                    f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)}: {fix}"
-                )
+                fix = f"it has {', '.join(names)}: add {argument('--domain')} with one, for lines that name none"
+                raise ValueError(f"finetune.{key}={unknown[0]} is not a domain of this run; {fix}")
         if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
             fault, fix = "model.rre_layers=0", "use finetune.learn=all"
             if self.model.rre_layers:

@@ -64,10 +64,8 @@ def config_path(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
     if path.suffix in _ENDINGS or path.name != str(path) or path.is_file():
         return path
     if (shipped := shipped_configs(kind)).get(path.name) is None:
-        raise ConfigError(
-            f"{'task' if kind else 'configuration'} {path.name!r} is neither shipped nor a file; shipped: {', '.join(shipped)}; "
-            f"the name of a file ends in {' or '.join(_ENDINGS)}"
-        )
+        names = f"shipped: {', '.join(shipped)}; the name of a file ends in {' or '.join(_ENDINGS)}"
+        raise ConfigError(f"{'task' if kind else 'configuration'} {path.name!r} is neither shipped nor a file; {names}")
     return shipped[path.name]
 
 

@@ -99,9 +99,8 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         return _say(f"error: {in_words(error)}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
-        reasons = [
-            (line, _EXHAUSTED[words]) for line in str(error).splitlines() for words in _EXHAUSTED if words in line
-        ]
+        lines = str(error).splitlines()
+        reasons = [(line, _EXHAUSTED[words]) for line in lines for words in _EXHAUSTED if words in line]
         if not reasons and not isinstance(error, MemoryError):
             raise
         line, message = reasons[0] if reasons else (str(error), _MEMORY)

@@ -427,9 +427,8 @@ class Model:
         segment: 0 … N - 1, of F units. number: a domain's own are its `experts` from `first_expert` on; common ones are shared."""
         routed = self.config.model.routed
         _check_below("segment", segment, len(routed), "the RRE layers have the segments")
-        _check_below(
-            "number", number, self.config.stored_experts(routed[segment]), f"segment {segment} has the experts"
-        )
+        stored = self.config.stored_experts(routed[segment])
+        _check_below("number", number, stored, f"segment {segment} has the experts")
         names = ("w1", "b1", "w2") if self.config.model.in_layer(segment)[1] else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 

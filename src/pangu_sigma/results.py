@@ -39,7 +39,7 @@ class Table(_Printed, dict[str, Any]):
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]):
         ends = [
-            (name, f"{_short(column[0])} … {_short(column[-1])}") for name, column in columns.items() if len(column)
+            (name, f"{_short(values[0])} … {_short(values[-1])}") for name, values in columns.items() if len(values)
         ]
         head = f"{len(next(iter(columns.values()), ())):,} rows; the columns, from the first value to the last:"
         super().__init__(columns, "\n".join([head, *aligned(ends, "<")]))

@@ -167,9 +167,7 @@ class ModelConfig(Section):
             raise ValueError("dense_layers + rre_layers is 0; at least 1 is needed, which is the query layer")
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
             widths = " + ".join(str(entry.width) for entry in self.rows)
-            raise ValueError(
-                f"rows have the widths {widths}, which must add up to hidden={self.hidden}; or leave them out"
-            )
+            raise ValueError(f"rows have the widths {widths}; set some that add up to hidden={self.hidden}, or none")
         if self.segments[0] != "own":
             raise ValueError("segments begins with common; the first one is own, because it has the output bias")
         if ("common" in self.segments) != bool(self.common_experts):

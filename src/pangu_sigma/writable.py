@@ -66,9 +66,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = lock.read(1000).strip() or "another process"
-            raise NotWritable(
-                f"{folder} is written by {holder}; wait until it ends, or choose another folder"
-            ) from None
+            raise NotWritable(f"{folder} is written by {holder}; wait, or choose another folder") from None
         except OSError as error:
             raise NotWritable(f"{file}: {error.strerror}; use a file system that has locks") from error
         if not os.fstat(lock.fileno()).st_nlink:  # the holder ended just now, and removed the folder
