@@ -76,16 +76,16 @@ def load_config(path: str | Path, overrides: Sequence[Override] = ()) -> Config:
 
 def read_tree(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, Any]:
     """Read a configuration's YAML file as a plain tree, and apply the overrides in order. Raises ConfigError."""
-    file, named = Path(path), f"configuration {path}"
+    file, subject = Path(path), f"configuration {path}"
     try:
         if file.exists() and (not file.is_file() or file.stat().st_size > MOST_BYTES):  # reading a pipe may never end
-            raise ConfigError(f"{named} is not a file of at most {MOST_BYTES:,} bytes; pass a YAML file")
-        tree = _parse_yaml(file.read_bytes(), f"{named} is not valid YAML")
+            raise ConfigError(f"{subject} is not a file of at most {MOST_BYTES:,} bytes; pass a YAML file")
+        tree = _parse_yaml(file.read_bytes(), f"{subject} is not valid YAML")
     except OSError as error:
-        raise ConfigError(f"cannot read {named}: {error.strerror}; check the path") from error
+        raise ConfigError(f"cannot read {subject}: {error.strerror}; check the path") from error
     if not isinstance(tree, dict):
         content = "empty" if tree is None else short(tree)
-        raise ConfigError(f"{named} is {content}; it must be a mapping of keys, such as `name: mine`")
+        raise ConfigError(f"{subject} is {content}; it must be a mapping of keys, such as `name: mine`")
     return override(tree, overrides)
 
 
@@ -94,7 +94,7 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
     option = argument("--set", "override")
     for change in overrides:
         key = key_of(change)
-        named = f"{option if isinstance(change, str) else 'override'} {key}"
+        subject = f"{option if isinstance(change, str) else 'override'} {key}"
         if not isinstance(change, str):
             value = change[1].item() if isinstance(change[1], np.generic) else change[1]
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -103,8 +103,8 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
             raise ConfigError(f"{option} {short(change)} is not key.path=value, for example {example}")
         else:
             text = change.partition("=")[2]
-            value = _parse_yaml(text, f"{named}: {short(text)} is not a YAML value")
-        _set(tree, key, value, named)
+            value = _parse_yaml(text, f"{subject}: {short(text)} is not a YAML value")
+        _set(tree, key, value, subject)
     return tree
 
 
@@ -129,8 +129,8 @@ def changed(config: Config, overrides: Sequence[Override]) -> Config:
     if not overrides:
         return config
     tree = parse_config(override(config.model_dump(), overrides))
-    named = any(key_of(change) in ("data", "data.reader") for change in overrides)
-    return tree.with_reader_named() if named or config.reader_named else tree
+    names_reader = any(key_of(change) in ("data", "data.reader") for change in overrides)
+    return tree.with_reader_named() if names_reader or config.reader_named else tree
 
 
 def dump_config(config: Config) -> str:
@@ -144,8 +144,8 @@ _ADVICE = (
 """Advice against most errors of YAML."""
 
 
-def _parse_yaml(content: str | bytes, named: str) -> Any:
-    """Parse a YAML document. named: name of the document, for the message of ConfigError."""
+def _parse_yaml(content: str | bytes, subject: str) -> Any:
+    """Parse a YAML document. subject: beginning of the message of ConfigError."""
     try:
         return yaml.load(content, _Loader)
     except Exception as error:  # PyYAML raises errors of many types, all of them about the text
@@ -153,7 +153,7 @@ def _parse_yaml(content: str | bytes, named: str) -> Any:
         if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
             within = f" ({error.context} of line {error.context_mark.line + 1})" if error.context_mark else ""
             reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}"
-        raise ConfigError(f"{named}: {reason}; {_ADVICE}") from error
+        raise ConfigError(f"{subject}: {reason}; {_ADVICE}") from error
 
 
 def short(value: Any) -> str:
@@ -165,21 +165,21 @@ def short(value: Any) -> str:
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
-    """Set one key of a tree. named: the override's name in messages."""
+def _set(tree: dict[str, Any], path: str, value: Any, subject: str) -> None:
+    """Set one key of a tree. subject: beginning of messages."""
     *parents, last = path.split(".")
     node: Any = tree
     for key in parents:
-        node = node[_list_index(node, key, named)] if isinstance(node, list) else node.setdefault(key, {})
+        node = node[_list_index(node, key, subject)] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{named}: {key} holds the value {short(node)}, not a section with keys of its own")
-    node[_list_index(node, last, named) if isinstance(node, list) else last] = value
+            raise ConfigError(f"{subject}: {key} holds the value {short(node)}, not a section with keys of its own")
+    node[_list_index(node, last, subject) if isinstance(node, list) else last] = value
 
 
-def _list_index(node: list[Any], key: str, named: str) -> int:
-    """Return the index in a list that a part of a key names. Raises ConfigError, about `named`, if the list has no such index."""
+def _list_index(node: list[Any], key: str, subject: str) -> int:
+    """Return the index in a list that a part of a key names. Raises ConfigError if the list has no such index."""
     if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)):
-        raise ConfigError(f"{named}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+        raise ConfigError(f"{subject}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)
 
 

@@ -100,12 +100,12 @@ def evaluate(
         raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
     if is_other_text:
         if all_samples or others or passages:
-            named = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
-            without_effect(named, "they are about held-out text, and this is other text")
+            options = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
+            without_effect(options, "they are about held-out text, and this is other text")
         return _evaluate_other_text(_opened(models[0]), files, text, domain, changes)
     if domain is not None or changes:
-        named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
-        without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
+        options = f"{argument('--domain')} or {argument('--set', 'overrides')}"
+        without_effect(options, f"held-out text is prepared; only records of {argument('--input')} are read by them")
     folders = [Path(folder) for folder in models]
     with mindspore_lock:
         if others:
@@ -219,22 +219,22 @@ def generate(
     """
     values = locals()
     sampling = {field.name: values[field.name] for field in fields(Sampling)}  # all of them are parameters
-    asked, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
+    all_prompts, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
     opened = _opened(model) if weights is None else Model(model, weights)
-    if prompt == () and not asked:
+    if prompt == () and not all_prompts:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
     if not domains:
         names = ", ".join(domain.name for domain in opened.domains)
         raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {names}")
-    domains *= len(asked) if len(domains) == 1 else 1
-    if len(domains) != len(asked):
-        counts = f"{argument('--domain')} has {len(domains)} names for {len(asked)} prompts"
+    domains *= len(all_prompts) if len(domains) == 1 else 1
+    if len(domains) != len(all_prompts):
+        counts = f"{argument('--domain')} has {len(domains)} names for {len(all_prompts)} prompts"
         raise ConfigError(f"{counts}; give one for all, or one for each")
     check_request(max_new_tokens, seed)
     options = _sampling(sampling, seed)
     from pangu_sigma.generate import text
 
-    pairs, length = list(zip(domains, asked, strict=True)), opened.config.model.seq_length
+    pairs, length = list(zip(domains, all_prompts, strict=True)), opened.config.model.seq_length
     answers = text.generate(opened.engine, pairs, max_new_tokens, options, seed, texts(stop))
     if cut := sum(not answer.finished and len(answer.ids) >= length for answer in answers):
         ends = "%d of %d answers end because prompt and answer have model.seq_length=%d"
@@ -244,16 +244,16 @@ def generate(
 
 def _lines(file: Path) -> list[str]:
     """Return the lines of a file or of standard input. Raises ConfigError for an empty one, and bytes that are not UTF-8."""
-    named = f"{argument('--prompts')} {file}"
+    source = f"{argument('--prompts')} {file}"
     try:
         text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        raise ConfigError(f"{named}: {error.strerror}; name a file with a prompt a line") from None
+        raise ConfigError(f"{source}: {error.strerror}; name a file with a prompt a line") from None
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
-        check_text(line, f"{named}: line {number}")
+        check_text(line, f"{source}: line {number}")
         if not line:
-            raise ConfigError(f"{named}: line {number} is empty; write a prompt a line")
+            raise ConfigError(f"{source}: line {number} is empty; write a prompt a line")
     return lines
 
 

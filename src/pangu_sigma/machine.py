@@ -40,8 +40,8 @@ def doctor(
     from pangu_sigma.npu.host.checks import node_checks, npus_if_any
 
     if device != "ascend" and (model is not None or chip is not None):
-        named = argument("MODEL or --chip", "model or chip")
-        without_effect(named, f"it is about NPUs: add {argument('--device')} ascend")
+        options = argument("MODEL or --chip", "model or chip")
+        without_effect(options, f"it is about NPUs: add {argument('--device')} ascend")
     run = None if model is None else Path(model)
     checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any)
     return Results(checks, format_checks(checks), all(check.ok for check in checks))
