@@ -41,8 +41,8 @@ PAGES = sorted(
 FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 """A block: what the comment before it says, its language, and its lines."""
 MARK = re.compile(r"run(: slow)?|parsed: .+")
-SMALLER = ((r"(train\.steps\W+)(\d+)00\b", r"\1\2"), (r"model\.dense_layers=6", "model.dense_layers=2"))
-"""What is replaced in a block that is run: a hundredth of the steps, and the layers of helpers/shown.py."""
+SMALLER = ((r"(train\.steps\W+)(\d+)00\b", r"\1\2"), (r"(dense_layers)=6", r"\1=2"), (r" --port \d+", ""))
+"""Changes of a block that is run: a hundredth of the steps, the layers of helpers/shown.py, and a port that is free."""
 INLINE = re.compile(r"`([^`\n]+)`")
 PROMPT = re.compile(
     r"""(?:--prompt |\\?"prompt\\?": ?|\bprompt=|\.generate\(|data-domain="\w+">)["'\\]*(?P<text>[^"'\\<\n]*)["'\\<]"""
