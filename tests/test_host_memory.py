@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.tiny import tiny_config
-from pangu_sigma import api
+from pangu_sigma import api, host_memory
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.host_memory import (
-    available_memory,
-    check_cache_fits,
-    check_reading_fits,
-    check_rows_fit,
-    check_training_fits,
-    training_needs,
-)
+from pangu_sigma.host_memory import available_memory, training_needs
 
 GIB = 1 << 30
 
@@ -58,34 +51,35 @@ def test_the_limit_of_a_cgroup_counts_and_its_file_cache_is_free(tmp_path: Path,
 def test_a_run_that_does_not_fit_is_refused_with_both_numbers_and_the_keys(tmp_path: Path):
     config = tiny_config(tmp_path, model={"hidden": 2048, "ffn": 8192, "experts_per_domain": 64})
     with pytest.raises(ConfigError) as error:
-        check_training_fits(config, root=machine(tmp_path, 8 * GIB))
+        host_memory.check_training_fits(config, root=machine(tmp_path, 8 * GIB))
     stored = 2 * 3 * 64 * (2 * 2048 * 8192 + 8192 + 2048) * 12 / GIB
     message = str(error.value)
     assert f"experts and their Adam state {stored:,.1f}" in message
     assert "8.0 GiB are free here; lower model.experts_per_domain" in message
     assert "ecss.store=file" in message
-    check_training_fits(config, root=machine(tmp_path, 9999 * GIB))
-    check_reading_fits(config, root=machine(tmp_path, 8 * GIB))  # experts stay in the files of the checkpoint
+    host_memory.check_training_fits(config, root=machine(tmp_path, 9999 * GIB))
+    host_memory.check_reading_fits(
+        config, root=machine(tmp_path, 8 * GIB)
+    )  # experts stay in the files of the checkpoint
     with pytest.raises(ConfigError, match="dense weights"):
-        check_reading_fits(config, root=machine(tmp_path, GIB // 8))
+        host_memory.check_reading_fits(config, root=machine(tmp_path, GIB // 8))
 
 
 def test_a_cache_of_too_many_lanes_is_refused_with_both_numbers(tmp_path: Path):
     config = tiny_config(tmp_path, model={"seq_length": 1024, "hidden": 64})
-    check_cache_fits(config, 1000, machine(tmp_path, 2 * GIB))
-    with pytest.raises(
-        ConfigError, match=r"2000 texts at a time needs at least 2\.9 GiB .* 2\.0 GiB are free here; lower lanes"
-    ):
-        check_cache_fits(config, 2000, machine(tmp_path, 2 * GIB))
+    host_memory.check_cache_fits(config, 1000, machine(tmp_path, 2 * GIB))
+    sizes = r"2000 texts at a time needs at least 2\.9 GiB .* 2\.0 GiB are free here; lower lanes"
+    with pytest.raises(ConfigError, match=sizes):
+        host_memory.check_cache_fits(config, 2000, machine(tmp_path, 2 * GIB))
 
 
 def test_every_process_of_this_machine_counts(tmp_path: Path):
     config = tiny_config(tmp_path, model={"hidden": 1024}, parallel={"expert": 2})
     needed = sum(need.nbytes for need in training_needs(config))
     root = machine(tmp_path, int(1.5 * needed))
-    check_training_fits(config, 1, root)
+    host_memory.check_training_fits(config, 1, root)
     with pytest.raises(ConfigError, match="in each of 2 processes"):
-        check_training_fits(config, 2, root)
+        host_memory.check_training_fits(config, 2, root)
 
 
 def test_the_need_is_what_a_run_certainly_keeps(tmp_path: Path):
@@ -115,11 +109,11 @@ def test_rows_count_as_far_as_a_run_can_meet_them(tmp_path: Path, monkeypatch: p
         assert need.nbytes == nbytes
     assert not any(n.nbytes for n in training_needs(config(9, 1, "file")) if n.name.startswith("rows"))
     with pytest.raises(ConfigError, match=r"rows that the run can meet, and their Adam state .*ecss\.store=file"):
-        check_training_fits(config(1 << 29, 10**9), root=machine(tmp_path, 8 * GIB))
+        host_memory.check_training_fits(config(1 << 29, 10**9), root=machine(tmp_path, 8 * GIB))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=GIB))
-    check_rows_fit(config(500, 10**9, "file"), tmp_path)
+    host_memory.check_rows_fit(config(500, 10**9, "file"), tmp_path)
     with pytest.raises(ConfigError, match=r"^ecss\.path=.* up to [\d.,]+ GiB, and 1\.0 GiB are free; free space"):
-        check_rows_fit(config(1 << 29, 10**9, "file"), tmp_path)
+        host_memory.check_rows_fit(config(1 << 29, 10**9, "file"), tmp_path)
 
 
 def test_training_asks_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

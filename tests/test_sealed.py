@@ -56,10 +56,12 @@ def test_every_flipped_bit_and_every_missing_file_is_named(folder, name):
         check_folder(folder, FIX)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"3", b"[" * 100_000, json.dumps({"a": 1}).encode()])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"3", b"[" * 100_000, b'{"a": 1}', b'{"a": NaN}', b'{"a": 1e999}']
+)
 def test_what_was_never_sealed_is_refused(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(DamagedFile, match=r"x\.json"):
+    with pytest.raises(DamagedFile, match=r"x\.json: (is not the JSON that was written|its content does not match)"):
         unsealed(tmp_path / "x.json", FIX)
 
 
@@ -111,25 +113,21 @@ def test_a_link_under_the_name_of_what_is_being_written_is_not_followed(tmp_path
     assert not (tmp_path / "config.yaml").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "b/../../a", "a\0"])
-def test_a_seal_that_names_files_outside_of_its_folder_is_refused(tmp_path, name):
-    (tmp_path / SEAL).write_bytes(sealed({"files": {name: {"bytes": 1, "xxh3_128": "0"}}}))
-    with pytest.raises(DamagedFile, match="is no file of this folder"):
-        check_folder(tmp_path, "restore it")
-
-
-@pytest.mark.parametrize("files", [None, [], {"a": None}, {"a": {"bytes": 1}}])
-def test_a_seal_without_fingerprints_is_refused(tmp_path, files):
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        *(
+            ({name: {"bytes": 1, "xxh3_128": "0"}}, "is no file of this folder")
+            for name in ("../a", "/a", "b/../a", "a\0")
+        ),
+        *((files, "lists no files") for files in (None, [])),
+        *(({"a": recorded}, "has no fingerprint of a") for recorded in (None, {"bytes": 1})),
+    ],
+)
+def test_a_seal_that_names_no_files_of_its_folder_is_refused(tmp_path, files, message):
     (tmp_path / SEAL).write_bytes(sealed({"files": files}))
-    with pytest.raises(DamagedFile, match=r"lists no files|has no fingerprint of a"):
-        check_folder(tmp_path, "restore it")
-
-
-def test_what_json_cannot_hold_is_no_sealed_file(tmp_path):
-    for text in ('{"a": NaN}', '{"a": 1e999}', "[" * 100_000, "3"):
-        (tmp_path / "x").write_text(text)
-        with pytest.raises(DamagedFile, match="is not the JSON that was written"):
-            unsealed(tmp_path / "x", "restore it")
+    with pytest.raises(DamagedFile, match=message):
+        check_folder(tmp_path, FIX)
 
 
 def test_a_pipe_in_place_of_a_file_is_damage_and_no_wait(tmp_path):

@@ -15,12 +15,6 @@ def test_the_shipped_configurations_are_those_of_the_checkout():
     }
 
 
-def test_a_name_is_found_from_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert config_path("sigma_tiny").samefile(FOLDER / "sigma_tiny.yaml")
-    assert config_path(Path("sigma_tiny")) == config_path("sigma_tiny")
-
-
 @pytest.mark.parametrize("path", ["none.yaml", "folder/sigma_tiny", "sigma_tiny.yml"])
 def test_a_path_stays_as_it_is(path):
     assert config_path(path) == Path(path)
@@ -29,6 +23,6 @@ def test_a_path_stays_as_it_is(path):
 def test_a_file_without_ending_wins_over_a_name_and_a_folder_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("sigma_tiny").mkdir()
-    assert config_path("sigma_tiny").samefile(FOLDER / "sigma_tiny.yaml")
+    assert config_path(Path("sigma_tiny")).samefile(FOLDER / "sigma_tiny.yaml")
     Path("sigma_small").write_text("name: mine")
     assert config_path("sigma_small") == Path("sigma_small")

@@ -180,12 +180,12 @@ _ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 _TINY = yaml.safe_dump(tiny_tree(Path("none")), allow_unicode=True)
 FAULTY_FILES = [
     _file("empty", "", "is empty; it must be a mapping of keys"),
-    _file("a list", "- a", "is a list; it must be a mapping of keys"),
+    _file("a list", "- a", "is ['a']; it must be a mapping of keys"),
     _file("open bracket", "a: [", "is not valid YAML"),
     _file("no UTF-8", b"\xff\xfe\x00", "is not valid YAML"),
     _file("aliases that stand for a billion values", _ALIASES, "a: unknown key"),
     _file("an alias of itself", "a: &a [*a]", "a: unknown key"),
-    _file("300,000 keys", "".join(f"key{i}: 1\n" for i in range(300_000)), "more than 262,144 bytes"),
+    _file("300,000 keys", "".join(f"key{i}: 1\n" for i in range(300_000)), "is not a file of at most 262,144 bytes"),
     _file("20,000 keys", "".join(f"k{i}: 1\n" for i in range(20_000)), "k0: unknown key", "more problems"),
     _file("a key twice", f"{_TINY}\nname: b\n", "key 'name' is written twice"),
     _file("a date that cannot be", "a: 2020-13-45", "is not valid YAML"),

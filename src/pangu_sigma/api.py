@@ -1,8 +1,9 @@
 """Python interface: the functions of `import pangu_sigma as ps`, most of which are the commands of `pangu-sigma` too: `cli` makes
 options of their parameters, and its help of their docstrings. Each is a thin layer over the folder that does the work.
 
-An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes. All functions may be
-called from any thread. MindSpore computes one thing at a time, so calls from several threads wait for each other.
+An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes, and `overrides` changes
+keys of the configuration, as for `load_config`. All functions may be called from any thread. MindSpore computes one thing at a
+time, so calls from several threads wait for each other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ascend_ops.few_rows import Precision
 from pangu_sigma import arguments
-from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Texts, checked, loaded, paths, texts
+from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Texts, checked, paths, texts
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
@@ -75,7 +76,6 @@ def prepare_data(
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
-        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma prepare-data sigma_tiny
@@ -87,19 +87,18 @@ def prepare_data(
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
-    made, files, options = loaded(config, overrides), paths(input), preparation.Options(workers, ray)
-    output = Path(made.data.path)
+    resolved, files, options = load_config(config, overrides), paths(input), preparation.Options(workers, ray)
     if not files:
-        domains = extended.added_domains(made) if extend else domains_of(made)
-        sources = packaged_files(domains, output.parent / "packages", made.data.max_mib_per_domain)
+        domains, folder = extended.added_domains(resolved) if extend else domains_of(resolved), Path(resolved.data.path)
+        sources = packaged_files(domains, folder.parent / "packages", resolved.data.max_mib_per_domain)
         files, options = [*sources], replace(options, sources=sources)
     if check:
         preview = extended.preview_extension if extend else preparation.preview
-        manifest, problems = preview(made, files, options)
+        manifest, problems = preview(resolved, files, options)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    added = extended.prepare_extension(made, files, options) if extend else None
-    manifest = added or preparation.prepare(made, files, output, options)
+    addition = extended.prepare_extension(resolved, files, options) if extend else None
+    manifest = addition or preparation.prepare(resolved, files, Path(resolved.data.path), options)
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 
@@ -132,34 +131,32 @@ def train(
         profile: write a timeline of five steps to profile/trace.json of the run folder.
         on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
             training/log/metrics.py); if it returns True, the training saves this step and stops, and the next call goes on.
-        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma train sigma_tiny
         pangu-sigma train sigma_tiny -o runs/short --set train.steps=100 --set routing.table=balanced
         pangu-sigma train runs/short --from-step 50 --set train.steps=200
     """
+    from pangu_sigma.training.finished import take_up_finished
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    made, folder = arguments.resolve_run(config, output, overrides)
+    resolved, folder = arguments.resolve_run(config, output, overrides)
     if device == "cpu":
-        check_cpu(made)
-        check_training_fits(made)
+        check_cpu(resolved)
+        check_training_fits(resolved)
     else:
         check_machine()
-    started_ranks(made.parallel)
+    started_ranks(resolved.parallel)
     check_folder_writable(folder, "--output")
-    if made.ecss.path is not None:
-        check_folder_writable(Path(made.ecss.path), "ecss.path")
+    if resolved.ecss.path is not None:
+        check_folder_writable(Path(resolved.ecss.path), "ecss.path")
     options = StartOptions(start_over, allow_data_change, from_step)
-    if not is_rank():  # whose launcher has checked it
-        check_start(folder, made, options)
+    if not is_rank():  # a rank's launcher has checked it
+        check_start(folder, resolved, options)
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder):
                 pass
-        from pangu_sigma.training.finished import take_up_finished
-
-        if take_up_finished(folder, made, options):
+        if take_up_finished(folder, resolved, options):
             return Model(folder, outcome=_summary(folder))
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
@@ -170,7 +167,7 @@ def train(
 
         backend = AscendBackend()
     with mindspore_lock:
-        trainer = train_run(made, folder, backend, options, profile, on_step=on_step)
+        trainer = train_run(resolved, folder, backend, options, profile, on_step=on_step)
     outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
     return Model(folder, outcome=outcome, stopped=not trainer.finished)
 
@@ -226,7 +223,6 @@ def launch(
         wait: seconds to wait for the other nodes.
         hang_timeout: seconds without progress that count as a hang; 0: never.
         dry_run: print what each node would start, and start nothing.
-        overrides: keys of the configuration to change, such as train.steps=10, as texts KEY=VALUE.
 
     Examples:
         pangu-sigma launch sigma_tiny --set parallel.data=2
@@ -237,22 +233,22 @@ def launch(
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
     changes = [
-        each if isinstance(each, str) else f"{each[0]}={dumps(each[1], ensure_ascii=False)}"
-        for each in arguments.overrides_of(overrides)
+        change if isinstance(change, str) else f"{change[0]}={dumps(change[1], ensure_ascii=False)}"
+        for change in arguments.overrides_of(overrides)
     ]
-    made, folder = arguments.resolve_run(config, output, changes)
-    (check_layout if device == "ascend" else check_cpu)(made)
+    resolved, folder = arguments.resolve_run(config, output, changes)
+    (check_layout if device == "ascend" else check_cpu)(resolved)
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
             if value in (None, ""):
                 why = f"with {argument('--nodes')} {nodes} each is told its rank and where node 0 is"
                 raise ConfigError(f"{argument(name)} is missing: {why}")
     command = training_command(Path(config), folder, changes, device, allow_data_change)
-    devices = devices_of(made.parallel.chip) if device == "ascend" else None
+    devices = devices_of(resolved.parallel.chip) if device == "ascend" else None
     node, address = node_rank or 0, master_address or ("MASTER" if nodes > 1 else "127.0.0.1")
     limits = (max_restarts, grace, wait, hang_timeout)
     job = ranks_launch.Job(
-        command, folder / "logs", made.parallel.ranks, nodes, node, address, master_port, devices, *limits
+        command, folder / "logs", resolved.parallel.ranks, nodes, node, address, master_port, devices, *limits
     )
     if dry_run:
         return ranks_launch.dry_run(job)
@@ -260,14 +256,14 @@ def launch(
     check_folder_writable(folder, "--output")
     refuse_link(job.logs)
     if not job.devices:
-        check_training_fits(made, job.local)
-    for change in check_start(folder, made, StartOptions(start_over, allow_data_change, from_step)):
+        check_training_fits(resolved, job.local)
+    for change in check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step)):
         logger.info("%s", change)
     ranks_launch.check_ports(job)
     if (start_over or from_step is not None) and job.node == 0:
         with run_folder.one_writer(folder):  # before ranks start, so that a restart after a failure resumes
             run_folder.start_over(folder) if from_step is None else run_folder.go_back(folder, from_step)
-    return ranks_launch.launch(replace(job, facts=training_facts(made)) if nodes > 1 else job)
+    return ranks_launch.launch(replace(job, facts=training_facts(resolved)) if nodes > 1 else job)
 
 
 def training_command(
@@ -332,12 +328,12 @@ def write_routing(config: AnyConfig, router: Router, output: AnyPath) -> Path:
     """
     from pangu_sigma.data.prepared import read_prepared_tokenizer
 
-    made, file = loaded(config), Path(output)
+    resolved, file = load_config(config), Path(output)
     if file.suffix != ".npz" or file.exists():
         raise ConfigError(f"{argument('--output')} {file}: name a new file, NAME.npz")
     check_file_writable(file, "--output")
-    tokenizer = read_prepared_tokenizer(made)
-    own_table(router, made, [tokenizer.decode([token]) for token in range(tokenizer.size)]).save(file)
+    tokenizer = read_prepared_tokenizer(resolved)
+    own_table(router, resolved, [tokenizer.decode([token]) for token in range(tokenizer.size)]).save(file)
     return file
 
 
@@ -412,20 +408,20 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     from pangu_sigma.training.log.report import write_report
     from pangu_sigma.training.log.summary import compare_logs, format_summary, summarise
 
-    summary, *summaries = (summarise(each) for each in (run, *others))  # says what is no run, before it is drawn
+    summary, *summaries = (summarise(folder) for folder in (run, *others))  # refuses what is not a run, before drawing
     compared = [compare_logs(run, other) for other in others]
-    for each, (differences, _) in zip(summaries, compared, strict=True):
-        each["differences"] = differences
+    for other_summary, (differences, _) in zip(summaries, compared, strict=True):
+        other_summary["differences"] = differences
     tables = "\n\n".join(table for _, table in compared)
     page = write_report(run, others, tables)
-    if not others:
-        text = format_summary(summary)
-        if found := (summary["finetune"] or {}).get("forgetting"):  # of a tuned run that is finished
-            from pangu_sigma.finetune.tuning import format_forgetting
+    if others:
+        return Results([summary, *summaries], f"{tables}\n\n{'report':12} {page}")
+    text = format_summary(summary)
+    if forgetting := (summary["finetune"] or {}).get("forgetting"):  # of a tuned run that is finished
+        from pangu_sigma.finetune.tuning import format_forgetting
 
-            text += f"\n\n{format_forgetting(found)}"
-        return Result(summary, text)
-    return Results([summary, *summaries], f"{tables}\n\n{'report':12} {page}")
+        text += f"\n\n{format_forgetting(forgetting)}"
+    return Result(summary, text)
 
 
 @checked
@@ -453,7 +449,6 @@ def finetune(
         dev_file: lines as in train_file; the loss on them selects the best state, and stops the training early.
         learn: parameters that are trained, by default the task's.
         domain: domain of lines that name none, by default the task's.
-        overrides: keys to change, such as finetune.epochs=1.
 
     Examples:
         pangu-sigma finetune runs/sigma_tiny --task qa --train-file train.jsonl --dev-file dev.jsonl -o runs/qa
@@ -497,14 +492,13 @@ def inherit(
         moments: also copy the Adam moments of a dense run.
         drop_rows: leave out embedding rows whose tokens the prepared text lacks: the same text then becomes other tokens.
         dry_run: print the origin of every tensor, and write nothing.
-        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma inherit runs/alpha_tiny sigma_tiny -o runs/inherited
         pangu-sigma inherit pangu-alpha_2.6B mine.yaml --dry-run
     """
-    made = loaded(config, overrides)
-    folder = Path(output or f"runs/{made.name}")
+    resolved = load_config(config, overrides)
+    folder = Path(output or f"runs/{resolved.name}")
     if not dry_run:
         check_folder_writable(folder, "--output")
     from pangu_sigma.inherit import from_alpha
@@ -515,8 +509,8 @@ def inherit(
     with mindspore_lock:
         parent = open_parent(Path(model), heads, activation)
         if not dry_run:
-            return from_alpha.inherit(parent, made, folder, moments, drop_rows)
-        return Results(*from_alpha.mapped(parent, made, moments, drop_rows))
+            return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
+        return Results(*from_alpha.mapped(parent, resolved, moments, drop_rows))
 
 
 @checked
@@ -541,19 +535,18 @@ def extend(
         output: new run folder, by default runs/NAME.
         from_domain: copy new domains from this domain of the run, with its experts and routing.
         from_scratch: initialise new domains at random.
-        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-domain zh
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-scratch
     """
-    made = loaded(config, overrides)
-    folder = Path(output or f"runs/{made.name}")
+    resolved = load_config(config, overrides)
+    folder = Path(output or f"runs/{resolved.name}")
     check_folder_writable(folder, "--output")
     from pangu_sigma.inherit.extend import extend_run
 
     with mindspore_lock:
-        return extend_run(Path(model), made, folder, from_domain, from_scratch)
+        return extend_run(Path(model), resolved, folder, from_domain, from_scratch)
 
 
 @checked
@@ -601,7 +594,6 @@ def inspect(
         keep: also show the size that `extract` would leave with these domains.
         drop: or without these domains.
         verify: compare every file of a model with its hash; "damaged" has a message on each damaged file, and `ok` is then False.
-        overrides: keys of a configuration to change, such as model.hidden=256.
 
     Examples:
         pangu-sigma inspect sigma_1t --keep zh
@@ -615,8 +607,8 @@ def inspect(
     if path is None or not (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
         if verify:
             without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
-        config: Config | None = (made := loaded(what, overrides))
-        text = inspection.format_inspection(tree := inspection.inspect(made))
+        config: Config | None = (resolved := load_config(what, overrides))
+        text = inspection.format_inspection(tree := inspection.inspect(resolved))
     else:
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
@@ -651,7 +643,6 @@ def plan(
         devices: number of NPUs.
         compile: also compile the step for Ascend with MindSpore, and compare; takes minutes.
         scan: also find the fastest layouts on 8 to 4,096 NPUs.
-        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma plan sigma_1t --devices 512
@@ -664,16 +655,15 @@ def plan(
     from pangu_sigma.npu.plan import plan as plans
     from pangu_sigma.npu.plan.differences import compile_plan
 
-    made, tree, shown, ok = loaded(config, overrides), dict[str, Any](), list[str](), True
+    resolved, tree, lines, ok = load_config(config, overrides), dict[str, Any](), list[str](), True
     if devices is not None:
-        planned = (compile_plan if compile else plans.make_plan)(made, devices)
-        tree, shown = planned, [plans.format_plan(planned)]
-        ok = planned["fits"] and not planned["differences"]
+        tree = (compile_plan if compile else plans.make_plan)(resolved, devices)
+        lines, ok = [plans.format_plan(tree)], tree["fits"] and not tree["differences"]
     if scan:
-        scanned = plans.scan(made)
-        tree, shown = tree | scanned, [*shown, *plans.format_tree(scanned)]
-        ok = ok and scanned["least_devices"] is not None
-    return Result(tree, "\n".join(shown), ok)
+        layouts = plans.scan(resolved)
+        tree, lines = tree | layouts, [*lines, *plans.format_tree(layouts)]
+        ok = ok and layouts["least_devices"] is not None
+    return Result(tree, "\n".join(lines), ok)
 
 
 @checked

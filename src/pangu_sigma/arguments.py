@@ -38,10 +38,10 @@ def _text(value: Any) -> str:
     return value
 
 
-def several(value: Any, one: Callable[[Any], _R]) -> list[_R]:
-    """Return one value or several as a list, each as `one` returns it."""
-    single = isinstance(value, str | bytes | Mapping | os.PathLike) or not isinstance(value, Iterable)
-    return [one(each) for each in ([value] if single else value)]
+def several(value: Any, convert: Callable[[Any], _R]) -> list[_R]:
+    """Return one value or several as a list of converted values."""
+    is_single = isinstance(value, str | bytes | Mapping | os.PathLike) or not isinstance(value, Iterable)
+    return [convert(item) for item in ([value] if is_single else value)]
 
 
 def paths(value: Paths) -> list[Path]:
@@ -57,12 +57,12 @@ def texts(value: Texts) -> list[str]:
 def overrides_of(value: Overrides) -> list[Override]:
     """Return the overrides of a configuration as a list. Raises ValueError for other types."""
 
-    def one(each: Any) -> Override:
-        if isinstance(each, str) or (isinstance(each, tuple) and len(each) == 2):
-            return each
+    def change(value: Any) -> Override:
+        if isinstance(value, str) or (isinstance(value, tuple) and len(value) == 2):
+            return value
         raise ValueError('values by key path, such as {"train.steps": 100}')
 
-    return several(value.items() if isinstance(value, Mapping) else value, one)
+    return several(value.items() if isinstance(value, Mapping) else value, change)
 
 
 AnyPath = Annotated[str | os.PathLike[str], PlainValidator(one_path)]
@@ -77,10 +77,11 @@ Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(ove
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
-def types_of(function: Callable[..., Any], extras: bool = False) -> dict[str, Any]:
-    """Return the types of a function's parameters, with validators if extras. The type of its result may need MindSpore."""
-    named = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    return get_type_hints(type("", (), {"__annotations__": named}), function.__globals__, include_extras=extras)
+def types_of(function: Callable[..., Any], names: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the types of a function's parameters with their metadata; the type of its result may need MindSpore. names: types
+    by the names that annotations use for them, in place of the types that a module has under these names."""
+    hints = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    return get_type_hints(type("", (), {"__annotations__": hints}), function.__globals__, names, include_extras=True)
 
 
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -91,38 +92,41 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @cache
     def types() -> dict[str, TypeAdapter[Any]]:
         strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
-        return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function, True).items()}
+        return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function).items()}
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            known = ", ".join(signature.parameters).removeprefix("self, ")
-            raise UserError(f"{function.__name__}: {error}; allowed here: {known}") from None
+            names = ", ".join(signature.parameters).removeprefix("self, ")
+            raise UserError(f"{function.__name__}: {error}; allowed here: {names}") from None
         for name in [name for name in types() if name in bound.arguments]:
             value = bound.arguments[name]
             try:
                 plain = value.item() if isinstance(value, np.generic) else value
                 bound.arguments[name] = types()[name].validate_python(plain)
             except ValidationError as error:
-                wanted = config_file.in_words(error.errors(include_url=False)[-1])
-                raise UserError(f"{name}={config_file.short(value)} is not allowed: {wanted}") from None
+                rule = config_file.in_words(error.errors(include_url=False)[-1])
+                raise UserError(f"{name}={config_file.short(value)} is not allowed: {rule}") from None
         return function(*bound.args, **bound.kwargs)
 
     return call
 
 
 @checked
-def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
+def load_config(config: AnyConfig, overrides: Overrides = ()) -> Config:
     """Load a configuration.
 
     Args:
-        config: name of a shipped configuration, such as "sigma_tiny"; a YAML file; or a run folder or its configuration.json.
+        config: name of a shipped configuration, such as "sigma_tiny"; a YAML file; a run folder or its configuration.json; or a
+            loaded configuration, to change it.
         overrides: values by key path, such as {"train.steps": 100, "domains.0.weight": 2.0}; a section replaces the section.
     """
-    path, changes = Path(config), overrides_of(overrides)
-    path = path.parent if path.name == CONFIG_FILE else path
+    changes = overrides_of(overrides)
+    if isinstance(config, Config):
+        return config_file.changed(config, changes)
+    path = Path(config).parent if Path(config).name == CONFIG_FILE else Path(config)
     if path.is_dir():
         return run_config(path, changes)
     if not (file := config_path(path)).exists():
@@ -131,17 +135,10 @@ def load_config(config: AnyPath, overrides: Overrides = ()) -> Config:
     return read.with_reader_named() if read.data.reader is not None else read
 
 
-def loaded(config: AnyConfig, overrides: Overrides = ()) -> Config:
-    """Return the configuration that an argument is or names, with overrides."""
-    if not isinstance(config, Config):
-        return load_config(config, overrides)
-    return config_file.changed(config, overrides_of(overrides))
-
-
 def resolve_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides = ()) -> tuple[Config, Path]:
     """Return the configuration and the run folder of a command that starts or resumes a run. A folder is a run folder; any other
     argument is a configuration, and the run folder is `output`, by default runs/NAME."""
-    resolved = loaded(config, overrides)
+    resolved = load_config(config, overrides)
     if isinstance(config, Config) or not Path(config).is_dir():
         return resolved, Path(output or f"runs/{resolved.name}")
     if output is not None:

@@ -8,22 +8,21 @@ import gc
 import inspect
 import json
 import logging
-import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
 import pangu_sigma
 from pangu_sigma import api
-from pangu_sigma.arguments import AnyPath, types_of
+from pangu_sigma.arguments import types_of
 from pangu_sigma.bars import Bar
 from pangu_sigma.chips import Chip
 from pangu_sigma.config_file import dump_config, key_of
@@ -41,16 +40,35 @@ POSITIONAL = ("model", "config", "what", "names", "shell")
 ONLY_PYTHON = ("on_step",)
 SPELLED = {
     "output": Parameter(alias="-o"),
-    "overrides": Parameter(name="--set", metavar="KEY=VALUE"),
-    "limits": Parameter(name="--set", metavar="KEY=VALUE"),
+    "overrides": Parameter("--set", metavar="KEY=VALUE", help="keys of the configuration to change, as train.steps=10"),
+    "limits": Parameter("--set", metavar="KEY=VALUE"),
     "against": Parameter(consume_multiple=True),
     **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
 }
 """Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""
+
+
+def _as_typed(kind: Any, tokens: Any) -> Any:
+    """Return values as they were typed: functions check paths, and cyclopts would round 1.5."""
+    values = [int(token.value) if kind is int else token.value for token in tokens]
+    if options := [value for value in values if str(value).startswith("--")]:
+        raise ValueError(f"{options[0]} is an option")
+    return values if get_origin(kind) is list else values[0]
+
+
+_AS_TYPED = Parameter(converter=_as_typed)
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("AnyPath", "AnyConfig", "AnyModel"), Annotated[Path, _AS_TYPED]),
+    **dict.fromkeys(("Paths", "Models"), Annotated[list[Path], _AS_TYPED]),
+    **dict.fromkeys(("int", "AtLeastOne"), Annotated[int, _AS_TYPED]),
+    **dict.fromkeys(("Texts", "Overrides"), list[str]),
+    "Text": str,
+}
+"""Types of options, by the names of types in the annotations of parameters, where these differ."""
 OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
     "chip": (Chip, "type of the NPUs, as --set parallel.chip=…", {"nodes", "scan"}),
     "print_config": (bool, "print the resolved configuration, as YAML, and stop", {"config", "what"}),
-    "json": (AnyPath, "also write the result as JSON, to a new file; -: instead, to standard output", set()),
+    "json": (TYPES["AnyPath"], "also write the result as JSON, to a new file; -: instead, to standard output", set()),
     "quiet": (bool, "print warnings, errors and the result only", set()),
 }
 """Options that no function has: their types, help, and parameters of which a command must have one. --json needs a result."""
@@ -80,21 +98,21 @@ def program() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status, one of EXIT_STATUSES."""
-    given = sys.argv[1:] if arguments is None else arguments
-    app = make_app(given[0] if given else "")
-    if not given or {"--help", "-h"} & {*given}:
+    words = sys.argv[1:] if arguments is None else arguments
+    app = make_app(*words[:1])
+    if not words or {"--help", "-h"} & {*words}:
         _show_plainly(app)
     try:
-        command, bound, _ = app.parse_args(given or ["--help"], exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(words or ["--help"], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"error: {usage_error(error)}", file=sys.stderr)
         return 2
     status = exit_status(lambda: command(*bound.args, **bound.kwargs) or 0)
-    return status if given else 2
+    return status if words else 2
 
 
-def make_app(asked: str = "") -> App:
-    """Return the parser of all commands; or only of the one that is asked for, if it is a command, which takes less time."""
+def make_app(only: str = "") -> App:
+    """Return the parser of all commands. only: name of the one command that will run, whose parser alone takes less time."""
     app = App(
         name="pangu-sigma",
         help="PanGu-Σ on MindSpore. Examples of a command: pangu-sigma COMMAND --help",
@@ -116,11 +134,11 @@ def make_app(asked: str = "") -> App:
         """
         print(app.generate_completion(shell=shell))
 
-    named = {each.__name__.replace("_", "-"): each for each in COMMANDS}
-    functions = {asked: named[asked]} if asked in named else named | {"completion": completion}
+    commands = {function.__name__.replace("_", "-"): function for function in COMMANDS}
+    functions = {only: commands[only]} if only in commands else commands | {"completion": completion}
     for number, (name, function) in enumerate(functions.items()):
-        described, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
-        app.command(_command(function, described), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
+        text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
+        app.command(_command(function, text), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
     return app
 
 
@@ -133,7 +151,7 @@ def _show_plainly(app: App) -> None:
         def _print_plain(self, console: Console, text: str) -> None:
             width, indent = min(shutil.get_terminal_size().columns, 120), " " * (len(text) - len(text.lstrip(" ")))
             fold = partial(textwrap.fill, width=width, initial_indent=indent, subsequent_indent=indent * 3)
-            print("\n\n".join(fold(" ".join(part.split())) for part in text.split("\n\n")))
+            print("\n\n".join(fold(" ".join(paragraph.split())) for paragraph in text.split("\n\n")))
 
     app.console, app.help_formatter = Console(soft_wrap=True, highlight=False), Help()
 
@@ -141,8 +159,8 @@ def _show_plainly(app: App) -> None:
 def _command(function: Callable[..., Any], help: str) -> Callable[..., int]:
     """Return the function that a command runs."""
 
-    def command(*given: Any, **options: Any) -> int:
-        return _run(function, *given, **options)
+    def command(*arguments: Any, **options: Any) -> int:
+        return _run(function, *arguments, **options)
 
     command.__doc__, command.__signature__ = help, _signature(function)  # type: ignore[attr-defined]
     return command
@@ -151,73 +169,54 @@ def _command(function: Callable[..., Any], help: str) -> Callable[..., int]:
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a function's command: positional parameters first, then options by keyword."""
     original = inspect.unwrap(function)
-    hints, has = types_of(original), dict(inspect.signature(original).parameters)
-    silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    parameters = []
-
-    def add(name: str, hint: Any, default: Any, told: Parameter | None = None) -> None:
-        kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
-        shown = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
-        annotation: Any = Annotated[_typed(hint, default), Parameter.combine(SPELLED.get(name), told, shown)]
-        parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
-
-    for name in (name for name in has if name not in ONLY_PYTHON):
-        add(name, hints[name], has[name].default)
-    for name, (kind, help, of) in OF_THE_COMMAND_LINE.items():
-        if name not in has and (not of or of & has.keys()) and not (name == "json" and silent):
-            add(name, kind, False if kind is bool else None, Parameter(help=help))
-    return inspect.Signature(sorted(parameters, key=lambda each: each.kind))
+    hints, parameters = types_of(original, TYPES), inspect.signature(original).parameters
+    is_silent = original.__annotations__["return"] in ("int", "int | str", "None")
+    options: list[Any] = [(n, hints[n], parameters[n].default, None) for n in parameters if n not in ONLY_PYTHON]
+    for name, (hint, help, companions) in OF_THE_COMMAND_LINE.items():
+        is_missing = name not in parameters and not (name == "json" and is_silent)
+        if is_missing and not (companions and companions.isdisjoint(parameters)):
+            options.append((name, hint, False if hint is bool else None, Parameter(help=help)))
+    return inspect.Signature(sorted((_option(*option) for option in options), key=lambda option: option.kind))
 
 
-def _typed(hint: Any, default: Any) -> Any:
-    """Return the type of an option from that of a parameter: paths of files as such, several values as a list."""
-    inner = [hint]
-    for each in inner:
-        inner += get_args(each) if get_origin(each) is not Literal else ()
-    origins = {get_origin(each) for each in inner} - {os.PathLike}
-    one: Any = Path if os.PathLike in [get_origin(each) for each in inner] else str if str in inner else hint
-    kind = list[one] if any(isinstance(of, type) and issubclass(of, Iterable) for of in origins) else one
-    kind = kind | None if default is None else kind
-    return Annotated[kind, Parameter(converter=_value)] if one is Path or int in inner else kind
-
-
-def _value(kind: Any, tokens: Any) -> Any:
-    """Return a path or a whole number, or several paths: cyclopts rounds 1.5, and pathlib takes a blank as the current folder."""
-    values = [token.value for token in tokens]
-    if kind is int:
-        return int(values[0])
-    for value in values:
-        if not value.strip() or value.startswith("--"):
-            raise ValueError(f"{value!r} is {'an option' if value.strip() else 'blank'}; name a file or folder")
-    return [*map(Path, values)] if get_origin(kind) is list else Path(values[0])
+def _option(name: str, hint: Any, default: Any, help: Parameter | None) -> inspect.Parameter:
+    """Return the parameter of an option, with its spelling and help."""
+    kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
+    default_help = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
+    hint = hint | None if default is None else hint  # cyclopts checks defaults, too
+    annotation: Any = Annotated[hint, Parameter.combine(SPELLED.get(name), help, default_help)]
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _run(
-    function: Callable[..., Any], *given: Any, print_config: bool = False, quiet: bool = False, **options: Any
+    function: Callable[..., Any],
+    *arguments: Any,
+    print_config: bool = False,
+    quiet: bool = False,
+    json: str | None = None,
+    **options: Any,
 ) -> int:
     """Run a command, show its result and return the exit status."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     Bar.quiet = quiet
-    has = [*inspect.signature(function).parameters]
-    file = options.pop("json", None)
-    if file not in (None, Path("-")):
-        check_file_writable(file, "--json")
-        if "json" in has:  # the function writes it
+    names, file = [*inspect.signature(function).parameters], None if json is None else Path(json)
+    if json not in (None, "-"):
+        check_file_writable(Path(json), "--json")
+        if "json" in names:  # the function writes it
             options["json"], file = file, None
-    if "chip" not in has and (chip := options.pop("chip", None)):
+    if "chip" not in names and (chip := options.pop("chip", None)):
         for change in options.get("overrides", ()):
             if key_of(change) == "parallel.chip":
                 without_effect(f"--set {change}", f"--chip {chip} is given, too")
         options["overrides"] = [*options.get("overrides", ()), f"parallel.chip={chip}"]
     if print_config:
-        config = given[has.index("config" if "config" in has else "what")]
-        made = api.load_config(config, options.get("overrides", ()))
-        return _shown(Result(made.model_dump(mode="json"), dump_config(made).rstrip()), file)
-    return _shown(function(*given, **options), file)
+        config = api.load_config(arguments[-1], options.get("overrides", ()))
+        return _shown(Result(config.model_dump(mode="json"), dump_config(config).rstrip()), file)
+    return _shown(function(*arguments, **options), file)
 
 
 def _shown(result: Any, file: Path | None) -> int:
-    """Print the result of a command, and return its exit status. file: of --json, which gets the result, too; -: only JSON."""
+    """Print the result of a command, write it as JSON to the file of --json, and return the exit status. file: -: only JSON."""
     if isinstance(result, api.Model):
         if result.stopped:  # a launcher takes any other status of a rank for a failure, and starts the ranks again
             return 0 if is_rank() else INTERRUPTED
@@ -229,7 +228,7 @@ def _shown(result: Any, file: Path | None) -> int:
     if file not in (None, Path("-")):
         try:
             file.write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:  # that of a write, to a full disk, names no file
+        except OSError as error:  # the error of a write, to a full disk, names no file
             error.filename = str(file)
             raise
     return 0 if getattr(result, "ok", True) else 1
@@ -242,11 +241,10 @@ def _plain(value: Any) -> Any:
 def usage_error(error: CycloptsError) -> str:
     """Return the message of an error of the command line, in one line."""
     error.verbose = False
-    said, tokens = str(error).rstrip("."), error.unused_tokens or []
+    reason, tokens = str(error).rstrip("."), error.unused_tokens or []
     if isinstance(error, UnusedCliTokensError):
-        said = f"unrecognized arguments: {' '.join(tokens)}; put a text with blanks into quotes; an option takes one value: "
-        said += "--set KEY=VALUE, and --keep A --keep B or --input A --input B for several"
+        reason = f"unrecognized arguments: {' '.join(tokens)}; put a text with blanks into quotes; an option takes one value: "
+        reason += "--set KEY=VALUE, and --keep A --keep B or --input A --input B for several"
     elif isinstance(error, UnknownCommandError) and tokens[0].startswith("-"):
-        said = f"{tokens[0]}: options stand behind the command: pangu-sigma COMMAND {tokens[0]}"
-    command = " ".join(["pangu-sigma", *(error.command_chain or ())])
-    return f"{said}; see {command} --help"
+        reason = f"{tokens[0]}: options stand behind the command: pangu-sigma COMMAND {tokens[0]}"
+    return f"{reason}; see {' '.join(['pangu-sigma', *(error.command_chain or ())])} --help"

@@ -20,6 +20,9 @@ class ConfigError(UserError, ValueError):
     """Error of a configuration that cannot be used; the message is complete and meant for the user."""
 
 
+_FOLDER_NAME = "becomes the name of a folder: 1 to 100 letters, digits, blanks and _-.+=, a letter or digit first"
+
+
 @dataclass(frozen=True)
 class ParamCount:
     """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do. rows: of `model.rows`,
@@ -36,7 +39,7 @@ class ParamCount:
 class Config(Section):
     """Whole configuration of a run: the root of the configuration tree."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w .+=-]*$", max_length=100)]
+    name: Annotated[str, sections.matching(r"\w[\w .+=-]*", _FOLDER_NAME, 100)]
     """Name of the run, and of its folder: `runs/<name>` unless --output names another."""
     seed: Seed = 0
     """Seed of initialisation, dropout and sample order."""
@@ -78,24 +81,17 @@ class Config(Section):
     def _combinations(self) -> Config:
         chip, dtype = CHIP_DATA[self.parallel.chip], self.train.compute_dtype
         if dtype not in chip.flops:
-            raise ValueError(
-                f"train.compute_dtype={dtype}: {chip.title} has no {dtype}; set train.compute_dtype={chip.half}, or a later chip, "
-                "such as parallel.chip=910b; on a CPU set float32"
-            )
-        if twice := [name for name, times in Counter(d.name for d in self.domains).items() if times > 1]:
-            raise ValueError(f"domains: name {twice[0]!r} is used more than once; names must be different")
-        if self.ecss.moments == "bfloat16" and self.train.optimizer.beta2 > 0.99:
-            raise ValueError(
-                f"ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not {self.train.optimizer.beta2}: bfloat16 has "
-                "8 bits, and a change of less than 1/256 a step would be rounded away"
-            )
+            fix = f"set train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b; on a CPU set float32"
+            raise ValueError(f"train.compute_dtype={dtype}: {chip.title} has no {dtype}; {fix}")
+        if repeated := [name for name, times in Counter(d.name for d in self.domains).items() if times > 1]:
+            raise ValueError(f"domains: name {repeated[0]!r} is used more than once; names must be different")
+        if self.ecss.moments == "bfloat16" and (beta2 := self.train.optimizer.beta2) > 0.99:
+            why = "bfloat16 rounds a change of less than 1/256 a step away"
+            raise ValueError(f"ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not {beta2}: {why}")
         self._check_limits()
-        stages, passes = self.parallel.stages, self.train.accumulation
-        if passes < stages > 1:
-            raise ValueError(
-                f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: a stage works on one micro-batch "
-                "while the others work on other ones; raise it, and lower train.batch_size to keep the batch"
-            )
+        if (passes := self.train.accumulation) < (stages := self.parallel.stages) > 1:
+            why = "every stage works on a micro-batch; raise it, and lower train.batch_size to keep the batch"
+            raise ValueError(f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: {why}")
         self.check_divisible()
         self._check_phases()
         self._check_finetune()
@@ -103,42 +99,41 @@ class Config(Section):
 
     def _check_limits(self) -> None:
         """Raise ValueError for the first value that is more than another one, or the count of something, allows."""
-        optimizer, held_out, layers = self.train.optimizer, self.data.max_held_out_tokens, self.model.layers
-        least = self.data.min_held_out_tokens
-        own = [(f"domain {d.name}: min_held_out_tokens", d.min_held_out_tokens or least) for d in self.domains]
-        for key, value, most, limit in (
-            ("data.domains_per_step", self.data.domains_per_step, len(own), f"the {len(own)} domains"),
+        optimizer, data, layers = self.train.optimizer, self.data, self.model.layers
+        limit = data.max_held_out_tokens
+        minima = [(d.name, d.min_held_out_tokens or data.min_held_out_tokens) for d in self.domains]
+        for key, value, maximum, reason in (
+            ("data.domains_per_step", data.domains_per_step, len(self.domains), f"the {len(self.domains)} domains"),
             ("parallel.stages", self.parallel.stages, layers, f"the {layers} layers of the model"),
             ("parallel: the number of ranks", self.parallel.ranks, MOST_RANKS, f"the possible {MOST_RANKS}"),
             ("model.slot_rows · slots", self.model.slot_rows * self.slots, MOST_ROWS, f"the possible {MOST_ROWS} rows"),
             ("train.optimizer.end_lr", optimizer.end_lr, optimizer.peak_lr, f"peak_lr={optimizer.peak_lr}"),
-            *((key, value, held_out, f"max_held_out_tokens={held_out}") for key, value in own),
+            *((f"domain {name}: min_held_out_tokens", n, limit, f"max_held_out_tokens={limit}") for name, n in minima),
         ):
-            if value > most:
-                raise ValueError(f"{key}={value} is more than {limit}; change one of them")
+            if value > maximum:
+                raise ValueError(f"{key}={value} is more than {reason}; change one of them")
 
     def data_of(self, domain: int) -> DataConfig:
         """Return section `data` for a domain: with the values that the domain gives to keys of the section. domain: its index."""
-        own = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
-        return self.data.model_copy(update=own)
+        values = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
+        return self.data.model_copy(update=values)
 
     def _check_phases(self) -> None:
         """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
-        names, before = [domain.name for domain in self.domains], -1
+        names, last = [domain.name for domain in self.domains], -1
         for number, phase in enumerate(self.data.phases):
             key = f"data.phases.{number}"
-            if phase.from_step <= before or (not number and phase.from_step):
-                least = f"above {before}, where the phase before it begins" if number else "0, where training begins"
-                raise ValueError(f"{key}.from_step={phase.from_step} is not allowed: it must be {least}")
-            before, active = phase.from_step, names if phase.weights is None else phase.weights
+            if phase.from_step <= last or (not number and phase.from_step):
+                limit = f"above {last}, where the phase before it begins" if number else "0, where training begins"
+                raise ValueError(f"{key}.from_step={phase.from_step} is not allowed: it must be {limit}")
+            last, active = phase.from_step, names if phase.weights is None else phase.weights
             if unknown := [name for name in active if name not in names]:
                 raise ValueError(f"{key}.weights: {unknown[0][:100]!r} is not a domain; there are {', '.join(names)}")
-            for members in self.domain_sets:
-                if not any(names[index] in active for index in members):
-                    raise ValueError(
-                        f"{key}.weights has no domain of the set {', '.join(names[index] for index in members)}, from which every "
-                        f"step takes a block (data.domain_sets={self.data.domain_sets}); name one of them, or lower the key"
-                    )
+            for members in ([names[index] for index in indices] for indices in self.domain_sets):
+                if not {*members} & {*active}:
+                    why = f"from which every step takes a block (data.domain_sets={self.data.domain_sets})"
+                    members_named = f"domain of the set {', '.join(members)}"
+                    raise ValueError(f"{key}.weights has no {members_named}, {why}; name one, or lower the key")
 
     def _check_finetune(self) -> None:
         """Raise ValueError if the `finetune` section does not fit the rest of the tree."""
@@ -147,17 +142,13 @@ class Config(Section):
         names = [domain.name for domain in self.domains]
         for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
             if unknown := [name for name in listed if name not in names]:
-                raise ValueError(
-                    f"finetune.{key}={unknown[0]} is not a domain of this run; it has {', '.join(names)}: add "
-                    f"{argument('--domain')} with one of them, which lines take that name no domain of their own"
-                )
+                fix = f"it has {', '.join(names)}: add {argument('--domain')} with one, for lines that name none"
+                raise ValueError(f"finetune.{key}={unknown[0]} is not a domain of this run; {fix}")
         if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
-            key, more = "model.rre_layers=0", ""
+            fault, fix = "model.rre_layers=0", "use finetune.learn=all"
             if self.model.rre_layers:
-                key, more = "ecss.enabled=false", ", or ecss.enabled=true"
-            raise ValueError(
-                f"finetune.learn={options.learn} needs experts that are updated alone, and {key}; use finetune.learn=all{more}"
-            )
+                fault, fix = "ecss.enabled=false", f"{fix}, or ecss.enabled=true"
+            raise ValueError(f"finetune.learn={options.learn} needs experts that are updated alone, and {fault}; {fix}")
 
     def check_divisible(self) -> None:
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
@@ -225,20 +216,24 @@ class Config(Section):
 
     def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
         """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""
-        each, common = self.model.experts_per_domain, list(range(self.model.common_experts))
-        own = [domain * each + number for domain in sorted(set(domains)) for number in range(each)]
-        return [own if kind == "own" else common for kind in self.model.routed]
+        size, common = self.model.experts_per_domain, list(range(self.model.common_experts))
+        numbers = [domain * size + number for domain in sorted(set(domains)) for number in range(size)]
+        return [numbers if kind == "own" else common for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
         """Return True if experts and rows of this kind learn; common ones do not where fine-tuning names the experts that do."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
+    def expert_params(self, own: int, common: int) -> int:
+        """Return the number of parameters, in all RRE layers, of so many experts in each own and each common segment."""
+        model = self.model
+        counts = (common if kind == "common" else own for kind in model.segments)
+        return model.rre_layers * sum(count * model.expert_params(s) for s, count in enumerate(counts))
+
     @property
     def domain_experts(self) -> int:
         """Number of parameters of the experts of one domain, in all RRE layers."""
-        m = self.model
-        own = (m.expert_params(s) for s, kind in enumerate(m.segments) if kind == "own")
-        return m.rre_layers * m.experts_per_domain * sum(own)
+        return self.expert_params(self.model.experts_per_domain, 0)
 
     def active_of(self, kind: Segment) -> int:
         """Return A, the maximum number of experts of one segment of this kind that a step can activate."""
@@ -249,9 +244,7 @@ class Config(Section):
     @property
     def active_expert_params(self) -> int:
         """Maximum number of parameters of experts that a step can activate, in all RRE layers."""
-        m = self.model
-        active = (self.active_of(kind) * m.expert_params(s) for s, kind in enumerate(m.segments))
-        return m.rre_layers * sum(active)
+        return self.expert_params(self.active_of("own"), self.active_of("common"))
 
     def on_one_rank(self) -> Config:
         """Return this configuration with one process in place of the parallel ranks."""
@@ -269,9 +262,7 @@ class Config(Section):
         attention, norms = 4 * (m.hidden * m.hidden + m.hidden), 2 * 2 * m.hidden
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         dense = m.layers * (attention + norms + bool(m.rows)) + m.dense_layers * ffn + 2 * m.hidden
-        experts = m.rre_layers * sum(
-            self.stored_experts(kind) * m.expert_params(s) for s, kind in enumerate(m.segments)
-        )
+        experts = self.expert_params(self.experts, m.common_experts)
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         rows = sum(self.stored_rows(entry) * entry.width for entry in m.rows)
         active = dense + m.rre_layers * ffn + m.hidden * bool(m.rows)

@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 import reprlib
-import stat
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -42,8 +41,8 @@ class _Loader(yaml.SafeLoader):
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _INTEGERS = re.compile("[-+]?(0|[1-9][0-9]{0,2}(_[0-9]{3})+|[1-9][0-9]*)$")
 _Loader.yaml_implicit_resolvers = {
-    first: [each for each in known if each[0] != _INT]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [resolver for resolver in resolvers if resolver[0] != _INT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_INT, _INTEGERS, list("-+0123456789"))
 _Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
@@ -65,10 +64,8 @@ def config_path(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
     if path.suffix in _ENDINGS or path.name != str(path) or path.is_file():
         return path
     if (shipped := shipped_configs(kind)).get(path.name) is None:
-        raise ConfigError(
-            f"{'task' if kind else 'configuration'} {path.name!r} is neither shipped nor a file; shipped: {', '.join(shipped)}; "
-            f"the name of a file ends in {' or '.join(_ENDINGS)}"
-        )
+        names = f"shipped: {', '.join(shipped)}; the name of a file ends in {' or '.join(_ENDINGS)}"
+        raise ConfigError(f"{'task' if kind else 'configuration'} {path.name!r} is neither shipped nor a file; {names}")
     return shipped[path.name]
 
 
@@ -78,45 +75,36 @@ def load_config(path: str | Path, overrides: Sequence[Override] = ()) -> Config:
 
 
 def read_tree(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str, Any]:
-    """Read a configuration's YAML file as a plain tree, and apply the overrides in order. Raises ConfigError for a missing file, a
-    pipe, broken YAML, an override that is not `key=value`, or an impossible key."""
-    file, named = Path(path), f"configuration {path}"
+    """Read a configuration's YAML file as a plain tree, and apply the overrides in order. Raises ConfigError."""
+    file, subject = Path(path), f"configuration {path}"
     try:
-        if not stat.S_ISREG(
-            (facts := file.stat()).st_mode
-        ):  # opening a pipe would wait, reading a device may never end
-            raise ConfigError(f"{named} is not a file but a folder, a pipe or a device; pass a YAML file")
-        if facts.st_size > MOST_BYTES:
-            raise ConfigError(f"{named} has more than {MOST_BYTES:,} bytes, as no other has; check the path")
-        content = file.read_bytes()
-        tree = _parse_yaml(content.decode(), f"{named} is not valid YAML")
+        if file.exists() and (not file.is_file() or file.stat().st_size > MOST_BYTES):  # reading a pipe may never end
+            raise ConfigError(f"{subject} is not a file of at most {MOST_BYTES:,} bytes; pass a YAML file")
+        tree = _parse_yaml(file.read_bytes(), f"{subject} is not valid YAML")
     except OSError as error:
-        raise ConfigError(f"cannot read {named}: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        where = f"line {1 + content.count(10, 0, error.start)}: byte {error.start}"
-        raise ConfigError(f"{named} is not valid YAML: {where} is no UTF-8; save the file as UTF-8") from None
+        raise ConfigError(f"cannot read {subject}: {error.strerror}; check the path") from error
     if not isinstance(tree, dict):
-        what = "empty" if tree is None else "a list" if isinstance(tree, list) else "a single value"
-        raise ConfigError(f"{named} is {what}; it must be a mapping of keys, such as `name: mine`")
+        content = "empty" if tree is None else short(tree)
+        raise ConfigError(f"{subject} is {content}; it must be a mapping of keys, such as `name: mine`")
     return override(tree, overrides)
 
 
 def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
     """Apply overrides to a configuration's plain tree, in order; the tree is changed and returned. Raises ConfigError."""
     option = argument("--set", "override")
-    for each in overrides:
-        key = key_of(each)
-        named = f"{option if isinstance(each, str) else 'override'} {key}"
-        if not isinstance(each, str):
-            value = each[1].item() if isinstance(each[1], np.generic) else each[1]
+    for change in overrides:
+        key = key_of(change)
+        subject = f"{option if isinstance(change, str) else 'override'} {key}"
+        if not isinstance(change, str):
+            value = change[1].item() if isinstance(change[1], np.generic) else change[1]
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        elif not key or "=" not in each:
+        elif not key or "=" not in change:
             example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
-            raise ConfigError(f"{option} {short(each)} is not key.path=value, for example {example}")
+            raise ConfigError(f"{option} {short(change)} is not key.path=value, for example {example}")
         else:
-            text = each.partition("=")[2]
-            value = _parse_yaml(text, f"{named}: {short(text)} is not a YAML value")
-        _set(tree, key, value, named)
+            text = change.partition("=")[2]
+            value = _parse_yaml(text, f"{subject}: {short(text)} is not a YAML value")
+        _set(tree, key, value, subject)
     return tree
 
 
@@ -141,8 +129,8 @@ def changed(config: Config, overrides: Sequence[Override]) -> Config:
     if not overrides:
         return config
     tree = parse_config(override(config.model_dump(), overrides))
-    named = any(key_of(change) in ("data", "data.reader") for change in overrides)
-    return tree.with_reader_named() if named or config.reader_named else tree
+    names_reader = any(key_of(change) in ("data", "data.reader") for change in overrides)
+    return tree.with_reader_named() if names_reader or config.reader_named else tree
 
 
 def dump_config(config: Config) -> str:
@@ -151,71 +139,58 @@ def dump_config(config: Config) -> str:
 
 
 _ADVICE = (
-    "write KEY: VALUE, indent the keys of a section alike, with blanks, and put a text with : * & or [ into quotes"
+    "write KEY: VALUE, indent keys of a section alike, with blanks, quote a text with : * & or [, and save as UTF-8"
 )
-"""What helps against most errors of YAML."""
+"""Advice against most errors of YAML."""
 
 
-def _parse_yaml(text: str, named: str) -> Any:
-    """Parse a YAML document. named: what it is, for the message of ConfigError."""
+def _parse_yaml(content: str | bytes, subject: str) -> Any:
+    """Parse a YAML document. subject: beginning of the message of ConfigError."""
     try:
-        return yaml.load(text, _Loader)
-    except Exception as error:  # PyYAML raises what it likes, all of it about the text
-        said, mark = str(error), getattr(error, "problem_mark", None)
-        if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+        return yaml.load(content, _Loader)
+    except Exception as error:  # PyYAML raises errors of many types, all of them about the text
+        reason = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
             within = f" ({error.context} of line {error.context_mark.line + 1})" if error.context_mark else ""
-            said = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}"
-        raise ConfigError(f"{named}: {said}; {_ADVICE}") from error
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{within}"
+        raise ConfigError(f"{subject}: {reason}; {_ADVICE}") from error
 
 
 def short(value: Any) -> str:
     """Format a value for a message: at most some four hundred characters, however large it is."""
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxlong = shown.maxother = 200
-    shown.maxlevel = shown.maxdict = shown.maxlist = 4
-    text = shown.repr(value)
+    limits = reprlib.Repr()
+    limits.maxstring = limits.maxlong = limits.maxother = 200
+    limits.maxlevel = limits.maxdict = limits.maxlist = 4
+    text = limits.repr(value)
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
-def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:
-    """Set one key of a tree. named: the override's name in messages."""
+def _set(tree: dict[str, Any], path: str, value: Any, subject: str) -> None:
+    """Set one key of a tree. subject: beginning of messages."""
     *parents, last = path.split(".")
     node: Any = tree
     for key in parents:
-        node = node[_list_index(node, key, named)] if isinstance(node, list) else node.setdefault(key, {})
+        node = node[_list_index(node, key, subject)] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{named}: {key} holds the value {short(node)}, not a section with keys of its own")
-    node[_list_index(node, last, named) if isinstance(node, list) else last] = value
+            raise ConfigError(f"{subject}: {key} holds the value {short(node)}, not a section with keys of its own")
+    node[_list_index(node, last, subject) if isinstance(node, list) else last] = value
 
 
-def _list_index(node: list[Any], key: str, named: str) -> int:
-    """Return the index in a list that a part of a key names. Raises ConfigError, about `named`, if the list has no such index."""
+def _list_index(node: list[Any], key: str, subject: str) -> int:
+    """Return the index in a list that a part of a key names. Raises ConfigError if the list has no such index."""
     if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)):
-        raise ConfigError(f"{named}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
+        raise ConfigError(f"{subject}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)
 
 
-_PATTERNS = {
-    r"^[a-z0-9_]+$": "it must have a to z, 0 to 9 and _ only",
-    r"^[a-z0-9_+]+$": "it must have a to z, 0 to 9, _ and + only",
-    r"[^./]": "it must have a character besides dots and slashes",
-    r"^\w[\w .+=-]*$": "it becomes the name of a folder: 1 to 100 letters, digits, blanks and _-.+=, a letter or digit first",
-    r"^[^\x00]+:\w+$": "it must be FILE.py:FUNCTION",
-    r"^(random|balanced|[^\x00]+\.npz)$": "it must be 'random' or 'balanced', or a file of tables, NAME.npz",
-    r"^[^\x00]*$": "it must have no null character",
-    r"^[^{}]*\{content\}[^{}]*$": "it must have {content} once, and no other brace",
-}
-"""What the patterns of `sections.py` mean."""
 _WORDS = {
-    "Input should be": "it must be",
+    "(Input|List|String) should": "it must",
     "a valid integer.*": "a whole number",
-    "a valid number.*": "a number",
     "a valid boolean.*": "true or false",
     "a valid string": "a text; put it into quotes",
-    "a valid list": "a list",
-    "(List|String) should have": "it must have",
-    " after validation": "",
-    "^Value error, ": "",
+    "a valid dictionary.*": "a section of keys",
+    "a valid ": "a ",
+    " after validation|^Value error, ": "",
 }
 """Patterns of pydantic's words, and ours."""
 
@@ -243,12 +218,8 @@ def _explain(problem: Any) -> str:
 def in_words(problem: Any) -> str:
     """Return what a value must be, from a pydantic error."""
     message: str = problem["msg"]
-    if problem["type"] == "string_pattern_mismatch":
-        message = _PATTERNS.get(problem["ctx"]["pattern"], message)
-    elif problem["type"] == "model_type":
-        message = "it must be a section of keys"
-    for words, ours in _WORDS.items():
-        message = re.sub(words, ours, message)
+    for pattern, words in _WORDS.items():
+        message = re.sub(pattern, words, message)
     return message
 
 

@@ -32,13 +32,14 @@ class Domains(list[Domain]):
     def __init__(self, domains: Iterable[Domain], slot_names: list[str]):
         super().__init__(domains)
         self.slot_names = slot_names
-        self._by_name = {d.name: d for d in self}
 
     def named(self, name: str) -> Domain:
         """Return the domain called `name`. Raises ConfigError, which lists the existing names, for an unknown name."""
-        if name not in self._by_name:
-            raise ConfigError(f"unknown domain {name!r}; this configuration has {', '.join(self._by_name)}")
-        return self._by_name[name]
+        for domain in self:
+            if domain.name == name:
+                return domain
+        names = ", ".join(domain.name for domain in self)
+        raise ConfigError(f"unknown domain {name!r}; this configuration has {names}")
 
     def in_slot(self, slot: int) -> list[Domain]:
         """Return the domains that share an embedding slot. slot: index of the slot."""
@@ -69,14 +70,12 @@ def matching_slot(name: str, names: Sequence[str]) -> int | None:
 
 def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> list[str]:
     """Return the names of the domains to keep, in the configuration's order. Raises ConfigError for unknown names, and for none."""
+    names = [domain.name for domain in config.domains]
     if bool(keep) == bool(drop):
-        raise ConfigError(
-            f"name the domains to keep with {argument('--keep')}, or those to leave away with {argument('--drop')}, not "
-            f"{'both' if keep else 'neither'}; there are {', '.join(each.name for each in config.domains)}"
-        )
+        options = f"the domains to keep with {argument('--keep')}, or those to leave away with {argument('--drop')}"
+        raise ConfigError(f"name {options}, not {'both' if keep else 'neither'}; there are {', '.join(names)}")
     for name in (*keep, *drop):
         domains_of(config).named(name)
-    chosen = [each.name for each in config.domains if (each.name in keep if keep else each.name not in drop)]
-    if not chosen:
-        raise ConfigError(f"{argument('--drop')} {', '.join(drop)}: no domain would be left; leave at least one")
-    return chosen
+    if chosen := [name for name in names if (name in keep if keep else name not in drop)]:
+        return chosen
+    raise ConfigError(f"{argument('--drop')} {', '.join(drop)}: no domain would be left; leave at least one")

@@ -37,21 +37,19 @@ _OF_THE_MACHINE = {
 def in_words(error: OSError, path: object = "", otherwise: str = "") -> str:
     """Return an error of the disk for people: file, what the system calls the error, and the fix. path: the file, if the error
     names none. otherwise: fix of an error that the system does not raise at any time, such as a missing file."""
-    file = error.filename2 or error.filename or path  # of a copy, what it wrote
+    file = error.filename2 or error.filename or path  # a copy has two names; the second is of the file that it wrote
     fix = _OF_THE_MACHINE.get(error.errno or 0, otherwise)
     return ": ".join(filter(None, [str(file), str(error.strerror or error)])) + (f"; {fix}" if fix else "")
 
 
-_MEMORY = "memory is full", "close other programs, use a smaller configuration, or raise `ulimit -v`"
+_MEMORY = "memory is full; close other programs, use a smaller configuration, or raise `ulimit -v`"
 _THREADS = (
-    "no more threads can be started, for lack of memory or by a limit of processes",
-    "close other programs, or raise `ulimit -v`, `ulimit -u` or the container's pids limit",
+    "no more threads can be started, for lack of memory or by a limit of processes; close other programs, or raise "
 )
-_EXHAUSTED = dict.fromkeys(
-    ("Memory isn't enough and alloc failed", "std::bad_alloc", "failed to map segment from"), _MEMORY
-)
+_THREADS += "`ulimit -v`, `ulimit -u` or the container's pids limit"
+_EXHAUSTED = dict.fromkeys(("Memory isn't enough", "std::bad_alloc", "failed to map segment from"), _MEMORY)
 _EXHAUSTED |= dict.fromkeys(("Resource temporarily unavailable", "can't start new thread"), _THREADS)
-"""What an error of Python or MindSpore says when the machine has no more of something → what that is, and the fix."""
+"""Words in errors of Python and MindSpore on a machine that has no more of something → message with the fix."""
 
 
 class DataError(UserError, ValueError):
@@ -67,8 +65,7 @@ _on_command_line = False
 
 
 def argument(option: str, python: str = "") -> str:
-    """Return the name of an argument for a message: "--from-domain" while a command runs, "from_domain" in Python. python: name of
-    the argument in Python where it differs."""
+    """Return the name of an argument for a message: "--from-domain" while a command runs, else "from_domain", or `python`."""
     return option if _on_command_line else python or option.removeprefix("--").replace("-", "_")
 
 
@@ -83,7 +80,7 @@ def without_effect(option: str, why: str) -> None:
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command and return its own exit status, or 2, after a message on standard error, for an error that the user can fix."""
+    """Run a command and return its exit status, or 2, after a message on standard error, for an error that the user can fix."""
     global _on_command_line
     _on_command_line = True
     try:
@@ -102,11 +99,12 @@ def exit_status(command: Callable[[], int]) -> int:
             raise
         return _say(f"error: {in_words(error)}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
-        lines = [(line, _EXHAUSTED[text]) for line in str(error).splitlines() for text in _EXHAUSTED if text in line]
-        if not lines and not isinstance(error, MemoryError):
+        lines = str(error).splitlines()
+        reasons = [(line, _EXHAUSTED[words]) for line in lines for words in _EXHAUSTED if words in line]
+        if not reasons and not isinstance(error, MemoryError):
             raise
-        line, (what, fix) = lines[0] if lines else (str(error), _MEMORY)
-        return _say(f"error: {what}{f' ({line})' if line else ''}; {fix}", 2)
+        line, message = reasons[0] if reasons else (str(error), _MEMORY)
+        return _say(f"error: {message}{f' ({line})' if line else ''}", 2)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     finally:

@@ -43,8 +43,8 @@ def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
 def check_cache_fits(config: Config, lanes: int, root: Path = Path("/")) -> None:
     """Raise ConfigError if the keys and values of `lanes` full texts do not fit in this machine's memory."""
     nbytes = 2 * config.model.layers * lanes * config.model.seq_length * config.model.hidden * _FLOAT32
-    what = f"answering {lanes} texts at a time"
-    _check(what, [Need("keys and values", nbytes, "lower lanes, such as `serve --set lanes=8`")], 1, root)
+    need = Need("keys and values", nbytes, "lower lanes, such as `serve --set lanes=8`")
+    _check(f"answering {lanes} texts at a time", [need], 1, root)
 
 
 def training_needs(config: Config) -> list[Need]:
@@ -83,32 +83,26 @@ def check_rows_fit(config: Config, folder: Path) -> None:
     """Raise ConfigError if the rows that a run can meet have no room in files in `folder`, which are not reserved at the start."""
     needed, free = row_bytes(config), shutil.disk_usage(folder).free
     if needed > free:
-        raise ConfigError(
-            f"ecss.path={folder}: the rows that {config.name} can meet take up to {needed / _GIB:,.1f} GiB, and "
-            f"{free / _GIB:,.1f} GiB are free; free space, set ecss.path to a larger disk, or lower model.rows or train.steps"
-        )
+        sizes = f"up to {needed / _GIB:,.1f} GiB, and {free / _GIB:,.1f} GiB are free"
+        fix = "free space, set ecss.path to a larger disk, or lower model.rows or train.steps"
+        raise ConfigError(f"ecss.path={folder}: the rows that {config.name} can meet take {sizes}; {fix}")
 
 
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
     """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of the limits
     of this process's cgroup (version 2) and of its ancestors. None if the system does not say. swap: False to leave out swap."""
-    kib = {
-        name: int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
-    }
-    if "MemAvailable" not in kib:
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
+    if "MemAvailable" not in sizes:
         return None
-    left = [1024 * (kib["MemAvailable"] + kib.get("SwapFree", 0) * swap)]
-    named = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
-    group = root / "sys/fs/cgroup" / (named[1] if named else "")
-    for folder in (
-        group,
-        *group.parents,
-    ):  # in a container the path may be the host's, and the group itself is above it
-        most, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
-        if most.isdigit() and used.isdigit():  # "max" is no limit
+    limits = [1024 * (int(sizes["MemAvailable"]) + int(sizes.get("SwapFree", 0)) * swap)]
+    path = re.search(r"^0::/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE)
+    group = root / "sys/fs/cgroup" / (path[1] if path else "")
+    for folder in (group, *group.parents):  # a container may show the host's path, and have its group above
+        limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
+        if limit.isdigit() and used.isdigit():  # "max" is no limit
             cache = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
-            left.append(max(0, int(most) - int(used) + int(cache[1] if cache else 0)))
-    return min(left)
+            limits.append(max(0, int(limit) - int(used) + int(cache[1] if cache else 0)))
+    return min(limits)
 
 
 def _read(file: Path) -> str:
@@ -119,17 +113,15 @@ def _read(file: Path) -> str:
         return ""
 
 
-def _check(what: str, needs: list[Need], processes: int, root: Path) -> None:
+def _check(purpose: str, needs: list[Need], processes: int, root: Path) -> None:
     needed, free = sum(need.nbytes for need in needs) * processes, available_memory(root)
     if free is None or needed <= free:
         return
     largest = sorted((need for need in needs if need.nbytes), key=lambda need: -need.nbytes)
     items = ", ".join(f"{need.name} {need.nbytes / _GIB:,.1f}" for need in largest)
     items += f" in each of {processes} processes" * (processes > 1)
-    raise ConfigError(
-        f"{what} needs at least {needed / _GIB:,.1f} GiB of memory ({items}), and {free / _GIB:,.1f} GiB are free here; "
-        f"{largest[0].fix}"
-    )
+    sizes = f"{needed / _GIB:,.1f} GiB of memory ({items}), and {free / _GIB:,.1f} GiB are free here"
+    raise ConfigError(f"{purpose} needs at least {sizes}; {largest[0].fix}")
 
 
 def _table_bytes(config: Config) -> int:

@@ -78,13 +78,12 @@ def evaluate(
         all_samples: read all held-out samples, not only those that training evaluates.
         input: any other text, files or folders of documents as in `prepare_data`, in samples of model.seq_length tokens; all tokens
             of a document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning.
-            "unigram" is None: no training text is read.
+            "unigram" is None: no training text is read. Records are read as the run's text was, but for changed keys of section
+            `data`, such as data.text_key=body; a reader that a run recorded is not executed.
         text: or a text, as one document of `domain`.
         domain: domain of `text`, or of all records of `input`; by default records say it.
         passages: also continue this many passages of held-out text of each domain, and print how they and the model go on; in the
             result by domain under "passages".
-        overrides: keys of section `data` that say how records of `input` are read, such as data.text_key=body; by default as the
-            run's text. A reader that a run recorded is not executed.
 
     Examples:
         pangu-sigma evaluate runs/sigma_tiny --passages 1
@@ -93,26 +92,21 @@ def evaluate(
     """
     from pangu_sigma.held_out.losses import format_losses
 
-    models, others, files, changes = (
-        several(model, _model),
-        paths(against),
-        paths(input),
-        arguments.overrides_of(overrides),
-    )
-    other_text = bool(files) or text is not None
+    models, others, files = several(model, _model), paths(against), paths(input)
+    changes, is_other_text = arguments.overrides_of(overrides), bool(files) or text is not None
     check_count("passages", passages)
-    if (other_text or not others) and len(models) != 1:
+    if (is_other_text or not others) and len(models) != 1:
         alone = argument("--against")
         raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
-    if other_text:
+    if is_other_text:
         if all_samples or others or passages:
-            named = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
-            without_effect(named, "they are about held-out text, and this is other text")
+            options = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
+            without_effect(options, "they are about held-out text, and this is other text")
         return _evaluate_other_text(_opened(models[0]), files, text, domain, changes)
     if domain is not None or changes:
-        named = f"{argument('--domain')} or {argument('--set', 'overrides')}"
-        without_effect(named, f"held-out text is prepared, and only records of {argument('--input')} are read by them")
-    folders = [Path(each) for each in models]
+        options = f"{argument('--domain')} or {argument('--set', 'overrides')}"
+        without_effect(options, f"held-out text is prepared; only records of {argument('--input')} are read by them")
+    folders = [Path(folder) for folder in models]
     with mindspore_lock:
         if others:
             if passages:
@@ -120,9 +114,9 @@ def evaluate(
             from pangu_sigma.held_out.compare import compare_runs, format_differences
 
             comparison = compare_runs(folders, others, all_samples)
-            rows = [each["domains"] for each in comparison["pairs"]]
-            theirs = [{name: figures["against"] for name, figures in row.items()} for row in rows]
-            return _measured(comparison, format_differences(comparison), [*rows, *theirs])
+            rows = [pair["domains"] for pair in comparison["pairs"]]
+            other_rows = [{name: figures["against"] for name, figures in row.items()} for row in rows]
+            return _measured(comparison, format_differences(comparison), [*rows, *other_rows])
         from pangu_sigma.held_out.run import evaluate_run
 
         losses = evaluate_run(folders[0], all_samples, passages, getattr(models[0], "_weights", None))
@@ -137,7 +131,6 @@ def evaluate(
 def _evaluate_other_text(
     model: Model, files: list[Path], text: str | None, domain: str | None, overrides: list[Override]
 ) -> Result:
-    """Measure the loss of a text, or of the documents of files."""
     from pangu_sigma.held_out.decoded import measure_documents
     from pangu_sigma.held_out.losses import format_losses
     from pangu_sigma.held_out.text import read_documents
@@ -158,10 +151,10 @@ def _evaluate_other_text(
 
 def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, Any]]) -> Result:
     """Return a result, and log the domains whose losses are not finite. losses: figures by domain."""
-    if found := dict.fromkeys(name for each in losses for name, figures in each.items() if figures["loss"] is None):
+    if names := dict.fromkeys(name for row in losses for name, figures in row.items() if figures["loss"] is None):
         why = "weights are NaN, infinite or too large to compute with"
-        logger.error("the loss of %s is not finite: %s", ", ".join(found), why)
-    return Result(values, table, not found)
+        logger.error("the loss of %s is not finite: %s", ", ".join(names), why)
+    return Result(values, table, not names)
 
 
 @checked
@@ -224,46 +217,43 @@ def generate(
         pangu-sigma generate exports/sigma_tiny --domain code --prompt def --temperature 0.8 --top-p 0.9
         pangu-sigma generate exports/sigma_tiny --domain en --prompts lines.txt --json -
     """
-    given = locals()
-    sampling = {field.name: given[field.name] for field in fields(Sampling)}  # each is a parameter
-    asked, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
+    values = locals()
+    sampling = {field.name: values[field.name] for field in fields(Sampling)}  # all of them are parameters
+    all_prompts, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
     opened = _opened(model) if weights is None else Model(model, weights)
-    if prompt == () and not asked:
+    if prompt == () and not all_prompts:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
     if not domains:
-        known = ", ".join(each.name for each in opened.domains)
-        raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {known}")
-    domains *= len(asked) if len(domains) == 1 else 1
-    if len(domains) != len(asked):
-        counts = f"{argument('--domain')} has {len(domains)} names for {len(asked)} prompts"
+        names = ", ".join(domain.name for domain in opened.domains)
+        raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {names}")
+    domains *= len(all_prompts) if len(domains) == 1 else 1
+    if len(domains) != len(all_prompts):
+        counts = f"{argument('--domain')} has {len(domains)} names for {len(all_prompts)} prompts"
         raise ConfigError(f"{counts}; give one for all, or one for each")
     check_request(max_new_tokens, seed)
     options = _sampling(sampling, seed)
     from pangu_sigma.generate import text
 
-    pairs = list(zip(domains, asked, strict=True))
+    pairs, length = list(zip(domains, all_prompts, strict=True)), opened.config.model.seq_length
     answers = text.generate(opened.engine, pairs, max_new_tokens, options, seed, texts(stop))
-    length, ends = (
-        opened.config.model.seq_length,
-        "%d of %d answers end because prompt and answer have model.seq_length=%d",
-    )
-    if cut := sum(not each.finished and len(each.ids) >= length for each in answers):
+    if cut := sum(not answer.finished and len(answer.ids) >= length for answer in answers):
+        ends = "%d of %d answers end because prompt and answer have model.seq_length=%d"
         logger.warning(ends, cut, len(answers), length)
-    return Results(answers, "\n".join(f"[{each.domain}] {each.prompt}|{each.text}" for each in answers))
+    return Results(answers, "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers))
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file or of standard input. Raises ConfigError, which names the line, for what is no UTF-8."""
-    named = f"{argument('--prompts')} {file}"
+    """Return the lines of a file or of standard input. Raises ConfigError for an empty one, and bytes that are not UTF-8."""
+    source = f"{argument('--prompts')} {file}"
     try:
         text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        raise ConfigError(f"{named}: {error.strerror}; name a file with a prompt a line") from None
+        raise ConfigError(f"{source}: {error.strerror}; name a file with a prompt a line") from None
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
+        check_text(line, f"{source}: line {number}")
         if not line:
-            raise ConfigError(f"{named}: line {number} is empty; write a prompt a line")
-        check_text(line, f"{named}: line {number}")
+            raise ConfigError(f"{source}: line {number} is empty; write a prompt a line")
     return lines
 
 
@@ -293,10 +283,7 @@ def export(
     if weights != "float32" and format != "mindir":
         without_effect(f"{argument('--weights')}={weights}", f"{kind}={format} has the weights as they are")
     if path.suffix == ".safetensors":
-        raise ConfigError(
-            f"{argument('--output')} {path} is named as a file of weights, and {kind}={format} writes a folder; choose another "
-            f"name: {kind}=hf has safetensors inside"
-        )
+        raise ConfigError(f"{path} is named as a file; choose a folder's name: {kind}=hf has safetensors inside")
     from pangu_sigma.convert.conversion import convert_model
     from pangu_sigma.convert.mindir import export_mindir, verify_export
 
@@ -313,12 +300,12 @@ def export(
 
 
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
-    """Return sampling options given as keywords. Warns of what has no effect. Raises ConfigError for an unknown one."""
-    known = [field.name for field in fields(Sampling)]
-    if unknown := [*(options.keys() - known)]:
-        allowed = ", ".join(["max_new_tokens", "seed", "stop", *known])
-        raise ConfigError(f"{unknown[0]}: unknown argument; allowed here: {allowed}")
-    sampling = Sampling(**options)
+    """Return sampling options given as keywords. Warns of options without effect. Raises ConfigError for an unknown one."""
+    try:
+        sampling = Sampling(**options)
+    except TypeError as error:
+        names = ", ".join(field.name for field in fields(Sampling))
+        raise ConfigError(f"{error}; allowed here: max_new_tokens, seed, stop, {names}") from None
     if sampling.temperature == 0:
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
             if (value := {**options, "seed": seed}.get(name, default)) != default:
@@ -326,9 +313,9 @@ def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     return sampling
 
 
-def _check_below(name: str, value: int, count: int, there_are: str) -> None:
+def _check_below(name: str, value: int, count: int, listed: str) -> None:
     if not 0 <= value < count:
-        raise ConfigError(f"{name}={value} is not allowed: {there_are} 0 … {count - 1}")
+        raise ConfigError(f"{name}={value} is not allowed: {listed} 0 … {count - 1}")
 
 
 class Model:
@@ -424,8 +411,8 @@ class Model:
     def hidden_states(self, text_or_ids: TextOrIds, domain: Text) -> np.ndarray:
         """Return the hidden states of a text's tokens, float32 [L + 1, T, H]: first the embeddings, then those after each layer.
         The last, the query layer, reads the LayerNorm of what comes before; its result times the slot's rows are the logits."""
-        known, ids = self.domains.named(domain), self._read(text_or_ids, domain)
-        with self.engine.lane_for(known, ids) as lane:
+        ids = self._read(text_or_ids, domain)
+        with self.engine.lane_for(self.domains.named(domain), ids) as lane:
             return self.engine.decoder.hidden_states(lane, ids)
 
     @checked
@@ -442,8 +429,7 @@ class Model:
         _check_below("segment", segment, len(routed), "the RRE layers have the segments")
         stored = self.config.stored_experts(routed[segment])
         _check_below("number", number, stored, f"segment {segment} has the experts")
-        _, in_layer = self.config.model.in_layer(segment)
-        names = ("w1", "b1", "w2") if in_layer else ("w1", "b1", "w2", "b2")
+        names = ("w1", "b1", "w2") if self.config.model.in_layer(segment)[1] else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 
     @checked
@@ -456,12 +442,13 @@ class Model:
         if (rows is None) == (segment is None) or (segment is None and expert is not None):
             raise ConfigError("without: give rows=…, or segment=… and perhaps expert=…")
         entries = len(self.config.model.rows)
-        if rows is not None and (rows is False or (rows is not True and not 0 <= rows < entries) or not entries):
-            raise ConfigError(f"rows={rows} is not allowed: the model has {entries} entries of rows; True: all")
         if segment is not None:
-            self.expert(segment, 0 if expert is None else expert)  # refuses what is not there
+            self.expert(segment, 0 if expert is None else expert)  # refuses numbers that do not exist
             return self._lacking(experts=frozenset({(segment, expert)}))
-        return self._lacking(rows=frozenset(range(entries) if rows is True else [int(rows or 0)]))
+        numbers = range(entries) if rows is True else () if isinstance(rows, bool) else (rows,)
+        if not entries or not {*numbers} & {*range(entries)}:
+            raise ConfigError(f"rows={rows} is not allowed: the model has {entries} entries of rows; True: all")
+        return self._lacking(rows=frozenset(numbers))
 
     def _lacking(self, **parts: Any) -> Model:
         from pangu_sigma.generate.ablation import Ablation

@@ -33,10 +33,8 @@ def refuse_compile_cache() -> None:
     import mindspore as ms
 
     if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1" or ms.get_context("enable_compile_cache"):
-        raise UserError(
-            "MindSpore's compile cache is on, by MS_COMPILER_CACHE_ENABLE=1 or set_context(enable_compile_cache=True): a run would "
-            "compute with another graph than its own; switch it off"
-        )
+        cause = "by MS_COMPILER_CACHE_ENABLE=1 or set_context(enable_compile_cache=True)"
+        raise UserError(f"MindSpore's compile cache is on, {cause}: it confuses graphs; switch it off")
 
 
 @contextmanager

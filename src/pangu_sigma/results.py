@@ -38,7 +38,9 @@ class Table(_Printed, dict[str, Any]):
     """Columns by name, arrays or lists of one length, such as `pandas.DataFrame` takes; prints their names and ends."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]):
-        ends = [(name, f"{_short(each[0])} … {_short(each[-1])}") for name, each in columns.items() if len(each)]
+        ends = [
+            (name, f"{_short(values[0])} … {_short(values[-1])}") for name, values in columns.items() if len(values)
+        ]
         head = f"{len(next(iter(columns.values()), ())):,} rows; the columns, from the first value to the last:"
         super().__init__(columns, "\n".join([head, *aligned(ends, "<")]))
 

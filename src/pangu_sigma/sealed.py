@@ -51,9 +51,9 @@ def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True)
         actual = fingerprint(file) if content else {"bytes": file.stat().st_size}
     except OSError as error:
         raise DamagedFile(in_words(error, file, fix)) from error
-    for what, value in actual.items():
-        if value != recorded[what]:
-            raise DamagedFile(f"{file}: {what} is {value}, {recorded[what]} was written; the file is damaged, {fix}")
+    for key, value in actual.items():
+        if value != recorded[key]:
+            raise DamagedFile(f"{file}: {key} is {value}, {recorded[key]} was written; the file is damaged, {fix}")
 
 
 def sealed(body: dict[str, Any], record: bool = False) -> bytes:
@@ -92,11 +92,13 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def seal_folder(folder: Path, names: Iterable[str], facts: dict[str, Any], known: dict[str, Any] | None = None) -> None:
+def seal_folder(
+    folder: Path, names: Iterable[str], facts: dict[str, Any], fingerprints: dict[str, Any] | None = None
+) -> None:
     """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk. facts: other contents of
-    the seal. known: fingerprints that the writer of a file has computed, so that large files are not read again."""
-    files = {name: (known or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
-    for path in dict.fromkeys(each for name in files for each in (folder / name, (folder / name).parent)):
+    the seal. fingerprints: those that the writer of a file has computed, so that large files are not read again."""
+    files = {name: (fingerprints or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
+    for path in dict.fromkeys(path for name in files for path in (folder / name, (folder / name).parent)):
         sync(path)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from pangu_sigma.chips import Chip
 from pangu_sigma.errors import UserError
@@ -18,6 +20,18 @@ class Section(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
+
+
+def matching(pattern: str, meaning: str, max_length: int = 4_000) -> AfterValidator:
+    """Return the constraint that a regular expression matches a text of at most max_length characters. meaning: in words."""
+
+    def check(text: str) -> str:
+        if len(text) > max_length or not re.fullmatch(pattern, text, re.DOTALL):
+            limit: Any = meaning if len(text) <= max_length else f"must have at most {max_length} characters"
+            raise PydanticCustomError("text", f"it {limit}")
+        return text
+
+    return AfterValidator(check)
 
 
 # Upper limits are far above any real model: a slip of the pen is an error here and not a loop or an allocation without end.
@@ -39,11 +53,10 @@ PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30)]
 """Positive number far enough within float32's range to be multiplied."""
 HeldOutFraction = Annotated[float, Field(gt=0.0, lt=0.5)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-RecordKey = Annotated[str, Field(min_length=1, max_length=1_000)]
-Glob = Annotated[str, Field(max_length=4_000, pattern=r"[^./]")]
+Glob = Annotated[str, matching(r".*[^./].*", "must have a character besides dots and slashes")]
 """Glob of paths, with at least one character besides dots and slashes: others match no file."""
-FilePath = Annotated[str, Field(min_length=1, max_length=4_000, pattern=r"^[^\x00]*$")]
-RoutingTables = Annotated[str, Field(max_length=4_000, pattern=r"^(random|balanced|[^\x00]+\.npz)$")]
+FilePath = Annotated[str, Field(min_length=1), matching(r"[^\x00]*", "must have no null character")]
+Name = Annotated[str, matching(r"[a-z0-9_]+", "must have a to z, 0 to 9 and _ only", 100)]
 Activation = Literal["fast_gelu", "tanh", "erf"]
 """fast_gelu: x · sigmoid(1.702 x). tanh: x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))). erf: x/2 · (1 + erf(x/√2))."""
 Segment = Literal["own", "common"]
@@ -154,9 +167,7 @@ class ModelConfig(Section):
             raise ValueError("dense_layers + rre_layers is 0; at least 1 is needed, which is the query layer")
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
             widths = " + ".join(str(entry.width) for entry in self.rows)
-            raise ValueError(
-                f"rows have the widths {widths}, which must add up to hidden={self.hidden}; or leave them out"
-            )
+            raise ValueError(f"rows have the widths {widths}; set some that add up to hidden={self.hidden}, or none")
         if self.segments[0] != "own":
             raise ValueError("segments begins with common; the first one is own, because it has the output bias")
         if ("common" in self.segments) != bool(self.common_experts):
@@ -168,7 +179,7 @@ class ModelConfig(Section):
 class DomainConfig(Section):
     """Section `domains`, one entry: a domain's name, sample format, language, embedding slot and sampling weight."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
+    name: Name
     format: Literal["text", "bilingual", "code"] = "text"
     """Sample format. `text`: text, then <eot>. `bilingual`: language tag before each side. `code`: language tag, then the code."""
     language: Literal["zh", "en", "mixed", "python", "java"] = "en"
@@ -202,7 +213,9 @@ class VocabularyConfig(Section):
 class RoutingConfig(Section):
     """Section `routing`, the second level of RRE, below domains: token id → expert of the domain, by one table per segment."""
 
-    table: RoutingTables = "random"
+    table: Annotated[
+        str, matching(r"random|balanced|[^\x00]+\.npz", "must be 'random' or 'balanced', or a file of tables, NAME.npz")
+    ] = "random"
     """`random`: every expert gets the same number of ids (paper). `balanced`: every expert gets nearly the same number of tokens,
     and the most frequent ids are spread over several experts (our choice). FILE.npz: tables that `ps.write_routing` wrote, or of a
     run with this vocabulary."""
@@ -259,12 +272,12 @@ class DataConfig(Section):
 
     path: FilePath = "data/prepared"
     """Folder of prepared data: `prepare-data` writes it, `train` reads it."""
-    text_key: RecordKey = "text"
+    text_key: Annotated[str, Field(min_length=1, max_length=1_000)] = "text"
     """Key of a record, or Parquet column, that holds its text; `a.b` is the key b in the object a. `domain` names its domain."""
     domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
     """Glob of a file or of a folder → name of the domain of all records there, whose key `domain` is not read. A glob is compared
     with the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
-    reader: Annotated[str, Field(max_length=4_000, pattern=r"^[^\x00]+:\w+$")] | None = None
+    reader: Annotated[str, matching(r"[^\x00]+:\w+", "must be FILE.py:FUNCTION")] | None = None
     """FILE.py:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave it
     out, which is counted. It is executed only if your own file or --set names it, not if a run or an export does. null: none."""
     max_mib_per_domain: PositiveFloat | None = None
@@ -444,7 +457,9 @@ class TrainConfig(Section):
         return self.loss_scale.initial if self.compute_dtype == "float16" else 1.0
 
 
-MessageTemplate = Annotated[str, Field(max_length=1_000, pattern=r"^[^{}]*\{content\}[^{}]*$")]
+MessageTemplate = Annotated[
+    str, matching(r"[^{}]*\{content\}[^{}]*", "must have {content} once, and no other brace", 1_000)
+]
 """Text with the placeholder `{content}` for the content of a message."""
 
 
@@ -464,7 +479,7 @@ class ChatConfig(Section):
 class FinetuneConfig(Section):
     """Section `finetune`: fine-tuning on a task's samples, whose answers alone count in the loss. null for training on text."""
 
-    task: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
+    task: Name
     """Name of the task."""
     domain: str
     """Domain of samples that do not name a domain."""
@@ -484,5 +499,5 @@ class FinetuneConfig(Section):
     the prompt. `none`: cut nothing. A sample that is still too long is left out; answers are never cut."""
     patience: Positive = 3
     """Number of consecutive evaluations without a better loss after which the run ends (early stopping)."""
-    metric: Annotated[str, Field(pattern=r"^[a-z0-9_+]+$", max_length=100)] = "loss"
+    metric: Annotated[str, matching(r"[a-z0-9_+]+", "must have a to z, 0 to 9, _ and + only", 100)] = "loss"
     """Name of the metric of the task."""

@@ -25,30 +25,27 @@ class NotWritable(UserError):
 def check_folder_writable(folder: Path, option: str) -> None:
     """Raise NotWritable unless `folder` can be created, or exists and can be written into; nothing is left behind. option: the
     option that gave the path, for messages, such as "--output"."""
-    named, existing = argument(option), folder.absolute()
+    name, existing = argument(option), folder.absolute()
     try:
-        existing = next(each for each in (existing, *existing.parents) if each.is_symlink() or each.exists())
+        existing = next(path for path in (existing, *existing.parents) if path.is_symlink() or path.exists())
         # permissions do not tell: root may do everything, but not on a read-only or full file system, or in /proc
         with tempfile.TemporaryDirectory(prefix=".pangu_sigma-", dir=existing):
             pass
     except OSError as error:
-        why = f"cannot write into {existing}: {error.strerror}; name another path with {named}"
-        raise NotWritable(f"{named} {folder}: {why}") from error
+        why = f"cannot write into {existing}: {error.strerror}; name another path with {name}"
+        raise NotWritable(f"{name} {folder}: {why}") from error
 
 
 def check_file_writable(file: Path, option: str) -> None:
-    """Raise NotWritable unless `file` can be made: its folder exists, and it does not. A device may exist, such as /dev/stdout."""
-    named = argument(option)
-    if file.is_file() and not file.is_relative_to("/dev"):
-        raise NotWritable(f"{file} exists; choose another path with {named}, or remove it: nothing is replaced")
+    """Raise NotWritable unless `file` does not exist and can be made. option: as in `check_folder_writable`."""
+    name = argument(option)
+    if file.exists():
+        raise NotWritable(f"{file} exists; choose another path with {name}, or remove it: nothing is replaced")
     try:
-        if not file.exists():
-            file.touch()
-            file.unlink()
-        elif file.is_dir() or not os.access(file, os.W_OK):
-            raise OSError(0, "it is a folder, or this user may not write it")
+        file.touch()
+        file.unlink()
     except OSError as error:
-        raise NotWritable(f"{named} {file}: {error.strerror}; name another file with {named}") from error
+        raise NotWritable(f"{name} {file}: {error.strerror}; name another file with {name}") from error
 
 
 def refuse_link(path: Path) -> None:
@@ -69,9 +66,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = lock.read(1000).strip() or "another process"
-            raise NotWritable(
-                f"{folder} is written by {holder}; wait until it ends, or choose another folder"
-            ) from None
+            raise NotWritable(f"{folder} is written by {holder}; wait, or choose another folder") from None
         except OSError as error:
             raise NotWritable(f"{file}: {error.strerror}; use a file system that has locks") from error
         if not os.fstat(lock.fileno()).st_nlink:  # the holder ended just now, and removed the folder
