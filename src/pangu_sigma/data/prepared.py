@@ -25,7 +25,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.indexed import token_shards
 from pangu_sigma.data.manifest import MANIFEST_FILE, load_manifest
 from pangu_sigma.data.token_files import HASH_BYTES, HASHES_NAME, Tokens, VerifiedFile, chunks_of
-from pangu_sigma.errors import DataError, in_words
+from pangu_sigma.errors import DataError, argument, in_words
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import DamagedFile, verify
 from pangu_sigma.text.tokenizer import MODELS, Tokenizer
@@ -66,13 +66,8 @@ class PreparedData:
 
         Raises ConfigError for a domain that is not there, DataError for a manifest that is missing, damaged or of another format.
         """
-        prepared = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
-        if prepared and not all((folder / name).is_dir() for name in names or ()):
-            raise ConfigError(
-                f"data.path={folder} holds domains {', '.join(prepared)}, this configuration has {', '.join(names or ())}; set "
-                "data.path to data of these domains, or run prepare-data with this configuration, with --extend to add those that "
-                "are missing, or with another data.path"
-            )
+        if problem := missing_domains(folder, names or ()):
+            raise ConfigError(problem)
         self.folder, self.manifest = folder, load_manifest(folder, names)
         self._hashes = "", b""  # of one domain at a time: its files have copies of theirs
 
@@ -165,6 +160,17 @@ class PreparedData:
             for file in Bar(record.files, desc=f"verifying {name}", unit="file"):
                 self.file(name, file).check()
         self.tokenizer()
+
+
+def missing_domains(folder: Path, names: Sequence[str]) -> str:
+    """Return the problem of prepared data that lacks one of these domains, or ""."""
+    prepared = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
+    if not prepared or all((folder / name).is_dir() for name in names):
+        return ""
+    return (
+        f"data.path={folder} holds domains {', '.join(prepared)}, this configuration has {', '.join(names)}; run prepare-data "
+        f"with {argument('--extend')} to add the missing ones, choose another data.path, or remove the folder"
+    )
 
 
 def preparation_settings(config: Config) -> dict[str, Any]:

@@ -39,8 +39,7 @@ import xxhash
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.data.packaged.translations import catalogue_pairs, json_pairs, page_pairs
-from pangu_sigma.data.prepare.input_files import sha256_of
-from pangu_sigma.data.prepare.reading import content_hash
+from pangu_sigma.data.prepare.reading import content_hash, sha256_of
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.process import child_environment

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pangu_sigma.data.prepare.stages.executors import LocalProcesses
-from pangu_sigma.data.prepare.stages.stage import Stage, StageError, rows_of, tables_of
-from pangu_sigma.data.prepare.stages.staging import staged
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError, rows_of, staged, tables_of
 from pangu_sigma.writable import NotWritable
 
 
