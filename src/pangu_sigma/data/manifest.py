@@ -174,8 +174,8 @@ class Manifest(_Record):
     def save(self, folder: Path) -> None:
         """Write manifest.json, with its own hash, into the folder of each domain below `folder`. Raises OSError."""
         for name, record in self.domains.items():
-            own = self.model_copy(update={"domains": {name: record}})
-            write_atomically(folder / name / MANIFEST_FILE, sealed(own.model_dump(mode="json")))
+            domain_manifest = self.model_copy(update={"domains": {name: record}})
+            write_atomically(folder / name / MANIFEST_FILE, sealed(domain_manifest.model_dump(mode="json")))
 
 
 def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:

@@ -105,12 +105,12 @@ class SampleOrder:
 
     def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:
         """Return (domain, sample numbers) of each block of the next update, and advance the cursor past it."""
-        taken = []
+        blocks = []
         for domain in self._choose(cursor):
             first = cursor.taken[domain]
             cursor.taken[domain] += self._per_block
-            taken.append((domain, [self.sample(domain, n) for n in range(first, cursor.taken[domain])]))
-        return taken
+            blocks.append((domain, [self.sample(domain, n) for n in range(first, cursor.taken[domain])]))
+        return blocks
 
     def sample(self, domain: int, number: int) -> int:
         """Return the index of the sample that training takes from a domain as its `number`-th, counted from 0 over all epochs."""
@@ -138,13 +138,13 @@ class SampleOrder:
     def _choose(self, cursor: Cursor) -> list[int]:
         """Return the domain of each of the next blocks: the domain of the block's set that is furthest behind its weight; ties are
         drawn."""
-        taken = np.array(cursor.taken) - (np.array(cursor.begun) if cursor.begun else 0)
-        drawn, sets = taken // self._per_block, len(self._sets)
-        active = self._mixture.active_D(int(taken.sum()) // (self._per_block * self._blocks))
+        taken_D = np.array(cursor.taken) - (np.array(cursor.begun) if cursor.begun else 0)
+        drawn, sets = taken_D // self._per_block, len(self._sets)
+        active = self._mixture.active_D(int(taken_D.sum()) // (self._per_block * self._blocks))
         rng = np.random.default_rng([self._seed, int(drawn.sum())])
         chosen_M = np.zeros(self._blocks, int)
         for m in range(self._blocks):
-            members, chance = self._sets[m % sets], rng.random(len(taken))
+            members, chance = self._sets[m % sets], rng.random(len(taken_D))
             due = self._mixture.due_M(members, int(drawn[members].sum()) + 1, self._blocks // sets)
             behind = np.where(active[members], due - drawn[members] + 1e-6 * chance[members], -np.inf)
             chosen_M[m] = members[behind.argmax()]

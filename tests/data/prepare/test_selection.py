@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.data.prepare.blocks import ROW_BITS, Block, Work
 from pangu_sigma.data.prepare.reading import ROWS, content_hash, row_of
-from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, select, wanted
+from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, held_out_count, select
 from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.text.documents import Document
 
@@ -104,7 +104,7 @@ def test_candidates_are_several_for_each_that_is_wanted():
 @given(st.integers(2, 60), st.floats(0.001, 0.499), st.floats(0.001, 0.499))
 def test_at_least_one_document_is_wanted_and_one_is_trained_on_in_any_case(count, share, own):
     found = selected([[str(i) for i in range(count)]], held_out=share, own=own).candidates
-    assert 1 <= wanted(count, own) <= len(found) <= max(wanted(count, own), count // 2) < count
+    assert 1 <= held_out_count(count, own) <= len(found) <= max(held_out_count(count, own), count // 2) < count
 
 
 def test_a_domains_own_fraction_keeps_the_candidates_unless_it_needs_more():
@@ -112,7 +112,7 @@ def test_a_domains_own_fraction_keeps_the_candidates_unless_it_needs_more():
     usual = selected([texts], held_out=0.05).candidates
     for own in (0.01, 0.1, 0.25):
         assert selected([texts], held_out=0.05, own=own).candidates == usual
-        assert wanted(100, own) == round(100 * own)
+        assert held_out_count(100, own) == round(100 * own)
     assert len(selected([texts], held_out=0.05, own=0.4).candidates) == 40
 
 

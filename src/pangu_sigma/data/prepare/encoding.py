@@ -54,15 +54,15 @@ class SampleItem:
     steps: tuple[int, ...]
 
 
-def _kept_rows(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
-    """Return columns of the kept documents of a block, in order, with `rank` and `runs_before`. number: index of the block."""
-    kept = work.stage.read("select/documents", number)
+def _selected_rows(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
+    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`. number: index of the block."""
+    selection = work.stage.read("select/documents", number)
     documents = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
-    rows = documents.filter(pc.is_in(documents["document"], kept["document"]))
-    return rows.append_column("rank", kept["rank"]).append_column("runs_before", kept["runs_before"])
+    rows = documents.filter(pc.is_in(documents["document"], selection["document"]))
+    return rows.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
 
 
-def kept_documents(
+def selected_documents(
     work: Work, number: int, block: Block, *more: str
 ) -> Iterator[tuple[Domain, int | None, Segments, Any]]:
     """Yield the kept documents of a block, in order: domain, rank as a candidate for the held-out set, text, and the values of
@@ -70,7 +70,7 @@ def kept_documents(
 
     number: index of the block.
     """
-    for batch in _kept_rows(work, number, block, "domain", "languages", "texts", *more).to_batches(_BATCH):
+    for batch in _selected_rows(work, number, block, "domain", "languages", "texts", *more).to_batches(_BATCH):
         for row in batch.to_pylist():
             segments = tuple(zip(row["languages"], row["texts"], strict=True))
             yield work.domains[row["domain"]], row["rank"], segments, tuple(row[name] for name in ("document", *more))
@@ -87,11 +87,11 @@ def sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, 
 
 def sample_block(work: Work, number: int, item: SampleItem) -> Iterator[pa.Table]:
     """Return the text of a block that pieces are learned from: English runs of each domain, at equal steps."""
-    table = _kept_rows(work, number, item.block, "domain", "runs", "texts")
+    table = _selected_rows(work, number, item.block, "domain", "runs", "texts")
     certain = table.filter(pc.and_(pc.is_null(table["rank"]), pc.greater(table["runs"], 0)))
     sampled = list[dict[str, Any]]()
-    for row, (n, runs, before) in enumerate(rows_of(certain.select(["domain", "runs", "runs_before"]))):
-        if (first := -before % item.steps[n]) < runs:
+    for row, (n, runs, runs_before) in enumerate(rows_of(certain.select(["domain", "runs", "runs_before"]))):
+        if (first := -runs_before % item.steps[n]) < runs:
             texts = certain["texts"][row].as_py()
             all_runs = [run for text in texts for run in english_runs(text, work.domains[n].language)]
             sampled += [{"domain": n, "text": run} for run in all_runs[first :: item.steps[n]]]
@@ -106,7 +106,7 @@ def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
     return Tokenizer(alpha_model(), english, np.frombuffer(rows, np.int32).reshape(slots, -1))
 
 
-def whole_tokenizer(work: Work) -> Tokenizer:
+def full_tokenizer(work: Work) -> Tokenizer:
     """Return the tokenizer with a row for every id, of the English pieces in the stage."""
     return _tokenizer(work.stage.read("sample/english")["bytes"][0].as_py(), len(work.domains.slot_names), b"")
 
@@ -119,8 +119,8 @@ def final_tokenizer(work: Work) -> Tokenizer:
 
 def count_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
-    tokenizer, ids_of_slot = whole_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
-    for domain, rank, segments, _ in kept_documents(work, number, item):
+    tokenizer, ids_of_slot = full_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
+    for domain, rank, segments, _ in selected_documents(work, number, item):
         if rank is None:
             ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
@@ -141,7 +141,7 @@ def encode_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Encode the kept documents of a block."""
     tokenizer = final_tokenizer(work)
     groups = [list[dict[str, Any]]() for _ in range(2 * len(work.domains))]
-    for domain, rank, segments, (document, hold, size) in kept_documents(work, number, item, "hold", "bytes"):
+    for domain, rank, segments, (document, hold, size) in selected_documents(work, number, item, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
         group = candidates_of(domain.index) if rank is not None else others_of(domain.index)

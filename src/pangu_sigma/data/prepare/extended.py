@@ -58,29 +58,29 @@ class _Extension:
             raise type(error)(
                 f"{argument('--extend')}: set data.path to prepared data that gets more domains. {error}"
             ) from error
-        new = [domain for domain in config.domains if domain.name not in data.manifest.domains]
-        _refuse(config, data, bool(new))
+        new_domains = [domain for domain in config.domains if domain.name not in data.manifest.domains]
+        _refuse(config, data, bool(new_domains))
         slots = list(dict.fromkeys(record.slot for record in data.manifest.domains.values()))
         domains = [
             Domain(n, name, form, language, slots.index(slot), 0, 0, 1.0)
             for n, (name, form, language, slot, *_) in enumerate(data.manifest.config["domains"])
         ]
         kept = _WholeVocabulary(path, data.tokenizer(), Domains(domains, slots))
-        own = config.data.model_copy(update={"phases": [], "path": str(_folder_of(path))})
-        old = [domain.name for domain in config.domains if domain not in new]
-        return cls(old, kept, config.model_copy(update={"domains": new, "data": own}))
+        data_config = config.data.model_copy(update={"phases": [], "path": str(_folder_of(path))})
+        old = [domain.name for domain in config.domains if domain not in new_domains]
+        return cls(old, kept, config.model_copy(update={"domains": new_domains, "data": data_config}))
 
 
-def _refuse(config: Config, data: PreparedData, adds: bool) -> None:
+def _refuse(config: Config, data: PreparedData, has_new: bool) -> None:
     """Raise ConfigError if a configuration changes a domain of prepared data, or its vocabulary, or adds no domain."""
     for domain in config.domains:
         if domain.name not in data.manifest.domains:
             continue
-        was, now = data.manifest.settings(domain.name)[1:4], [domain.format, domain.language, domain.slot]
-        if now != was:
+        prepared, configured = data.manifest.settings(domain.name)[1:4], [domain.format, domain.language, domain.slot]
+        if configured != prepared:
             raise ConfigError(
-                f"{argument('--extend')}: domain {domain.name} has format, language and slot {', '.join(was)} in {data.folder}, "
-                f"and {', '.join(now)} in the configuration; its text is not prepared again, so keep them"
+                f"{argument('--extend')}: domain {domain.name} has format, language and slot {', '.join(prepared)} in {data.folder}"
+                f", and {', '.join(configured)} in the configuration; its text is not prepared again, so keep them"
             )
         rows = len(data.rows(domain.name))
         if rows > config.model.slot_rows:
@@ -88,7 +88,7 @@ def _refuse(config: Config, data: PreparedData, adds: bool) -> None:
                 f"{argument('--extend')}: slot {domain.slot} has {rows} rows in {data.folder}, which do not fit "
                 f"model.slot_rows={config.model.slot_rows}; raise it"
             )
-    if not adds:
+    if not has_new:
         raise ConfigError(
             f"data.path={data.folder} has all domains of the configuration; leave {argument('--extend')} out"
         )
@@ -142,9 +142,9 @@ def _move(path: Path) -> None:
     try:
         with folder_lock(extension):
             lines = (extension / QUARANTINE_NAME).read_bytes()
-            before = quarantine.read_bytes() if quarantine.exists() else b""
-            if not before.endswith(lines):  # as after a kill
-                write_atomically(quarantine, before + lines)
+            earlier_lines = quarantine.read_bytes() if quarantine.exists() else b""
+            if not earlier_lines.endswith(lines):  # as after a kill
+                write_atomically(quarantine, earlier_lines + lines)
             for name in domains_in(extension):
                 if read_manifest(extension / name).models != models:
                     raise DataError(f"{extension / name}: its token ids are not those of {path}; remove it")

@@ -155,8 +155,8 @@ def near_duplicates(database: DuckDBPyConnection, bands: Bands) -> NearDuplicate
 
     pairs, near = 0, [np.empty((2, 0), np.int64)]
     for table in tables_of(database, _PAIRS, {"number": bands.number, "size": 4 * bands.rows}):
-        one, other = (np.frombuffer(b"".join(table[name].to_pylist()), np.uint32) for name in ("one", "other"))
-        equal_KP = (one == other).reshape(table.num_rows, len(one) // max(1, table.num_rows))
+        values_a, values_b = (np.frombuffer(b"".join(table[name].to_pylist()), np.uint32) for name in ("one", "other"))
+        equal_KP = (values_a == values_b).reshape(table.num_rows, len(values_a) // max(1, table.num_rows))
         near_K = np.count_nonzero(equal_KP, axis=1) >= bands.equal
         near.append(np.stack([table[name].to_numpy()[near_K] for name in "ab"]))
         pairs += table.num_rows

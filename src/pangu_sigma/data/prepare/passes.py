@@ -28,10 +28,10 @@ from pangu_sigma.data.prepare.encoding import (
     count_block,
     encode_block,
     final_tokenizer,
+    full_tokenizer,
     sample_block,
     sample_steps,
     summed,
-    whole_tokenizer,
 )
 from pangu_sigma.data.prepare.held_out.holding_out import ChooseItem, choose, count_overlap, overlap_items
 from pangu_sigma.data.prepare.kept import KeptVocabulary
@@ -84,8 +84,8 @@ class Passes:
     def select(self, blocks: Sequence[Block]) -> Selection:
         """Select the documents to keep, and the candidates for the held-out set."""
         work, data = self.work, self.work.config.data
-        own = [work.config.data_of(domain.index).held_out for domain in work.domains]
-        self.begin("select", work.limit, data.near_duplicates, data.max_held_out_tokens, data.held_out, own)
+        fractions = [work.config.data_of(domain.index).held_out for domain in work.domains]
+        self.begin("select", work.limit, data.near_duplicates, data.max_held_out_tokens, data.held_out, fractions)
 
         def content() -> bytes:
             with work.stage.database(data.memory_gib / 2, self._executor.workers) as database:
@@ -120,15 +120,16 @@ class Passes:
 
     def _rows(self, blocks: Sequence[Block]) -> np.ndarray:
         """Choose the token id of each row of every slot, int32 [slots, R]."""
-        domains, rows, whole = self.work.domains, self.work.config.model.slot_rows, whole_tokenizer(self.work)
+        domains, rows, tokenizer = self.work.domains, self.work.config.model.slot_rows, full_tokenizer(self.work)
         slots = range(len(domains.slot_names))
-        kept = [self._kept.ids(whole.vocabulary, domains, slot) if self._kept else [] for slot in slots]
-        if whole.size <= rows:
-            every = [[*dict.fromkeys([*ids, *range(whole.size)])] for ids in kept]
-            return np.pad(np.array(every, np.int32), ((0, 0), (0, rows - whole.size)), constant_values=-1)
-        counts = summed(self._map("count", count_block, blocks), len(slots), whole.size)
+        kept_ids = [self._kept.ids(tokenizer.vocabulary, domains, slot) if self._kept else [] for slot in slots]
+        if tokenizer.size <= rows:
+            all_ids = [[*dict.fromkeys([*ids, *range(tokenizer.size)])] for ids in kept_ids]
+            return np.pad(np.array(all_ids, np.int32), ((0, 0), (0, rows - tokenizer.size)), constant_values=-1)
+        counts = summed(self._map("count", count_block, blocks), len(slots), tokenizer.size)
         chosen = [
-            choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, kept[slot]) for slot in slots
+            choose_rows(tokenizer.vocabulary, domains.in_slot(slot), counts[slot], rows, kept_ids[slot])
+            for slot in slots
         ]
         return np.stack(chosen)
 

@@ -172,7 +172,7 @@ def _prepare(
             try:
                 manifest, problems = _do_all(passes, blocks, sources, quarantine, writes)
             except ConfigError:  # what is too little may be too little because of these lines
-                for line in quarantine.said():
+                for line in quarantine.report():
                     logger.warning("%s", line)
                 raise
             problems = [problem, *problems] if problem else problems
@@ -195,7 +195,7 @@ def _do_all(
     counts = selection.domains
     few = {n: _too_few(passes.work, domain, counts[n]) for n, domain in enumerate(domains) if counts[n].kept < 2}
     if writes and len(few) == len(domains):
-        raise DataError("\n".join([*quarantine.said(), *few.values(), _LOOK]))
+        raise DataError("\n".join([*quarantine.report(), *few.values(), _LOOK]))
     tokenizer = passes.build_tokenizer(blocks, selection)
     passes.encode(blocks)
     held_out = passes.hold_out(
@@ -204,7 +204,7 @@ def _do_all(
     short = {n: f"domain {domains[n].name}: {row['shortage']}" for n, row in enumerate(held_out) if row["shortage"]}
     problems = [text for _, text in sorted((short | few).items())]
     if problems and writes:
-        raise DataError("\n".join([*quarantine.said(), *problems, _LOOK]))
+        raise DataError("\n".join([*quarantine.report(), *problems, _LOOK]))
     written = passes.write(len(blocks), held_out)
     manifest = Manifest(
         fingerprint=key_of(passes.decisive),
@@ -253,10 +253,10 @@ def _complete(stage: Stage) -> Path:
 
 
 def _read(
-    passes: Passes, stamps: list[Stamp], known: Mapping[Path, list[Source]]
+    passes: Passes, stamps: list[Stamp], known_sources: Mapping[Path, list[Source]]
 ) -> tuple[list[Block], list[list[Source]], Quarantine]:
-    """Read all text. Return the blocks, the sources of each domain, and the unusable lines. stamps: of the input files. known:
-    sources of files."""
+    """Read all text. Return the blocks, the sources of each domain, and the unusable lines. stamps: of the input files.
+    known_sources: sources of files."""
     work, files = passes.work, [Path(path) for path, *_ in stamps]
     units = input_units(files, work.size)
     blocks = passes.read(units)
@@ -272,7 +272,7 @@ def _read(
         )
         pairs = {(units[unit].path, domain) for unit, domain in database.execute(of_units).fetchall()}
     sources = {
-        path: known.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
+        path: known_sources.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
         for path, (_, sha256) in zip(files, passes.decisive["inputs"], strict=True)
     }
     of_domains = [[s for f in files if (f, domain.index) in pairs for s in sources[f]] for domain in work.domains]
@@ -315,7 +315,8 @@ def _existing(config: Config, output: Path) -> tuple[list[Manifest], str]:
 
 def _otherwise(output: Path, existing: list[Manifest], decisive: dict[str, Any]) -> str:
     """Return why the data in `output` are not replaced: the keys with which they were prepared otherwise; "" if there are none."""
-    keys = {key for old in existing for key in decisive | old.config if decisive.get(key) != old.config.get(key)}
+    configs = [manifest.config for manifest in existing]
+    keys = {key for config in configs for key in decisive | config if decisive.get(key) != config.get(key)}
     return (
         f"data.path={output} holds data that were prepared otherwise ({', '.join(sorted(keys))}), which prepare-data does not "
         "replace; choose another data.path, or remove the folder"

@@ -117,7 +117,7 @@ def select(work: Work, blocks: Sequence[Block], database: DuckDBPyConnection) ->
     database.execute(_KEPT, limit)
     counts = database.sql(_COUNTS, params=limit).to_arrow_table()
     database.register("counts", counts)
-    most = [(row["domain"], _most(work, row["domain"], row["kept"])) for row in counts.to_pylist()]
+    most = [(row["domain"], _candidate_limit(work, row["domain"], row["kept"])) for row in counts.to_pylist()]
     database.execute("CREATE TEMP TABLE most (domain INT, most BIGINT)")
     database.executemany("INSERT INTO most VALUES (?, ?)", most or [(0, 0)])
     size = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
@@ -153,17 +153,18 @@ def _shown(database: DuckDBPyConnection, document: int) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def wanted(documents: int, held_out: float) -> int:
+def held_out_count(documents: int, held_out: float) -> int:
     """Return the number of documents to hold out of so many: this fraction, at least one, and one is left to train on."""
     return max(0, min(max(1, round(held_out * documents)), documents - 1))
 
 
-def _most(work: Work, domain: int, documents: int) -> int:
+def _candidate_limit(work: Work, domain: int, documents: int) -> int:
     """Return the greatest number of candidates of a domain.
 
     They are `CANDIDATES_PER_DOCUMENT` times the number that `data.held_out` asks for, but not over half of the documents unless
     more are to be held out. All other documents make the vocabulary, so that a domain's own fraction does not change it unless it
     needs more candidates.
     """
-    usual, own = (wanted(documents, data.held_out) for data in (work.config.data, work.config.data_of(domain)))
-    return max(own, min(CANDIDATES_PER_DOCUMENT * usual, documents // 2))
+    configs = (work.config.data, work.config.data_of(domain))
+    usual, of_domain = (held_out_count(documents, data.held_out) for data in configs)
+    return max(of_domain, min(CANDIDATES_PER_DOCUMENT * usual, documents // 2))

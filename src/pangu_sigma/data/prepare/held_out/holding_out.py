@@ -15,7 +15,7 @@ import pyarrow as pa
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import ENCODED, candidates_of, ids_of, others_of
 from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutSize, choose_held_out, finder_of
-from pangu_sigma.data.prepare.selection import wanted
+from pangu_sigma.data.prepare.selection import held_out_count
 from pangu_sigma.data.prepare.stages.stage import Stage, numbered
 
 _PARTS = 64
@@ -77,7 +77,7 @@ def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
     """Choose the documents of a domain to hold out: their numbers, ascending, their tokens, and how they were chosen."""
     data = work.config.data_of(item.domain)
     demand = HeldOutSize(
-        documents=wanted(item.documents, data.held_out),
+        documents=held_out_count(item.documents, data.held_out),
         tokens=data.min_held_out_tokens,
         most=data.max_held_out_tokens,
         sample=work.config.model.seq_length + 1,
@@ -87,15 +87,15 @@ def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
         more=item.more_text,
     )
     tables = (work.stage.read(f"overlap/{numbered(part)}") for part in item.results)
-    others = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
+    counts = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
     candidates = _candidates(work.stage, item.domain, item.blocks)
     finder = _finder(work.stage, item.domain, item.blocks)
-    choice = choose_held_out(ids_of(candidates), finder, others, demand)
-    taken = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
+    choice = choose_held_out(ids_of(candidates), finder, counts, demand)
+    held_out = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
     yield pa.table(
         {
-            "documents": pa.array([taken["document"].to_pylist()], pa.list_(pa.int64())),
-            "tokens": [sum(taken["tokens"].to_pylist())],
+            "documents": pa.array([held_out["document"].to_pylist()], pa.list_(pa.int64())),
+            "tokens": [sum(held_out["tokens"].to_pylist())],
             "overlap": [choice.overlap.model_dump_json()],
             "shortage": [choice.shortage],
         }

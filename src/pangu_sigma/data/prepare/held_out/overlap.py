@@ -144,7 +144,7 @@ class Finder:
             pairs = [np.empty(0, np.int64)]
             for length, hashes_T in text.hashes(self.lengths):
                 starts, windows = self.search(hashes_T)
-                is_whole = text.whole(length)[starts]
+                is_whole = text.is_whole(length)[starts]
                 pairs.append(text.indices(starts[is_whole]).astype(np.int64) << 32 | windows[is_whole])
             pairs_P = np.unique(np.concatenate(pairs))
             yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
@@ -259,14 +259,14 @@ class _Text:
             if length in lengths:
                 yield length, hashes_T
 
-    def whole(self, length: int) -> np.ndarray:
+    def is_whole(self, length: int) -> np.ndarray:
         """Return True for positions from which `length` tokens are of one document, [T - length + 1]."""
         return self._left_T[: len(self._left_T) - length + 1] >= length
 
     def own_windows(self, length: int) -> np.ndarray:
         """Return the positions where a window of this length begins: below WINDOW only documents of just that length have one."""
         if length == WINDOW:
-            return np.flatnonzero(self.whole(length))
+            return np.flatnonzero(self.is_whole(length))
         return (self._ends - length)[self._lengths == length]
 
     def indices(self, starts: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ class LocalProcesses:
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`. Raises StageError if a worker process ends."""
-        submit = _done if self.workers == 1 or len(units) < 2 else self._submit
+        submit = _run_here if self.workers == 1 or len(units) < 2 else self._submit
         try:
             _run(partial(submit, task), units, _IN_FLIGHT * self.workers, name, total)
         except BrokenProcessPool as error:
@@ -173,13 +173,13 @@ def _run(
         for n, (number, unit) in enumerate(units, 1):
             running.add(submit(number, unit))
             while running and (len(running) == limit or n == len(units)):
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
                     future.result()
                     bar.update()
 
 
-def _done(task: UnitTask, number: int, unit: Any) -> Future[object]:
+def _run_here(task: UnitTask, number: int, unit: Any) -> Future[object]:
     """Do a unit in this process."""
     future = Future[object]()
     future.set_result(task(number, unit))

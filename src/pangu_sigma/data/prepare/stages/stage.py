@@ -83,16 +83,16 @@ class Stage:
         """Return the path of a file."""
         return self.folder / name
 
-    def begin(self, name: str, key: str, before: Sequence[str]) -> None:
+    def begin(self, name: str, key: str, earlier: Sequence[str]) -> None:
         """Begin a pass: unless the stage has results of the pass with this key, remove its results, and the results of all passes
-        but `before`."""
+        but `earlier`."""
         file = self.path(f"{name}/{_KEY}")
         if file.exists() and file.read_text() == key:
             return
         if file.exists():
             logger.info("%s: is of other text or settings; done anew", name)
         for folder in self.folder.glob("*/"):
-            if folder.name not in before:
+            if folder.name not in earlier:
                 shutil.rmtree(folder)
         file.parent.mkdir(parents=True)
         file.write_text(key)
@@ -171,8 +171,8 @@ class Stage:
         name: name of the pass, and of the folder of its results. function: takes the number of the item, and the item; it must be
         picklable, and its tables a function of the item alone.
         """
-        done = {path.name for path in self.path(name).iterdir()}
-        missing = [number for number in range(len(items)) if numbered(number) not in done]
+        finished = {path.name for path in self.path(name).iterdir()}
+        missing = [number for number in range(len(items)) if numbered(number) not in finished]
         executor.run(partial(_unit, self, name, function), [(n, items[n]) for n in missing], name, len(items))
         return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
 
