@@ -141,9 +141,11 @@ def _move(path: Path) -> None:
     models = load_manifest(path).models
     try:
         with folder_lock(extension):
-            lines = (extension / QUARANTINE_NAME).read_bytes()
-            earlier_lines = quarantine.read_bytes() if quarantine.exists() else b""
-            if not earlier_lines.endswith(lines):  # as after a kill
+            # after a kill its lines may be there already, and its own file may be gone
+            lines, earlier_lines = (
+                file.read_bytes() if file.exists() else b"" for file in (extension / QUARANTINE_NAME, quarantine)
+            )
+            if not earlier_lines.endswith(lines):
                 write_atomically(quarantine, earlier_lines + lines)
             for name in domains_in(extension):
                 if read_manifest(extension / name).models != models:

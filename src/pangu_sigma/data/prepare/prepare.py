@@ -214,7 +214,7 @@ def _do_all(
             domain.name: DomainRecord(
                 slot=domains.slot_names[domain.slot],
                 rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
-                **counts[n].model_dump(include=InputCounts.model_fields.keys()),
+                **counts[n].model_dump(include={*InputCounts.model_fields}),
                 **json.loads(written[n]["splits"]),
                 unigram_entropy=written[n]["loss"],
                 shift=written[n]["shift"],

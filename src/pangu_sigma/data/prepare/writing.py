@@ -54,7 +54,7 @@ def write_domain(work: Work, number: int, item: WriteItem) -> Iterator[pa.Table]
     np.save(folder / ROWS_NAME, slot_R[slot_R >= 0])
     np.save(folder / FREQUENCIES_NAME, counts["train"].samples_SV.sum(axis=0))
     files, hashes = write_hashes(folder)
-    loss, shift, deviation = _shift(*(counts[split].samples_SV for split in SPLITS), slot_R)
+    loss, shift, deviation = _shift(counts["train"].samples_SV, counts["held_out"].samples_SV, slot_R)
     splits = {split: counts[split].record() for split in SPLITS}
     values = {"splits": json.dumps(splits), "files": json.dumps(files), "hashes": hashes}
     yield pa.Table.from_pylist([values | {"loss": loss, "shift": shift, "deviation": deviation}])

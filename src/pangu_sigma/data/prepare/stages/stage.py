@@ -185,7 +185,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     DataError for errors of the file system, NotWritable if another process works on the stage or a link is in its place, and
     StageError for a stage that lacks a file.
     """
-    folder = output.with_name(f".{output.name}.stage")
+    folder = output.with_name(f".{output.name.lstrip('.')}.stage")
     refuse_link(folder)
     remark = f"what is done stays in {folder} for the same command; remove it if there will be none"
     try:
