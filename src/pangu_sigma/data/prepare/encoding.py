@@ -63,17 +63,13 @@ def _selected_rows(work: Work, number: int, block: Block, *columns: str) -> pa.T
 
 
 def selected_documents(
-    work: Work, number: int, block: Block, *more: str
-) -> Iterator[tuple[Domain, int | None, Segments, Any]]:
-    """Yield the kept documents of a block, in order: domain, rank as a candidate for the held-out set, text, and the values of
-    `document` and of columns `more`.
-
-    number: index of the block.
-    """
-    for batch in _selected_rows(work, number, block, "domain", "languages", "texts", *more).to_batches(_BATCH):
+    work: Work, number: int, block: Block, *columns: str
+) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
+    """Yield the kept documents of a block, in order: domain, text, and a row with `rank` and these columns. number: index of the
+    block."""
+    for batch in _selected_rows(work, number, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
         for row in batch.to_pylist():
-            segments = tuple(zip(row["languages"], row["texts"], strict=True))
-            yield work.domains[row["domain"]], row["rank"], segments, tuple(row[name] for name in ("document", *more))
+            yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row
 
 
 def sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, ...]:
@@ -120,8 +116,8 @@ def final_tokenizer(work: Work) -> Tokenizer:
 def count_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
     tokenizer, ids_of_slot = full_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
-    for domain, rank, segments, _ in selected_documents(work, number, item):
-        if rank is None:
+    for domain, segments, row in selected_documents(work, number, item):
+        if row["rank"] is None:
             ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
         counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *ids_of_slot[slot]]))
@@ -141,11 +137,10 @@ def encode_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Encode the kept documents of a block."""
     tokenizer = final_tokenizer(work)
     groups = [list[dict[str, Any]]() for _ in range(2 * len(work.domains))]
-    for domain, rank, segments, (document, hold, size) in selected_documents(work, number, item, "hold", "bytes"):
+    for domain, segments, row in selected_documents(work, number, item, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
-        group = candidates_of(domain.index) if rank is not None else others_of(domain.index)
-        row = {"document": document, "domain": domain.index, "rank": rank, "hold": hold, "bytes": size}
+        group = others_of(domain.index) if row["rank"] is None else candidates_of(domain.index)
         groups[group].append(row | {"folded": folded, "tokens": len(ids), "ids": ids})
     yield from (pa.Table.from_pylist(rows, ENCODED) for rows in groups)
 

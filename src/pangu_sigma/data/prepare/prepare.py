@@ -90,11 +90,7 @@ ONE_PROCESS = Options(workers=1)
 
 
 def prepare(
-    config: Config,
-    inputs: list[Path],
-    output: Path,
-    options: Options = ONE_PROCESS,
-    kept: KeptVocabulary | None = None,
+    config: Config, inputs: list[Path], output: Path, options: Options = ONE_PROCESS, kept: KeptVocabulary | None = None
 ) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
