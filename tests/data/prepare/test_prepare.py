@@ -91,7 +91,7 @@ def test_unusable_lines_are_counted_and_kept(prepared, text):
 
 def test_a_rule_for_files_that_are_not_there_is_warned_of(text, tmp_path, config, caplog):
     rules = {"domain_of": {"books/*": "zh", "a.*": "en"}}
-    config = config.model_copy(update={"data": config.data.model_copy(update=rules)})
+    config = with_data(config, **rules)
     assert _checked_before_reading(config, [text], tmp_path / "out") == [text]
     assert caplog.messages == ["data.domain_of: 'books/*' matches no file of input, so this rule does nothing"]
 
@@ -222,9 +222,9 @@ def test_folders_of_others_are_left_alone(text, tmp_path, config):
     ("mib", "said"), [(1e-6, "0 usable documents"), (5e-4, "min_held_out_tokens=1,000 are wanted")]
 )
 def test_text_that_a_limit_left_out_is_no_reason_to_pass_more(text, tmp_path, config, mib, said):
-    data = config.data.model_copy(update={"max_mib_per_domain": mib, "min_held_out_tokens": 1_000})
+    config = with_data(config, max_mib_per_domain=mib, min_held_out_tokens=1_000)
     with pytest.raises(DataError) as refused:
-        prepare(config.model_copy(update={"data": data}), [text], tmp_path / "out")
+        prepare(config, [text], tmp_path / "out")
     (zh,) = (line for line in str(refused.value).splitlines() if line.startswith("domain zh: "))
     assert said in zh
     assert re.search(r"; (or )?raise data\.max_mib_per_domain=\S+, which left 0\.00\d+ MiB out$", zh)
@@ -336,9 +336,7 @@ def test_held_out_keys_of_one_domain_leave_the_others_untouched(tmp_path, own):
 
 
 def test_held_out_tokens_of_a_domain_are_capped_and_it_is_said(text, tmp_path, caplog):
-    data = {"held_out": 0.4, "max_held_out_tokens": 150}
-    config = tiny_config()
-    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    config = with_data(tiny_config(), held_out=0.4, max_held_out_tokens=150)
     records = prepare(config, [text], tmp_path / "out").domains
     assert all(0 < record.held_out.tokens <= 150 for record in records.values())
     assert (
@@ -369,10 +367,6 @@ def test_problems_are_said_once_and_their_cause_first(tmp_path, config, caplog):
     assert len((tmp_path / ".out.stage/quarantine.jsonl").read_text().splitlines()) == 30
 
 
-def limited(config: Config, mib: float | None) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"max_mib_per_domain": mib})})
-
-
 def test_the_users_text_has_no_limit_unless_asked_and_what_is_left_out_is_said(tmp_path, config, caplog):
     path = tmp_path / "a.jsonl"
     lines = [{"domain": name, "text": f"text {i}"} for i in range(20) for name in ("zh", "en", "bilingual", "code")]
@@ -382,11 +376,11 @@ def test_the_users_text_has_no_limit_unless_asked_and_what_is_left_out_is_said(t
     assert (whole.offered, whole.too_long, whole.over_limit, whole.left_out_bytes) == (21, 0, 0, 0)
     assert whole.train.bytes + whole.held_out.bytes == whole.offered_bytes > 1 << 17
     assert "left out" not in caplog.text
-    cut = prepare(limited(config, 0.1), [path], tmp_path / "cut").domains["en"]
+    cut = prepare(with_data(config, max_mib_per_domain=0.1), [path], tmp_path / "cut").domains["en"]
     assert (cut.offered, cut.too_long, cut.over_limit, cut.left_out_bytes) == (21, 1, 0, 1 << 17)
     assert "en: 0.1 of 0.1 MiB were left out by data.max_mib_per_domain=0.1; raise it" in caplog.text
     caplog.clear()
-    prepare(limited(config, 0.1), [path], tmp_path / "cut")
+    prepare(with_data(config, max_mib_per_domain=0.1), [path], tmp_path / "cut")
     assert "en: 0.1 of 0.1 MiB were left out" in caplog.text, "also when there is nothing to do"
 
 
