@@ -26,7 +26,7 @@ import numpy as np
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import config_path, load_config
-from pangu_sigma.data.mixture import Mixture
+from pangu_sigma.data.order import Mixture
 from pangu_sigma.data.prepared import data_of
 from pangu_sigma.npu.plan.plan import laid_out
 from pangu_sigma.npu.rows import dispatch_layout, even_rows_received, tokens_of_rank

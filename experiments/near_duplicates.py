@@ -30,13 +30,13 @@ import pyarrow as pa
 
 from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
-from pangu_sigma.data.prepare.cleaning.near_duplicates import (
+from pangu_sigma.data.prepare.near_duplicates import (
     GRAM_WORDS,
     bands_of,
     near_duplicates,
+    shingles,
     signature,
 )
-from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.data.prepared import SPLITS, PreparedData, data_of

@@ -21,7 +21,7 @@ BUDGETS = {
     ".": 1996,
     "checkpoint": 1001,
     "convert": 667,
-    "data": 2697,
+    "data": 2500,
     "ecss": 377,
     "evaluate": 755,
     "finetune": 502,

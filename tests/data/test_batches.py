@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.numbered import EOT, LENGTH, PAD, VOCABULARY, config_of, open_batches, samples_of, sets_config
+from helpers.numbered import LENGTH, VOCABULARY, config_of, open_batches, samples_of, sets_config
 
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.errors import DataError
@@ -40,21 +40,6 @@ def test_labels_are_the_inputs_shifted_by_one_in_the_rows_of_the_slot(folder, to
             rows, labels = VOCABULARY - 1 - rows, VOCABULARY - 1 - labels
         assert (rows == ids).all()
         assert (labels == ids + 1).all()
-
-
-def test_weights_are_a_mean_over_what_should_be_predicted(folder, tokenizer):
-    """Not after <eot>, where another document begins, and not of <pad>."""
-    config = config_of(accumulation=2, blocks=2, batch=4)
-    batches = open_batches(config, folder, tokenizer)
-    rng = np.random.default_rng(0)
-    ids = rng.choice([EOT, PAD, *range(10, 20)], (2, 4, LENGTH + 1))
-    batch = batches.assemble(ids, np.array([0, 1]))
-    counted = (ids[..., :-1] != EOT) & (ids[..., 1:] != PAD)
-    assert 0 < counted.sum() < counted.size
-    assert batch.weights_GBS.sum() == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(batch.weights_GBS, counted / counted.sum(), rtol=1e-6)
-    blocks = counted.reshape(2, 2, -1).sum(-1) / counted.sum()
-    np.testing.assert_allclose(batch.block_weights_GM, blocks, rtol=1e-5)
 
 
 def test_load_counts_every_token_once_in_every_layer(folder, tokenizer):
@@ -155,7 +140,10 @@ def test_only_positions_that_count_weigh_and_nothing_else_changes(folder, tokeni
     whole, some = (batches.assemble(ids_GBS1, np.array([0, 2]), counted_GBS=c) for c in (None, counted_GBS))
     expected_GBS = (ids_GBS1[..., :-1] != tokenizer.eot) & (ids_GBS1[..., 1:] != tokenizer.pad) & counted_GBS
     assert some.counted == expected_GBS.sum()
+    assert some.weights_GBS.sum() == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(some.weights_GBS, expected_GBS / expected_GBS.sum(), rtol=1e-6)
+    blocks = expected_GBS.reshape(1, 2, -1).sum(-1) / expected_GBS.sum()
+    np.testing.assert_allclose(some.block_weights_GM, blocks, rtol=1e-5)
     for name, values in whole.arrays()._asdict().items():
         if name != "weights_GBS":
             np.testing.assert_equal(values, getattr(some.arrays(), name), name)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.indexed import ShardWriter, lengths_of, paths_of, token_shards, write_tokens
+from pangu_sigma.data.indexed import lengths_of, paths_of, token_shards, write_tokens
 
 DOCUMENTS = [[5, 6, 7, 9], [9], [100, 200, 9]]
 
@@ -62,10 +62,7 @@ def test_shards_are_the_text_cut_at_the_first_end_of_a_document_after_their_size
     documents = data.draw(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=5), max_size=12))
     size = data.draw(st.integers(1, 80))
     folder = tmp_path_factory.mktemp("tokens")
-    writer = ShardWriter(folder / "x.y", size)
-    for ids in documents:
-        writer.append(ids)
-    writer.close()
+    write_tokens(folder / "x.y", documents, size)
     shards, read = token_shards("x.y", names_in(folder)), []
     assert names_in(folder) == sorted(path.name for shard in shards for path in paths_of(folder / shard))
     for number, shard in enumerate(shards):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from helpers.manifests import manifest as made
-from pydantic import ValidationError
 
 from pangu_sigma.data.manifest import Manifest, NearDuplicatesRecord, Source, load_manifest
 from pangu_sigma.errors import DataError
@@ -64,11 +63,6 @@ def test_what_is_said_of_two_preparations_is_added_up(manifest: Manifest, tmp_pa
     assert both.config == manifest.config | {"domains": [["zh"], ["en"], ["law"]], "slot_rows": 700}
     assert both.near_duplicates == NearDuplicatesRecord(pairs=6, groups=4, lost={"en": 4}, examples=[("a", "b")] * 2)
     assert load_manifest(tmp_path, ["law"]).quarantined == law.quarantined
-
-
-def test_a_record_does_not_change(manifest: Manifest):
-    with pytest.raises(ValidationError, match="frozen"):
-        manifest.domains["zh"].rows = 7
 
 
 def test_a_folder_without_one_was_not_prepared(tmp_path: Path):

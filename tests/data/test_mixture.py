@@ -11,8 +11,7 @@ from helpers.numbered import config_of, sets_config
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.mixture import Mixture
-from pangu_sigma.data.order import Cursor, SampleOrder, repetitions
+from pangu_sigma.data.order import Cursor, Mixture, SampleOrder, repetitions
 
 COUNTS = [40, 10, 90]
 
@@ -52,13 +51,6 @@ def test_each_phase_draws_its_domains_by_its_weights_from_its_first_step_to_its_
                     assert counts[domain] == 0
 
 
-def test_a_domain_that_a_phase_adds_does_not_catch_up():
-    order = SampleOrder(phased(), COUNTS)
-    steps = drawn_domains(order, order.start(), 40)
-    assert Counter(domain for (domain,) in steps[:10]) == {0: 5, 1: 5}
-    assert Counter(domain for (domain,) in steps[10:18]) == {0: 1, 1: 2, 2: 5}
-
-
 def test_a_run_goes_on_in_any_phase_as_if_it_had_not_stopped():
     order = SampleOrder(phased(2), COUNTS)
     cursor, states, taken = order.start(), [], []
@@ -68,20 +60,6 @@ def test_a_run_goes_on_in_any_phase_as_if_it_had_not_stopped():
     for start in (0, 9, 10, 11, 39, 40, 41, 55):
         resumed, again = Cursor(json.loads(states[start])), SampleOrder(phased(2), COUNTS)
         assert [again.take(resumed) for _ in range(start, 60)] == taken[start:]
-
-
-def test_one_phase_with_the_weights_of_the_domains_is_the_order_without_phases():
-    plain = config_of(blocks=3, batch=6)
-    orders = [
-        SampleOrder(config, COUNTS)
-        for config in (
-            plain,
-            with_data(plain, phases=[{"from_step": 0}]),
-            with_data(plain, phases=[{"from_step": 0, "weights": {"c": 5.0, "a": 1.0, "b": 2.0}}]),
-        )
-    ]
-    one, *others = (drawn_domains(order, order.start(), 50) for order in orders)
-    assert all(other == one for other in others)
 
 
 def test_every_set_draws_from_its_own_domains_in_every_phase():
@@ -110,15 +88,6 @@ def test_temperature_weighs_domains_by_their_size(temperature, shares):
     counts = Counter(domain for step in drawn_domains(order, order.start(), 510) for domain in step)
     for domain, share in enumerate(shares):
         assert abs(counts[domain] - 510 * share) < 2
-
-
-def test_at_temperature_1_domains_of_equal_weight_are_read_equally_often():
-    weights = {"a": 1.0, "b": 1.0, "c": 1.0}
-    config = with_data(config_of(), temperature=1.0, phases=[{"from_step": 0, "weights": weights}])
-    order, cursor = SampleOrder(config, COUNTS), Cursor([0] * 3)
-    for _ in range(70):  # 280 samples, two epochs of 140
-        order.take(cursor)
-    assert order.epochs(cursor) == [2.0, 2.0, 2.0]
 
 
 def test_epochs_of_a_run_are_known_before_it_and_too_many_are_told():

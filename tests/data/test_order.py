@@ -44,19 +44,6 @@ def test_the_order_is_keyed_or_numpys_permutation_and_stays_so():
     assert [orders[0].sample(1, n) for n in range(10)] == [1, 4, 0, 2, 3, 3, 0, 2, 4, 1], "of a run of commit 3bb47d4"
 
 
-def test_another_seed_gives_another_order(folder, tokenizer):
-    def order(seed: int) -> list[tuple[int, int]]:
-        batches = open_batches(config_of(seed=seed), folder, tokenizer)
-        cursor, found = batches.start(), []
-        for _ in range(10):
-            batch = batches.next(cursor)
-            found += samples_of(batch.ids_GBS, batch.domains_M)
-        return found
-
-    assert order(0) == order(0)
-    assert order(0) != order(1)
-
-
 @pytest.mark.parametrize("shuffle", ["permutation", "keyed"])
 @pytest.mark.parametrize(("accumulation", "blocks", "batch"), [(1, 1, 4), (1, 3, 3), (2, 2, 4)])
 def test_every_sample_of_a_pass_comes_once_before_any_comes_again(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.prepared import exchange_lengths, reseal
+from helpers.prepared import reseal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
@@ -26,7 +26,6 @@ from pangu_sigma.data.prepared import (
 )
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
-from pangu_sigma.inspection.prepared_report import measure_prepared
 
 SIZE = 50_000
 """A number of ids that is larger than the tiny vocabulary."""
@@ -107,16 +106,6 @@ def test_a_file_that_is_missing_or_cut_is_refused_by_name(copy, damage):
     use(copy)
 
 
-def test_other_lengths_of_the_same_sum_are_refused(copy, tmp_path):
-    exchange_lengths(copy / "en" / "train.idx")
-    with pytest.raises(
-        DataError, match=r"en/train\.idx: bytes 0 … \d+ are not what prepare-data wrote.*prepare-data again"
-    ):
-        use(copy)
-    with pytest.raises(DataError, match=r"en/train\.idx: bytes 0 … \d+ are not what"):
-        measure_prepared(PreparedData(copy))
-
-
 def test_the_text_of_another_domain_is_refused(copy):
     for ending in ("bin", "idx"):
         shutil.copy(copy / "code" / f"train.{ending}", copy / "en" / f"train.{ending}")
@@ -134,7 +123,9 @@ def test_data_of_other_domains_are_refused_with_the_names_of_both(copy):
     config = tiny_config(copy)
     law = config.domains[0].model_copy(update={"name": "law"})
     config = config.model_copy(update={"domains": [law, *config.domains[1:]]})
-    said = r"data\.path=.*prepared holds domains code, en, zh, this configuration has law, en, code; set data\.path to data of"
+    said = (
+        r"data\.path=.*prepared holds domains code, en, zh, this configuration has law, en, code; run prepare-data with"
+    )
     with pytest.raises(ConfigError, match=said):
         read_prepared_tokenizer(config)
     with pytest.raises(ConfigError, match=said):
@@ -165,23 +156,6 @@ def test_a_vocabulary_that_is_whole_but_of_other_data_is_refused(copy):
         PreparedData(copy)
     with pytest.raises(DataError, match=r"english\.model: xxh3_128 is .*of another preparation"):
         PreparedData(copy, ["en"]).tokenizer()
-
-
-def test_a_file_that_is_cut_while_it_is_open_is_an_error_and_not_a_signal(copy):
-    file = PreparedData(copy).tokens("en", "train", SIZE)
-    file.read(0, 10)
-    os.truncate(copy / "en" / "train.bin", 400)
-    with pytest.raises(DataError, match=r"en/train\.bin: ends at byte 400"):
-        file.read(file.tokens - 10, 10)
-
-
-def test_a_file_that_changes_while_it_is_open_is_verified_again(copy):
-    file = PreparedData(copy).tokens("en", "train", SIZE)
-    file.read(0, 10)
-    with (copy / "en" / "train.bin").open("r+b") as stream:
-        stream.write(b"\1")
-    with pytest.raises(DataError, match="are not what prepare-data wrote"):
-        file.read(0, 10)
 
 
 def test_a_manifest_of_another_format_is_refused(copy):
@@ -228,14 +202,7 @@ def test_text_in_shards_is_the_same_samples(tiny_data, tmp_path, monkeypatch):
     prepare(
         config, [tiny_data.parent / "text.jsonl"], tmp_path / "shards"
     )  # its files are its own, and it is up to date
-    shard = tmp_path / "shards" / "en" / "train.00002.bin"
-    flip(shard, 10, 3)
-    with pytest.raises(DataError, match=r"en/train\.00002\.bin: bytes 0 … \d+ are not what prepare-data wrote"):
-        use(tmp_path / "shards")
-    os.truncate(shard, 400)
-    with pytest.raises(DataError, match=r"en/train\.00002\.bin: has 400 bytes, \d+ were written; .* at byte 400"):
-        use(tmp_path / "shards")
-    shard.unlink()
+    (tmp_path / "shards" / "en" / "train.00002.bin").unlink()
     with pytest.raises(DataError, match=r"en/train\.00002\.bin: No such file"):
         use(tmp_path / "shards")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -46,12 +44,6 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_what_is_written_is_read(prefix):
-    tokens = shards(prefix.parent, vocabulary=201)
-    assert (tokens.tokens, tokens.lengths.tolist()) == (8, [4, 1, 3])
-    assert tokens.read(0, 8).tolist() == list(chain(*DOCUMENTS))
-
-
 @given(st.data())
 def test_any_range_is_a_copy_of_the_row_of_all_tokens(tmp_path_factory, data):
     documents = data.draw(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), min_size=1, max_size=9))
@@ -91,20 +83,6 @@ def test_every_truncation_is_noticed(prefix):
             VerifiedFile(path, len(content), b"")
 
 
-def test_every_altered_byte_of_an_index_is_noticed(prefix):
-    path = paths_of(prefix)[1]
-    content, tokens = path.read_bytes(), shards(prefix.parent)
-    for at in range(len(content)):
-        path.write_bytes(content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :])
-        with pytest.raises(DataError, match=r"train\.idx: bytes 0 … \d+ are not what prepare-data wrote"):
-            assert tokens.lengths is None
-
-
-def test_a_missing_file_is_one_error(tmp_path):
-    with pytest.raises(DataError, match=r"none\.bin: No such file.*run prepare-data again"):
-        VerifiedFile(tmp_path / "none.bin", 4, b"")
-
-
 def test_an_unreadable_file_is_no_missing_one(prefix, monkeypatch):
     tokens = shards(prefix.parent)
 
@@ -114,23 +92,6 @@ def test_an_unreadable_file_is_no_missing_one(prefix, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"train\.bin: Permission denied; change its permissions"):
         tokens.read(0, 1)
-
-
-def test_only_the_chunks_that_are_read_are_verified(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_files, "CHUNK_BYTES", 16)  # four tokens
-    write_tokens(tmp_path / "train", [list(range(100))])
-    path = paths_of(tmp_path / "train")[0]
-    tokens = shards(tmp_path, vocabulary=100)
-    content = bytearray(path.read_bytes())
-    content[4 * 50] ^= 1
-    path.write_bytes(content)
-    assert tokens.read(0, 48).tolist() == list(range(48))
-    assert tokens.read(52, 48).tolist() == list(range(52, 100))
-    for start, length in ((48, 1), (51, 1), (40, 20), (0, 100)):
-        with pytest.raises(
-            DataError, match=r"\.bin: bytes 192 … 207 are not what prepare-data wrote.*prepare-data again"
-        ):
-            tokens.read(start, length)
 
 
 @given(st.data())
@@ -190,35 +151,6 @@ def test_threads_read_the_same_and_no_file_stays_open(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(right, starts))
     assert open_files() == before
-
-
-_LIMITED = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-from pangu_sigma.data.prepared import PreparedData
-prepared = PreparedData(Path(sys.argv[1]))
-tokens = [prepared.tokens(f"d{number}", "train", 1 << 31) for number in range(4)]
-assert sum(len(each.shards) for each in tokens) == 1_200
-rng = np.random.default_rng(0)
-for number, at in zip(rng.integers(0, 4, 5_000).tolist(), rng.integers(0, 595, 5_000).tolist()):
-    assert tokens[number].read(at, 5).tolist() == list(range(at, at + 5))
-print(len(list(Path("/proc/self/fd").iterdir())))
-"""
-
-
-def test_twelve_hundred_shards_are_read_where_256_files_may_be_open(tmp_path):
-    from helpers.prepared import seal
-
-    for number in range(4):
-        (tmp_path / f"d{number}").mkdir()
-        write_tokens(tmp_path / f"d{number}" / "train", np.arange(600).reshape(300, 2), 8)
-    done = subprocess.run(
-        [sys.executable, "-c", _LIMITED, str(seal(tmp_path))], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 20
 
 
 def test_the_hashes_are_those_of_an_eighth_of_a_mebibyte_each_in_the_order_of_names(tmp_path):

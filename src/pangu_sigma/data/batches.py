@@ -144,16 +144,16 @@ class BatchLoader:
     def next(self, cursor: Cursor) -> Batch:
         """Return the training batch at a data position, and advance `cursor` past it. Raises the errors of `assemble`."""
         train, first = self.config.train, sum(cursor.taken)
-        taken = self.order.take(cursor)
-        chosen = [(domain, number) for domain, numbers in taken for number in numbers]
+        blocks = self.order.take(cursor)
+        chosen = [(domain, number) for domain, numbers in blocks for number in numbers]
 
         def by_pass(values: list[np.ndarray]) -> np.ndarray:
-            stacked = np.stack(values).reshape(len(taken), train.accumulation, -1, len(values[0]))
+            stacked = np.stack(values).reshape(len(blocks), train.accumulation, -1, len(values[0]))
             return stacked.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
 
         ids_GBS1 = by_pass([self.samples.read(*sample) for sample in chosen])
         counted_GBS = by_pass([self.samples.counted(*sample) for sample in chosen])
-        return self.assemble(ids_GBS1, np.array([domain for domain, _ in taken]), first, counted_GBS)
+        return self.assemble(ids_GBS1, np.array([domain for domain, _ in blocks]), first, counted_GBS)
 
     def assemble(
         self,
@@ -189,21 +189,21 @@ class BatchLoader:
         weights /= counted
         domains_BS = np.broadcast_to(domains_B[:, None], ids.shape)
         plans, load_NK = self._plan(ids, domains_BS, positions, taker_B)
-        own = self.own(taker_B)
-        blocks = np.unique(own // (batch // len(domains_M)))
+        own_B = self.own(taker_B)
+        blocks = np.unique(own_B // (batch // len(domains_M)))
         digest = xxhash.xxh3_64(np.ascontiguousarray(ids_GBS1, np.int32).tobytes())
         digest.update(np.ascontiguousarray(domains_M, np.int32).tobytes())
         return Batch(
             slots_GM=np.tile(slots_M[blocks], (micro, 1)),
-            ids_GBS=ids[:, own],
-            rows_GBS=(slots_B1 * self.config.model.slot_rows + rows).astype(np.int32)[:, own],
-            positions_GBS=positions[:, own],
-            documents_GBS=documents[:, own],
-            labels_GBS=label_rows.astype(np.int32)[:, own],
-            weights_GBS=weights[:, own],
-            draws_GB4=draws_of(self.config.seed, first + _numbers(micro, batch, len(domains_M)))[:, own],
+            ids_GBS=ids[:, own_B],
+            rows_GBS=(slots_B1 * self.config.model.slot_rows + rows).astype(np.int32)[:, own_B],
+            positions_GBS=positions[:, own_B],
+            documents_GBS=documents[:, own_B],
+            labels_GBS=label_rows.astype(np.int32)[:, own_B],
+            weights_GBS=weights[:, own_B],
+            draws_GB4=draws_of(self.config.seed, first + _numbers(micro, batch, len(domains_M)))[:, own_B],
             row_keys_EGBS=self.table.row_keys(self.config.model.rows, ids, domains_BS, positions),
-            own_B=own,
+            own_B=own_B,
             plans=plans,
             blocks=blocks,
             domains_M=domains_M,

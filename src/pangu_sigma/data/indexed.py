@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -49,54 +48,27 @@ def _shard(name: str, number: int) -> str:
     return f"{name}.{number:05d}"
 
 
-class ShardWriter:
-    """Writer of documents to the token files of a domain and split. It holds the lengths of one shard's documents in memory.
+def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None) -> None:
+    """Write documents to the token files of a domain and split. Raises OSError.
 
     A shard ends with the document that reaches `shard_bytes`. The only shard is `prefix`.bin and `prefix`.idx, several are
-    numbered. Methods raise OSError.
+    numbered. The lengths of one shard's documents are in memory. documents: token ids of each, with its <eot>. shard_bytes: None:
+    TOKEN_SHARD_BYTES.
     """
-
-    def __init__(self, prefix: Path, shard_bytes: int | None = None):
-        """shard_bytes: bytes of ids at which a shard is full; None: TOKEN_SHARD_BYTES."""
-        self._prefix, self._most = prefix, TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes
-        self._shards = 0  # that are complete
-        self._lengths = array("i")
-        self._bytes = 0
-        self._file = paths_of(prefix)[0].open("wb")
-
-    def append(self, ids: Sequence[int] | np.ndarray) -> None:
-        """Write a document. ids: its token ids, with its <eot>."""
-        if self._bytes >= self._most:
-            self._next_shard()
-        content = np.asarray(ids, "<i4").tobytes()
-        self._file.write(content)
-        self._lengths.append(len(content) // 4)
-        self._bytes += len(content)
-
-    def close(self) -> None:
-        """Complete the last shard."""
-        self._file.close()
-        prefix = self._numbered(self._shards) if self._shards else self._prefix
-        paths_of(prefix)[1].write_bytes(index_of(np.asarray(self._lengths, "<i4")))
-
-    def _next_shard(self) -> None:
-        self.close()
-        if not self._shards:  # what looked like the only one is the first
-            for old, new in zip(paths_of(self._prefix), paths_of(self._numbered(0)), strict=True):
-                old.rename(new)
-        self._shards += 1
-        self._lengths, self._bytes = array("i"), 0
-        self._file = paths_of(self._numbered(self._shards))[0].open("wb")
-
-    def _numbered(self, number: int) -> Path:
-        return self._prefix.with_name(_shard(self._prefix.name, number))
-
-
-def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None) -> None:
-    """Write documents to token files. documents: token ids of each, with its <eot>. Other arguments as of `ShardWriter`."""
-    with closing(ShardWriter(prefix, shard_bytes)) as writer:
-        for ids in documents:
-            writer.append(ids)
+    limit, waiting, number = TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes, iter(documents), 0
+    following = next(waiting, None)
+    while following is not None or not number:
+        shard, lengths = prefix.with_name(_shard(prefix.name, number)), array("i")
+        with paths_of(shard)[0].open("wb") as file:
+            while following is not None and (not lengths or file.tell() < limit):
+                lengths.append(len(following))
+                file.write(np.asarray(following, "<i4").tobytes())
+                following = next(waiting, None)
+        paths_of(shard)[1].write_bytes(index_of(np.asarray(lengths, "<i4")))
+        number += 1
+    if number == 1:
+        for numbered, only in zip(paths_of(shard), paths_of(prefix), strict=True):
+            numbered.rename(only)
 
 
 def index_of(lengths: np.ndarray) -> bytes:

@@ -75,7 +75,25 @@ class OverlapRecord(_Record):
     boilerplate_windows: int
 
 
-class DomainRecord(_Record):
+class InputCounts(_Record):
+    """Counts of the text of a domain in the input.
+
+    offered: number of documents read. Each is kept or counted in one of: duplicates (copies of an earlier document of the domain),
+    near_duplicates (of an earlier document of any domain), too_long (longer than data.max_mib_per_domain by itself), over_limit
+    (left out because other documents fill that limit).
+    offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
+    """
+
+    offered: int
+    duplicates: int
+    near_duplicates: int
+    too_long: int
+    over_limit: int
+    offered_bytes: int
+    left_out_bytes: int
+
+
+class DomainRecord(InputCounts):
     """Statistics of a domain in the manifest.
 
     rows: number of rows in use in the domain's embedding slot. unigram_entropy: baseline that a model must beat, in nats per
@@ -84,28 +102,17 @@ class DomainRecord(_Record):
     deviation of such draws, in nats.
     files: size in bytes of every other file of the domain's folder, by name, but for `hashes`. hashes: hash of the file `hashes`,
     which has the hashes of all chunks of these files.
-    offered: number of documents read. Each is kept or counted in one of: duplicates (exact copies), near_duplicates (of an earlier
-    document of any domain), too_long (one document longer than data.max_mib_per_domain), over_limit (left out because other
-    documents fill that limit).
-    offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
     """
 
     slot: str
     rows: int
-    offered: int
-    duplicates: int
-    too_long: int
     train: SplitCounts
     held_out: SplitCounts
     unigram_entropy: float
     shift: float
     shift_deviation: float
     sources: list[Source]
-    over_limit: int
-    offered_bytes: int
-    left_out_bytes: int
     overlap: OverlapRecord
-    near_duplicates: int
     files: dict[str, int] = {}
     hashes: str = ""
 
@@ -167,8 +174,8 @@ class Manifest(_Record):
     def save(self, folder: Path) -> None:
         """Write manifest.json, with its own hash, into the folder of each domain below `folder`. Raises OSError."""
         for name, record in self.domains.items():
-            own = self.model_copy(update={"domains": {name: record}})
-            write_atomically(folder / name / MANIFEST_FILE, sealed(own.model_dump(mode="json")))
+            domain_manifest = self.model_copy(update={"domains": {name: record}})
+            write_atomically(folder / name / MANIFEST_FILE, sealed(domain_manifest.model_dump(mode="json")))
 
 
 def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:

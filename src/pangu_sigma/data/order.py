@@ -1,22 +1,22 @@
 """Sampling order of training: a function of the seed and of the number of samples taken of each domain, which a `Cursor` holds.
 
 The order does not depend on the number of processes or on when a run was stopped. How the samples of a domain are shuffled is a key
-of the run, `data.shuffle`.
+of the run, `data.shuffle`. The mixture of domains has sampling weights by phase (`data.phases`), adapted to the size of each domain
+(`data.temperature`).
 
-Shape suffix: M blocks (one domain each).
+Shape suffixes: P phases, D domains, M blocks (one domain each) or domains of a set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.mixture import Mixture
 from pangu_sigma.data.shuffle import KeyedShuffle
+from pangu_sigma.sections import PhaseConfig
 
 MANY_EPOCHS = 4
 """Number of epochs of a domain above which a run is warned of: up to four, repeated text trains nearly as well as new text
@@ -35,11 +35,55 @@ class Cursor:
     begun: list[int] = field(default_factory=list)
 
 
-class Shuffle(Protocol):
-    """Interface of a permutation of 0 … n - 1."""
+@dataclass(frozen=True)
+class Mixture:
+    """Sampling weights of all phases. begins_P: number of steps before each phase, ascending from 0. weights_PD: weight of each
+    domain in each phase, 0 for a domain that the phase leaves out."""
 
-    def __getitem__(self, index: int, /) -> int:
-        """Return the number at a position."""
+    begins_P: np.ndarray
+    weights_PD: np.ndarray
+
+    @classmethod
+    def of(cls, config: Config, sizes_D: Sequence[int] | np.ndarray) -> Mixture:
+        """Return the mixture of a configuration. sizes_D: size of each domain, such as its training samples.
+
+        With a temperature T, a weight is multiplied by size^(1/T). The weights still say how much a domain is wanted: this is our
+        choice, so that with T = 1 a weight of 2 means twice as many epochs, and with a large T twice as many samples.
+        """
+        phases = config.data.phases or [PhaseConfig(from_step=0)]
+        weights_PD = np.array([_weights(config, phase) for phase in phases])
+        if config.data.temperature is not None:
+            weights_PD = weights_PD * (np.asarray(sizes_D) / max(sizes_D)) ** (1 / config.data.temperature)
+        return cls(np.array([phase.from_step for phase in phases]), weights_PD)
+
+    @classmethod
+    def constant(cls, weights: Sequence[float]) -> Mixture:
+        """Return the mixture of a single phase. weights: sampling weight of each domain, 0 to leave it out."""
+        return cls(np.zeros(1, int), np.array([weights]))
+
+    def active_D(self, step: int) -> np.ndarray:
+        """Return which domains are trained on in the phase of a step, bool [D]. step: number of steps before it."""
+        return np.asarray(self.weights_PD[np.searchsorted(self.begins_P, step, side="right") - 1] > 0)
+
+    def due_M(self, members_M: np.ndarray, blocks: int, per_step: int) -> np.ndarray:
+        """Return how many of the first `blocks` blocks of a set of domains should be those of each member, float [M].
+
+        Every phase adds its blocks times the share of the member there. So a domain that a phase adds is due nothing for the steps
+        before it, and what rounding left open at the end of a phase is settled in the next. per_step: blocks of the set in a step.
+        """
+        due_M = np.zeros(len(members_M))
+        ends = [*(self.begins_P[1:] * per_step).tolist(), blocks]
+        for begin, end, weights_D in zip((self.begins_P * per_step).tolist(), ends, self.weights_PD, strict=True):
+            if begin < blocks:
+                share_M = weights_D[members_M]
+                due_M += (min(end, blocks) - begin) * share_M / share_M.sum()
+        return due_M
+
+
+def _weights(config: Config, phase: PhaseConfig) -> list[float]:
+    if phase.weights is None:
+        return [domain.weight for domain in config.domains]
+    return [phase.weights.get(domain.name, 0.0) for domain in config.domains]
 
 
 class SampleOrder:
@@ -53,7 +97,7 @@ class SampleOrder:
         self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
         self._mixture = Mixture.of(config, counts) if weights is None else Mixture.constant(weights)
         self._sets = [np.array(members) for members in config.domain_sets]
-        self._shuffles: dict[tuple[int, int], Shuffle] = {}
+        self._shuffles: dict[tuple[int, int], KeyedShuffle | np.ndarray] = {}
 
     def start(self) -> Cursor:
         """Return the data position (`Cursor`) before the first sample."""
@@ -61,12 +105,12 @@ class SampleOrder:
 
     def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:
         """Return (domain, sample numbers) of each block of the next update, and advance the cursor past it."""
-        taken = []
+        blocks = []
         for domain in self._choose(cursor):
             first = cursor.taken[domain]
             cursor.taken[domain] += self._per_block
-            taken.append((domain, [self.sample(domain, n) for n in range(first, cursor.taken[domain])]))
-        return taken
+            blocks.append((domain, [self.sample(domain, n) for n in range(first, cursor.taken[domain])]))
+        return blocks
 
     def sample(self, domain: int, number: int) -> int:
         """Return the index of the sample that training takes from a domain as its `number`-th, counted from 0 over all epochs."""
@@ -76,7 +120,7 @@ class SampleOrder:
             self._shuffles[domain, epoch] = self._shuffle(self._counts[domain], [self._seed, domain, epoch])
         return int(self._shuffles[domain, epoch][at])
 
-    def _shuffle(self, count: int, key: list[int]) -> Shuffle:
+    def _shuffle(self, count: int, key: list[int]) -> KeyedShuffle | np.ndarray:
         return KeyedShuffle(count, key) if self._keyed else np.random.default_rng(key).permutation(count)
 
     def epochs(self, cursor: Cursor) -> list[float]:
@@ -94,13 +138,13 @@ class SampleOrder:
     def _choose(self, cursor: Cursor) -> list[int]:
         """Return the domain of each of the next blocks: the domain of the block's set that is furthest behind its weight; ties are
         drawn."""
-        taken = np.array(cursor.taken) - (np.array(cursor.begun) if cursor.begun else 0)
-        drawn, sets = taken // self._per_block, len(self._sets)
-        active = self._mixture.active_D(int(taken.sum()) // (self._per_block * self._blocks))
+        taken_D = np.array(cursor.taken) - (np.array(cursor.begun) if cursor.begun else 0)
+        drawn, sets = taken_D // self._per_block, len(self._sets)
+        active = self._mixture.active_D(int(taken_D.sum()) // (self._per_block * self._blocks))
         rng = np.random.default_rng([self._seed, int(drawn.sum())])
         chosen_M = np.zeros(self._blocks, int)
         for m in range(self._blocks):
-            members, chance = self._sets[m % sets], rng.random(len(taken))
+            members, chance = self._sets[m % sets], rng.random(len(taken_D))
             due = self._mixture.due_M(members, int(drawn[members].sum()) + 1, self._blocks // sets)
             behind = np.where(active[members], due - drawn[members] + 1e-6 * chance[members], -np.inf)
             chosen_M[m] = members[behind.argmax()]

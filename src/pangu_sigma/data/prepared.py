@@ -25,7 +25,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.indexed import token_shards
 from pangu_sigma.data.manifest import MANIFEST_FILE, load_manifest
 from pangu_sigma.data.token_files import HASH_BYTES, HASHES_NAME, Tokens, VerifiedFile, chunks_of
-from pangu_sigma.errors import DataError, in_words
+from pangu_sigma.errors import DataError, argument, in_words
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import DamagedFile, verify
 from pangu_sigma.text.tokenizer import MODELS, Tokenizer
@@ -66,13 +66,8 @@ class PreparedData:
 
         Raises ConfigError for a domain that is not there, DataError for a manifest that is missing, damaged or of another format.
         """
-        prepared = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
-        if prepared and not all((folder / name).is_dir() for name in names or ()):
-            raise ConfigError(
-                f"data.path={folder} holds domains {', '.join(prepared)}, this configuration has {', '.join(names or ())}; set "
-                "data.path to data of these domains, or run prepare-data with this configuration, with --extend to add those that "
-                "are missing, or with another data.path"
-            )
+        if problem := missing_domains(folder, names or ()):
+            raise ConfigError(problem)
         self.folder, self.manifest = folder, load_manifest(folder, names)
         self._hashes = "", b""  # of one domain at a time: its files have copies of theirs
 
@@ -120,20 +115,20 @@ class PreparedData:
         ConfigError if they do not go together or are more than `model.slot_rows`, DataError for a damaged file.
         """
         slots = {name: record.slot for name, record in self.manifest.domains.items()}
-        most = self.manifest.config["slot_rows"]
+        row_limit = self.manifest.config["slot_rows"]
         if config is not None:
-            slots, most = {domain.name: domain.slot for domain in config.domains}, config.model.slot_rows
+            slots, row_limit = {domain.name: domain.slot for domain in config.domains}, config.model.slot_rows
         rows: dict[str, np.ndarray] = {}
         for name, slot in slots.items():
-            own_R = self.rows(name)
-            had_R = rows.setdefault(slot, own_R)
-            if len(own_R) > most or (own_R[: len(had_R)] != had_R[: len(own_R)]).any():
+            rows_R = self.rows(name)
+            slot_R = rows.setdefault(slot, rows_R)
+            if len(rows_R) > row_limit or (rows_R[: len(slot_R)] != slot_R[: len(rows_R)]).any():
                 raise ConfigError(
-                    f"data.path={self.folder}: domain {name} was prepared with {len(own_R)} rows, which do not fit slot {slot} "
-                    f"of model.slot_rows={most}, or its other domains; raise it, or run prepare-data with this configuration"
+                    f"data.path={self.folder}: domain {name} was prepared with {len(rows_R)} rows, which do not fit slot {slot} "
+                    f"of model.slot_rows={row_limit}, or its other domains; raise it, or run prepare-data with this configuration"
                 )
-            rows[slot] = max(had_R, own_R, key=len)
-        padded = [np.pad(ids_R, (0, most - len(ids_R)), constant_values=-1) for ids_R in rows.values()]
+            rows[slot] = max(slot_R, rows_R, key=len)
+        padded = [np.pad(ids_R, (0, row_limit - len(ids_R)), constant_values=-1) for ids_R in rows.values()]
         alpha, english = (self._model(name) for name in MODELS)
         return Tokenizer(alpha, english, np.stack(padded))
 
@@ -167,6 +162,17 @@ class PreparedData:
         self.tokenizer()
 
 
+def missing_domains(folder: Path, names: Sequence[str]) -> str:
+    """Return the problem of prepared data that lacks one of these domains, or ""."""
+    prepared = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
+    if not prepared or all((folder / name).is_dir() for name in names):
+        return ""
+    return (
+        f"data.path={folder} holds domains {', '.join(prepared)}, this configuration has {', '.join(names)}; run prepare-data "
+        f"with {argument('--extend')} to add the missing ones, choose another data.path, or remove the folder"
+    )
+
+
 def preparation_settings(config: Config) -> dict[str, Any]:
     """Return the values of the keys that decide how text is prepared, as the manifest records them."""
     return {
@@ -180,9 +186,11 @@ def unlike_prepared(config: Config) -> list[str]:
     new, path = preparation_settings(config), Path(config.data.path)
     pairs: list[tuple[str, Any, Any]] = []
     for number, values in enumerate(new["domains"]):
-        old = load_manifest(path, [values[0]])
-        pairs += [(f"{section}.{key}", new[key], old.config.get(key, new[key])) for key, section in _KEYS.items()]
-        pairs += zip((f"domains.{number}.{key}" for key in DOMAIN_KEYS), values, old.settings(values[0]), strict=True)
+        manifest = load_manifest(path, [values[0]])
+        prepared = new | manifest.config
+        pairs += [(f"{section}.{key}", new[key], prepared[key]) for key, section in _KEYS.items()]
+        keys = [f"domains.{number}.{key}" for key in DOMAIN_KEYS]
+        pairs += zip(keys, values, manifest.settings(values[0]), strict=True)
     sentences = [
         f"{key}={_text(value)}: {path} was prepared with {_text(prepared)}; remove the folder and run prepare-data again to use it"
         for key, value, prepared in pairs
@@ -197,8 +205,8 @@ def _text(value: Any) -> str:
 
 def is_prepared(path: Path) -> bool:
     """Return True for a folder that `prepare-data` wrote, of this format or an older one."""
-    own = (path / TOKENIZER_NAME).is_dir() and any(path.glob(f"*/{MANIFEST_FILE}"))
-    return own or (path / FREQUENCIES_NAME).is_file()
+    has_domains = (path / TOKENIZER_NAME).is_dir() and any(path.glob(f"*/{MANIFEST_FILE}"))
+    return has_domains or (path / FREQUENCIES_NAME).is_file()
 
 
 def data_of(config: Config) -> PreparedData:
@@ -212,10 +220,10 @@ def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
 
     counts_V: token counts of the training text. slot_R: id of each row of the slot, -1 for a row without one.
     """
-    used = slot_R[slot_R >= 0]
-    smoothed = counts_V[used] + 0.5
+    ids = slot_R[slot_R >= 0]
+    smoothed = counts_V[ids] + 0.5
     nats_V = np.full(len(counts_V), np.inf)
-    nats_V[used] = -np.log(smoothed / smoothed.sum())
+    nats_V[ids] = -np.log(smoothed / smoothed.sum())
     return nats_V
 
 

@@ -7,22 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.token_files import Tokens
 from pangu_sigma.errors import DataError
-
-
-class TokenSource(Protocol):
-    """Interface of a domain's tokens that are read by position, such as `Tokens`. tokens: number of tokens."""
-
-    tokens: int
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """Return the tokens start … start + length - 1, int32."""
 
 
 class Samples:
@@ -34,7 +25,7 @@ class Samples:
     Raises DataError if a domain has fewer tokens than one sample.
     """
 
-    def __init__(self, config: Config, files: Sequence[TokenSource], split: str):
+    def __init__(self, config: Config, files: Sequence[Tokens], split: str):
         """split: name of the split, for error messages."""
         self.files = files
         self._length = config.model.seq_length

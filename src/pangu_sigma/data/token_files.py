@@ -58,12 +58,12 @@ class VerifiedFile:
         """hashes: of the chunks of the file, end to end."""
         self.path, self.size, self._hashes = path, size, hashes
         try:
-            now = path.stat().st_size
+            actual_size = path.stat().st_size
         except OSError as error:
             raise DataError(in_words(error, path, "remove the folder and run prepare-data again")) from error
-        if now != size:
+        if actual_size != size:
             raise DataError(
-                f"{path}: has {now} bytes, {size} were written; first difference at byte {min(now, size)}; {_FIX}"
+                f"{path}: has {actual_size} bytes, {size} were written; first difference at byte {min(actual_size, size)}; {_FIX}"
             )
 
     def read(self, begin: int = 0, end: int | None = None) -> bytes:

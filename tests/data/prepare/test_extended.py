@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +15,10 @@ from helpers.prepared import exchange_lengths
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, parse_config
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.manifest import load_manifest, read_manifest
 from pangu_sigma.data.prepare import extended
 from pangu_sigma.data.prepare.extended import prepare_extension
 from pangu_sigma.data.prepare.prepare import prepare
-from pangu_sigma.data.prepare.stages import staging
-from pangu_sigma.data.prepare.stages.staging import end_move, moving_of
 from pangu_sigma.data.prepared import PreparedData, data_of, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
@@ -80,7 +79,7 @@ def test_the_preparation_of_the_old_domains_is_still_done_and_is_not_replaced(ti
     prepare(three, [old], data)
     assert "already holds this data; nothing to do" in caplog.text
     with pytest.raises(
-        ConfigError, match=r"holds domains code, en, law, zh, this configuration has zh, en, code; choose"
+        ConfigError, match=r"holds data that were prepared otherwise \(inputs\), which prepare-data does not replace"
     ):
         prepare(three, [text], data)
     assert (data / "law" / "manifest.json").exists()
@@ -111,24 +110,20 @@ def test_with_rows_for_every_token_those_of_an_old_slot_come_first(tiny_data, da
     assert sorted(has_R.tolist()) == [*range(new.size)]
 
 
-def test_near_duplicates_of_the_new_text_are_in_the_manifest(data, text):
-    config = extending(data)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"near_duplicates": 0.9})})
-    assert prepare_extension(config, [text]).near_duplicates is not None
-
-
-@pytest.mark.parametrize("place", ["write_atomically", "commit"])
+@pytest.mark.parametrize("place", ["write_atomically", "commit", "shutil"])
 def test_a_killed_move_is_ended_by_the_same_call(data, text, monkeypatch, place):
     config, quarantine = extending(data), (data / "quarantine.jsonl").read_bytes()
+    extension = data.parent / ".data.extension"
 
-    def killed(*unused):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(staging, place, killed)
+        patch.setattr(extended, place, SimpleNamespace(rmtree=killed) if place == "shutil" else killed)
         prepare_extension(config, [text])
-    assert not (data / "law").exists()
-    assert moving_of(data).exists()
+    assert extension.exists() and (data / "law").exists() == (place == "shutil")
+    if place == "shutil":
+        (extension / "quarantine.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"data\.path=.*data has all domains of the configuration; leave extend out"):
         prepare_extension(config, [text])  # which ended the move
     assert len((data / "quarantine.jsonl").read_bytes().splitlines()) == len(quarantine.splitlines()) + 360
@@ -136,21 +131,17 @@ def test_a_killed_move_is_ended_by_the_same_call(data, text, monkeypatch, place)
     assert [path.name for path in data.parent.iterdir()] == ["data"]
 
 
-def test_a_move_that_was_killed_between_two_domains_is_ended_by_the_next_call(tmp_path, monkeypatch):
-    output, moving = tmp_path / "data", moving_of(tmp_path / "data")
-    for folder in (output, moving / "law", moving / "med"):
-        folder.mkdir(parents=True)
-    for name in ("law", "med"):
-        (moving / name / "manifest.json").write_text(name)
-    (output / "quarantine.jsonl").write_text("old\n")
-    (moving / "quarantine.jsonl").write_text("new\n")
+def test_an_extension_with_other_token_ids_is_not_added(data, text, monkeypatch):
+    extension = data.parent / ".data.extension"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(staging, "commit", lambda fresh, to: fresh.rename(to) if to.name == "law" else 1 / 0)
-        end_move(output)
-    assert sorted(path.name for path in output.iterdir()) == ["law", "quarantine.jsonl"]
-    assert end_move(output) and not end_move(output)
-    assert sorted(path.name for path in output.iterdir()) == ["law", "med", "quarantine.jsonl"]
-    assert (output / "quarantine.jsonl").read_text() == "old\nnew\n" and not moving.exists()
+        patch.setattr(extended, "commit", lambda *_: 1 / 0)
+        prepare_extension(extending(data), [text])
+    law = read_manifest(extension / "law")
+    models = {name: record.model_copy(update={"xxh3_128": "0" * 32}) for name, record in law.models.items()}
+    law.model_copy(update={"models": models}).save(extension)
+    with pytest.raises(DataError, match=rf"{extension}/law: its token ids are not those of {data}; remove it"):
+        prepare_extension(extending(data), [text])
+    assert not (data / "law").exists()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +206,7 @@ def test_the_command_extends_and_examines(data, text, tmp_path, capsys):
     assert "law" in capsys.readouterr().out
     assert not (data / "law").exists()
     assert main(["prepare-data", str(config), "--input", str(text)]) == 2
-    assert "add --extend to prepare the text of those that are missing" in capsys.readouterr().err
+    assert "run prepare-data with --extend to add the missing ones, choose another" in capsys.readouterr().err
     assert main(command) == 0
     table = capsys.readouterr().out
     assert [line.split()[0] for line in table.splitlines()[1:5]] == ["law", *OLD]

@@ -12,7 +12,7 @@ def test_lines_are_written_and_counted_and_a_refusal_says_why_and_where(tmp_path
     quarantine = write_quarantine(tmp_path / "q.jsonl", iter([LINE, LINE]))
     assert [json.loads(line)["offset"] for line in (tmp_path / "q.jsonl").read_text().splitlines()] == [7007] * 2
     assert quarantine.counts == {"unknown domain": 2}
-    assert "\n".join(quarantine.said()).splitlines() == [
+    assert "\n".join(quarantine.report()).splitlines() == [
         "2 lines are unusable and quarantined:",
         "  2 × unknown domain, first a.jsonl:2 (byte 7,007): domain 'fr'",
         f"all of them are in {tmp_path / 'q.jsonl'}",
@@ -20,7 +20,7 @@ def test_lines_are_written_and_counted_and_a_refusal_says_why_and_where(tmp_path
 
 
 def test_without_such_lines_nothing_is_said(tmp_path):
-    assert write_quarantine(tmp_path / "q.jsonl", []).said() == []
+    assert write_quarantine(tmp_path / "q.jsonl", []).report() == []
 
 
 def test_names_that_are_no_text_are_written_down_too(tmp_path):

@@ -7,13 +7,14 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import duckdb
+import pyarrow as pa
 from helpers.texts import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_sigma.data.prepare.blocks import ROW_BITS, Block, Work
-from pangu_sigma.data.prepare.reading import _facts, _table, content_hash
-from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, Selection, select, wanted
+from pangu_sigma.data.prepare.reading import ROWS, content_hash, row_of
+from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, held_out_count, select
 from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.text.documents import Document
 
@@ -22,27 +23,25 @@ def selected(
     blocks: Sequence[list[str]], limit: int | None = None, own: float | None = None, **data
 ) -> SimpleNamespace:
     """What is selected of documents of `zh`, which come in blocks: the texts that are kept, the candidates, first choice first,
-    and the `Selection`. data: keys of the section."""
+    and the counts. data: keys of the section."""
     config = tiny_config()
     domains = [config.domains[0].model_copy(update={"held_out": own}), *config.domains[1:]]
     config = config.model_copy(update={"data": config.data.model_copy(update=data), "domains": domains})
-    rows, texts, zh = list[tuple](), dict[int, str](), Work(config, Stage(Path()), 1, None).domains[0]
+    rows, texts, zh = list[dict](), dict[int, str](), Work(config, Stage(Path()), 1, None).domains[0]
     for n, block in enumerate(blocks):
         for row, text in enumerate(block):
             texts[n << ROW_BITS | row] = text
-            rows.append((n << ROW_BITS | row, *_facts(Document("zh", text, ""), zh, None)))
+            rows.append({"document": n << ROW_BITS | row, **row_of(Document("zh", text, ""), zh, False)})
     with TemporaryDirectory() as folder, duckdb.connect() as database:
         work = Work(config, Stage(Path(folder)), 1, limit)
         work.stage.path("select").mkdir()
-        database.register("documents", _table(rows))
-        select(work, [Block(0, n) for n in range(len(blocks))], database)
+        database.register("documents", pa.Table.from_pylist(rows, ROWS))
+        selection = select(work, [Block(0, n) for n in range(len(blocks))], database)
         found = work.stage.read("select/documents").to_pylist()
-        selection = Selection.of(work, [Block(0, n) for n in range(len(blocks))])
+        assert work.stage.groups("select/documents") == len(blocks)
     ranked = sorted((row["rank"], texts[row["document"]]) for row in found if row["rank"] is not None)
     kept = [texts[row["document"]] for row in found]
-    return SimpleNamespace(
-        kept=kept, candidates=[text for _, text in ranked], selection=selection, counts=selection.domains[0]
-    )
+    return SimpleNamespace(kept=kept, candidates=[text for _, text in ranked], counts=selection.domains[0])
 
 
 def by(purpose: str, texts: list[str]) -> list[str]:
@@ -86,18 +85,11 @@ def test_documents_are_spread_over_the_source_and_stay_in_order():
     assert 300 < sum(found) / len(found) < 700
 
 
-def test_copies_and_giants_are_counted_and_left_out():
-    found = selected([["a", "b", "a", "x" * 100]], 50)
-    assert (found.counts.offered, found.counts.duplicates, found.counts.too_long) == (4, 1, 1)
-    assert found.kept == ["a", "b"]
-
-
 def test_the_first_of_copies_in_several_blocks_is_kept():
     found = selected([[f"of {n}", "of all", "of all"] for n in range(3)])
     assert found.kept == ["of 0", "of all", "of 1", "of 2"]
-    assert found.selection.documents_BD[:, 0].tolist() == [2, 1, 1]
     assert (found.counts.duplicates, found.counts.kept) == (5, 4)
-    assert found.selection.candidates_BD.sum() == len(found.candidates) == 2
+    assert len(found.candidates) == 2
 
 
 def test_candidates_are_several_for_each_that_is_wanted():
@@ -112,7 +104,7 @@ def test_candidates_are_several_for_each_that_is_wanted():
 @given(st.integers(2, 60), st.floats(0.001, 0.499), st.floats(0.001, 0.499))
 def test_at_least_one_document_is_wanted_and_one_is_trained_on_in_any_case(count, share, own):
     found = selected([[str(i) for i in range(count)]], held_out=share, own=own).candidates
-    assert 1 <= wanted(count, own) <= len(found) <= max(wanted(count, own), count // 2) < count
+    assert 1 <= held_out_count(count, own) <= len(found) <= max(held_out_count(count, own), count // 2) < count
 
 
 def test_a_domains_own_fraction_keeps_the_candidates_unless_it_needs_more():
@@ -120,7 +112,7 @@ def test_a_domains_own_fraction_keeps_the_candidates_unless_it_needs_more():
     usual = selected([texts], held_out=0.05).candidates
     for own in (0.01, 0.1, 0.25):
         assert selected([texts], held_out=0.05, own=own).candidates == usual
-        assert wanted(100, own) == round(100 * own)
+        assert held_out_count(100, own) == round(100 * own)
     assert len(selected([texts], held_out=0.05, own=0.4).candidates) == 40
 
 

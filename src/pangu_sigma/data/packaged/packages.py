@@ -39,8 +39,7 @@ import xxhash
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.manifest import Source
 from pangu_sigma.data.packaged.translations import catalogue_pairs, json_pairs, page_pairs
-from pangu_sigma.data.prepare.input_files import sha256_of
-from pangu_sigma.data.prepare.reading import content_hash
+from pangu_sigma.data.prepare.reading import content_hash, sha256_of
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.process import child_environment
@@ -271,17 +270,17 @@ def _chinese(files: list[Path]) -> Iterator[Document]:
 def _articles(lines: list[str]) -> Iterator[str]:
     """Join lines of tagged news to articles: a headline (a short line that ends no sentence) after running text starts one."""
     article: list[str] = []
-    was_text = False
+    follows_text = False
     for line in lines:
         paragraph = "".join(word.rpartition("/")[0] for word in line.split())
         if not paragraph:
             continue
         is_text = len(paragraph) > 60 or paragraph[-1] in _SENTENCE_ENDS
-        if was_text and not is_text:
+        if follows_text and not is_text:
             yield "\n".join(article)
             article = []
         article.append(paragraph)
-        was_text = is_text
+        follows_text = is_text
     yield "\n".join(article)
 
 
@@ -307,16 +306,16 @@ def _passages(text: str, size: int) -> Iterator[str]:
         if length >= size:
             yield "\n\n".join(passage).strip()
             passage, length = [], 0
-    if rest := "\n\n".join(passage).strip():
-        yield rest
+    if last_passage := "\n\n".join(passage).strip():
+        yield last_passage
 
 
 def _bilingual(files: list[Path]) -> Iterator[Document]:
     """Yield documents of translated pairs, each pair once."""
-    seen: set[tuple[str, str]] = set()
+    earlier_pairs: set[tuple[str, str]] = set()
     for archive, path in zip(BILINGUAL, files, strict=True):
-        fresh = [pair for pair in dict.fromkeys(_pairs(archive, path)) if pair not in seen]
-        seen.update(fresh)
+        fresh = [pair for pair in dict.fromkeys(_pairs(archive, path)) if pair not in earlier_pairs]
+        earlier_pairs.update(fresh)
         for i in range(0, len(fresh), PAIRS_PER_DOCUMENT):
             chinese_first = (i // PAIRS_PER_DOCUMENT) % 2 == 0
             text = _sides(fresh[i : i + PAIRS_PER_DOCUMENT], chinese_first)

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pangu_sigma.data.prepare.blocks import Block, Work
-from pangu_sigma.data.prepare.stages.stage import numbered
+from pangu_sigma.data.prepare.selection import DomainSelection
+from pangu_sigma.data.prepare.stages.stage import numbered, rows_of
 from pangu_sigma.domains import Domain
 from pangu_sigma.text.documents import Segments
 from pangu_sigma.text.segmentation import english_runs
@@ -48,66 +48,50 @@ tokens: number of the ids. A block's file has two row groups for each domain: `o
 
 @dataclass(frozen=True)
 class SampleItem:
-    """Block, number of English runs of each domain before it, and how many of them there are for each that is taken; 0: none."""
+    """Block, and the step between the English runs of each domain that are sampled; 0: none."""
 
     block: Block
-    before: tuple[int, ...]
     steps: tuple[int, ...]
 
 
-def _kept(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
-    """Return columns of the kept documents of a block, in order, and their ranks as candidates. number: number of the block."""
-    kept = work.stage.read("select/documents", number)
+def _selected_rows(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
+    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`. number: index of the block."""
+    selection = work.stage.read("select/documents", number)
     documents = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
-    return documents.filter(pc.is_in(documents["document"], kept["document"])).append_column("rank", kept["rank"])
+    rows = documents.filter(pc.is_in(documents["document"], selection["document"]))
+    return rows.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
 
 
-def kept_documents(
-    work: Work, number: int, block: Block, *more: str
-) -> Iterator[tuple[Domain, int | None, Segments, Any]]:
-    """Yield the kept documents of a block, in order: domain, rank as a candidate for the held-out set, text, and columns `more`.
+def selected_documents(
+    work: Work, number: int, block: Block, *columns: str
+) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
+    """Yield the kept documents of a block, in order: domain, text, and a row with `rank` and these columns. number: index of the
+    block."""
+    for batch in _selected_rows(work, number, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
+        for row in batch.to_pylist():
+            yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row
 
-    number: of the block among all.
+
+def sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, ...]:
+    """Return the step between the sampled English runs of each domain, so that there is as much text of every domain that has some.
+
+    pieces: number of English pieces to learn.
     """
-    for batch in _kept(work, number, block, "domain", "languages", "texts", *more).to_batches(_BATCH):
-        lengths = pc.list_value_length(batch["texts"]).to_pylist()
-        pairs = zip(*(_strings(batch[name].flatten()) for name in ("languages", "texts")), strict=True)
-        others = zip(*(batch[name].to_pylist() for name in ("document", *more)), strict=True)
-        facts = zip(batch["domain"].to_pylist(), batch["rank"].to_pylist(), lengths, others, strict=True)
-        for domain, rank, length, values in facts:
-            yield work.domains[domain], rank, tuple(islice(pairs, length)), values
-
-
-def _strings(column: pa.Array) -> list[str]:
-    """Return strings as `to_pylist` does, which takes twice as long."""
-    strings: list[str] = column.to_numpy(zero_copy_only=False).tolist()
-    return strings
-
-
-def sample_steps(total: np.ndarray, pieces: int) -> tuple[int, ...]:
-    """Return of how many English runs of each domain one is taken, so that there is as much text of every domain that has some.
-
-    total: number and characters of the English runs of each domain, int64 [D, 2]. pieces: number of English pieces to learn.
-    """
-    most = _LEARNED_FROM * max(pieces, 4_096) // max(1, int((total[:, 0] > 0).sum()))
-    return tuple(max(1, -(-int(characters) // most)) if runs else 0 for runs, characters in total)
+    limit = _LEARNED_FROM * max(pieces, 4_096) // max(1, sum(domain.runs > 0 for domain in domains))
+    return tuple(max(1, -(-domain.characters // limit)) if domain.runs else 0 for domain in domains)
 
 
 def sample_block(work: Work, number: int, item: SampleItem) -> Iterator[pa.Table]:
-    """Return the text of a block that pieces are learned from: of each domain every so many-th English run."""
-    table = _kept(work, number, item.block, "domain", "runs", "texts")
+    """Return the text of a block that pieces are learned from: English runs of each domain, at equal steps."""
+    table = _selected_rows(work, number, item.block, "domain", "runs", "texts")
     certain = table.filter(pc.and_(pc.is_null(table["rank"]), pc.greater(table["runs"], 0)))
-    taken, seen = list[dict[str, Any]](), list(item.before)
-    for row, n, runs in zip(
-        range(len(certain)), *(certain[name].to_pylist() for name in ("domain", "runs")), strict=True
-    ):
-        if (first := -seen[n] % item.steps[n]) < runs:
-            texts = [
-                run for text in certain["texts"][row].as_py() for run in english_runs(text, work.domains[n].language)
-            ]
-            taken += [{"domain": n, "text": run} for run in texts[first :: item.steps[n]]]
-        seen[n] += runs
-    yield pa.Table.from_pylist(taken, SAMPLED)
+    sampled = list[dict[str, Any]]()
+    for row, (n, runs, runs_before) in enumerate(rows_of(certain.select(["domain", "runs", "runs_before"]))):
+        if (first := -runs_before % item.steps[n]) < runs:
+            texts = certain["texts"][row].as_py()
+            all_runs = [run for text in texts for run in english_runs(text, work.domains[n].language)]
+            sampled += [{"domain": n, "text": run} for run in all_runs[first :: item.steps[n]]]
+    yield pa.Table.from_pylist(sampled, SAMPLED)
 
 
 @functools.lru_cache(maxsize=1)
@@ -118,7 +102,7 @@ def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
     return Tokenizer(alpha_model(), english, np.frombuffer(rows, np.int32).reshape(slots, -1))
 
 
-def whole_tokenizer(work: Work) -> Tokenizer:
+def full_tokenizer(work: Work) -> Tokenizer:
     """Return the tokenizer with a row for every id, of the English pieces in the stage."""
     return _tokenizer(work.stage.read("sample/english")["bytes"][0].as_py(), len(work.domains.slot_names), b"")
 
@@ -131,9 +115,9 @@ def final_tokenizer(work: Work) -> Tokenizer:
 
 def count_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
-    tokenizer, ids_of_slot = whole_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
-    for domain, rank, segments, _ in kept_documents(work, number, item):
-        if rank is None:
+    tokenizer, ids_of_slot = full_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
+    for domain, segments, row in selected_documents(work, number, item):
+        if row["rank"] is None:
             ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
         counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *ids_of_slot[slot]]))
@@ -152,18 +136,13 @@ def summed(counts: Iterable[pa.Table], slots: int, size: int) -> np.ndarray:
 def encode_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
     """Encode the kept documents of a block."""
     tokenizer = final_tokenizer(work)
-    rows_of_group = [list[tuple[Any, ...]]() for _ in range(2 * len(work.domains))]
-    for domain, rank, segments, (document, hold, size) in kept_documents(work, number, item, "hold", "bytes"):
+    groups = [list[dict[str, Any]]() for _ in range(2 * len(work.domains))]
+    for domain, segments, row in selected_documents(work, number, item, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
-        group = candidates_of(domain.index) if rank is not None else others_of(domain.index)
-        rows_of_group[group].append((document, domain.index, rank, hold, size, folded, len(ids), ids))
-    for rows in rows_of_group:
-        *facts, ids_of_documents = zip(*rows, strict=True) if rows else [()] * len(ENCODED)
-        columns = [pa.array(values, kind) for values, kind in zip(facts, ENCODED.types, strict=False)]
-        ends = np.cumsum([0, *facts[-1]], dtype=np.int32)
-        flat = np.concatenate([np.empty(0, np.int32), *ids_of_documents])
-        yield pa.table([*columns, pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))], schema=ENCODED)
+        group = others_of(domain.index) if row["rank"] is None else candidates_of(domain.index)
+        groups[group].append(row | {"folded": folded, "tokens": len(ids), "ids": ids})
+    yield from (pa.Table.from_pylist(rows, ENCODED) for rows in groups)
 
 
 def others_of(domain: int) -> int:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import Manifest, load_manifest
+from pangu_sigma.data.manifest import Manifest, domains_in, load_manifest, read_manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview
-from pangu_sigma.data.prepare.stages.staging import end_move, moving_of
-from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.data.prepared import QUARANTINE_NAME, PreparedData
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.sealed import commit, write_atomically
 from pangu_sigma.text.vocabulary import Vocabulary
 from pangu_sigma.writable import folder_lock
 
@@ -51,39 +51,36 @@ class _Extension:
         """Examine data.path, after the move that a killed extension had begun. Raises ConfigError if it does not go with the
         configuration, DataError if it is damaged."""
         path = Path(config.data.path)
-        if (moving := moving_of(path)).exists():
-            with folder_lock(moving.parent):
-                end_move(path)
-                shutil.rmtree(moving.parent, ignore_errors=True)
+        _move(path)
         try:
             data = PreparedData(path)
         except DataError as error:
             raise type(error)(
                 f"{argument('--extend')}: set data.path to prepared data that gets more domains. {error}"
             ) from error
-        new = [domain for domain in config.domains if domain.name not in data.manifest.domains]
-        _refuse(config, data, bool(new))
+        new_domains = [domain for domain in config.domains if domain.name not in data.manifest.domains]
+        _refuse(config, data, bool(new_domains))
         slots = list(dict.fromkeys(record.slot for record in data.manifest.domains.values()))
         domains = [
             Domain(n, name, form, language, slots.index(slot), 0, 0, 1.0)
             for n, (name, form, language, slot, *_) in enumerate(data.manifest.config["domains"])
         ]
         kept = _WholeVocabulary(path, data.tokenizer(), Domains(domains, slots))
-        own = config.data.model_copy(update={"phases": []})
-        old = [domain.name for domain in config.domains if domain not in new]
-        return cls(old, kept, config.model_copy(update={"domains": new, "data": own}))
+        data_config = config.data.model_copy(update={"phases": [], "path": str(_folder_of(path))})
+        old = [domain.name for domain in config.domains if domain not in new_domains]
+        return cls(old, kept, config.model_copy(update={"domains": new_domains, "data": data_config}))
 
 
-def _refuse(config: Config, data: PreparedData, adds: bool) -> None:
+def _refuse(config: Config, data: PreparedData, has_new: bool) -> None:
     """Raise ConfigError if a configuration changes a domain of prepared data, or its vocabulary, or adds no domain."""
     for domain in config.domains:
         if domain.name not in data.manifest.domains:
             continue
-        was, now = data.manifest.settings(domain.name)[1:4], [domain.format, domain.language, domain.slot]
-        if now != was:
+        prepared, configured = data.manifest.settings(domain.name)[1:4], [domain.format, domain.language, domain.slot]
+        if configured != prepared:
             raise ConfigError(
-                f"{argument('--extend')}: domain {domain.name} has format, language and slot {', '.join(was)} in {data.folder}, "
-                f"and {', '.join(now)} in the configuration; its text is not prepared again, so keep them"
+                f"{argument('--extend')}: domain {domain.name} has format, language and slot {', '.join(prepared)} in {data.folder}"
+                f", and {', '.join(configured)} in the configuration; its text is not prepared again, so keep them"
             )
         rows = len(data.rows(domain.name))
         if rows > config.model.slot_rows:
@@ -91,7 +88,7 @@ def _refuse(config: Config, data: PreparedData, adds: bool) -> None:
                 f"{argument('--extend')}: slot {domain.slot} has {rows} rows in {data.folder}, which do not fit "
                 f"model.slot_rows={config.model.slot_rows}; raise it"
             )
-    if not adds:
+    if not has_new:
         raise ConfigError(
             f"data.path={data.folder} has all domains of the configuration; leave {argument('--extend')} out"
         )
@@ -110,7 +107,7 @@ def added_domains(config: Config) -> list[Domain]:
 def preview_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> tuple[Manifest, list[str]]:
     """Examine text of the domains that data.path lacks, as `preview` does, and write nothing but a stage."""
     extension = _Extension.of(config)
-    return preview(extension.added, inputs, options, extension.kept, extends=True)
+    return preview(extension.added, inputs, options, extension.kept)
 
 
 def prepare_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> Manifest:
@@ -122,5 +119,38 @@ def prepare_extension(config: Config, inputs: list[Path], options: Options = ONE
     extension, path = _Extension.of(config), Path(config.data.path)
     names = [domain.name for domain in extension.added.domains]
     logger.info("preparing %s; %s in %s stay as they are", ", ".join(names), ", ".join(extension.old), path)
-    prepare(extension.added, inputs, path, options, extension.kept, extends=True)
+    prepare(extension.added, inputs, _folder_of(path), options, extension.kept)
+    _move(path)
     return load_manifest(path, [domain.name for domain in config.domains])
+
+
+def _folder_of(path: Path) -> Path:
+    """Return the folder in which the extension of prepared data is prepared."""
+    return path.with_name(f".{path.name}.extension")
+
+
+def _move(path: Path) -> None:
+    """Move the domains of an extension to prepared data, with its unusable lines, if it is complete.
+
+    After a kill the next call ends the move. Raises DataError for errors of the file system and for other token ids, NotWritable if
+    another process moves.
+    """
+    extension, quarantine = _folder_of(path), path / QUARANTINE_NAME
+    if not extension.exists():
+        return
+    models = load_manifest(path).models
+    try:
+        with folder_lock(extension):
+            # after a kill its lines may be there already, and its own file may be gone
+            lines, earlier_lines = (
+                file.read_bytes() if file.exists() else b"" for file in (extension / QUARANTINE_NAME, quarantine)
+            )
+            if not earlier_lines.endswith(lines):
+                write_atomically(quarantine, earlier_lines + lines)
+            for name in domains_in(extension):
+                if read_manifest(extension / name).models != models:
+                    raise DataError(f"{extension / name}: its token ids are not those of {path}; remove it")
+                commit(extension / name, path / name)
+            shutil.rmtree(extension)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; call again when it can be written") from error

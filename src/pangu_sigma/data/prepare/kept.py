@@ -56,7 +56,7 @@ class KeptVocabulary:
         producible.update(special_ids(domains.in_slot(slot)))
         new_of_old = {old: new for new, old in enumerate(parent_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
         rows_R = self.tokenizer.slot_rows[source]
-        kept = [new_of_old[old] for old in rows_R[rows_R >= 0].tolist() if new_of_old.get(old) in producible]
+        kept_ids = [new_of_old[old] for old in rows_R[rows_R >= 0].tolist() if new_of_old.get(old) in producible]
         names = domains.slot_names[slot], self.domains.slot_names[source]
-        logger.info("slot %s keeps %s rows of slot %s of %s", names[0], f"{len(kept):,}", names[1], self.run)
-        return kept
+        logger.info("slot %s keeps %s rows of slot %s of %s", names[0], f"{len(kept_ids):,}", names[1], self.run)
+        return kept_ids

@@ -68,8 +68,8 @@ def format_overview(manifest: Manifest) -> str:
 
 def _near(near: NearDuplicatesRecord) -> str:
     lost = ", ".join(f"{count:,} of {domains}" for domains, count in near.lost.items())
-    left_out = f"; lost, exact copies among them: {lost}" if lost else ""
-    return f"near-duplicates: {near.groups:,} groups, one document of each stays{left_out}"
+    losses = f"; lost, exact copies among them: {lost}" if lost else ""
+    return f"near-duplicates: {near.groups:,} groups, one document of each stays{losses}"
 
 
 def warnings_of(manifest: Manifest) -> list[str]:

@@ -28,10 +28,10 @@ from pangu_sigma.data.prepare.encoding import (
     count_block,
     encode_block,
     final_tokenizer,
+    full_tokenizer,
     sample_block,
     sample_steps,
     summed,
-    whole_tokenizer,
 )
 from pangu_sigma.data.prepare.held_out.holding_out import ChooseItem, choose, count_overlap, overlap_items
 from pangu_sigma.data.prepare.kept import KeptVocabulary
@@ -70,13 +70,6 @@ class Passes:
     def _map(self, name: str, function: Callable[..., Iterator[pa.Table]], items: Sequence[Any]) -> Iterator[pa.Table]:
         return self.work.stage.map(self._executor, name, partial(function, self.work), items)
 
-    def _once(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """Return the bytes of a file, which `make` makes if it is not there yet."""
-        if not self.work.stage.path(name).exists():
-            self.work.stage.write(name, [pa.table({"bytes": [make()]})])
-        made: bytes = self.work.stage.read(name)["bytes"][0].as_py()
-        return made
-
     def read(self, units: Sequence[InputUnit]) -> list[Block]:
         """Read the units of the input into blocks."""
         decisive = self.decisive
@@ -91,33 +84,34 @@ class Passes:
     def select(self, blocks: Sequence[Block]) -> Selection:
         """Select the documents to keep, and the candidates for the held-out set."""
         work, data = self.work, self.work.config.data
-        own = [work.config.data_of(domain.index).held_out for domain in work.domains]
-        self.begin("select", work.limit, data.near_duplicates, data.max_held_out_tokens, data.held_out, own)
-        if not work.stage.path("select/counts").exists():
+        fractions = [work.config.data_of(domain.index).held_out for domain in work.domains]
+        self.begin("select", work.limit, data.near_duplicates, data.max_held_out_tokens, data.held_out, fractions)
+
+        def content() -> bytes:
             with work.stage.database(data.memory_gib / 2, self._executor.workers) as database:
                 database.register("documents", work.stage.results("read"))
-                select(work, blocks, database)
-        return Selection.of(work, blocks)
+                return select(work, blocks, database).model_dump_json().encode()
+
+        return Selection.model_validate_json(work.stage.once("select/counts", content))
 
     def build_tokenizer(self, blocks: Sequence[Block], selection: Selection) -> Tokenizer:
         """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
         config, decisive = self.work.config, self.decisive
         model = config.vocabulary.english_model or (self._kept and self._kept.english_model)
         self.begin("sample", *(decisive[key] for key in ("english_pieces", "english_model", "kept")))
-        self._once("sample/english", lambda: read_english(Path(model)) if model else self._english(blocks, selection))
+        self.work.stage.once(
+            "sample/english", lambda: read_english(Path(model)) if model else self._english(blocks, selection)
+        )
         names = [self.work.domains.slot_names[domain.slot] for domain in self.work.domains]
         self.begin("count", config.model.slot_rows, names)
-        self._once("count/rows", lambda: self._rows(blocks).tobytes())
+        self.work.stage.once("count/rows", lambda: self._rows(blocks).tobytes())
         return final_tokenizer(self.work)
 
     def _english(self, blocks: Sequence[Block], selection: Selection) -> bytes:
         """Learn the English pieces, and return their model."""
-        pieces, english_BD2 = self.work.config.vocabulary.english_pieces, selection.english_BD2
-        steps = sample_steps(english_BD2.sum(axis=0), pieces)
-        before_BD = np.cumsum(english_BD2[:, :, 0], axis=0) - english_BD2[:, :, 0]
-        items = [
-            SampleItem(block, tuple(before), steps) for block, before in zip(blocks, before_BD.tolist(), strict=True)
-        ]
+        pieces = self.work.config.vocabulary.english_pieces
+        steps = sample_steps(selection.domains, pieces)
+        items = [SampleItem(block, steps) for block in blocks]
         samples = pa.concat_tables([SAMPLED.empty_table(), *self._map("sample", sample_block, items)])
         text: list[str] = samples.sort_by("domain")["text"].to_pylist()
         mib = sum(map(len, text)) / (1 << 20)
@@ -126,15 +120,16 @@ class Passes:
 
     def _rows(self, blocks: Sequence[Block]) -> np.ndarray:
         """Choose the token id of each row of every slot, int32 [slots, R]."""
-        domains, rows, whole = self.work.domains, self.work.config.model.slot_rows, whole_tokenizer(self.work)
+        domains, rows, tokenizer = self.work.domains, self.work.config.model.slot_rows, full_tokenizer(self.work)
         slots = range(len(domains.slot_names))
-        kept = [self._kept.ids(whole.vocabulary, domains, slot) if self._kept else [] for slot in slots]
-        if whole.size <= rows:
-            every = [[*dict.fromkeys([*ids, *range(whole.size)])] for ids in kept]
-            return np.pad(np.array(every, np.int32), ((0, 0), (0, rows - whole.size)), constant_values=-1)
-        counts = summed(self._map("count", count_block, blocks), len(slots), whole.size)
+        kept_ids = [self._kept.ids(tokenizer.vocabulary, domains, slot) if self._kept else [] for slot in slots]
+        if tokenizer.size <= rows:
+            all_ids = [[*dict.fromkeys([*ids, *range(tokenizer.size)])] for ids in kept_ids]
+            return np.pad(np.array(all_ids, np.int32), ((0, 0), (0, rows - tokenizer.size)), constant_values=-1)
+        counts = summed(self._map("count", count_block, blocks), len(slots), tokenizer.size)
         chosen = [
-            choose_rows(whole.vocabulary, domains.in_slot(slot), counts[slot], rows, kept[slot]) for slot in slots
+            choose_rows(tokenizer.vocabulary, domains.in_slot(slot), counts[slot], rows, kept_ids[slot])
+            for slot in slots
         ]
         return np.stack(chosen)
 
@@ -143,31 +138,25 @@ class Passes:
         self.begin("encode")
         self._map("encode", encode_block, blocks)
 
-    def hold_out(self, selection: Selection, more_text: Sequence[str]) -> list[dict[str, Any]]:
-        """Choose the documents to hold out of each domain, and return the row that `choose` yields for each. more_text: for each
-        domain, advice on how to have more text of it, for problems."""
+    def hold_out(self, blocks: int, selection: Selection, more_text: Sequence[str]) -> list[dict[str, Any]]:
+        """Choose the documents to hold out of each domain, and return the row that `choose` yields for each.
+
+        blocks: number of blocks. more_text: for each domain, advice on how to have more text of it, for problems.
+        """
         self.begin("overlap")
-        items = overlap_items(selection)
-        ends = np.cumsum([0, *map(len, items)]).tolist()
-        self._map("overlap", count_overlap, [item for of_domain in items for item in of_domain])
+        items = [item for domain in range(len(selection.domains)) for item in overlap_items(domain, blocks)]
+        self._map("overlap", count_overlap, items)
         self.begin("choose", self.decisive, self.work.config.model.seq_length)
+        parts = len(items) // len(selection.domains)
         choices = [
-            ChooseItem(n, _numbers(selection.candidates_BD, n), range(*ends[n : n + 2]), counts.kept, more_text[n])
+            ChooseItem(n, blocks, range(n * parts, (n + 1) * parts), counts.kept, more_text[n])
             for n, counts in enumerate(selection.domains)
         ]
         return [row for table in self._map("choose", choose, choices) for row in table.to_pylist()]
 
-    def write(self, selection: Selection, held_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def write(self, blocks: int, held_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write the token files of all domains, and return the row that `write_domain` yields for each. held_out: for each domain
         the row of `choose`, with its held-out documents and the number of their tokens."""
         self.begin("write")
-        items = [
-            WriteItem(n, _numbers(selection.documents_BD, n), of_domain["documents"], of_domain["tokens"])
-            for n, of_domain in enumerate(held_out)
-        ]
+        items = [WriteItem(n, blocks, row["documents"], row["tokens"]) for n, row in enumerate(held_out)]
         return [row for table in self._map("write", write_domain, items) for row in table.to_pylist()]
-
-
-def _numbers(counts_BD: np.ndarray, domain: int) -> tuple[int, ...]:
-    """Return the numbers of the blocks that have documents of a domain. counts_BD: number of the documents."""
-    return tuple(np.flatnonzero(counts_BD[:, domain]).tolist())

@@ -5,7 +5,7 @@
 Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are (held_out/overlap.py).
 
 The passes (passes.py) write into a stage beside `output`. Its folder `write/output`, whose files `prepared.py` names, gets the
-name `output` when it is complete; of an extension each domain's folder is moved there. Nothing that is there is ever replaced.
+name `output` when it is complete. Nothing that is there is ever replaced.
 Lines that cannot be used are in the folder, and in the stage if the preparation fails.
 """
 
@@ -26,25 +26,37 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import (
     DomainRecord,
     FileRecord,
+    InputCounts,
     Manifest,
     OverlapRecord,
     Source,
-    load_manifest,
     read_manifest,
     refuse_older,
 )
 from pangu_sigma.data.prepare.blocks import UNIT_BITS, Block, Work, block_size
-from pangu_sigma.data.prepare.input_files import Stamp, hash_file, refuse_changes, sha256_of, stamps_of
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.data.prepare.passes import Passes, key_of
 from pangu_sigma.data.prepare.quarantine import Quarantine, write_quarantine
-from pangu_sigma.data.prepare.reading import QUARANTINED, unusable
-from pangu_sigma.data.prepare.selection import Kept
+from pangu_sigma.data.prepare.reading import (
+    QUARANTINED,
+    Stamp,
+    hash_file,
+    refuse_changes,
+    sha256_of,
+    stamps_of,
+    unusable,
+)
+from pangu_sigma.data.prepare.selection import DomainSelection
 from pangu_sigma.data.prepare.stages.executors import executor_of
-from pangu_sigma.data.prepare.stages.stage import StageError, rows_of, tables_of
-from pangu_sigma.data.prepare.stages.staging import end_move, moving_of, staged
-from pangu_sigma.data.prepared import QUARANTINE_NAME, TOKENIZER_NAME, PreparedData, preparation_settings
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError, rows_of, staged, tables_of
+from pangu_sigma.data.prepared import (
+    QUARANTINE_NAME,
+    TOKENIZER_NAME,
+    PreparedData,
+    missing_domains,
+    preparation_settings,
+)
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import commit, fingerprint
@@ -56,9 +68,9 @@ from pangu_sigma.writable import refuse_link
 logger = logging.getLogger(__name__)
 
 _LOOK = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
-_FORMAT = 7
+_FORMAT = 8
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 10
+_STAGE_FORMAT = 11
 """Version of the stage: raise it when its files change."""
 
 
@@ -78,37 +90,27 @@ ONE_PROCESS = Options(workers=1)
 
 
 def prepare(
-    config: Config,
-    inputs: list[Path],
-    output: Path,
-    options: Options = ONE_PROCESS,
-    kept: KeptVocabulary | None = None,
-    extends: bool = False,
+    config: Config, inputs: list[Path], output: Path, options: Options = ONE_PROCESS, kept: KeptVocabulary | None = None
 ) -> Manifest:
     """Prepare the training data of a configuration, write it to the folder `output` and return its manifest.
 
     inputs: files, and folders of files. A folder that holds this very result is left alone, one with other contents is an error. A
     preparation that was killed or refused, or a preview, goes on where it was, as far as settings and text are the same. kept:
-    vocabulary to keep in place of `vocabulary.keep`. extends: True to add the domains to those in `output`. Raises ConfigError or
-    DataError for what the user can fix.
+    vocabulary to keep in place of `vocabulary.keep`. Raises ConfigError or DataError for what the user can fix.
     """
-    return _prepare(config, inputs, output, options, kept, extends, writes=True)[0]
+    return _prepare(config, inputs, output, options, kept, writes=True)[0]
 
 
 def preview(
-    config: Config,
-    inputs: list[Path],
-    options: Options = ONE_PROCESS,
-    kept: KeptVocabulary | None = None,
-    extends: bool = False,
+    config: Config, inputs: list[Path], options: Options = ONE_PROCESS, kept: KeptVocabulary | None = None
 ) -> tuple[Manifest, list[str]]:
     """Examine text as `prepare` does and write nothing but a stage, with which `prepare` goes on.
 
     Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
-    problem of a data.path that holds other data. kept, extends: as in `prepare`. Raises ConfigError or DataError for what leaves
-    nothing to examine.
+    problem of a data.path that holds other data. kept: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
+    examine.
     """
-    return _prepare(config, inputs, Path(config.data.path), options, kept, extends, writes=False)
+    return _prepare(config, inputs, Path(config.data.path), options, kept, writes=False)
 
 
 def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
@@ -133,19 +135,13 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
 
 
 def _prepare(
-    config: Config,
-    inputs: list[Path],
-    output: Path,
-    options: Options,
-    kept: KeptVocabulary | None,
-    extends: bool,
-    writes: bool,
+    config: Config, inputs: list[Path], output: Path, options: Options, kept: KeptVocabulary | None, writes: bool
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
     inputs, kept = _checked_before_reading(config, inputs, output), kept or KeptVocabulary.of(config)
-    existing, refused = ([], "") if extends else (_existing(config, output), _other_domains(config, output))
-    if refused and writes and not existing:
-        raise ConfigError(refused)
+    existing, problem = _existing(config, output)
+    if problem and writes:
+        raise ConfigError(problem)
     stamps = stamps_of(inputs)
     size, mib = sum(stamp[1] for stamp in stamps), config.data.max_mib_per_domain
     with (
@@ -162,23 +158,22 @@ def _prepare(
             logger.info("%s already holds this data; nothing to do", output)
             manifest, problems = data.manifest, list[str]()
         else:
-            problem = refused or _otherwise(output, existing, decisive)
+            problem = problem or _otherwise(output, existing, decisive)
             if problem and writes:
                 raise ConfigError(problem)
-            problems = [problem] if problem else []
             stage = replace(stage, preparation=key_of(decisive))
             work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)))
             passes = Passes(work, executor, kept, decisive)
             blocks, sources, quarantine = _read(passes, stamps, options.sources)
             try:
-                manifest, shortages = _do_all(passes, blocks, sources, quarantine, writes)
+                manifest, problems = _do_all(passes, blocks, sources, quarantine, writes)
             except ConfigError:  # what is too little may be too little because of these lines
-                for line in quarantine.said():
+                for line in quarantine.report():
                     logger.warning("%s", line)
                 raise
-            problems += shortages
+            problems = [problem, *problems] if problem else problems
             if writes:
-                _put(manifest, stage.path("write/output"), output, extends)
+                commit(_complete(stage), output)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest, problems
@@ -194,17 +189,19 @@ def _do_all(
     domains = passes.work.domains
     selection = passes.select(blocks)
     counts = selection.domains
-    few = {n: _too_few(domain, counts[n]) for n, domain in enumerate(domains) if counts[n].kept < 2}
+    few = {n: _too_few(passes.work, domain, counts[n]) for n, domain in enumerate(domains) if counts[n].kept < 2}
     if writes and len(few) == len(domains):
-        raise DataError("\n".join([*quarantine.said(), *few.values(), _LOOK]))
+        raise DataError("\n".join([*quarantine.report(), *few.values(), _LOOK]))
     tokenizer = passes.build_tokenizer(blocks, selection)
     passes.encode(blocks)
-    held_out = passes.hold_out(selection, [_more_text(domain, counts[domain.index]) for domain in domains])
+    held_out = passes.hold_out(
+        len(blocks), selection, [_more_text(passes.work, domain, counts[domain.index]) for domain in domains]
+    )
     short = {n: f"domain {domains[n].name}: {row['shortage']}" for n, row in enumerate(held_out) if row["shortage"]}
     problems = [text for _, text in sorted((short | few).items())]
     if problems and writes:
-        raise DataError("\n".join([*quarantine.said(), *problems, _LOOK]))
-    written = passes.write(selection, held_out)
+        raise DataError("\n".join([*quarantine.report(), *problems, _LOOK]))
+    written = passes.write(len(blocks), held_out)
     manifest = Manifest(
         fingerprint=key_of(passes.decisive),
         models={},
@@ -213,7 +210,7 @@ def _do_all(
             domain.name: DomainRecord(
                 slot=domains.slot_names[domain.slot],
                 rows=int((tokenizer.slot_rows[domain.slot] >= 0).sum()),
-                **{name: count for name, count in vars(counts[n]).items() if name in DomainRecord.model_fields},
+                **counts[n].model_dump(include={*InputCounts.model_fields}),
                 **json.loads(written[n]["splits"]),
                 unigram_entropy=written[n]["loss"],
                 shift=written[n]["shift"],
@@ -241,27 +238,21 @@ def _do_all(
     return manifest, problems
 
 
-def _put(manifest: Manifest, fresh: Path, output: Path, extends: bool) -> None:
-    """Give a complete folder the name `output`; of an extension move the domains' folders there. Raises OSError, StageError, and
-    DataError for an extension with other token ids."""
+def _complete(stage: Stage) -> Path:
+    """Return the complete folder in the stage. Raises StageError if it is damaged: a machine may have lost power."""
+    folder = stage.path("write/output")
     try:
-        PreparedData(fresh).verify_all()  # a machine may have lost power since they were written
+        PreparedData(folder).verify_all()
     except DataError as error:
-        raise StageError(f"{error}: damaged; remove {fresh.parent.parent} and call again") from error
-    if not extends:
-        commit(fresh, output)
-        return
-    if manifest.models != load_manifest(output).models:
-        raise DataError(f"{fresh}: its token ids are not those of {output}; prepare the text of all domains")
-    fresh.rename(moving_of(output))
-    end_move(output)
+        raise StageError(f"{error}: damaged; remove {stage.folder} and call again") from error
+    return folder
 
 
 def _read(
-    passes: Passes, stamps: list[Stamp], known: Mapping[Path, list[Source]]
+    passes: Passes, stamps: list[Stamp], known_sources: Mapping[Path, list[Source]]
 ) -> tuple[list[Block], list[list[Source]], Quarantine]:
-    """Read all text. Return the blocks, the sources of each domain, and the unusable lines. stamps: of the input files. known:
-    sources of files."""
+    """Read all text. Return the blocks, the sources of each domain, and the unusable lines. stamps: of the input files.
+    known_sources: sources of files."""
     work, files = passes.work, [Path(path) for path, *_ in stamps]
     units = input_units(files, work.size)
     blocks = passes.read(units)
@@ -277,7 +268,7 @@ def _read(
         )
         pairs = {(units[unit].path, domain) for unit, domain in database.execute(of_units).fetchall()}
     sources = {
-        path: known.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
+        path: known_sources.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
         for path, (_, sha256) in zip(files, passes.decisive["inputs"], strict=True)
     }
     of_domains = [[s for f in files if (f, domain.index) in pairs for s in sources[f]] for domain in work.domains]
@@ -302,56 +293,47 @@ def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | No
     }
 
 
-def _existing(config: Config, output: Path) -> list[Manifest]:
-    """Return the manifests of a configuration's domains in `output`; none if one of them is not there.
+def _existing(config: Config, output: Path) -> tuple[list[Manifest], str]:
+    """Return the manifests of a configuration's domains in `output`, or none and why prepared data there is not replaced.
 
     Raises DataError if a manifest is damaged, or if what is there is not prepared data, and NotWritable for a link to nothing.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         refuse_link(output)
-        return []
+        return [], ""
     refuse_older(output)
     if not any(output.glob("*/manifest.json")):
         raise DataError(f"{output} exists and is not prepared data (no manifest.json); choose another or remove it")
-    folders = [output / domain.name for domain in config.domains]
-    return [read_manifest(folder) for folder in folders] if all(folder.is_dir() for folder in folders) else []
-
-
-def _other_domains(config: Config, output: Path) -> str:
-    """Return why the data in `output` is not replaced: it has other domains, so it is another collection; "" if it has not."""
     names = [domain.name for domain in config.domains]
-    old = sorted(path.name for path in output.glob("*/") if path.name != TOKENIZER_NAME)
-    if not old or old == sorted(names):
-        return ""
-    add = f"add {argument('--extend')} to prepare the text of those that are missing, " if {*names} - {*old} else ""
-    return (
-        f"data.path={output} holds domains {', '.join(old)}, this configuration has {', '.join(names)}; {add}choose another "
-        "data.path, or remove the folder"
-    )
+    problem = missing_domains(output, names)
+    return [] if problem else [read_manifest(output / name) for name in names], problem
 
 
 def _otherwise(output: Path, existing: list[Manifest], decisive: dict[str, Any]) -> str:
     """Return why the data in `output` are not replaced: the keys with which they were prepared otherwise; "" if there are none."""
-    keys = {key for old in existing for key in decisive | old.config if decisive.get(key) != old.config.get(key)}
+    configs = [manifest.config for manifest in existing]
+    keys = {key for config in configs for key in decisive | config if decisive.get(key) != config.get(key)}
     return (
         f"data.path={output} holds data that were prepared otherwise ({', '.join(sorted(keys))}), which prepare-data does not "
         "replace; choose another data.path, or remove the folder"
     ) * bool(keys)
 
 
-def _too_few(domain: Domain, counts: Kept) -> str:
+def _too_few(work: Work, domain: Domain, counts: DomainSelection) -> str:
     return (
         f"domain {domain.name}: {counts.kept} usable documents; at least 2 are needed, one of them to hold out; "
-        f"{_more_text(domain, counts)}"
+        f"{_more_text(work, domain, counts)}"
     )
 
 
-def _more_text(domain: Domain, counts: Kept) -> str:
+def _more_text(work: Work, domain: Domain, counts: DomainSelection) -> str:
     """Return advice on how to have more text of a domain."""
     if not counts.kept and not counts.left_out_bytes:
         lines = f'{{"domain": "{domain.name}", "text": …}}'
         return f"name text of it with {argument('--input')}, such as lines {lines}, or mend what makes lines unusable"
-    if counts.limit is None or not counts.left_out_bytes:
+    if not counts.left_out_bytes:
         return f'pass --input your.jsonl with more lines {{"domain": "{domain.name}", "text": …}}'
-    limit, left_out = (size / (1 << 20) for size in (counts.limit, counts.left_out_bytes))
-    return f"raise data.max_mib_per_domain={limit:.3g}, which left {left_out:.3g} MiB out"
+    return (
+        f"raise data.max_mib_per_domain={work.config.data.max_mib_per_domain:.3g}, which left "
+        f"{counts.left_out_bytes / (1 << 20):.3g} MiB out"
+    )

@@ -1,4 +1,4 @@
-"""Quarantine: the lines of the input that cannot be used, in a file of JSON lines, and what is said of them."""
+"""Quarantine: the lines of the input that cannot be used, in a file of JSON lines, and a report of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Quarantine:
     counts: dict[str, int]
     examples: dict[str, str]
 
-    def said(self) -> list[str]:
+    def report(self) -> list[str]:
         """Return what a refusal says of unusable lines; nothing if there are none."""
         return [format_reasons(self.counts, self.examples), f"all of them are in {self.file}"] if self.counts else []
 
@@ -47,6 +47,6 @@ def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
     lines = [f"{total:,} {'line is' if total == 1 else 'lines are'} unusable and quarantined:"]
     for reason, count in ranked[:_SHOWN]:
         lines.append(f"  {count:,} × {reason}" + (f", first {examples[reason]}" if reason in examples else ""))
-    if rest := sum(count for _, count in ranked[_SHOWN:]):
-        lines.append(f"  {rest:,} × other reasons")
+    if others := sum(count for _, count in ranked[_SHOWN:]):
+        lines.append(f"  {others:,} × other reasons")
     return "\n".join(lines)

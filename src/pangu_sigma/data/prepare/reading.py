@@ -1,21 +1,28 @@
-"""Pass `read`: units of the input → blocks of documents, and the lines that cannot be used."""
+"""Pass `hash`: input files → their hashes. Pass `read`: units of the input → blocks of documents, and lines that cannot be used."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pangu_sigma.data.prepare.blocks import GROUP_BITS, ROW_BITS, UNIT_BITS, Work
-from pangu_sigma.data.prepare.cleaning.near_duplicates import signature
+from pangu_sigma.data.prepare.near_duplicates import signature
 from pangu_sigma.domains import Domain
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import InputUnit, read_unit
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.segmentation import english_runs
 
+logger = logging.getLogger(__name__)
+
+Stamp = tuple[str, int, int]
+"""Path, size and modification time of a file."""
 _ROW_BYTES = 256
 """Bytes of memory of a row beside its text, about."""
 
@@ -46,62 +53,86 @@ near-duplicates are searched by, or null. line, offset, reason, detail: as in `R
 """
 QUARANTINED = ("document", "line", "offset", "reason", "detail")
 """Columns of a line that cannot be used."""
-_OF_A_LINE = len(ROWS) - 4
-"""Number of the columns that are empty for a line, with `document`."""
+
+
+def stamps_of(files: Sequence[Path]) -> list[Stamp]:
+    """Return the stamps of input files. Raises DataError for a file that cannot be read."""
+    try:
+        return [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    except OSError as error:
+        raise DataError(f"{argument('--input')} {error.filename}: {error.strerror}; check the path") from error
+
+
+def refuse_changes(files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
+    """Raise DataError if a file has other stamps than those before it was read."""
+    for path, *_ in sorted({*stamps_of(files)} - {*stamps}):
+        raise DataError(
+            f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
+        )
+
+
+def hash_file(number: int, path: Path) -> Iterator[pa.Table]:
+    """Hash a file. Raises DataError if it cannot be read."""
+    try:
+        logger.info("hashing %s (%.1f MiB)", path, path.stat().st_size / (1 << 20))
+        yield pa.table({"sha256": [sha256_of(path)]})
+    except OSError as error:
+        raise DataError(f"{argument('--input')} {path}: {error.strerror}; check the path") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(work: Work, number: int, unit: InputUnit) -> Iterator[pa.Table]:
     """Read a unit, and yield its blocks, and the number of its lines."""
-    lines, rows, size, group = 0, list[tuple[Any, ...]](), 0, 0
+    signed, size, group = work.config.data.near_duplicates is not None, 0, 0
+    rows, lines = list[dict[str, Any]](), 0
 
     def items_of_unit() -> Iterator[Document | Rejected]:
         nonlocal lines
         lines = yield from read_unit(unit, Layout.of(work.config), work.domains)
 
-    def row(*values: Any) -> tuple[Any, ...]:
-        return (number << GROUP_BITS | group) << ROW_BITS | len(rows), *values
+    def table() -> pa.Table:
+        first = (number << GROUP_BITS | group) << ROW_BITS
+        return pa.Table.from_pylist([{"document": first + n, **row} for n, row in enumerate(rows)], ROWS)
 
-    signed = work.config.data.near_duplicates is not None
     for item in items_of_unit():
         if isinstance(item, Rejected):
-            detail = item.detail.encode(
-                errors="backslashreplace"
-            ).decode()  # names of files may hold bytes that are no text
-            rows.append(row(*[None] * (_OF_A_LINE - 1), item.line, item.offset, item.reason, detail))
+            # names of files may hold bytes that are no text
+            detail = item.detail.encode(errors="backslashreplace").decode()
+            rows.append({"line": item.line, "offset": item.offset, "reason": item.reason, "detail": detail})
         else:
-            rows.append(row(*_facts(item, work.domains.named(item.domain), signed)))
-            size += rows[-1][ROWS.get_field_index("bytes")]
+            rows.append(row_of(item, work.domains.named(item.domain), signed))
+            size += item.bytes
         size += _ROW_BYTES
         if size >= work.size:
-            yield _table(rows)
+            yield table()
             rows, size, group = [], 0, group + 1
     if rows:
-        yield _table(rows)
-        rows, group = [], group + 1
-    yield _table([row(*[None] * (_OF_A_LINE - 1), lines, None, None, None)])
+        yield table()
+        group += 1
+    rows = [{"line": lines}]
+    yield table()
 
 
-def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
-    columns = zip(*rows, strict=True)
-    return pa.table([pa.array(column, kind) for column, kind in zip(columns, ROWS.types, strict=True)], schema=ROWS)
-
-
-def _facts(document: Document, domain: Domain, signed: bool) -> tuple[Any, ...]:
-    """Return the values of a document's row after its number. signed: True for its signature, to search near-duplicates by."""
+def row_of(document: Document, domain: Domain, signed: bool) -> dict[str, Any]:
+    """Return the row of a document, without its number. signed: True for its signature, to search near-duplicates by."""
     languages, texts = zip(*document.segments, strict=True)
     runs = [run for text in texts for run in english_runs(text, domain.language)]
-    return (
-        domain.index,
-        languages,
-        texts,
-        document.bytes,
-        content_hash("keep", document)[:16],
-        content_hash("hold out", document)[:16],
-        len(runs),
-        sum(map(len, runs)),
-        signature(document).tobytes() if signed else None,
-        *[None] * 4,
-    )
+    return {
+        "domain": domain.index,
+        "languages": languages,
+        "texts": texts,
+        "bytes": document.bytes,
+        "keep": content_hash("keep", document)[:16],
+        "hold": content_hash("hold out", document)[:16],
+        "runs": len(runs),
+        "characters": sum(map(len, runs)),
+        "signature": signature(document).tobytes() if signed else None,
+    }
 
 
 def content_hash(purpose: str, document: Document) -> bytes:

@@ -9,15 +9,14 @@ the documents alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
+from pydantic import BaseModel
 
-from pangu_sigma.data.manifest import NearDuplicatesRecord
+from pangu_sigma.data.manifest import InputCounts, NearDuplicatesRecord
 from pangu_sigma.data.prepare.blocks import ROW_BITS, Block, Work
-from pangu_sigma.data.prepare.cleaning.near_duplicates import bands_of, near_duplicates
+from pangu_sigma.data.prepare.near_duplicates import bands_of, near_duplicates
 
 CANDIDATES_PER_DOCUMENT = 5
 """Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
@@ -62,19 +61,25 @@ _COUNTS = """
 """
 _CHOSEN = """
     CREATE TEMP TABLE chosen AS
-    SELECT document, domain, runs, characters,
-        CASE WHEN place <= most AND (upto <= $bytes OR place <= $least) THEN place END AS rank
+    SELECT document, domain, rank, sum(certain_runs) OVER (PARTITION BY domain ORDER BY document) - certain_runs AS runs_before,
+        certain_runs, if(rank IS NULL, characters, 0) AS certain_characters
     FROM (
-        SELECT *, row_number() OVER by_hash AS place, sum(bytes) OVER by_hash AS upto FROM kept
-        WINDOW by_hash AS (PARTITION BY domain ORDER BY hold, document ROWS UNBOUNDED PRECEDING)
-    ) JOIN most USING (domain) ORDER BY document
+        SELECT *, if(place <= most AND (upto <= $bytes OR place <= $least), place, NULL) AS rank,
+            if(rank IS NULL, runs, 0) AS certain_runs
+        FROM (
+            SELECT *, row_number() OVER by_hash AS place, sum(bytes) OVER by_hash AS upto FROM kept
+            WINDOW by_hash AS (PARTITION BY domain ORDER BY hold, document ROWS UNBOUNDED PRECEDING)
+        ) JOIN most USING (domain)
+    ) ORDER BY document
 """
-"""The candidates, which have ranks, are the documents of the lowest hashes, and of no more text than they need."""
-_BLOCKS = """
-    SELECT document >> $row_bits AS block, domain::INT AS domain, count(*)::BIGINT AS documents, count(rank)::BIGINT AS candidates,
-        coalesce(sum(runs) FILTER (rank IS NULL), 0)::BIGINT AS runs,
-        coalesce(sum(characters) FILTER (rank IS NULL), 0)::BIGINT AS characters
-    FROM chosen GROUP BY block, domain ORDER BY block, domain
+"""The candidates, which have ranks, are the documents of the lowest hashes, and of no more text than they need. Other documents are
+certain to be trained on."""
+_DOCUMENTS = """
+    SELECT document, rank, runs_before::BIGINT AS runs_before FROM chosen WHERE document BETWEEN $first AND $last ORDER BY document
+"""
+_SUMS = """
+    SELECT counts.*, coalesce(sum(certain_runs), 0)::BIGINT AS runs, coalesce(sum(certain_characters), 0)::BIGINT AS characters
+    FROM counts LEFT JOIN chosen USING (domain) GROUP BY ALL ORDER BY domain
 """
 _LOST = """
     SELECT lost.domain, kept.domain, count(*) FROM found JOIN documents lost USING (document)
@@ -83,50 +88,45 @@ _LOST = """
 _EXAMPLES = "SELECT first, min(document) AS other FROM found GROUP BY first ORDER BY other LIMIT 3"
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Counts of a domain. limit: maximum bytes kept; None for all.
+class DomainSelection(InputCounts):
+    """Counts of a domain. kept: number of documents that are kept. runs, characters: number of the English runs in documents that
+    are no candidates, and of their characters."""
 
-    offered: number of documents read. Each is kept or counted in one of: duplicates (copies of an earlier document),
-    near_duplicates (of an earlier document of any domain), too_long (longer than `limit` by itself), over_limit (left out because
-    documents of lower hashes fill the limit). offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the
-    documents too long or over the limit.
-    """
-
-    limit: int | None
-    offered: int = 0
-    duplicates: int = 0
-    near_duplicates: int = 0
-    too_long: int = 0
-    over_limit: int = 0
-    offered_bytes: int = 0
-    left_out_bytes: int = 0
-    kept: int = 0
+    kept: int
+    runs: int
+    characters: int
 
 
-def select(work: Work, blocks: Sequence[Block], database: DuckDBPyConnection) -> None:
-    """Select the documents to keep and the candidates of each domain, and write files of the pass `select`.
+class Selection(BaseModel):
+    """Result of `select`. domains: counts of each domain. near: record of near-duplicates; None: they were not searched."""
 
-    documents: number and rank (null: no candidate) of each document that is kept, in order, a row group for each block. blocks:
-    number of documents and candidates of each block and domain, and of English runs and their characters in other documents.
-    counts: fields of `Kept`. database: has the table `documents`, with rows of `reading.ROWS`.
+    domains: list[DomainSelection]
+    near: NearDuplicatesRecord | None
+
+
+def select(work: Work, blocks: Sequence[Block], database: DuckDBPyConnection) -> Selection:
+    """Select the documents to keep and the candidates of each domain, and write them to the file `documents` of the pass `select`.
+
+    The file has a row group for each block: of each document that is kept, in order, its number, its rank (null: no candidate), and
+    the number of English runs before it in documents of its domain that are no candidates. database: has the table `documents`,
+    with rows of `reading.ROWS`.
     """
     near = _near_duplicates(work, database)
     limit = {"limit": _NO_LIMIT if work.limit is None else work.limit}
     database.execute(_ONCE, limit)
     database.execute(_KEPT, limit)
     counts = database.sql(_COUNTS, params=limit).to_arrow_table()
-    most = [(row["domain"], _most(work, row["domain"], row["kept"])) for row in counts.to_pylist()]
+    database.register("counts", counts)
+    most = [(row["domain"], _candidate_limit(work, row["domain"], row["kept"])) for row in counts.to_pylist()]
     database.execute("CREATE TEMP TABLE most (domain INT, most BIGINT)")
     database.executemany("INSERT INTO most VALUES (?, ?)", most or [(0, 0)])
     size = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
     database.execute(_CHOSEN, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
-    of_block = "SELECT document, rank FROM chosen WHERE document BETWEEN $first AND $last ORDER BY document"
     spans = [{"first": block.first, "last": block.first + (1 << ROW_BITS) - 1} for block in blocks or [Block(0, 0)]]
-    work.stage.write("select/documents", (database.sql(of_block, params=span).to_arrow_table() for span in spans))
-    work.stage.write("select/blocks", [database.sql(_BLOCKS, params={"row_bits": ROW_BITS}).to_arrow_table()])
-    work.stage.write("select/near", [pa.Table.from_pylist([{"near": near and near.model_dump_json()}])])
-    work.stage.write("select/counts", [counts])
+    work.stage.write("select/documents", (database.sql(_DOCUMENTS, params=span).to_arrow_table() for span in spans))
+    rows = {row.pop("domain"): row for row in database.sql(_SUMS).to_arrow_table().to_pylist()}
+    empty = dict.fromkeys(DomainSelection.model_fields, 0)
+    return Selection(domains=[DomainSelection(**empty | rows.get(n, {})) for n in range(len(work.domains))], near=near)
 
 
 def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicatesRecord | None:
@@ -153,44 +153,18 @@ def _shown(database: DuckDBPyConnection, document: int) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def wanted(documents: int, held_out: float) -> int:
+def held_out_count(documents: int, held_out: float) -> int:
     """Return the number of documents to hold out of so many: this fraction, at least one, and one is left to train on."""
     return max(0, min(max(1, round(held_out * documents)), documents - 1))
 
 
-def _most(work: Work, domain: int, documents: int) -> int:
+def _candidate_limit(work: Work, domain: int, documents: int) -> int:
     """Return the greatest number of candidates of a domain.
 
     They are `CANDIDATES_PER_DOCUMENT` times the number that `data.held_out` asks for, but not over half of the documents unless
     more are to be held out. All other documents make the vocabulary, so that a domain's own fraction does not change it unless it
     needs more candidates.
     """
-    usual, own = (wanted(documents, data.held_out) for data in (work.config.data, work.config.data_of(domain)))
-    return max(own, min(CANDIDATES_PER_DOCUMENT * usual, documents // 2))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Results of `select`. domains: counts of each domain. near: record of near-duplicates; None: they were not searched.
-    documents_BD, candidates_BD, english_BD2: for each block and domain, number of kept documents, of candidates among them, and
-    number and characters of the English runs of the documents that are no candidates, int64."""
-
-    domains: list[Kept]
-    near: NearDuplicatesRecord | None
-    documents_BD: np.ndarray
-    candidates_BD: np.ndarray
-    english_BD2: np.ndarray
-
-    @classmethod
-    def of(cls, work: Work, blocks: Sequence[Block]) -> Selection:
-        """Read the files that `select` wrote. blocks: all blocks, in order."""
-        counts = {row.pop("domain"): row for row in work.stage.read("select/counts").to_pylist()}
-        table = work.stage.read("select/blocks")
-        at = np.searchsorted([block.number for block in blocks], table["block"].to_numpy()), table["domain"].to_numpy()
-        sums = np.zeros((4, len(blocks), len(work.domains)), np.int64)
-        for n, name in enumerate(("documents", "candidates", "runs", "characters")):
-            sums[n][at] = table[name].to_numpy()
-        domains = [Kept(work.limit, **counts.get(domain.index, {})) for domain in work.domains]
-        near = work.stage.read("select/near")["near"][0].as_py()
-        record = None if near is None else NearDuplicatesRecord.model_validate_json(near)
-        return cls(domains, record, sums[0], sums[1], np.moveaxis(sums[2:], 0, 2))
+    configs = (work.config.data, work.config.data_of(domain))
+    usual, of_domain = (held_out_count(documents, data.held_out) for data in configs)
+    return max(of_domain, min(CANDIDATES_PER_DOCUMENT * usual, documents // 2))

@@ -10,10 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from helpers.strangers import strangers
 from helpers.texts import ENGLISH, tiny_config
@@ -22,7 +20,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare import prepare as prepare_module
 from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepare.stages.executors import LocalProcesses, executor_of
-from pangu_sigma.data.prepare.stages.stage import Stage, StageError
+from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import fingerprint
 
@@ -135,20 +133,6 @@ def test_a_killed_preparation_goes_on_to_the_same(texts, expected, tmp_path, mom
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def killed(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def test_a_stage_of_other_text_is_removed_and_it_is_said(texts, tmp_path, caplog, monkeypatch):
-    caplog.set_level("INFO")
-    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
-        killing.setattr(prepare_module.Passes, "select", killed)
-        prepare(limited(), texts, tmp_path / "out")
-    prepare(limited(), texts[:1], tmp_path / "out")
-    assert "hash: is of other text or settings; done anew" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_a_full_disk_keeps_what_is_done_and_says_so(texts, expected, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -187,47 +171,20 @@ def test_errors_of_workers_reach_the_caller(task, error, said):
         executor.close()
 
 
-def end_early(number: int, unit: int) -> None:
-    next(iter(()))
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_task_that_stops_an_iteration_does_not_end_the_pass_in_silence(workers):
-    executor = LocalProcesses(workers)
-    try:
-        with pytest.raises(RuntimeError):
-            executor.run(end_early, list(enumerate(range(9))), "p", 9)
-    finally:
-        executor.close()
-
-
-def do_nothing(number: int, unit: int) -> None:
-    pass
-
-
-def test_workers_import_nothing_from_the_working_folder(tmp_path, monkeypatch):
-    ran = strangers(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep)
-    before, executor = os.environ.copy(), LocalProcesses(2)
-    try:
-        executor.run(do_nothing, [(0, 0), (1, 1)], "p", 2)
-    finally:
-        executor.close()
-    assert (ran(), os.environ.copy()) == ([], before)
-
-
-def test_the_first_process_imports_nothing_from_the_working_folder_either(tmp_path):
-    """The one that tracks resources, which every program starts but once."""
+def test_processes_import_nothing_from_the_working_folder_and_run_no_script_again(tmp_path):
+    """Neither workers nor the process that tracks resources, which every program starts but once."""
     ran, script = strangers(tmp_path / "here"), tmp_path / "script.py"
     script.write_text(
         "from pangu_sigma.data.prepare.stages.executors import LocalProcesses\n"
-        "executor = LocalProcesses(2)\n"
-        "executor.run(divmod, [(1, 2), (3, 4)], 'p', 2)\n"
+        "import os, time\n"
+        "print('once')\n"
+        "executor, before = LocalProcesses(2), os.environ.copy()\n"
+        "executor.run(divmod, [(1, 2), (3, 4), (5, 6)], 'p', 3)\n"
         "executor.close()\n"
+        "assert os.environ.copy() == before\n"
     )
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path / "here", capture_output=True, text=True)
-    assert (ran(), done.returncode) == ([], 0)
+    assert (ran(), done.returncode, done.stdout) == ([], 0, "once\n")
 
 
 def wait_for_an_hour(number: int, unit: int) -> None:
@@ -269,20 +226,6 @@ def test_an_error_of_the_text_ends_the_pass_while_other_processes_write(texts, t
         prepare(limited(), [damaged, *texts], tmp_path / "out", Options(2))
 
 
-def test_a_script_without_a_guard_is_not_run_again_by_workers(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from pangu_sigma.data.prepare.stages.executors import LocalProcesses\n"
-        "import os, time\n"
-        "print('once')\n"
-        "executor = LocalProcesses(2)\n"
-        "executor.run(divmod, [(1, 2), (3, 4), (5, 6)], 'p', 3)\n"
-        "executor.close()\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert done.stdout == "once\n"
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -305,18 +248,3 @@ def test_memory_bounds_the_workers(caplog):
     found = executor_of(8, None, 1.5, 0)
     assert isinstance(found, LocalProcesses) and found.workers == 2
     assert "8 processes of 768 MiB need more memory than data.memory_gib=1.5; 2 will work" in caplog.text
-
-
-def test_a_stage_is_picklable(tmp_path):
-    stage = Stage(tmp_path)
-    executor = LocalProcesses(2)
-    try:
-        stage.begin("p", "", [])
-        found = [table.to_pylist() for table in stage.map(executor, "p", divided, [1, 2, 3])]
-        assert found == [[{"number": n, "rest": (n + 1) % 3}] for n in range(3)]
-    finally:
-        executor.close()
-
-
-def divided(number: int, item: int) -> Iterator[pa.Table]:
-    yield pa.table({"number": [number], "rest": [item % 3]})

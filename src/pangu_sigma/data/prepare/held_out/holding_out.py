@@ -7,16 +7,15 @@ occurs, a sum over blocks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import ENCODED, candidates_of, ids_of, others_of
 from pangu_sigma.data.prepare.held_out.overlap import Finder, HeldOutSize, choose_held_out, finder_of
-from pangu_sigma.data.prepare.selection import Selection, wanted
+from pangu_sigma.data.prepare.selection import held_out_count
 from pangu_sigma.data.prepare.stages.stage import Stage, numbered
 
 _PARTS = 64
@@ -25,47 +24,41 @@ _PARTS = 64
 
 @dataclass(frozen=True)
 class OverlapItem:
-    """Domain, the numbers of all blocks with candidates of it, and of a part of the blocks with other documents of it."""
+    """Part of the blocks, by index, whose documents of a domain are compared with its candidates. blocks: number of all blocks."""
 
     domain: int
-    candidates: tuple[int, ...]
-    others: Sequence[int]
+    part: range
+    blocks: int
 
 
 @dataclass(frozen=True)
 class ChooseItem:
-    """Domain, the numbers of the blocks with candidates of it, and of the results of `overlap` for it. documents: number of its
+    """Domain to choose from. blocks: number of blocks. results: numbers of its results of `overlap`. documents: number of its
     documents. more_text: advice on how to have more text of it."""
 
     domain: int
-    candidates: tuple[int, ...]
-    overlap: range
+    blocks: int
+    results: range
     documents: int
     more_text: str
 
 
-def overlap_items(selection: Selection) -> list[list[OverlapItem]]:
-    """Return the items of the pass `overlap` of each domain, without blocks that have only candidates."""
-    others_BD = selection.documents_BD - selection.candidates_BD
-    at_once = max(1, -(-len(others_BD) // _PARTS))
-    items = []
-    for domain, (candidates_B, others_B) in enumerate(zip(selection.candidates_BD.T, others_BD.T, strict=True)):
-        candidates, others = tuple(np.flatnonzero(candidates_B).tolist()), np.flatnonzero(others_B).tolist()
-        items.append([OverlapItem(domain, candidates, others[n : n + at_once]) for n in range(0, len(others), at_once)])
-    return items
+def overlap_items(domain: int, blocks: int) -> list[OverlapItem]:
+    """Return the items of the pass `overlap` of a domain."""
+    size = max(1, -(-blocks // _PARTS))
+    return [OverlapItem(domain, range(blocks)[first : first + size], blocks) for first in range(0, blocks, size)]
 
 
-def _candidates(stage: Stage, domain: int, blocks: Sequence[int]) -> pa.Table:
+def _candidates(stage: Stage, domain: int, blocks: int) -> pa.Table:
     """Return the candidates of a domain, first choice first."""
-    names = (f"encode/{numbered(number)}" for number in blocks)
     columns = ["document", "rank", "tokens", "ids"]
-    tables = [stage.read(name, candidates_of(domain), columns) for name in names]
+    tables = [stage.read(f"encode/{numbered(block)}", candidates_of(domain), columns) for block in range(blocks)]
     empty = pa.schema([ENCODED.field(name) for name in columns]).empty_table()
     return pa.concat_tables([empty, *tables]).sort_by("rank")
 
 
 @functools.lru_cache(maxsize=1)
-def _finder(stage: Stage, domain: int, blocks: tuple[int, ...]) -> Finder:
+def _finder(stage: Stage, domain: int, blocks: int) -> Finder:
     """Return the search for the windows of a domain's candidates; they may be many, and items come domain by domain."""
     return finder_of(ids_of(_candidates(stage, domain, blocks)))
 
@@ -73,10 +66,10 @@ def _finder(stage: Stage, domain: int, blocks: tuple[int, ...]) -> Finder:
 def count_overlap(work: Work, number: int, item: OverlapItem) -> Iterator[pa.Table]:
     """Count for each window in how many documents of a domain, of the item's blocks, it occurs; candidates do not count. The
     columns are the results of `Finder.count`."""
-    names = (f"encode/{numbered(block)}" for block in item.others)
+    names = (f"encode/{numbered(block)}" for block in item.part)
     tables = (work.stage.read(name, others_of(item.domain), ["tokens", "ids"]) for name in names)
     others = (ids for table in tables for ids in ids_of(table))
-    windows, counts = _finder(work.stage, item.domain, item.candidates).count(others)
+    windows, counts = _finder(work.stage, item.domain, item.blocks).count(others)
     yield pa.table({"window": windows, "count": counts})
 
 
@@ -84,7 +77,7 @@ def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
     """Choose the documents of a domain to hold out: their numbers, ascending, their tokens, and how they were chosen."""
     data = work.config.data_of(item.domain)
     demand = HeldOutSize(
-        documents=wanted(item.documents, data.held_out),
+        documents=held_out_count(item.documents, data.held_out),
         tokens=data.min_held_out_tokens,
         most=data.max_held_out_tokens,
         sample=work.config.model.seq_length + 1,
@@ -93,16 +86,16 @@ def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
         max_boilerplate=data.max_boilerplate,
         more=item.more_text,
     )
-    tables = (work.stage.read(f"overlap/{numbered(part)}") for part in item.overlap)
-    others = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
-    candidates = _candidates(work.stage, item.domain, item.candidates)
-    finder = _finder(work.stage, item.domain, item.candidates)
-    choice = choose_held_out(ids_of(candidates), finder, others, demand)
-    taken = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
+    tables = (work.stage.read(f"overlap/{numbered(part)}") for part in item.results)
+    counts = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
+    candidates = _candidates(work.stage, item.domain, item.blocks)
+    finder = _finder(work.stage, item.domain, item.blocks)
+    choice = choose_held_out(ids_of(candidates), finder, counts, demand)
+    held_out = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
     yield pa.table(
         {
-            "documents": pa.array([taken["document"].to_pylist()], pa.list_(pa.int64())),
-            "tokens": [sum(taken["tokens"].to_pylist())],
+            "documents": pa.array([held_out["document"].to_pylist()], pa.list_(pa.int64())),
+            "tokens": [sum(held_out["tokens"].to_pylist())],
             "overlap": [choice.overlap.model_dump_json()],
             "shortage": [choice.shortage],
         }

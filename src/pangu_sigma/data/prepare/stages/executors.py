@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import ModuleType
@@ -55,12 +56,9 @@ class LocalProcesses:
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`. Raises StageError if a worker process ends."""
-        alone = self.workers == 1 or len(units) < 2
-        submitted = (self._submit(task, *each) for each in units)
-        done = (task(*each) for each in units) if alone else _done_of([], submitted, _IN_FLIGHT * self.workers, _wait)
+        submit = _run_here if self.workers == 1 or len(units) < 2 else self._submit
         try:
-            for _ in Bar(done, desc=name, unit="unit", total=total, initial=total - len(units)):
-                pass
+            _run(partial(submit, task), units, _IN_FLIGHT * self.workers, name, total)
         except BrokenProcessPool as error:
             raise StageError(
                 f"{name}: a worker process was ended, perhaps for want of memory; the same command goes on where it was, "
@@ -110,30 +108,29 @@ class Ray:
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`. Raises StageError if the process or the node of a unit ends again and again."""
-        ray, running = self._ray, list[Any]()
+        ray, references = self._ray, dict[Future[object], Any]()
         # a lost node loses only units without a result, so that doing them again is right at any time
         remote = ray.remote(_call).options(max_retries=_RETRIES, memory=WORKER_BYTES)
         shared = ray.put((task, Path.cwd()))
-        submitted = (remote.remote(shared, *each) for each in units)
-        most = _IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        done = _done_of(running, submitted, most, self._wait)
+
+        def submit(number: int, unit: Any) -> Future[object]:
+            reference = remote.remote(shared, number, unit)
+            future: Future[object] = reference.future()
+            references[future] = reference
+            return future
+
         try:
-            for _ in Bar(done, desc=name, unit="unit", total=total, initial=total - len(units)):
-                pass
+            _run(submit, units, _IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1))), name, total)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
             raise StageError(f"{name}: Ray gave a unit up: {error}; the same command goes on where it was") from error
         finally:  # no unit writes into the stage any more
-            for unit in running:
-                ray.cancel(unit)  # not by force: Ray 2.60 may crash if the unit ends at that moment
+            running = [reference for future, reference in references.items() if not future.done()]
+            for reference in running:
+                ray.cancel(reference)  # not by force: Ray 2.60 may crash if the unit ends at that moment
             if running:
                 ray.wait(running, num_returns=len(running), timeout=_CANCEL_SECONDS)
-
-    def _wait(self, running: list[Any]) -> None:
-        """See `_wait`. Raises what Ray raises."""
-        (done, *_), running[:] = self._ray.wait(running)
-        self._ray.get(done)
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -167,28 +164,26 @@ def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: i
     return LocalProcesses(min(count, fitting))
 
 
-def _done_of(
-    running: list[Any], submitted: Iterator[Any], most: int, wait_for_one: Callable[[list[Any]], None]
-) -> Iterator[None]:
-    """Submit units, at most `most` at a time, and yield once for each finished unit. Raises what a unit raises, and ends.
-
-    running: empty; it holds the submitted units that are not finished.
-    """
-    for unit in submitted:
-        running.append(unit)
-        if len(running) == most:
-            wait_for_one(running)
-            yield
-    while running:
-        wait_for_one(running)
-        yield
+def _run(
+    submit: Callable[[int, Any], Future[object]], units: Sequence[tuple[int, Any]], limit: int, name: str, total: int
+) -> None:
+    """Submit units, at most `limit` at a time, and wait for all. Raises what a unit raises. name, total: as in `Executor.run`."""
+    running = set[Future[object]]()
+    with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
+        for n, (number, unit) in enumerate(units, 1):
+            running.add(submit(number, unit))
+            while running and (len(running) == limit or n == len(units)):
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    bar.update()
 
 
-def _wait(running: list[Future[object]]) -> None:
-    """Wait for one unit, and take it out of `running`. Raises what the unit raises."""
-    done = wait(running, return_when=FIRST_COMPLETED).done.pop()
-    running.remove(done)
-    done.result()
+def _run_here(task: UnitTask, number: int, unit: Any) -> Future[object]:
+    """Do a unit in this process."""
+    future = Future[object]()
+    future.set_result(task(number, unit))
+    return future
 
 
 @contextmanager

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.process import gc_disabled
+from pangu_sigma.writable import folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +83,16 @@ class Stage:
         """Return the path of a file."""
         return self.folder / name
 
-    def begin(self, name: str, key: str, before: Sequence[str]) -> None:
+    def begin(self, name: str, key: str, earlier: Sequence[str]) -> None:
         """Begin a pass: unless the stage has results of the pass with this key, remove its results, and the results of all passes
-        but `before`."""
+        but `earlier`."""
         file = self.path(f"{name}/{_KEY}")
         if file.exists() and file.read_text() == key:
             return
         if file.exists():
             logger.info("%s: is of other text or settings; done anew", name)
         for folder in self.folder.glob("*/"):
-            if folder.name not in before:
+            if folder.name not in earlier:
                 shutil.rmtree(folder)
         file.parent.mkdir(parents=True)
         file.write_text(key)
@@ -119,6 +120,12 @@ class Stage:
             if group is None:
                 return file.read(columns, use_threads=False)
             return file.read_row_group(group, columns, use_threads=False)
+
+    def once(self, name: str, content: Callable[[], bytes]) -> bytes:
+        """Return the content of a file, which is written if it is not there yet. Raises as `write` and `read`."""
+        if not self.path(name).exists():
+            self.write(name, [pa.table({"bytes": [content()]})])
+        return bytes(self.read(name)["bytes"][0].as_py())
 
     def groups(self, name: str) -> int:
         """Return the number of row groups of a file. Raises OSError and StageError."""
@@ -164,10 +171,41 @@ class Stage:
         name: name of the pass, and of the folder of its results. function: takes the number of the item, and the item; it must be
         picklable, and its tables a function of the item alone.
         """
-        done = {path.name for path in self.path(name).iterdir()}
-        missing = [number for number in range(len(items)) if numbered(number) not in done]
+        finished = {path.name for path in self.path(name).iterdir()}
+        missing = [number for number in range(len(items)) if numbered(number) not in finished]
         executor.run(partial(_unit, self, name, function), [(n, items[n]) for n in missing], name, len(items))
         return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
+
+
+@contextmanager
+def staged(output: Path, removed: bool) -> Iterator[Stage]:
+    """Make or find the stage of a preparation of `output`, a folder beside it, which is removed after the block if `removed`.
+
+    It stays if the block fails, in whatever way: the next preparation keeps the passes whose text and settings are the same. Raises
+    DataError for errors of the file system, NotWritable if another process works on the stage or a link is in its place, and
+    StageError for a stage that lacks a file.
+    """
+    folder = output.with_name(f".{output.name.lstrip('.')}.stage")
+    refuse_link(folder)
+    remark = f"what is done stays in {folder} for the same command; remove it if there will be none"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with folder_lock(folder):
+            yield Stage(folder)
+            if removed:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                logger.info("%s", remark)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and folder in Path(error.filename or "").parents:
+            raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
+        stays = f"; {remark}" if folder.exists() else ""
+        raise DataError(
+            f"cannot write {output}: {error.strerror or error}; nothing was changed there{stays}"
+        ) from error
+    except Exception:
+        logger.info("%s", remark)
+        raise
 
 
 def tables_of(

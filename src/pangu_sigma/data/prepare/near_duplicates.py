@@ -11,22 +11,27 @@ for 0.8), an unrelated one never.
 Groups are connected by pairs. Of each group the first document in the order of the input stays, whatever its domain, so copies in
 another domain are lost by the domain that comes later. The result depends on the signatures and their order alone.
 
-Shape suffixes: P values of a signature, R documents in a pair, K pairs.
+Shape suffixes: P values of a signature, R documents in a pair, K pairs, W words, S n-grams.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import xxhash
 from duckdb import DuckDBPyConnection
 
-from pangu_sigma.data.prepare.cleaning.shingles import shingles
 from pangu_sigma.data.prepare.stages.stage import tables_of
 from pangu_sigma.text.documents import Document
+from pangu_sigma.text.segmentation import HAN
+from pangu_sigma.text.words import NEWLINE, SPACE, words
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -37,8 +42,13 @@ PERMUTATIONS = 128
 GRAM_WORDS = 5
 """Number of words of an n-gram (our choice, as in datatrove's and NeMo's defaults)."""
 
+_HAN = re.compile(f"[{HAN}]")
+_WORD = re.compile(r"[^\W_]+|[^\s\w]|_")
+_SLICE = 1 << 16
+"""Characters whose words are objects at a time. It bounds the memory of a long text, at a few n-grams that the cuts lose."""
+_FACTOR = np.uint64(0xC2B2AE3D27D4EB4F)
 _BATCH = 2_048
-"""Shingles permuted at a time: the products fit in the CPU cache."""
+"""N-grams permuted at a time: the products fit in the CPU cache."""
 _FOUND_BY_BANDS = 0.99
 """Least probability that a pair at the threshold has a band in common."""
 _DEVIATIONS = 2
@@ -90,6 +100,27 @@ def signature(document: Document, permutations: int = PERMUTATIONS, size: int = 
     return sketch.hashvalues
 
 
+def shingles(text: str, size: int) -> Iterator[np.ndarray]:
+    """Yield the hashes of a text's n-grams of `size` words, uint32 [S], in a few arrays. Shorter text is one n-gram.
+
+    Words are jieba's in text with Han characters, and runs of letters and digits elsewhere; every other visible character is a
+    word. Case, blanks and full-width forms do not count. Text is cut every 65,536 characters, and n-grams end at the cuts. Raises
+    DataError if jieba's C++ code cannot be compiled.
+    """
+    for first in range(0, len(text), _SLICE):
+        part = text[first : first + _SLICE]
+        if _HAN.search(part):
+            part = words(part).replace(SPACE, " ").replace(NEWLINE, " ")
+        part_words = _WORD.findall(unicodedata.normalize("NFKC", part).lower())
+        hashes_W = np.fromiter((xxhash.xxh64_intdigest(word.encode()) for word in part_words), np.uint64)
+        if len(hashes_W):
+            length = min(size, len(hashes_W))
+            hashes_S = np.zeros(len(hashes_W) - length + 1, np.uint64)
+            for n in range(length):
+                hashes_S = hashes_S * _FACTOR + hashes_W[n : n + len(hashes_S)]
+            yield (hashes_S >> np.uint64(32)).astype(np.uint32)
+
+
 @functools.cache
 def _empty(permutations: int) -> MinHash:
     from datasketch import MinHash  # with SciPy, which takes every worker half a second
@@ -124,8 +155,8 @@ def near_duplicates(database: DuckDBPyConnection, bands: Bands) -> NearDuplicate
 
     pairs, near = 0, [np.empty((2, 0), np.int64)]
     for table in tables_of(database, _PAIRS, {"number": bands.number, "size": 4 * bands.rows}):
-        one, other = (np.frombuffer(b"".join(table[name].to_pylist()), np.uint32) for name in ("one", "other"))
-        equal_KP = (one == other).reshape(table.num_rows, len(one) // max(1, table.num_rows))
+        values_a, values_b = (np.frombuffer(b"".join(table[name].to_pylist()), np.uint32) for name in ("one", "other"))
+        equal_KP = (values_a == values_b).reshape(table.num_rows, len(values_a) // max(1, table.num_rows))
         near_K = np.count_nonzero(equal_KP, axis=1) >= bands.equal
         near.append(np.stack([table[name].to_numpy()[near_K] for name in "ab"]))
         pairs += table.num_rows
