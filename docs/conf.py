@@ -1,6 +1,6 @@
 """Sphinx's configuration of the pages: Markdown of the whole repository, and a reference from the docstrings.
 
-The source folder is the repository: README files of folders are pages too, and links between pages are those of a code host.
+The source folder is the repository: README files of folders are pages too, and links between pages are as on a code host.
 """
 
 import re

@@ -126,7 +126,7 @@ def train(
         output: run folder of a configuration, by default runs/NAME.
         device: "ascend" to train on NPUs, one a process.
         start_over: move the folder's contents aside, and begin at step 0.
-        from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
+        from_step: step of an older checkpoint to go on from; checkpoints of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
         profile: write a timeline of five steps to profile/trace.json of the run folder.
         on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
@@ -212,7 +212,7 @@ def launch(
         output: run folder of a configuration, by default runs/NAME.
         device: "ascend" to train on NPUs, one a process.
         start_over: move the folder's contents aside, and begin at step 0.
-        from_step: step of an older checkpoint to go on from; those of later steps are moved aside.
+        from_step: step of an older checkpoint to go on from; checkpoints of later steps are moved aside.
         allow_data_change: resume although the training text differs from the checkpoint's.
         nodes: number of nodes.
         node_rank: number of this node, 0 … nodes - 1; node 0 has the master address.
@@ -390,7 +390,7 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
 
     Args:
         model: a run folder, or a folder of prepared data.
-        against: other runs to plot and summarise too; the differences in loss are always those of `model` minus theirs.
+        against: other runs to plot and summarise too; the differences in loss are always `model` minus the other run.
 
     Examples:
         pangu-sigma report runs/sigma_tiny

@@ -55,7 +55,7 @@ _ATLAS_800T_A2 = {
 
 def _bin(number: int, float16: float, bfloat16: float, float32: float, memory: int, hbm: float) -> ChipData:
     """Return the data of a bin of 910B. Rates are operations per second; HF32, which rounds float32 to 19 bits, is not counted.
-    Rates of float16 and float32 are those of data sheets, which add the vector units to the matrix units. Those of bfloat16 are the
+    Rates of float16 and float32 come from data sheets, which add the vector units to the matrix units. Rates of bfloat16 are the
     matrix units' alone: cores · 16³ · 2 · clock, both from CANN 8.1's platform_config/Ascend910B<number>.ini. So does Huawei's own
     model of its servers (MindStudio Modeling, tensor_cast/device.py), which has no bin 1."""
     flops = {"float16": float16, "bfloat16": bfloat16, "float32": float32}
@@ -86,7 +86,7 @@ CHIP_DATA: dict[Chip, ChipData] = {
         saturates=True,
     ),
     "910b": _BIN_3,
-    # Not in data sheets. 24 cores of 1.85 GHz (CANN); the other rates are our assumption: those of bin 2 by the clock
+    # Not in data sheets. 24 cores of 1.85 GHz (CANN); the other rates are our assumption: bin 2's by the clock
     "910b1": _bin(1, 386e12, 363.7e12, 102e12, 64 * GIB, 1.6e12),
     # 24 cores of 1.8 GHz (CANN); 376 TFLOPS in float16, 99 in float32: data sheet of Atlas 800T A2
     "910b2": _bin(2, 376e12, 353.9e12, 99e12, 64 * GIB, 1.6e12),

@@ -230,7 +230,7 @@ def _nearest(name: str, allowed: list[str]) -> str:
 
 
 def _paths(section: type[BaseModel], within: str = "") -> Iterator[str]:
-    """Yield the path of every key of a section, those of its sections after it; "0" stands for each item of a list."""
+    """Yield the path of every key of a section, the keys of its sections after it; "0" stands for each item of a list."""
     for key, field in section.model_fields.items():
         yield f"{within}{key}"
         inner = field.annotation

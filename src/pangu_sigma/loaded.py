@@ -371,7 +371,7 @@ class Model:
         return self.engine.decoder.tokenizer
 
     def generate(self, prompt: _Prompt, domain: str | list[str], *more: Any, **options: Any) -> _Prompt:
-        """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list. Further arguments are those of
+        """Generate the continuation of a prompt, without the prompt; for a list of prompts, a list. Further arguments: as of
         `answers`, such as max_new_tokens=64 and temperature=0.8; by default greedy."""
         texts = [answer.text for answer in self.answers(prompt, domain, *more, **options)]
         return texts[0] if isinstance(prompt, str) else texts

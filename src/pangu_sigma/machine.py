@@ -74,7 +74,7 @@ def format_checks(checks: list[Check]) -> str:
 
 
 def _requirements() -> Iterator[Check]:
-    """Check the installed version of every package that the metadata of this one requires; those of its extras are not needed."""
+    """Check the installed version of every package that the metadata of this one requires; not of its extras."""
     from packaging.requirements import Requirement
 
     for requirement in map(Requirement, importlib.metadata.requires("pangu-sigma") or []):

@@ -71,7 +71,7 @@ class RowsConfig(Section):
     rows: Annotated[int, Field(ge=1, lt=1 << 30)]
     """Number of rows that exist, of each domain if they are own. A row that no token met takes no room in memory or in files."""
     width: Width
-    """Width of a row; those of all entries add up to `hidden`. Without it, `hidden` is shared evenly."""
+    """Width of a row; the widths of all entries add up to `hidden`. Without it, `hidden` is shared evenly."""
     kind: Segment = "common"
     """`common`: all domains share the rows. `own`: each domain has rows of its own, which leave with it."""
 
@@ -131,16 +131,16 @@ class ModelConfig(Section):
         return list(dict.fromkeys(self.segments))
 
     def segments_of(self, layer: int) -> range:
-        """Return the numbers of an RRE layer's segments among those of all RRE layers."""
+        """Return the numbers of an RRE layer's segments, counted over all RRE layers."""
         count = len(self.segments)
         return range(layer * count, (layer + 1) * count)
 
     def in_layer(self, segment: int) -> tuple[int, int]:
-        """Return the RRE layer of a segment, and the segment's number there. segment: number among those of all RRE layers."""
+        """Return the RRE layer of a segment, and the segment's number there. segment: number over all RRE layers."""
         return divmod(segment, len(self.segments))
 
     def segment_name(self, segment: int) -> str:
-        """Return the name of a segment for messages. segment: number among those of all RRE layers."""
+        """Return the name of a segment for messages. segment: number over all RRE layers."""
         layer, s = self.in_layer(segment)
         return f"RRE layer {layer}" + (f", segment {s} ({self.segments[s]})" if len(self.segments) > 1 else "")
 
@@ -150,7 +150,7 @@ class ModelConfig(Section):
         return self.ffn // len(self.segments)
 
     def expert_params(self, s: int) -> int:
-        """Return the number of parameters of one expert of segment s of an RRE layer: only those of segment 0 have b2."""
+        """Return the number of parameters of one expert of segment s of an RRE layer: only in segment 0 it has b2."""
         return (2 * self.hidden + 1) * self.segment_ffn + self.hidden * (s == 0)
 
     @model_validator(mode="before")
@@ -204,7 +204,7 @@ class VocabularyConfig(Section):
     english_pieces: Annotated[int, Field(ge=1, le=1_000_000)] = 8_000
     """Number of English pieces to learn from the English and code text; pieces that PanGu-α has are not added again."""
     english_model: FilePath | None = None
-    """Path of a SentencePiece model with the English pieces; with null they are learned, or are those of `keep`."""
+    """Path of a SentencePiece model with the English pieces; with null they are learned, or taken from `keep`."""
     keep: FilePath | None = None
     """Folder of a run whose English pieces and rows of slots are kept, to inherit from it or to extend it. A slot keeps the rows of
     the run's slot of that name, or of its only slot; rows that are left go to other tokens."""
@@ -336,7 +336,7 @@ class OptimizerConfig(Section):
     eps_experts: PositiveFloat = 1e-20
     """ε of experts (as reported of the PanGu-Σ paper), whose gradients are smaller. In float32 this ε only guards against 0/0."""
     eps_rows: PositiveFloat = 1e-12
-    """ε of rows (`model.rows`), whose gradients are those of single tokens."""
+    """ε of rows (`model.rows`), whose gradients come from single tokens."""
     rate_rows: PositiveFloat = 200.0
     """Learning rate of rows, in learning rates of all other parameters: most rows are met seldom. They have no weight decay. 5, as
     in Megatron's n-gram tables, gained less than half in our small model (docs/experiments/log.md)."""

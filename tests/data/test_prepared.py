@@ -152,7 +152,7 @@ def test_a_vocabulary_that_is_whole_but_of_other_data_is_refused(copy):
     models = load_manifest(copy).models
     other = {"english.model": models["english.model"].model_copy(update={"xxh3_128": "0" * 32})}
     read_manifest(copy / "en").model_copy(update={"models": models | other}).save(copy)
-    with pytest.raises(DataError, match=r"prepared/en: its token ids are not those of .*prepared/zh; prepare both"):
+    with pytest.raises(DataError, match=r"prepared/en: it has other token ids than .*prepared/zh; prepare both"):
         PreparedData(copy)
     with pytest.raises(DataError, match=r"english\.model: xxh3_128 is .*of another preparation"):
         PreparedData(copy, ["en"]).tokenizer()

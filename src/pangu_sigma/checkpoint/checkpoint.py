@@ -297,7 +297,7 @@ def keep_only(root: Path, step: int) -> None:
 
 
 def prune(root: Path, keep: int, spared: Collection[int] = ()) -> None:
-    """Remove all but the `keep` newest checkpoints and those of the steps `spared`, and all leftovers. A failure is only logged."""
+    """Remove all but the `keep` newest checkpoints and the steps `spared`, and all leftovers. A failure is only logged."""
     for old in [path for path in checkpoints(root) if step_of(path) not in spared][keep:]:
         try:
             set_aside_for_removal(old)

@@ -56,7 +56,7 @@ def release_pages(values: np.ndarray) -> None:
 class LazyArray:
     """Array of a checkpoint whose values are computed at each access.
 
-    content: yields arrays whose values, end to end, are those of the whole array in C order.
+    content: yields arrays whose values, end to end, make the whole array in C order.
     origin: source of the values for messages, such as a file and the name in it.
     holes: True if all values are zero, so that a file may leave them out (sparse file).
     row: returns a row of the first axis by its index; None if rows cannot be read alone.

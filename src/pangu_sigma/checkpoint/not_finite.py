@@ -34,7 +34,7 @@ class NotFinite:
 
     @property
     def segment(self) -> int | None:
-        """Number of the experts' segment among those of all RRE layers: with one segment, the layer; None for dense arrays."""
+        """Number of the experts' segment over all RRE layers: with one segment, the layer; None for dense arrays."""
         return int(self.file.removeprefix(EXPERTS).partition(".")[0]) if self.file.startswith(EXPERTS) else None
 
 

@@ -130,7 +130,7 @@ def _rename_strings(message: Any, short: Callable[[str], str]) -> None:
 
 
 def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
-    """Reload an exported graph and compare its greedy tokens with those of the decoder without MindSpore, one prompt per domain.
+    """Reload an exported graph and compare its greedy tokens with the decoder's without MindSpore, one prompt per domain.
 
     The decoder reads the run's checkpoint for an export in float32, otherwise the export's rounded weights.
 

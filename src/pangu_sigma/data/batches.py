@@ -46,7 +46,7 @@ class Batch:
     documents_GBS: np.ndarray
     labels_GBS: np.ndarray
     weights_GBS: np.ndarray
-    """Loss mask divided by `counted`, so that the losses and gradients of the ranks add up to those of the batch."""
+    """Loss mask divided by `counted`, so that the losses and gradients of the ranks add up to the batch's."""
     draws_GB4: np.ndarray
     row_keys_EGBS: np.ndarray
     """Row of each token of the whole batch in each entry of `model.rows` (rre/row_keys.py), int64."""

@@ -193,7 +193,7 @@ def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
     first = manifests[names[0]]
     for name, manifest in manifests.items():
         if manifest.models != first.models:
-            raise DataError(f"{path / name}: its token ids are not those of {path / names[0]}; prepare both together")
+            raise DataError(f"{path / name}: it has other token ids than {path / names[0]}; prepare both together")
     preparations = {manifest.fingerprint: manifest for manifest in manifests.values()}.values()
     near = [manifest.near_duplicates for manifest in preparations if manifest.near_duplicates is not None]
     rows = max(manifest.config.get("slot_rows", 0) for manifest in preparations)

@@ -66,7 +66,7 @@ class Mixture:
         return np.asarray(self.weights_PD[np.searchsorted(self.begins_P, step, side="right") - 1] > 0)
 
     def due_M(self, members_M: np.ndarray, blocks: int, per_step: int) -> np.ndarray:
-        """Return how many of the first `blocks` blocks of a set of domains should be those of each member, float [M].
+        """Return how many of the first `blocks` blocks of a set of domains should belong to each member, float [M].
 
         Every phase adds its blocks times the share of the member there. So a domain that a phase adds is due nothing for the steps
         before it, and what rounding left open at the end of a phase is settled in the next. per_step: blocks of the set in a step.

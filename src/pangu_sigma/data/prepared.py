@@ -109,7 +109,7 @@ class PreparedData:
         return np.stack([self._array(domain, FREQUENCIES_NAME) for domain in self.manifest.domains])
 
     def tokenizer(self, config: Config | None = None) -> Tokenizer:
-        """Return the tokenizer that encoded the text, with the slots of a configuration; None: with those of the preparation.
+        """Return the tokenizer that encoded the text, with the slots of a configuration; None: with the slots of the preparation.
 
         A slot has the rows that its domains were prepared with: the longest list, of which the others are the beginning. Raises
         ConfigError if they do not go together or are more than `model.slot_rows`, DataError for a damaged file.

@@ -1,4 +1,4 @@
-"""Benchmarks of a model by name: tasks of lm-evaluation-harness, among them those of `tasks/`.
+"""Benchmarks of a model by name: tasks of lm-evaluation-harness, and of `tasks/`.
 
 Each answer is saved beside the result file at once, so that the same command resumes after a kill.
 """

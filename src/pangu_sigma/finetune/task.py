@@ -63,7 +63,7 @@ class Task:
         return child
 
     def _set(self, tree: dict[str, Any], values: dict[str, Any]) -> None:
-        """Set those of the keys that nobody has set."""
+        """Set the keys that nobody has set."""
         override(tree, [(key, value) for key, value in values.items() if key not in self.given])
 
     def _derived(self, parent: Config, config: Config, domains: int, sequences: int) -> dict[str, Any]:

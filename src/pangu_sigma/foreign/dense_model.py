@@ -1,6 +1,6 @@
 """Dense PanGu-α in the files of another project: sizes, and tensors under our names and in our orientation.
 
-The names are those of `PanGuSigma.parameters_and_names` for a configuration with `rre_layers=0`:
+Names as `PanGuSigma.parameters_and_names` has them for a configuration with `rre_layers=0`:
 
     embedding [V, H]   positions [S, H]   query_positions [S, H]   norm.gain [H]   norm.bias [H]
     layers.<i>.attention_norm.gain, .bias [H]   layers.<i>.ffn_norm.gain, .bias [H]

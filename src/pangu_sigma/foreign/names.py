@@ -1,6 +1,6 @@
 """Names of the tensors of a dense PanGu-α in the layouts of other projects, and our counterpart of each.
 
-MindSpore: names of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; for the tables also those of a merged file
+MindSpore: names of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; for the tables also the names of a merged file
 (`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. Weights of `nn.Dense` are [out, in], of `Mapping` [in, out].
 Megatron, and DeepSpeed around it: `pcl_pangu/model/panguAlpha_pytorch/megatron`. Hugging Face: `modeling_gptpangu.py` in the
 repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first names the attention's output `out_proj`, the others `c_proj`.

@@ -33,7 +33,7 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
 
     all: True to read all held-out samples, False for as many as the training of the first run evaluates.
     Returns {"pairs": [{"run", "against", "domains"}, …], "mean", "left_out"}. Each domain of a pair has the metrics of
-    `evaluate_run`, those of the other run as "against", and `Difference.figures` as "difference". "mean" has, by domain, the mean
+    `evaluate_run`, the other run's as "against", and `Difference.figures` as "difference". "mean" has, by domain, the mean
     difference of all pairs, its standard error over pairs (None for a single pair), and its standard error over samples of text.
     "left_out" says of each domain without the same held-out tokens in all runs why it has none.
     Raises ConfigError if the numbers of runs differ, or if no domain has the same held-out tokens in all runs.
@@ -106,7 +106,7 @@ def _why_incomparable(run: StoredModel, other: StoredModel) -> str:
 
 
 def _domain_figures(losses: Losses, others: Losses) -> DomainFigures:
-    """Return the figures of each domain in one pair of runs, with those of the other run and the difference."""
+    """Return the figures of each domain in one pair of runs, with the other run's figures and the difference."""
     return {
         name: loss.figures() | {"against": others[name].figures(), "difference": loss.minus(others[name]).figures()}
         for name, loss in losses.items()

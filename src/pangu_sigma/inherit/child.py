@@ -148,7 +148,7 @@ class Child:
         return array
 
     def _experts(self, segment: int, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """Return a tensor of all experts of a segment. segment: its number among those of all RRE layers."""
+        """Return a tensor of all experts of a segment. segment: its number over all RRE layers."""
         stack, weight = self._of_parent(segment, name), name in _FFN
         if stack is None:
             return None
@@ -217,7 +217,7 @@ class Child:
             release_pages(values)
 
     def _met_rows(self, array: LazyArray, shard: str, name: str) -> LazyArray:
-        """Return an array of the rows of an entry that were met: of an own entry those of domains of the parent, renumbered."""
+        """Return an array of the rows of an entry that were met: of an own entry the rows of the parent's domains, renumbered."""
         entry = self.config.model.rows[int(shard.removeprefix(ROWS))]
         stored_keys = self.parent.array(shard, "keys")
         if entry.kind == "common" or stored_keys is None:
@@ -258,7 +258,7 @@ def _slot_of_run(
 
 def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]:
     """Return the tensor of a dense parent that experts of a segment are copies of, and which of its rows: their inner units, in
-    order; all of b2. segment: its number among those of all RRE layers. name: of the tensor, or of a moment such as w1.moment."""
+    order; all of b2. segment: its number over all RRE layers. name: of the tensor, or of a moment such as w1.moment."""
     layer, s = model.in_layer(segment)
     first = s * model.segment_ffn
     units = slice(None) if name.startswith("b2") else slice(first, first + model.segment_ffn)

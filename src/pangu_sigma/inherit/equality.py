@@ -1,6 +1,6 @@
 """Comparison of a child's logits with its parent's on the same text, by an exact path that adds in one order.
 
-Shape suffixes: T tokens, N segments of the RRE layers, R rows of a slot of the child, W those of them that both have.
+Shape suffixes: T tokens, N segments of the RRE layers, R rows of a slot of the child, W the rows that both have.
 """
 
 from __future__ import annotations

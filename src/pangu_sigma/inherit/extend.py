@@ -7,7 +7,7 @@
     model.rows                          a run without rows may get some, which begin at 0
 
 All of this is our choice; the paper says that domains can be added, not how. Tables are drawn from routing.seed and the *name* of
-a domain, so they do not depend on other domains or on the order of extensions; those of common segments from routing.seed alone.
+a domain, so they do not depend on other domains or on the order of extensions; tables of common segments from routing.seed alone.
 
 Shape suffixes: N segments of all RRE layers, D domains, V vocabulary.
 """

@@ -37,7 +37,7 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     tree["domains"] = [domain for domain in tree["domains"] if domain["name"] in kept]
     blocks = range(min(config.data.domains_per_step, len(kept)), 0, -1)
     per_step = next(count for count in blocks if config.train.batch_size % count == 0)
-    # phases are those of the whole run, and may name domains that are gone
+    # phases belong to the whole run, and may name domains that are gone
     tree["data"] |= {"path": str(data.absolute()), "phases": [], "domain_sets": 1, "domains_per_step": per_step}
     tree["parallel"] = ParallelConfig().model_dump(mode="json")
     tree["ecss"]["path"] = None  # two runs would write into one file store

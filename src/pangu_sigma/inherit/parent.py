@@ -1,6 +1,6 @@
 """Parent of an inheritance: a dense PanGu-α.
 
-a dense run of this project        slots, vocabulary and Adam state are those of the run
+a dense run of this project        slots, vocabulary and Adam state come from the run
 a Hugging Face style folder of it  the same, without Adam state
 files of a released PanGu-α        one embedding table of 40,000 rows, whose row is the token id; see foreign/README.md
 """

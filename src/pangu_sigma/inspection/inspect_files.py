@@ -111,7 +111,7 @@ _VERIFIED: dict[Kind, tuple[str, str]] = {
     "run": (files := "configuration, tokenizer, routing table, lineage", f"{files}, checkpoint"),
     "checkpoint": ("seal", "seal, all files"),
     "export": ("configuration", "configuration, all files"),
-    "hf": ("all files but those of the weights", "all files"),
+    "hf": ("all files but the weights", "all files"),
     "alpha": ("nothing", "checksums of torch's zip files, tensors that must be equal; other files have no hashes"),
 }
 """Kind of model → names of the files that are verified, without and with `verify`."""

@@ -43,7 +43,7 @@ KEYS = {
     "callbacks.PanGuSigmaCheckpoint.save_checkpoint_steps": "train.checkpoint_interval",
     "callbacks.PanGuSigmaCheckpoint.keep_checkpoint_max": "train.keep_checkpoints",
 }
-"""MindFormers' key → the project's key. Meanings and limits are those of `pangu_sigma.config`; total_steps includes the warm-up."""
+"""MindFormers' key → the project's key. `pangu_sigma.config` says meanings and limits; total_steps includes the warm-up."""
 
 FIXED = {
     "trainer.type": "PanGuSigmaTrainer",

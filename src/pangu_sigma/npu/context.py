@@ -31,8 +31,8 @@ def use_ascend(config: Config, save_graphs: str | None = None) -> None:
 
     os.environ["PIPELINE_SLICE_SKIP_REDISTRIBUTION"] = "1"  # every rank cuts micro-batches out of its own rows
     target_ascend()
-    # The step has operators on the host, fetch and Adam of the experts, between those of the NPU. Kernel by kernel, level O0, runs
-    # both. Left alone, MindSpore takes O2 for 910A: one graph of CANN's GraphEngine, which has no operators on the host.
+    # The step has operators on the host (fetch and Adam of the experts) between operators on the NPU. Kernel by kernel, level O0,
+    # runs both. Left alone, MindSpore takes O2 for 910A: one graph of CANN's GraphEngine, which has no operators on the host.
     ms.set_context(jit_config={"jit_level": "O0"})
     ms.set_recursion_limit(4_000)  # 40 layers with four segments are deeper than MindSpore's 1,000 calls
     if save_graphs is not None:

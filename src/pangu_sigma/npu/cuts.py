@@ -41,11 +41,11 @@ class Array:
 
     computed: shape that the rank computes with: its slice under tensor and expert parallelism. kept: shape that the rank keeps
         between steps: its rows of `computed` under optimizer parallelism.
-    replicas: number of ranks that compute with the same slice. copies: number of slices with the same values: those of common
+    replicas: number of ranks that compute with the same slice. copies: number of slices with the same values: of common
         experts, of which each group has a copy.
     used_as: dtype in which the network reads the array: float32 for tables and LayerNorm, else the compute dtype. Copies, gathered
         slices and gradients that are summed over ranks have this dtype.
-    count: number of arrays that this one represents: with the argument `alike`, those of all layers of its kind; else 1.
+    count: number of arrays that this one represents: with the argument `alike`, of all layers of its kind; else 1.
     """
 
     name: str

@@ -14,7 +14,7 @@ from pangu_sigma.rre.plan import RoutedSegment
 from pangu_sigma.sections import Segment
 
 ROWS = 6
-"""Index of the rows of the tokens (`model.rows`) among the inputs of the Ascend step, behind those of the batch."""
+"""Index of the rows of the tokens (`model.rows`) among the inputs of the Ascend step, behind the arrays of the batch."""
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:

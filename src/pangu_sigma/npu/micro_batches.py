@@ -55,7 +55,7 @@ class GradientAccumulation(nn.Cell):
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
         """network: cell that returns the scaled loss. weights: the weights that this rank keeps. received: weights of another stage
         whose gradients this rank computes."""
-        super().__init__(auto_prefix=False)  # names of accumulators follow those of weights
+        super().__init__(auto_prefix=False)  # accumulators are named after their weights
         self.own_count, micro_batches = len(weights), config.train.accumulation
         all_weights = ParameterTuple([*weights, *received])
         forward = network if micro_batches == 1 else MicroBatches(network, micro_batches, config.parallel)

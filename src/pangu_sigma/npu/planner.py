@@ -21,7 +21,7 @@ class ExchangePlanner:
     """Maker of one rank's routing plans, in the dispatch layout of its chip, from the experts of a batch's tokens."""
 
     def __init__(self, config: Config, rank: int, room: Room | None = None):
-        """room: limits on exchanged rows; None for those of the configuration."""
+        """room: limits on exchanged rows; None for the configuration's."""
         parallel, grid = config.parallel, Layout(config.parallel)
         self._config, self._room, self._layout = config, room or room_of(config), dispatch_layout(config)
         self._peer = grid.coordinates(rank).expert
@@ -30,7 +30,7 @@ class ExchangePlanner:
         self._receivers = {kind: self._receivers_of(kind) for kind in config.model.kinds}
         self._taker, self._group = data_rank_of(config, rank), takers_of_group(config, rank)
         self._takers, group_size = parallel.stage_ranks // parallel.tensor, len(self._group)
-        # the data-parallel ranks whose rows come to this rank: those of its group with the same place on the axis `data`
+        # the data-parallel ranks whose rows come to this rank: the ranks of its group with the same place on the axis `data`
         self._senders = self._group[0] + np.arange(self._taker % parallel.data, group_size, parallel.data)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> list[RoutingPlan]:

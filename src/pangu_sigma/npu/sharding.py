@@ -226,7 +226,7 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
 
 def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int], outputs: int) -> None:
     """Set the strategy of an operator. sizes: number of slices of each symbol. outputs: number of outputs of the operator, whose
-    strategies follow those of the inputs if the operator is ours."""
+    strategies follow the inputs' strategies if the operator is ours."""
     if not isinstance(operator, ops.Custom | ops.Morph):
         operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
         return

@@ -125,7 +125,7 @@ class AscendStep(nn.Cell):
         return self.take(0.0, batch, self.store.rows_of(batch.own_row_keys), learns=0.0)[0].asnumpy()
 
     def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
-        """Write the settings of the next step, and tell the worker where the experts are. The arguments are those of `take`."""
+        """Write the settings of the next step, and tell the worker where the experts are. Arguments: as of `take`."""
         self.settings.write(rate, batch, learns)
         self.worker_update.register()
 

@@ -56,7 +56,7 @@ class Layout:
         return RankCoordinates(*(int(i) for i in np.unravel_index(rank, self._grid.shape)))
 
     def peers(self, rank: int, *axes: str) -> list[int]:
-        """Return the ranks whose coordinates differ from those of `rank` on `axes` only, `rank` included, ascending."""
+        """Return the ranks whose coordinates differ from `rank`'s on `axes` only, `rank` included, ascending."""
         own = np.unravel_index(rank, self._grid.shape)
         index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(AXES))
         return sorted(self._grid[index].ravel().tolist())

@@ -19,8 +19,8 @@ DAMAGED = "the file is damaged, take it from a copy of the run or the export"
 _ALWAYS, _COMMON = ("first_NDV", "spread_DV", "experts"), ("common_N", "common_spread_V")
 _ROWS = ("row_EV", "before_EV1")
 _MOST_BYTES = 4 << 30
-"""Size limit in bytes of tables that are read; those of `sigma_1t` have some 30 MB. A few kilobytes of zip can unpack to more than
-any memory holds."""
+"""Size limit in bytes of tables that are read; `sigma_1t` has tables of 30 MB. A few kilobytes of zip can unpack to more than any
+memory holds."""
 
 
 def write_tables(path: Path, tables: Mapping[str, Any]) -> None:

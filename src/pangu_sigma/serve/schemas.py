@@ -186,7 +186,7 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _own_combinations(self) -> CompletionRequest:
-        """Reject combinations of values that are not supported, besides those of every request."""
+        """Reject combinations of values that are not supported, besides the combinations that every request rejects."""
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens=0 without echo=true asks for nothing; raise it, or set echo")
         if (best_of := self.best_of) not in (None, self.n or 1):
@@ -229,7 +229,7 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _own_combinations(self) -> ChatRequest:
-        """Reject combinations of values that are not supported, besides those of every request."""
+        """Reject combinations of values that are not supported, besides the combinations that every request rejects."""
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is only allowed with logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:

@@ -53,7 +53,7 @@ class StoredExport(StoredModel):
     def arrays(self) -> dict[str, np.ndarray]:
         """Weights in the graph of the export, by name, as stored: float32, float16 or int8, unaligned in memory.
 
-        Names: those of dense tensors, and `experts.<segment>.<name>`, [experts, …], segments numbered over all RRE
+        Names: of dense tensors, and `experts.<segment>.<name>`, [experts, …], segments numbered over all RRE
         layers; `rows.<entry>.numbers` and `rows.<entry>.weight` have the rows that a token met, and one of zeros at the end.
         NAME.scale has the row scales of an int8 NAME.
         """

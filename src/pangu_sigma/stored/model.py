@@ -149,7 +149,7 @@ class StoredModel:
         return self.tensors[name].read()
 
     def expert(self, segment: int, number: int, name: str) -> np.ndarray:
-        """Read one weight of one expert. segment: index among those of all RRE layers. number: index of the expert in it."""
+        """Read one weight of one expert. segment: index over all RRE layers. number: index of the expert in it."""
         return self.tensor(expert_name(self.config.model, segment, number, name))
 
     def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +190,7 @@ class _Tensors(Mapping[str, LazyArray]):
 
 
 def expert_name(model: ModelConfig, segment: int, expert: int | str, name: str) -> str:
-    """Return the name of an expert's tensor. segment: index among those of all RRE layers. expert: index in it; "*": all."""
+    """Return the name of an expert's tensor. segment: index over all RRE layers. expert: index in it; "*": all."""
     layer, s = model.in_layer(segment)
     return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts.{expert}.{name}"
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pangu_sigma.domains import Domains
 
 Segments = tuple[tuple[str, str], ...]
-"""(language, text) pairs of a document in the order of the sample; languages are those of `SIDES`, or "" if none was stated."""
+"""(language, text) pairs of a document in the order of the sample; a language is one of `SIDES`, or "" if none was stated."""
 
 SIDES = ("zh", "en")
 """Languages of the two sides of a bilingual document."""

@@ -20,7 +20,7 @@ _BUFFER_BYTES = 1 << 20
 def row_groups(path: Path, size: int) -> list[int]:
     """Return the numbers of the row groups at which a file is cut into parts of at least `size` bytes: 0, …, number of row groups.
 
-    Bytes are those of all columns before compression. Raises DataError if the file is not Parquet or was cut off.
+    Bytes: of all columns before compression. Raises DataError if the file is not Parquet or was cut off.
     """
     with _open_parquet(path) as file:
         metadata = file.metadata

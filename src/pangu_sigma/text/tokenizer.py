@@ -120,7 +120,7 @@ class Tokenizer:
         return np.concatenate([*self._tagged(segments, domain), _EOT])
 
     def prompt(self, text: str | Segments, domain: Domain) -> list[int]:
-        """Return the token ids of a prompt for generation, equal to those of `sample` for the same text, without <eot>.
+        """Return the token ids of a prompt for generation, equal to the ids of `sample` for the same text, without <eot>.
 
         text: plain text, or pairs (language, text): in a bilingual domain, (("zh", "你好"), ("en", "")) asks for the English side.
         In a code domain, "" gives the language tag alone.
@@ -195,7 +195,7 @@ class Tokenizer:
         return tokenizer
 
     def _tagged(self, segments: SegmentedText, domain: Domain) -> Iterator[np.ndarray]:
-        """Yield the ids of each segment, after those of its language tag if it has one."""
+        """Yield the ids of each segment, after the ids of its language tag if it has one."""
         for language, runs in segments:
             if language:
                 yield np.array([TAG_OF_LANGUAGE[language]], np.int32)

@@ -140,7 +140,7 @@ def choose_rows(
     chosen_ids = list(dict.fromkeys([*kept, *special]))
     for required, least, contents in (
         (len(special), 2 * len(special), "control pieces, tags and bytes alone"),
-        (len(chosen_ids), len(chosen_ids), "those of vocabulary.keep, control pieces, tags and bytes"),
+        (len(chosen_ids), len(chosen_ids), "vocabulary.keep, control pieces, tags and bytes"),
     ):
         if rows < least:
             problem = f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)}"

@@ -139,7 +139,7 @@ def test_an_extension_with_other_token_ids_is_not_added(data, text, monkeypatch)
     law = read_manifest(extension / "law")
     models = {name: record.model_copy(update={"xxh3_128": "0" * 32}) for name, record in law.models.items()}
     law.model_copy(update={"models": models}).save(extension)
-    with pytest.raises(DataError, match=rf"{extension}/law: its token ids are not those of {data}; remove it"):
+    with pytest.raises(DataError, match=rf"{extension}/law: it has other token ids than {data}; remove it"):
         prepare_extension(extending(data), [text])
     assert not (data / "law").exists()
 

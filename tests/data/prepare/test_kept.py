@@ -62,6 +62,6 @@ def test_what_is_no_run_and_too_few_rows_are_refused(tiny_run, other_text, tmp_p
     with pytest.raises(ConfigError, match=r"vocabulary\.keep=.*: is no run folder \(.*\); name one"):
         prepare(tiny_config(tmp_path / "data", vocabulary={"keep": str(tmp_path)}), [other_text], tmp_path / "data")
     config = tiny_config(tmp_path / "data", vocabulary={"keep": str(tiny_run)}, model={"slot_rows": 600})
-    with pytest.raises(ConfigError, match=r"model\.slot_rows=600: .*needs 640 rows for those of vocabulary\.keep"):
+    with pytest.raises(ConfigError, match=r"model\.slot_rows=600: .*needs 640 rows for vocabulary\.keep"):
         prepare(config, [other_text], tmp_path / "data")
     assert not (tmp_path / "data").exists()

@@ -174,7 +174,7 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
 
 
 class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
-    """PanGu-Σ that predicts the next token among those of its domain's embedding slot; all other logits are the lowest number.
+    """PanGu-Σ that predicts the next token within its domain's embedding slot; all other logits are the lowest number.
 
     forward and generate take `domain`: a name, a number, or, for each sequence, one of them; `config.domain` if it is not given.
     """

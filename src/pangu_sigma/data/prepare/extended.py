@@ -1,4 +1,4 @@
-"""Preparation of new domains alone, whose folders are added to those of prepared data (`prepare-data --extend`).
+"""Preparation of new domains alone, whose folders are added to prepared data (`prepare-data --extend`).
 
 Of the old domains only the rows are read, and nothing is changed. Token ids are those that are there, and every slot keeps its
 rows, to which tokens of the new domains are added; so runs that were trained on the old domains go on as before. Text of a new
@@ -149,7 +149,7 @@ def _move(path: Path) -> None:
                 write_atomically(quarantine, earlier_lines + lines)
             for name in domains_in(extension):
                 if read_manifest(extension / name).models != models:
-                    raise DataError(f"{extension / name}: its token ids are not those of {path}; remove it")
+                    raise DataError(f"{extension / name}: it has other token ids than {path}; remove it")
                 commit(extension / name, path / name)
             shutil.rmtree(extension)
     except OSError as error:

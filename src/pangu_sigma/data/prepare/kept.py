@@ -46,7 +46,7 @@ class KeptVocabulary:
     def ids(self, vocabulary: Vocabulary, domains: Domains, slot: int) -> list[int]:
         """Return the ids of `vocabulary` whose rows a slot keeps, in the order of the run's rows.
 
-        The run's rows are those of its slot of the same name, or else of its only slot. A row is kept if text in a language of both
+        The run's rows: of its slot of the same name, or else of its only slot. A row is kept if text in a language of both
         slots can contain its token, or if every slot has that token.
         """
         source = matching_slot(domains.slot_names[slot], self.domains.slot_names)

@@ -192,7 +192,7 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
 
 
 def webqa(file: str, **source: Any) -> DatasetDict:
-    """Load WebQA's questions, without a text to read. An item's answers are those of all its evidences that have one."""
+    """Load WebQA's questions, without a text to read. An item has the answers of all its evidences."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:

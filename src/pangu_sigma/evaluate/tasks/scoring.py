@@ -1,7 +1,7 @@
 """Metrics that compare an answer with the correct ones, as in the data's published scripts. Needs nothing of this project.
 
-EM and F1 are those of CMRC 2018 (squad-style-data/cmrc2018_evaluate.py in github.com/ymcui/cmrc2018), which DRCD's results use
-too. ROUGE-L and BLEU-4 are those of DuReader (utils/dureader_eval.py in github.com/baidu/DuReader), which takes them from
+EM and F1 follow CMRC 2018 (squad-style-data/cmrc2018_evaluate.py in github.com/ymcui/cmrc2018), which DRCD's results use
+too. ROUGE-L and BLEU-4 follow DuReader (utils/dureader_eval.py in github.com/baidu/DuReader), which takes them from
 github.com/tylin/coco-caption, with characters as words. PanGu-α's table names ROUGE-1 for DuReader; it has no published script.
 """
 

@@ -92,7 +92,7 @@ class PlansByKind(nn.Cell):
         self.common = BlockPlan(RoutingTable(first_N1V, spread_V[None], int(common_N.max())))
         is_common = common_N > 0
         self.is_common = tuple(is_common.tolist())
-        # of each segment among those of its kind
+        # number of each segment within its kind
         self.number = tuple((np.where(is_common, is_common.cumsum(), (~is_common).cumsum()) - 1).tolist())
 
     def construct(self, ids_T, domains_T, positions_T, texts):

@@ -96,7 +96,7 @@ def _devices(host: Host, listed: list[Npu]) -> Check:
 
 
 def _chip(listed: list[Npu], detected: Chip | None, chosen: ChosenChip | None) -> Check:
-    """Check that the chip is the expected one, and that the number of NPUs and their memory are those of a server.
+    """Check that the chip is the expected one, and that a server has this number of NPUs and this memory.
 
     detected: the first NPU's chip. chosen: the expected chip; None for any chip.
     """

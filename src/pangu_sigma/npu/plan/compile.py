@@ -67,7 +67,7 @@ class PlacedParameter:
 class Compiled:
     """Training step of one rank that MindSpore compiled without a device.
 
-    peak_gib: peak memory of the compiling process in GiB. parameters: those of the graph. stored: arrays of the store of experts,
+    peak_gib: peak memory of the compiling process in GiB. parameters: of the graph. stored: arrays of the store of experts,
         which must not be in the graph: MindSpore would copy them to the NPU in each step.
     host_operators: number of operators that are pinned to the host, by name. operators: of all operators of the step.
     additions: number of times that the step adds a gradient to the accumulator of a weight, by the weight's name.

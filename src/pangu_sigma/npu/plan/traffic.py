@@ -219,7 +219,7 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
 
 
 def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Yield the collectives of RRE layers, as tuples like those of `_forward`. segments: number of segments of these layers."""
+    """Yield the collectives of RRE layers, as tuples, like `_forward`. segments: number of segments of these layers."""
     row_bytes = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
     sent, multiplied = exchanged_rows(config) * row_bytes, multiplied_rows(config) * row_bytes
     is_dropless = dispatch_layout(config) == "dropless"
