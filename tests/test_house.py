@@ -3,6 +3,7 @@ a document that is not here. The rules for imports are contracts in pyproject.to
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import subprocess
@@ -102,3 +103,29 @@ def test_no_module_is_called_utils():
     names = {"util.py", "utils.py", "helpers.py", "common.py", "misc.py"}
     folders = ("src", "ascend_ops", "experiments")
     assert [file for folder in folders for file in (ROOT / folder).rglob("*.py") if file.name in names] == []
+
+
+NO_NAMES = set("each found had it known made mine said some there those told".split())
+"""Pronouns, participles and adverbs that say nothing of a thing (prose has "those of" for the same fault)."""
+
+
+def bound_names(node: ast.AST) -> Iterator[str]:
+    """The name that a node gives to a variable, a parameter, a function or a class."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+            yield name.strip("_")
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name.strip("_")
+
+
+def test_things_have_nouns_as_names():
+    files = sorted((ROOT / "src").rglob("*.py"))
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    unclear = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if NO_NAMES & {*bound_names(node)}
+    ]
+    unclear += [str(file.relative_to(ROOT)) for file, text in texts.items() if re.search("[Tt]hose of", text)]
+    assert unclear == []

@@ -25,7 +25,7 @@ def test_this_machine_passes(graph_mode):
     assert not [check for check in checks if not check.ok]
     found = by_name(checks)
     assert {"mindspore", "numpy", "g++", "CPU kernels", "Ascend"} <= found.keys()
-    assert "(wants ==2.9.0)" in found["mindspore"].found
+    assert "(wants ==2.9.0)" in found["mindspore"].state
 
 
 def test_a_wrong_or_missing_package_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch):
@@ -42,7 +42,7 @@ def test_a_wrong_or_missing_package_is_named_with_its_fix(monkeypatch: pytest.Mo
     assert [check.name for check in checks] == ["numpy", "no-such-package", "pydantic"]
     assert [check.ok for check in checks] == [False, False, True]
     assert checks[0].fix == "pip install 'numpy<1.0'"
-    assert checks[1].found == "not installed (wants >=2)"
+    assert checks[1].state == "not installed (wants >=2)"
 
 
 def test_a_missing_compiler_is_a_failed_check(monkeypatch: pytest.MonkeyPatch):
@@ -82,5 +82,5 @@ def test_a_demanded_host_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: py
     assert "Ascend" not in names
     host.environment["PANGU_SIGMA_CHIP"] = "911"
     last = run_checks(partial(node_checks, host.host))[-1]
-    assert last == Check("host", False, last.found, "mend what the message names")
-    assert "PANGU_SIGMA_CHIP=911 is not a chip: 910a, 910b" in last.found
+    assert last == Check("host", False, last.state, "mend what the message names")
+    assert "PANGU_SIGMA_CHIP=911 is not a chip: 910a, 910b" in last.state

@@ -66,7 +66,7 @@ def format_checks(checks: list[Check]) -> str:
     """Format the results of the checks, one line each, with the fix below each failed one."""
     rows = []
     for check in checks:
-        rows.append(("ok" if check.ok else "FAIL", check.name, check.found))
+        rows.append(("ok" if check.ok else "FAIL", check.name, check.state))
         rows += [] if check.ok else [("", "", f"fix: {check.fix}")]
     failed = sum(not check.ok for check in checks)
     end = f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"

@@ -54,22 +54,22 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check of a host before launching. found: the finding. fix: advice to the user, empty if ok."""
+    """Result of one check of a host before launching. state: what the check saw. fix: advice to the user, empty if ok."""
 
     name: str
     ok: bool
-    found: str
+    state: str
     fix: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fix", "" if self.ok else self.fix)
 
 
-def passed(found: str) -> Check:
+def passed(state: str) -> Check:
     """Return the result of a passed check of a host; the caller sets its name."""
-    return Check("", True, found)
+    return Check("", True, state)
 
 
-def failed(found: str, fix: str) -> Check:
+def failed(state: str, fix: str) -> Check:
     """Return the result of a failed check of a host; the caller sets its name. fix: advice to the user."""
-    return Check("", False, found, fix)
+    return Check("", False, state, fix)

@@ -87,7 +87,7 @@ _BUILDERS: dict[str, Any] = {
     "torch.Size": lambda sizes: sizes,
     **dict.fromkeys(("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"), _tensor),
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), lambda made, *_: made()),
+    **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), lambda cls, *_: cls()),
     **{f"{module}.{name}": kind for module in ("torch", "torch.storage") for name, kind in _KINDS.items()},
 }
 """Name in a pickle → function that makes the object, or the value."""

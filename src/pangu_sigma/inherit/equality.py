@@ -122,17 +122,17 @@ def _held_out(run: StoredModel, domain: Domain, data: Path) -> np.ndarray:
     return prepared.read(0, min(prepared.tokens, COMPARED_TEXTS * COMPARED_TOKENS)).astype(np.int64)
 
 
-def _common(run: StoredModel, held_out_T: np.ndarray | None, known: np.ndarray) -> np.ndarray:
+def _common(run: StoredModel, held_out_T: np.ndarray | None, shared_ids: np.ndarray) -> np.ndarray:
     """Return the beginning of the longest text without <eot> and tokens that the parent lacks.
 
-    held_out_T: held-out tokens; None: tokens are drawn. known: tokens that both models have.
+    held_out_T: held-out tokens; None: tokens are drawn. shared_ids: tokens that both models have.
     """
     most = min(COMPARED_TOKENS, run.config.model.seq_length)
     if held_out_T is None:
-        words = known[known != run.tokenizer.eot].astype(np.int64)
+        words = shared_ids[shared_ids != run.tokenizer.eot].astype(np.int64)
         return np.random.default_rng(run.config.seed).choice(words, most)
-    readable = _stretches(held_out_T, np.isin(held_out_T, known) & (held_out_T != run.tokenizer.eot))
-    return max(readable, key=len, default=known[:1].astype(np.int64))[:most]
+    readable = _stretches(held_out_T, np.isin(held_out_T, shared_ids) & (held_out_T != run.tokenizer.eot))
+    return max(readable, key=len, default=shared_ids[:1].astype(np.int64))[:most]
 
 
 def _stretches(ids_T: np.ndarray, readable_T: np.ndarray) -> list[np.ndarray]:

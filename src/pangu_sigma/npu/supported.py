@@ -52,6 +52,6 @@ def check_machine() -> None:
     missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend(Host())
     if missing is not None:
         raise ConfigError(
-            f"{argument('--device')} ascend: {missing.found}; {missing.fix}, or train on the CPU. `pangu-sigma doctor --device "
+            f"{argument('--device')} ascend: {missing.state}; {missing.fix}, or train on the CPU. `pangu-sigma doctor --device "
             "ascend` checks all of it"
         )

@@ -63,7 +63,7 @@ class SlotAdam(DenseAdam):
         number = next(i for i, parameter in enumerate(parameters) if parameter is table)
         self.learned = [table]
         self.table, self.moment, self.variance = (
-            ParameterTuple([each[number]]) for each in (self.weights, self.moments, self.variances)
+            ParameterTuple([arrays[number]]) for arrays in (self.weights, self.moments, self.variances)
         )
         self.table_decay = Tensor(self.decay.asnumpy()[number : number + 1])
         rows = (np.array(slots)[:, None] * config.model.slot_rows + np.arange(config.model.slot_rows)).ravel()

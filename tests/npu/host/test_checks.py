@@ -43,14 +43,14 @@ def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
     assert [check for check in checks if not check.ok] == []
     names = ("NPU devices", "chip", "NPU health", "CANN", "MindSpore's plugin", "ascend_ops", "run folder")
     assert tuple(check.name for check in checks) == names
-    actual = {check.name: check.found for check in checks}
+    actual = {check.name: check.state for check in checks}
     assert actual["chip"].startswith(f"{npus} x Ascend 910")
     assert actual["chip"].endswith("as --chip says")
     assert "nfs4, with locks" in actual["run folder"]
     assert actual["ascend_ops"].endswith(f"calls of them are compiled into {machine.root}/tmp/kernels")
     assert missing_for_ascend(machine.host) is None
     machine.remove("mindspore/lib/plugin/libmindspore_ascend.so.2")
-    assert missing_for_ascend(machine.host).found.startswith("MindSpore has no plugin for Ascend")
+    assert missing_for_ascend(machine.host).state.startswith("MindSpore has no plugin for Ascend")
 
 
 def gone(*names: str) -> Callable[[AscendHost], None]:
@@ -148,18 +148,18 @@ def test_each_fault_is_named_with_what_to_do(tmp_path, name, monkeypatch):
     break_it, message = FAULTS[name]
     break_it(machine)
     (check,) = failed(machine.host, chosen=ChosenChip("910b", "--chip"))
-    assert re.match(message, f"{check.name}: {check.found}; {check.fix}")
+    assert re.match(message, f"{check.name}: {check.state}; {check.fix}")
 
 
 def test_an_npu_that_fell_off_the_bus_is_missed(tmp_path):
     machine = AscendHost(tmp_path)
     machine.npu_smi(npus=7)
     nodes, chip = failed(machine.host)
-    assert nodes.found == "8 in /dev, and npu-smi lists 7"
+    assert nodes.state == "8 in /dev, and npu-smi lists 7"
     assert "restart the host" in nodes.fix
     machine.remove("dev/davinci7")  # the driver may take its node away, too
     assert failed(machine.host) == [chip]
-    assert chip.found == "7 x Ascend 910B3 (npu-smi: 910B3); a server has 8"
+    assert chip.state == "7 x Ascend 910B3 (npu-smi: 910B3); a server has 8"
     assert "lspci -d 19e5:" in chip.fix
 
 
@@ -182,20 +182,20 @@ def test_storage_that_nodes_do_not_share_is_named(tmp_path, name):
     mounts, message = STORAGE[name]
     (check,) = failed(machine.host, run=shared(machine, mounts.removeprefix(DISK)))
     assert check.name == "run folder"
-    assert re.search(message, f"{check.found}; {check.fix}")
+    assert re.search(message, f"{check.state}; {check.fix}")
 
 
 def test_a_run_folder_that_is_not_there_or_cannot_be_locked_is_named(tmp_path, monkeypatch):
     machine = AscendHost(tmp_path, npus=2)
     (check,) = failed(machine.host, run=tmp_path / "none")
-    assert "none is not there; make it, or mount the shared storage" in f"{check.found}; {check.fix}"
+    assert "none is not there; make it, or mount the shared storage" in f"{check.state}; {check.fix}"
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (check,) = failed(machine.host, run=shared(machine))
-    assert "(nfs4): No locks available" in check.found
+    assert "(nfs4): No locks available" in check.state
     assert "whose file system has locks" in check.fix
     assert list((tmp_path / "shared runs").iterdir()) == [], "nothing stays behind"
 
@@ -204,7 +204,7 @@ def test_a_user_without_permission_is_told_the_group(tmp_path, monkeypatch):
     machine = AscendHost(tmp_path, npus=2)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "davinci1")
     (check,) = failed(machine.host)
-    assert (check.name, check.found) == ("NPU devices", "davinci1: no permission")
+    assert (check.name, check.state) == ("NPU devices", "davinci1: no permission")
     assert "HwHiAiUser" in check.fix
 
 
@@ -216,8 +216,8 @@ def test_our_operators_are_missed_where_cann_has_none_in_their_place(tmp_path):
             check for check in host_checks(machine.host, ChosenChip(chip, "--chip")) if check.name == "ascend_ops"
         )
         if chip == "910a":
-            assert check.found == "ASCEND_CUSTOM_OPP_PATH names no folder vendors/pangu_sigma"
+            assert check.state == "ASCEND_CUSTOM_OPP_PATH names no folder vendors/pangu_sigma"
             assert check.fix.startswith("bash ascend_ops/build.sh")
         else:
             assert check.ok
-            assert check.found.startswith("not installed; this chip needs none, but for stages or parallel.gather=ours")
+            assert check.state.startswith("not installed; this chip needs none, but for stages or parallel.gather=ours")

@@ -16,7 +16,7 @@ from pangu_sigma.results import Check
 def test_a_machine_without_an_npu_passes(tmp_path: Path):
     assert npus_if_any(Host(tmp_path, {})) == Check("Ascend", True, "no device, no CANN; runs use the CPU")
     cann = npus_if_any(Host(tmp_path, {"ASCEND_HOME_PATH": "/cann"}))
-    assert (cann.ok, cann.found) == (True, "no device, CANN in /cann; runs use the CPU")
+    assert (cann.ok, cann.state) == (True, "no device, CANN in /cann; runs use the CPU")
     other = npus_if_any(Host(tmp_path, {"ASCEND_TOOLKIT_HOME": "", "ASCEND_HOME_PATH": "/cann"}))
     assert other == cann
 
@@ -26,12 +26,12 @@ def test_devices_pass_with_all_they_need_and_else_say_what_to_do(tmp_path: Path)
     assert npus_if_any(machine.host) == Check("Ascend", True, f"8 devices, CANN in {machine.cann}")
     machine.remove("mindspore/lib/plugin/libmindspore_ascend.so.2")
     check = npus_if_any(machine.host)
-    assert (check.ok, "MindSpore has no plugin" in check.found) == (False, True)
+    assert (check.ok, "MindSpore has no plugin" in check.state) == (False, True)
     assert check.fix.startswith("install the wheel")
     machine.environment.clear()
     check = npus_if_any(machine.host)
     assert not check.ok and "set_env.sh" in check.fix
-    assert check.found.startswith("8 devices, no CANN: no CANN: neither ASCEND_TOOLKIT_HOME")
+    assert check.state.startswith("8 devices, no CANN: no CANN: neither ASCEND_TOOLKIT_HOME")
 
 
 def chip_checks(machine: AscendHost, chip: str | None = None, run: Path | None = None) -> dict[str, Check]:
@@ -45,14 +45,14 @@ def test_the_chip_is_asked_for_by_option_environment_or_run(tmp_path: Path):
     for chip in ("910a", "910b3"):
         write_config(run, load_config(config_path("sigma_tiny"), [f"parallel.chip={chip}"]), "run")
         check = chip_checks(machine, run=run)["chip"]
-        assert (check.ok, f"the configuration of {run} says" in check.found) == (chip == "910b3", True)
+        assert (check.ok, f"the configuration of {run} says" in check.state) == (chip == "910b3", True)
     machine.environment["PANGU_SIGMA_CHIP"] = "910_93"
     actual = chip_checks(machine, run=run)
-    assert "PANGU_SIGMA_CHIP says 910_93" in actual["chip"].found
-    assert f"the configuration of {run} says 910b3, and PANGU_SIGMA_CHIP 910_93" in actual["configured chip"].found
+    assert "PANGU_SIGMA_CHIP says 910_93" in actual["chip"].state
+    assert f"the configuration of {run} says 910b3, and PANGU_SIGMA_CHIP 910_93" in actual["configured chip"].state
     actual = chip_checks(machine, "910b", run)
     assert list(actual) == ["chip"]
     assert actual["chip"].ok
-    assert "as --chip says" in actual["chip"].found
+    assert "as --chip says" in actual["chip"].state
     actual = chip_checks(machine, "910b1")
-    assert (actual["chip"].ok, "--chip says 910b1, another bin" in actual["chip"].found) == (True, True)
+    assert (actual["chip"].ok, "--chip says 910b1, another bin" in actual["chip"].state) == (True, True)

@@ -81,7 +81,7 @@ class PanGuSigmaTokenizer(PreTrainedTokenizer):
             if domain["name"] == name:
                 return domain
         raise ValueError(
-            f"domain={name!r} is unknown; this tokenizer has {', '.join(each['name'] for each in self.domains)}"
+            f"domain={name!r} is unknown; this tokenizer has {', '.join(domain['name'] for domain in self.domains)}"
         )
 
     @property

@@ -36,7 +36,7 @@ def npus_if_any(host: Host | None = None) -> Check:
     if not host.npus:
         return Check("Ascend", True, f"{state}; runs use the CPU")
     missing = missing_for_ascend(host)
-    return Check("Ascend", False, f"{state}: {missing.found}", missing.fix) if missing else Check("Ascend", True, state)
+    return Check("Ascend", False, f"{state}: {missing.state}", missing.fix) if missing else Check("Ascend", True, state)
 
 
 def node_checks(host: Host, chip: Chip | None = None, run: Path | None = None) -> Iterator[Check]:
