@@ -27,7 +27,7 @@ BUDGETS = {
     "evaluate": 755,
     "finetune": 502,
     "foreign": 982,
-    "generate": 1663,
+    "generate": 1660,
     "held_out": 435,
     "inherit": 834,
     "inspection": 301,

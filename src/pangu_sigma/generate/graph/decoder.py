@@ -1,4 +1,4 @@
-"""Decoder that runs the inference graph with MindSpore: the graph of an exported model, or the one that a run would export.
+"""Decoder that runs an exported inference graph with MindSpore.
 
 Shape suffixes: B texts of a call, C new tokens of the longest, W wanted tokens, R rows of a slot.
 """
@@ -13,12 +13,11 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.generate.decoder import Chunk, Decoder
-from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs, open_inputs
+from pangu_sigma.generate.graph.cached import inputs_and_outputs, open_inputs
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.process import mindspore_lock, use_cpu
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
-from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.tokenizer import Tokenizer
 
 _AT_ONCE = 256
@@ -37,22 +36,19 @@ class GraphDecoder(Decoder):
             self._copy = _CopyLane([_with_lanes(p, lanes) for p in graph.get_parameters() if is_cache(p.name)])
 
     @classmethod
-    def of(cls, model: StoredModel, lanes: int = 4) -> GraphDecoder:
-        """Make the decoder of an exported model. For a run, build the graph that `export` would write. lanes: texts in the cache.
+    def of(cls, export: StoredExport, lanes: int = 4) -> GraphDecoder:
+        """Make the decoder of an exported model. lanes: texts in the cache.
 
         Raises ConfigError if the exported graph has another signature, DamagedFile for damaged files of the model.
         """
         use_cpu()
-        if isinstance(model, StoredExport):
-            if model.facts["signature"] != inputs_and_outputs(model.config):
-                raise ConfigError(
-                    f"{model.path} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
-                )
-            with mindspore_lock:
-                graph = nn.GraphCell(ms.load(str(model.path / GRAPH_FILE)))
-        else:
-            graph = cached_graph(model).set_train(False)
-        return cls(graph, model.config, model.tokenizer, model.table, lanes)
+        if export.facts["signature"] != inputs_and_outputs(export.config):
+            raise ConfigError(
+                f"{export.path} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
+            )
+        with mindspore_lock:
+            graph = nn.GraphCell(ms.load(str(export.path / GRAPH_FILE)))
+        return cls(graph, export.config, export.tokenizer, export.table, lanes)
 
     def copy(self, source: int, target: int) -> None:
         super().copy(source, target)
