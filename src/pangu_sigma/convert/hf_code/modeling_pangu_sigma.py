@@ -62,7 +62,7 @@ class FFN(nn.Module):
 
 
 class Segment(nn.Module):
-    """Experts of a segment of an RRE layer; forward sends each row of x to its expert. No gate: the result is not weighted."""
+    """Experts of a segment of an RRE layer; forward returns, for each row of x, the output of its expert. No gate weights it."""
 
     def __init__(self, config: PanGuSigmaConfig, kind: str, bias: bool):
         super().__init__()
@@ -72,7 +72,6 @@ class Segment(nn.Module):
         self.experts = nn.ModuleList(FFN(config, inner, bias) for _ in range(count))
 
     def forward(self, x_TH: Tensor, experts_T: Tensor) -> Tensor:
-        """Return the output of each row's expert, in the order of the rows [T, H]. experts_T: number of each row's expert."""
         order_T = experts_T.argsort(stable=True)
         counts = experts_T.bincount(minlength=len(self.experts)).tolist()
         parts = zip(self.experts, x_TH[order_T].split(counts), strict=True)
@@ -105,8 +104,7 @@ class Attention(nn.Module):
         self.heads, self.number = config.num_attention_heads, number
 
     def forward(self, x_BSH: Tensor, query_BSH: Tensor, sees_BSK: Tensor, ids_BS: Tensor, cache: Any) -> Tensor:
-        """Attend from query to x and to cached tokens; return [B, S, H]. sees_BSK: True where a token attends. ids_BS: ids of the
-        tokens, for the cache."""
+        """Attend from query to x and to cached tokens; return [B, S, H]. sees: True where a token attends. ids: for the cache."""
         q, k, v = (
             cell(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for cell, source in ((self.query, query_BSH), (self.key, x_BSH), (self.value, x_BSH))
@@ -138,7 +136,6 @@ class Rows(nn.Module):
         return (self.tid2key[ids].long() + self.before2key[previous]) % self.rows + domain_B1 * self.rows * self.own
 
     def forward(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
-        """Return the row that each token addresses [B, S, width]; zeros where it is not stored. previous: ids one token before."""
         key = self.numbers(ids, previous, domain_B1)
         position = torch.searchsorted(self.keys, key)
         is_stored = torch.searchsorted(self.keys, key, right=True) > position
@@ -148,8 +145,7 @@ class Rows(nn.Module):
 
 
 class PanGuSigmaLayer(GradientCheckpointingLayer):
-    """Transformer layer: x + row_scale · e, if there are rows, then x + attention(LN(x)), then x + FFN(LN(x)), the FFN the same
-    for all tokens, or of experts."""
+    """Transformer layer: x + row_scale · e, if there are rows e, x + attention(LN(x)), x + FFN(LN(x)). FFN: dense, or experts."""
 
     def __init__(self, config: PanGuSigmaConfig, number: int):
         super().__init__()
@@ -164,8 +160,7 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, e: Any, query: Any, sees: Tensor, ids: Tensor, experts: Any, cache: Any = None
     ) -> Tensor:
-        """Return the next hidden states [B, S, H]. e: rows of the tokens. query: queries of the query layer, None in others.
-        experts: expert of each token in each segment, None in a dense layer."""
+        """Return the next hidden states [B, S, H]. e: rows. query: of the query layer. experts: of each segment, or None."""
         x = x if e is None else x + self.row_scale * e
         normalized = self.attention_norm(x)
         x = x + self.attention(normalized, normalized if query is None else query, sees, ids, cache)
