@@ -21,7 +21,7 @@ BUDGETS = {
     ".": 2066,
     "checkpoint": 1078,
     "convert": 667,
-    "data": 2500,
+    "data": 2489,
     "ecss": 377,
     "evaluate": 755,
     "finetune": 502,
