@@ -22,7 +22,7 @@ BUDGETS = {
     ".": 1996,
     "checkpoint": 1001,
     "convert": 667,
-    "data": 2500,
+    "data": 2489,
     "ecss": 377,
     "evaluate": 755,
     "finetune": 502,

@@ -69,7 +69,9 @@ def size(
     max_boilerplate: float = 1.0,
 ) -> HeldOutSize:
     more = "pass more --input text of this domain"
-    return HeldOutSize(documents, tokens, most, 5, limit, boilerplate, max_boilerplate, more)
+    limits = {"min_held_out_tokens": tokens, "max_held_out_tokens": most, "max_overlap": limit}
+    limits |= {"boilerplate_documents": boilerplate, "max_boilerplate": max_boilerplate}
+    return HeldOutSize(tiny_config().data.model_copy(update=limits), documents, 5, more)
 
 
 def chosen(documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize) -> HeldOutChoice:

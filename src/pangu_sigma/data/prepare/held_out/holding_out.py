@@ -76,16 +76,8 @@ def count_overlap(work: Work, number: int, item: OverlapItem) -> Iterator[pa.Tab
 def choose(work: Work, number: int, item: ChooseItem) -> Iterator[pa.Table]:
     """Choose the documents of a domain to hold out: their numbers, ascending, their tokens, and how they were chosen."""
     data = work.config.data_of(item.domain)
-    demand = HeldOutSize(
-        documents=held_out_count(item.documents, data.held_out),
-        tokens=data.min_held_out_tokens,
-        most=data.max_held_out_tokens,
-        sample=work.config.model.seq_length + 1,
-        limit=data.max_overlap,
-        boilerplate=data.boilerplate_documents,
-        max_boilerplate=data.max_boilerplate,
-        more=item.more_text,
-    )
+    count = held_out_count(item.documents, data.held_out)
+    demand = HeldOutSize(data, count, work.config.model.seq_length + 1, item.more_text)
     tables = (work.stage.read(f"overlap/{numbered(part)}") for part in item.results)
     counts = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
     candidates = _candidates(work.stage, item.domain, item.blocks)

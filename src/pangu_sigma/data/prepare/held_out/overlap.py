@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from pangu_sigma.data.manifest import OverlapRecord
+from pangu_sigma.sections import DataConfig
 
 WINDOW = 13
 """Number of tokens of a window: long enough that equal ones are copies and not chance (our choice; GPT-3 compared 13 words)."""
@@ -36,18 +37,12 @@ _PREFIX_BITS = 4
 
 @dataclass(frozen=True)
 class HeldOutSize:
-    """Demands on a held-out set. documents: number wanted. tokens, most: minimum and maximum number of tokens. limit: maximum
-    overlap of a document. boilerplate: number of documents above which a window that occurs in all of them is boilerplate.
-    max_boilerplate: maximum fraction of a document's windows that are boilerplate. sample: number of tokens that training needs.
-    more: advice on how to have more text."""
+    """Demands on the held-out set of a domain. data: its limits. documents: number wanted. sample: number of tokens that training
+    needs. more: advice on how to have more text."""
 
+    data: DataConfig
     documents: int
-    tokens: int
-    most: int
     sample: int
-    limit: float
-    boilerplate: int
-    max_boilerplate: float
     more: str
 
 
@@ -73,33 +68,34 @@ def choose_held_out(
     candidates: token ids of each, its <eot> last, first choice first. finder: result of `finder_of` for the candidates. others:
     results of the finder's `count` for all other documents of the domain, in parts.
     """
-    windows = _Windows(candidates, finder, others, demand.boilerplate)
-    sizes_C = np.array([len(ids) for ids in candidates], np.int64)
-    overlaps_C = windows.overlaps(demand.max_boilerplate)
+    data, sizes_C = demand.data, np.array([len(ids) for ids in candidates], np.int64)
+    windows = _Windows(candidates, finder, others, data.boilerplate_documents)
+    overlaps_C = windows.overlaps(data.max_boilerplate)
     chosen = _chosen(sizes_C, overlaps_C, demand)
-    passed_over = [c for c in range(chosen[-1] if chosen else len(candidates)) if overlaps_C[c] > demand.limit]
+    passed_over = [c for c in range(chosen[-1] if chosen else len(candidates)) if overlaps_C[c] > data.max_overlap]
     record = OverlapRecord(
         window=WINDOW,
         wanted=demand.documents,
-        max_overlap=demand.limit,
-        min_tokens=demand.tokens,
+        max_overlap=data.max_overlap,
+        min_tokens=data.min_held_out_tokens,
         passed_over=len(passed_over),
         passed_over_tokens=int(sizes_C[passed_over].sum()),
         boilerplate_windows=int(windows.boilerplate_U.sum()),
         **windows.in_training(chosen),
     )
-    is_short = sizes_C[chosen].sum() < demand.tokens
+    is_short = sizes_C[chosen].sum() < data.min_held_out_tokens
     return HeldOutChoice(sorted(chosen), record, _shortage(sizes_C, overlaps_C, demand) if is_short else "")
 
 
 def _chosen(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> list[int]:
     """Return the candidates to hold out. Documents that exceed the maximum are skipped only while there are too few tokens."""
-    chosen, tokens = list[int](), 0
-    for candidate in np.flatnonzero(overlaps_C <= demand.limit).tolist():
-        size, has_enough = int(sizes_C[candidate]), tokens >= demand.tokens
-        if has_enough and (len(chosen) >= demand.documents or tokens + size > demand.most):
+    chosen, tokens, data = list[int](), 0, demand.data
+    for candidate in np.flatnonzero(overlaps_C <= data.max_overlap).tolist():
+        size, has_enough = int(sizes_C[candidate]), tokens >= data.min_held_out_tokens
+        fits = tokens + size <= data.max_held_out_tokens
+        if has_enough and (len(chosen) >= demand.documents or not fits):
             break
-        if tokens + size <= demand.most:
+        if fits:
             chosen.append(candidate)
             tokens += size
     return chosen
@@ -107,14 +103,14 @@ def _chosen(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) ->
 
 def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> str:
     """Return why candidates have too few tokens, and the keys to change."""
-    tokens = int(sizes_C[_chosen(sizes_C, overlaps_C, demand)].sum())
+    data, tokens = demand.data, int(sizes_C[_chosen(sizes_C, overlaps_C, demand)].sum())
     text = (
-        f"{tokens:,} tokens can be held out, min_held_out_tokens={demand.tokens:,} are wanted; of the {len(sizes_C):,} documents "
-        f"that may be held out, {(overlaps_C > demand.limit).sum():,} have more than max_overlap={demand.limit:g} of their windows "
-        f"of {WINDOW} tokens in other documents, or are mostly boilerplate"
+        f"{tokens:,} tokens can be held out, min_held_out_tokens={data.min_held_out_tokens:,} are wanted; of the {len(sizes_C):,} "
+        f"documents that may be held out, {(overlaps_C > data.max_overlap).sum():,} have more than "
+        f"max_overlap={data.max_overlap:g} of their windows of {WINDOW} tokens in other documents, or are mostly boilerplate"
     )
-    if too_long := (sizes_C > demand.most).sum():
-        text += f"; {too_long:,} of them longer than data.max_held_out_tokens={demand.most:,}; raise it"
+    if too_long := (sizes_C > data.max_held_out_tokens).sum():
+        text += f"; {too_long:,} of them longer than data.max_held_out_tokens={data.max_held_out_tokens:,}; raise it"
     lower = f"set min_held_out_tokens={tokens} in the domain's entry; or " if tokens >= demand.sample else ""
     return f"{text}; {lower}raise its max_overlap or data.max_boilerplate, up to 1; or {demand.more}"
 
