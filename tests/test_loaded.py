@@ -363,7 +363,7 @@ def test_a_model_without_its_rows_or_an_expert_is_the_model_whose_weights_are_ze
     first = domain.slot * plain.model.slot_rows
     rows_T = first + stored.tokenizer.row_of[domain.slot, ids]
     experts_NT, slot = model.experts(ids, "en"), first + np.arange(plain.model.slot_rows)
-    expected = network.logits(rows_T, experts_NT, slot, last=1)[0]
+    expected = network.logits(rows_T, experts_NT, slot)[-1]
     found = bare.logits(text, "en")
     used = np.isfinite(found)
     np.testing.assert_allclose(found[used], expected[used], atol=1e-5)

@@ -107,7 +107,7 @@ class _DrawnBatches(BatchLoader):
     def _open(self, folder: Path, split: str) -> Samples:
         names = [f"{d.name}.{split}" for d in self.domains]
         texts = [_DrawnText(self.tokenizer.size, name, self._frequencies_V) for name in names]
-        return Samples(self.config, texts, split)
+        return Samples(self.config, texts, split)  # type: ignore[arg-type]  # read as `Tokens` are
 
 
 class _InTurn(SampleOrder):

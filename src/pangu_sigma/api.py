@@ -478,7 +478,7 @@ def inherit(
     drop_rows: bool = False,
     dry_run: bool = False,
     overrides: Overrides = (),
-) -> Receipt | Results:
+) -> Receipt | Result:
     """Start a sparse run from a dense model: at step 0 it answers as that model, and `train` resumes it.
 
     Returns the receipt of the weights' origin, saved as lineage.json. Raises UserError if `output` exists.
@@ -510,7 +510,7 @@ def inherit(
         parent = open_parent(Path(model), heads, activation)
         if not dry_run:
             return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
-        return Results(*from_alpha.mapped(parent, resolved, moments, drop_rows))
+        return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
 
 
 @checked

@@ -71,5 +71,5 @@ def test_a_lost_seal_is_damage(folder):
 
 def test_an_export_is_not_taken_for_a_run(folder, tiny_data):
     write_config(folder, tiny_config(tiny_data), "export")
-    with pytest.raises(ConfigError, match="is an export; name the run that it came from"):
+    with pytest.raises(ConfigError, match="is an export without its graph; copy it again, or name"):
         read_config(folder, "run", FIX)

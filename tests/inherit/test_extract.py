@@ -207,7 +207,7 @@ def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tm
     assert fewer.data.domains_per_step == 1
     assert fewer.data.path == str(tmp_path / "data")
     assert fewer.train.batch_size == config.train.batch_size
-    assert fewer.parallel.ranks == 1 and "parallel.data: 2 → 1, because the run has 1 of 3 domains" in caplog.text
+    assert fewer.parallel.ranks == 1 and "parallel.data: 2 → 1, because the run is of one process" in caplog.text
     assert fewer.ecss.path is None
     assert "data.domains_per_step: 2 → 1, because the run has 1 of 3 domains" in caplog.text
     assert "ecss.path" in caplog.text

@@ -51,5 +51,5 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, content):
 
 def test_an_export_that_lost_its_graph_is_no_run(tiny_export, tmp_path):
     folder = shutil.copytree(tiny_export, tmp_path / "export", ignore=shutil.ignore_patterns("model.mindir"))
-    with pytest.raises(UserError, match="is an export; name the run that it came from"):
+    with pytest.raises(UserError, match="is an export without its graph; copy it again, or name"):
         ps.load(folder)

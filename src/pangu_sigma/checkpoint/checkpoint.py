@@ -209,7 +209,7 @@ def way_on(root: Path, ranks: Ranks) -> str:
     except CheckpointError:
         healthy = None
     if healthy is None:
-        return f"No checkpoint in {root} is whole: start again in another folder, with {argument('--output')}."
+        return f"There is no whole checkpoint in {root}: start again in another folder, with {argument('--output')}."
     again = "start the same command again, which goes on from it."
     return f"The last checkpoint whose values are all finite is {healthy.path}: {again}"
 

@@ -72,9 +72,8 @@ def read_config(folder: Path, kind: str, fix: str) -> Config:
     """
     body = unsealed(folder / CONFIG_FILE, fix, record=True)
     if body.get("kind") != kind:
-        raise ConfigError(
-            f"{folder} is an {'export; name the run that it came from' if kind == 'run' else 'ordinary run, not an export'}"
-        )
+        lost = "an export without its graph; copy it again, or name the run that it came from"
+        raise ConfigError(f"{folder} is {lost if kind == 'run' else 'an ordinary run, not an export'}")
     if body["format"] != FILES_FORMAT:
         raise ConfigError(
             f"{folder / CONFIG_FILE} says format {body['format']}, this version reads {FILES_FORMAT}: {ITS_VERSION}"

@@ -169,7 +169,7 @@ def missing_domains(folder: Path, names: Sequence[str]) -> str:
         return ""
     return (
         f"data.path={folder} holds domains {', '.join(prepared)}, this configuration has {', '.join(names)}; run prepare-data "
-        f"with {argument('--extend')} to add the missing ones, choose another data.path, or remove the folder"
+        f"with {argument('--extend')} to add the missing ones, or choose another data.path"
     )
 
 

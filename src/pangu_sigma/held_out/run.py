@@ -25,7 +25,7 @@ def evaluate_run(path: Path, all: bool = False, passages: int = 0, weights: Prec
 
     all: True to read all held-out samples, False for as many as training evaluates. passages: number of passages to continue in
     each domain; they are added as "passages" (`passages_of`). weights: precision of the matrices in memory, with which the CPU's
-    decoder measures; None for an export's own, and for a run the network of training. Raises ConfigError or DataError.
+    decoder measures; None for an export's own; None or float32 for a run: the network of training. Raises ConfigError or DataError.
     """
     if kind_of(path) == "alpha" and is_dense_model(path):
         raise ConfigError(

@@ -37,17 +37,18 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     tree["domains"] = [domain for domain in tree["domains"] if domain["name"] in kept]
     blocks = range(min(config.data.domains_per_step, len(kept)), 0, -1)
     per_step = next(count for count in blocks if config.train.batch_size % count == 0)
+    sets = next(n for n in range(config.data.domain_sets, 0, -1) if len(kept) % n == per_step % n == 0)
     # phases belong to the whole run, and may name domains that are gone
-    tree["data"] |= {"path": str(data.absolute()), "phases": [], "domain_sets": 1, "domains_per_step": per_step}
+    tree["data"] |= {"path": str(data.absolute()), "phases": [], "domain_sets": sets, "domains_per_step": per_step}
     tree["parallel"] = ParallelConfig().model_dump(mode="json")
     tree["ecss"]["path"] = None  # two runs would write into one file store
     tree["finetune"] = None  # it can be trained again
     child = parse_config(tree)
     for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):
         if not change[0].startswith(("domains.", "finetune")) and change[0] != "data.path":
-            logger.warning(
-                "%s, because the run has %d of %d domains", change_text(change), len(kept), len(config.domains)
-            )
+            is_layout = change[0].startswith("parallel.")
+            why = "the run is of one process" if is_layout else f"the run has {len(kept)} of {len(config.domains)} domains"
+            logger.warning("%s, because %s", change_text(change), why)
     return child
 
 

@@ -124,6 +124,8 @@ def test_a_killed_move_is_ended_by_the_same_call(data, text, monkeypatch, place)
     assert extension.exists() and (data / "law").exists() == (place == "shutil")
     if place == "shutil":
         (extension / "quarantine.jsonl").unlink()
+    if place == "commit":
+        (data.parent / ".data.extension.stage").mkdir()  # the kill came before its removal
     with pytest.raises(ConfigError, match=r"data\.path=.*data has all domains of the configuration; leave extend out"):
         prepare_extension(config, [text])  # which ended the move
     assert len((data / "quarantine.jsonl").read_bytes().splitlines()) == len(quarantine.splitlines()) + 360
@@ -206,7 +208,7 @@ def test_the_command_extends_and_examines(data, text, tmp_path, capsys):
     assert "law" in capsys.readouterr().out
     assert not (data / "law").exists()
     assert main(["prepare-data", str(config), "--input", str(text)]) == 2
-    assert "run prepare-data with --extend to add the missing ones, choose another" in capsys.readouterr().err
+    assert "run prepare-data with --extend to add the missing ones, or choose another" in capsys.readouterr().err
     assert main(command) == 0
     table = capsys.readouterr().out
     assert [line.split()[0] for line in table.splitlines()[1:5]] == ["law", *OLD]

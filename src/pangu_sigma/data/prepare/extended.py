@@ -15,7 +15,8 @@ from pathlib import Path
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import Manifest, domains_in, load_manifest, read_manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, prepare, preview, refuse_own_output
+from pangu_sigma.data.prepare.stages.stage import stage_folder
 from pangu_sigma.data.prepared import QUARANTINE_NAME, PreparedData
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
@@ -106,6 +107,7 @@ def added_domains(config: Config) -> list[Domain]:
 
 def preview_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> tuple[Manifest, list[str]]:
     """Examine text of the domains that data.path lacks, as `preview` does, and write nothing but a stage."""
+    refuse_own_output(inputs, Path(config.data.path))
     extension = _Extension.of(config)
     return preview(extension.added, inputs, options, extension.kept)
 
@@ -116,7 +118,9 @@ def prepare_extension(config: Config, inputs: list[Path], options: Options = ONE
     inputs: text of the new domains; lines of old domains are quarantined, because their text is not read. After a kill, the same
     call goes on. Raises ConfigError for a configuration that changes old domains, DataError for damage.
     """
-    extension, path = _Extension.of(config), Path(config.data.path)
+    path = Path(config.data.path)
+    refuse_own_output(inputs, path)
+    extension = _Extension.of(config)
     names = [domain.name for domain in extension.added.domains]
     logger.info("preparing %s; %s in %s stay as they are", ", ".join(names), ", ".join(extension.old), path)
     prepare(extension.added, inputs, _folder_of(path), options, extension.kept)
@@ -138,9 +142,12 @@ def _move(path: Path) -> None:
     extension, quarantine = _folder_of(path), path / QUARANTINE_NAME
     if not extension.exists():
         return
-    models = load_manifest(path).models
+    models, stage = load_manifest(path).models, stage_folder(extension)
     try:
         with folder_lock(extension):
+            for name in domains_in(extension):
+                if read_manifest(extension / name).models != models:
+                    raise DataError(f"{extension / name}: it has other token ids than {path}; remove it")
             # after a kill its lines may be there already, and its own file may be gone
             lines, earlier_lines = (
                 file.read_bytes() if file.exists() else b"" for file in (extension / QUARANTINE_NAME, quarantine)
@@ -148,9 +155,10 @@ def _move(path: Path) -> None:
             if not earlier_lines.endswith(lines):
                 write_atomically(quarantine, earlier_lines + lines)
             for name in domains_in(extension):
-                if read_manifest(extension / name).models != models:
-                    raise DataError(f"{extension / name}: it has other token ids than {path}; remove it")
                 commit(extension / name, path / name)
+            if stage.exists():  # the kill came before its removal
+                with folder_lock(stage):
+                    shutil.rmtree(stage)
             shutil.rmtree(extension)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; call again when it can be written") from error

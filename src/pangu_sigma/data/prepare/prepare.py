@@ -113,6 +113,16 @@ def preview(
     return _prepare(config, inputs, Path(config.data.path), options, kept, writes=False)
 
 
+def refuse_own_output(inputs: list[Path], output: Path) -> None:
+    """Raise DataError if a folder of input has the prepared data `output`, which would be read as text."""
+    for path in inputs:
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise DataError(
+                f"{argument('--input')} {path}: data.path={output} is below it, and prepare-data would read what it wrote; choose "
+                "another data.path"
+            )
+
+
 def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
     """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
     for domain in domains_of(config):
@@ -122,12 +132,7 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
                 f"domains: prepared data has a folder {TOKENIZER_NAME} of its own; give the domain another name"
             )
     layout = Layout.of(config)
-    for path in inputs:
-        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
-            raise DataError(
-                f"{argument('--input')} {path}: data.path={output} is below it, and prepare-data would read what it wrote; choose "
-                "another data.path"
-            )
+    refuse_own_output(inputs, output)
     files = input_files(inputs)
     for glob in layout.idle_rules(files):
         logger.warning("data.domain_of: %r matches no file of %s, so this rule does nothing", glob, argument("--input"))

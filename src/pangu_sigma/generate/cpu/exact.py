@@ -34,16 +34,15 @@ class ExactModel(Operators):
         rows_T: np.ndarray,
         experts_NT: np.ndarray,
         wanted_R: np.ndarray,
-        last: int = 0,
         e_TH: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the logits of the token after each token, float32 [T, R].
 
         rows_T: row of each token in the word table of all slots. experts_NT: expert of each token in each segment, [0, T] for a
-        dense model. wanted_R: rows of that table to return logits for. last: number of last tokens to return logits for; 0: all.
+        dense model. wanted_R: rows of that table to return logits for.
         e_TH: rows of each token (`MetRows.of`); None for a model without rows.
         """
-        hidden_TH = self.hidden(rows_T, experts_NT, last, e_TH)
+        hidden_TH = self.hidden(rows_T, experts_NT, e_TH)
         table = self.weights.tensor("embedding")
         logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
         for first in range(0, len(wanted_R), _ROWS):
@@ -54,12 +53,9 @@ class ExactModel(Operators):
         release_pages(table)
         return logits_TR
 
-    def hidden(
-        self, rows_T: np.ndarray, experts_NT: np.ndarray, last: int = 0, e_TH: np.ndarray | None = None
-    ) -> np.ndarray:
+    def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, e_TH: np.ndarray | None = None) -> np.ndarray:
         """Return the hidden states after the query layer (the last one), float32 [T, H]; arguments as in `logits`."""
-        asking_A = np.arange(len(rows_T))[-last:]
-        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, e_TH, asking_A)
+        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, e_TH)
 
     def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         table = self.weights.tensor("embedding")

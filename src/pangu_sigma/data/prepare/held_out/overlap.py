@@ -31,8 +31,8 @@ WINDOW = 13
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 16
 """Number of tokens compared at a time: their hashes fit in the CPU cache."""
-_PREFIX_BITS = 4
-"""Bits of a hash's prefix above those that number the windows: of 16 to 32 other windows one has the prefix of a window."""
+_PREFIX_BITS = 3
+"""Bits of a hash's prefix above those that number the windows: of 8 to 16 other windows one has the prefix of a window."""
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,10 @@ class LocalProcesses:
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
         """See `Executor`. Raises StageError if a worker process ends."""
-        submit = _run_here if self.workers == 1 or len(units) < 2 else self._submit
+        here = self.workers == 1 or len(units) < 2
+        submit, limit = (_run_here, 1) if here else (self._submit, _IN_FLIGHT * self.workers)
         try:
-            _run(partial(submit, task), units, _IN_FLIGHT * self.workers, name, total)
+            _run(partial(submit, task), units, limit, name, total)
         except BrokenProcessPool as error:
             raise StageError(
                 f"{name}: a worker process was ended, perhaps for want of memory; the same command goes on where it was, "
@@ -114,6 +115,8 @@ class Ray:
         shared = ray.put((task, Path.cwd()))
 
         def submit(number: int, unit: Any) -> Future[object]:
+            for finished in [future for future in references if future.done()]:
+                del references[finished]
             reference = remote.remote(shared, number, unit)
             future: Future[object] = reference.future()
             references[future] = reference

@@ -177,6 +177,11 @@ class Stage:
         return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
 
 
+def stage_folder(output: Path) -> Path:
+    """Return the folder of the stage of a preparation of `output`."""
+    return output.with_name(f".{output.name.lstrip('.')}.stage")
+
+
 @contextmanager
 def staged(output: Path, removed: bool) -> Iterator[Stage]:
     """Make or find the stage of a preparation of `output`, a folder beside it, which is removed after the block if `removed`.
@@ -185,7 +190,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     DataError for errors of the file system, NotWritable if another process works on the stage or a link is in its place, and
     StageError for a stage that lacks a file.
     """
-    folder = output.with_name(f".{output.name.lstrip('.')}.stage")
+    folder = stage_folder(output)
     refuse_link(folder)
     remark = f"what is done stays in {folder} for the same command; remove it if there will be none"
     try:
