@@ -164,7 +164,7 @@ def test_a_name_decides_a_path(file: Path):
         (b"data: [1, 2\nseed: 3\n", r"line 2, .* expected ',' or '\]', .* \(.* of line 1\); "),
         (b"name: a: b\n", "line 1, column 8: .*; .* quote a text with : "),
         (b"a: 1\n b: 2\n", "line 2, column 3: .*; .* indent keys of a section alike"),
-        (b"name: a\nseed: \xff\n", "unacceptable character #x00ff: .* position 14; .* save as UTF-8"),
+        (b"name: a\nseed: \xff\n", "line 2 is not UTF-8; save the file as UTF-8"),
     ],
     ids=["a tab", "twice", "a bracket", "a colon", "indentation", "no UTF-8"],
 )

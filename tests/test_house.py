@@ -19,28 +19,28 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 1996,
-    "checkpoint": 1001,
+    ".": 2007,
+    "checkpoint": 1000,
     "convert": 667,
-    "data": 2489,
+    "data": 2503,
     "ecss": 377,
     "evaluate": 755,
     "finetune": 502,
     "foreign": 982,
-    "generate": 1660,
+    "generate": 1656,
     "held_out": 435,
-    "inherit": 834,
+    "inherit": 839,
     "inspection": 301,
     "mindformers_adapter": 333,
     "model": 373,
     "npu": 2494,
     "optimizer": 97,
-    "ranks": 1005,
+    "ranks": 1007,
     "rre": 405,
     "serve": 1062,
     "stored": 677,
-    "text": 944,
-    "training": 1437,
+    "text": 945,
+    "training": 1438,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -261,7 +261,7 @@ class _Compute(nn.Cell):
             rows = [weight.asnumpy()[active_A[0] : active_A[-1] + 1] for weight in of_segment.weights]
             dtype = run.config.train.compute_dtype
             experts.append(tuple(Tensor.from_numpy(array.astype(dtype, copy=False)) for array in rows))
-        self._arguments = [as_input(array) for array in (*batch.arrays().of_pass(0), tuple(experts))]
+        self._arguments = [as_input(array) for array in (*batch.arrays().of_micro_batch(0), tuple(experts))]
 
     def construct(self, scale, *arrays_and_experts):
         return self.step.loss_and_grads(scale, *arrays_and_experts)

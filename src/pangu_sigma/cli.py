@@ -40,12 +40,14 @@ POSITIONAL = ("model", "config", "what", "names", "shell")
 ONLY_PYTHON = ("on_step",)
 SPELLED = {
     "output": Parameter(alias="-o"),
-    "overrides": Parameter("--set", metavar="KEY=VALUE", help="keys of the configuration to change, as train.steps=10"),
+    "overrides": Parameter("--set", metavar="KEY=VALUE"),
     "limits": Parameter("--set", metavar="KEY=VALUE"),
     "against": Parameter(consume_multiple=True),
     **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
 }
 """Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""
+_SET_HELP = Parameter(help="keys of the configuration to change, such as train.steps=10.")
+"""Help of `--set` of functions whose docstring has none."""
 
 
 def _as_typed(kind: Any, tokens: Any) -> Any:
@@ -53,6 +55,8 @@ def _as_typed(kind: Any, tokens: Any) -> Any:
     values = [int(token.value) if kind is int else token.value for token in tokens]
     if options := [value for value in values if str(value).startswith("--")]:
         raise ValueError(f"{options[0]} is an option")
+    if blank := [value for value in values if not str(value).strip()]:
+        raise ValueError(f"{blank[0]!r} is blank; name a file or folder")
     return values if get_origin(kind) is list else values[0]
 
 
@@ -172,6 +176,8 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     hints, parameters = types_of(original, TYPES), inspect.signature(original).parameters
     is_silent = original.__annotations__["return"] in ("int", "int | str", "None")
     options: list[Any] = [(n, hints[n], parameters[n].default, None) for n in parameters if n not in ONLY_PYTHON]
+    if "overrides:" not in (original.__doc__ or ""):
+        options = [(*option[:3], _SET_HELP if option[0] == "overrides" else None) for option in options]
     for name, (hint, help, companions) in OF_THE_COMMAND_LINE.items():
         is_missing = name not in parameters and not (name == "json" and is_silent)
         if is_missing and not (companions and companions.isdisjoint(parameters)):

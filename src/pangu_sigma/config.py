@@ -224,7 +224,7 @@ class Config(Section):
         """Return True if experts and rows of this kind learn; common ones do not where fine-tuning names the experts that do."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
-    def expert_params(self, own: int, common: int) -> int:
+    def params_of_experts(self, own: int, common: int) -> int:
         """Return the number of parameters, in all RRE layers, of so many experts in each own and each common segment."""
         model = self.model
         counts = (common if kind == "common" else own for kind in model.segments)
@@ -233,7 +233,7 @@ class Config(Section):
     @property
     def domain_experts(self) -> int:
         """Number of parameters of the experts of one domain, in all RRE layers."""
-        return self.expert_params(self.model.experts_per_domain, 0)
+        return self.params_of_experts(self.model.experts_per_domain, 0)
 
     def active_of(self, kind: Segment) -> int:
         """Return A, the maximum number of experts of one segment of this kind that a step can activate."""
@@ -244,7 +244,7 @@ class Config(Section):
     @property
     def active_expert_params(self) -> int:
         """Maximum number of parameters of experts that a step can activate, in all RRE layers."""
-        return self.expert_params(self.active_of("own"), self.active_of("common"))
+        return self.params_of_experts(self.active_of("own"), self.active_of("common"))
 
     def on_one_rank(self) -> Config:
         """Return this configuration with one process in place of the parallel ranks."""
@@ -262,7 +262,7 @@ class Config(Section):
         attention, norms = 4 * (m.hidden * m.hidden + m.hidden), 2 * 2 * m.hidden
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         dense = m.layers * (attention + norms + bool(m.rows)) + m.dense_layers * ffn + 2 * m.hidden
-        experts = self.expert_params(self.experts, m.common_experts)
+        experts = self.params_of_experts(self.experts, m.common_experts)
         embeddings = (self.slots * m.slot_rows + 2 * m.seq_length) * m.hidden
         rows = sum(self.stored_rows(entry) * entry.width for entry in m.rows)
         active = dense + m.rre_layers * ffn + m.hidden * bool(m.rows)

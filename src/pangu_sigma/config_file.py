@@ -80,9 +80,13 @@ def read_tree(path: str | Path, overrides: Sequence[Override] = ()) -> dict[str,
     try:
         if file.exists() and (not file.is_file() or file.stat().st_size > MOST_BYTES):  # reading a pipe may never end
             raise ConfigError(f"{subject} is not a file of at most {MOST_BYTES:,} bytes; pass a YAML file")
-        tree = _parse_yaml(file.read_bytes(), f"{subject} is not valid YAML")
+        encoded = file.read_bytes()
+        tree = _parse_yaml(encoded.decode(), f"{subject} is not valid YAML")
     except OSError as error:
         raise ConfigError(f"cannot read {subject}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        line = 1 + encoded.count(b"\n", 0, error.start)
+        raise ConfigError(f"{subject} is not valid YAML: line {line} is not UTF-8; save the file as UTF-8") from error
     if not isinstance(tree, dict):
         content = "empty" if tree is None else short(tree)
         raise ConfigError(f"{subject} is {content}; it must be a mapping of keys, such as `name: mine`")
@@ -144,7 +148,7 @@ _ADVICE = (
 """Advice against most errors of YAML."""
 
 
-def _parse_yaml(content: str | bytes, subject: str) -> Any:
+def _parse_yaml(content: str, subject: str) -> Any:
     """Parse a YAML document. subject: beginning of the message of ConfigError."""
     try:
         return yaml.load(content, _Loader)
@@ -184,7 +188,8 @@ def _list_index(node: list[Any], key: str, subject: str) -> int:
 
 
 _WORDS = {
-    "(Input|List|String) should": "it must",
+    "(Input|List|String|Dictionary) should": "it must",
+    "a valid number.*": "a number",
     "a valid integer.*": "a whole number",
     "a valid boolean.*": "true or false",
     "a valid string": "a text; put it into quotes",

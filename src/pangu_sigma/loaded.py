@@ -78,12 +78,13 @@ def evaluate(
         all_samples: read all held-out samples, not only those that training evaluates.
         input: any other text, files or folders of documents as in `prepare_data`, in samples of model.seq_length tokens; all tokens
             of a document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning.
-            "unigram" is None: no training text is read. Records are read as the run's text was, but for changed keys of section
-            `data`, such as data.text_key=body; a reader that a run recorded is not executed.
+            "unigram" is None: no training text is read. Records are read as the run's text was; a reader that a run recorded is
+            not executed.
         text: or a text, as one document of `domain`.
         domain: domain of `text`, or of all records of `input`; by default records say it.
         passages: also continue this many passages of held-out text of each domain, and print how they and the model go on; in the
             result by domain under "passages".
+        overrides: keys of section `data` to change for `input`, such as data.text_key=body.
 
     Examples:
         pangu-sigma evaluate runs/sigma_tiny --passages 1
@@ -100,12 +101,12 @@ def evaluate(
         raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
     if is_other_text:
         if all_samples or others or passages:
-            options = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
-            without_effect(options, "they are about held-out text, and this is other text")
+            names = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
+            without_effect(names, "they are about held-out text, and this is other text")
         return _evaluate_other_text(_opened(models[0]), files, text, domain, changes)
     if domain is not None or changes:
-        options = f"{argument('--domain')} or {argument('--set', 'overrides')}"
-        without_effect(options, f"held-out text is prepared; only records of {argument('--input')} are read by them")
+        names = f"{argument('--domain')} or {argument('--set', 'overrides')}"
+        without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
     folders = [Path(folder) for folder in models]
     with mindspore_lock:
         if others:
@@ -301,11 +302,11 @@ def export(
 
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     """Return sampling options given as keywords. Warns of options without effect. Raises ConfigError for an unknown one."""
-    try:
-        sampling = Sampling(**options)
-    except TypeError as error:
-        names = ", ".join(field.name for field in fields(Sampling))
-        raise ConfigError(f"{error}; allowed here: max_new_tokens, seed, stop, {names}") from None
+    names = [field.name for field in fields(Sampling)]
+    if unknown := [name for name in options if name not in names]:
+        allowed = ", ".join(["max_new_tokens", "seed", "stop", *names])
+        raise ConfigError(f"{unknown[0]}: unknown argument; allowed here: {allowed}")
+    sampling = Sampling(**options)
     if sampling.temperature == 0:
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
             if (value := {**options, "seed": seed}.get(name, default)) != default:

@@ -17,6 +17,7 @@ from pangu_sigma.errors import argument, without_effect
 from pangu_sigma.results import Check, Results, aligned
 
 _TOLERANCE = 1e-4
+_FRESH_KERNELS = "remove the folder PANGU_SIGMA_CACHE (default ~/.cache/pangu_sigma) to compile again"
 CheckMaker = Callable[[], Check | Iterable[Check]]
 
 
@@ -59,7 +60,8 @@ def _results(check: CheckMaker) -> list[Check]:
         return [result] if isinstance(result, Check) else list(result)
     except Exception as problem:
         name = getattr(check, "__name__", "host").strip("_")
-        return [Check(name, False, f"{type(problem).__name__}: {problem}", "mend what the message names")]
+        fix = _FRESH_KERNELS if check is _kernels else "mend what the message names"
+        return [Check(name, False, f"{type(problem).__name__}: {problem}", fix)]
 
 
 def format_checks(checks: list[Check]) -> str:
@@ -110,5 +112,4 @@ def _kernels() -> Check:
     result = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
     error = np.abs(result - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max()
     finding = f"grouped FFN is within {error:.0e} of its oracle (limit {_TOLERANCE:.0e})"
-    fix = "remove the folder PANGU_SIGMA_CACHE (default ~/.cache/pangu_sigma) to compile again"
-    return Check("CPU kernels", bool(error < _TOLERANCE), finding, fix)
+    return Check("CPU kernels", bool(error < _TOLERANCE), finding, _FRESH_KERNELS)

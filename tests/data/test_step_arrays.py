@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 
-from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays, draws_of
+from pangu_sigma.data.step_arrays import MICRO_BATCH_FIELDS, StepArrays, draws_of
 from pangu_sigma.model.pangu_sigma import NextTokenLoss
 from pangu_sigma.training.step import SpikeLimits, TrainStep
 
@@ -21,10 +21,10 @@ def test_the_fields_are_the_arguments_of_the_step():
 
 
 def test_a_pass_has_the_arguments_of_the_loss():
-    assert arguments(NextTokenLoss.construct) == [*(name.split("_")[0] for name in PASS_FIELDS), "experts"]
+    assert arguments(NextTokenLoss.construct) == [*(name.split("_")[0] for name in MICRO_BATCH_FIELDS), "experts"]
     arrays = StepArrays(*(np.full((2, 1), number) for number in range(len(StepArrays._fields))))
-    assert [int(array[0]) for array in arrays.of_pass(1)] == list(range(len(PASS_FIELDS)))
-    [*_, plan, _] = arrays._replace(offsets_GA1=(np.arange(4).reshape(2, 2), np.ones((2, 1)))).of_pass(1)
+    assert [int(array[0]) for array in arrays.of_micro_batch(1)] == list(range(len(MICRO_BATCH_FIELDS)))
+    [*_, plan, _] = arrays._replace(offsets_GA1=(np.arange(4).reshape(2, 2), np.ones((2, 1)))).of_micro_batch(1)
     assert [array.tolist() for array in plan] == [[2, 3], [1.0]], "of each segment"
 
 

@@ -93,7 +93,7 @@ def test_prompts_have_no_gradient_and_answers_that_of_their_mean_loss():
 
     def gradients(labels: np.ndarray) -> tuple[float, list[bytes]]:
         changed = arrays._replace(labels_GBS=labels)
-        inputs = map(as_input, [*changed.of_pass(0), active])
+        inputs = map(as_input, [*changed.of_micro_batch(0), active])
         (loss, _), (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *inputs)
         return float(loss.asnumpy()), [
             g.asnumpy().tobytes() for g in (*(g for of in of_experts for g in of), *of_dense)

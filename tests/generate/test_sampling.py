@@ -105,7 +105,7 @@ def test_the_kept_rows_are_those_that_sorting_everything_gives(values, top_k, to
     assert sampling.choose(logits, [], [], np.random.default_rng(seed)) in kept
     near_an_edge = abs(before - top_p * chances.sum()).min() < 1e-9
     if not near_an_edge:
-        assert sorted(sampling._kept(logits, chances).tolist()) == sorted(kept)
+        assert sorted(sampling._candidates(logits, chances).tolist()) == sorted(kept)
 
 
 @given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20), st.integers(0, 25), st.integers(0, 19))

@@ -133,7 +133,7 @@ class Logits(nn.Cell):
 
 def logits_arguments(arrays: StepArrays) -> list[Any]:
     """Arguments of `Logits` before the experts, of the first micro-batch."""
-    rows, positions, documents, slots, _, _, _, *plan = arrays.of_pass(0)
+    rows, positions, documents, slots, _, _, _, *plan = arrays.of_micro_batch(0)
     return [rows, positions, documents, slots, *plan]
 
 

@@ -341,7 +341,7 @@ def test_dropout_drops_at_every_site_what_philox_says(make):
     oracle = model.oracle()
     oracle.dropout = 0.3
     expected = oracle.hidden(batch, routes(model, batch))
-    rows, positions, documents, _, _, _, draws, *plan = batch.arrays().of_pass(0)
+    rows, positions, documents, _, _, _, draws, *plan = batch.arrays().of_micro_batch(0)
     inputs = (rows, positions, documents, draws, *plan, active_weights(model.store, batch.active_A))
     graph = Hidden(model.network).set_train(True)
     actual = graph(*map(as_input, inputs)).asnumpy()

@@ -71,7 +71,7 @@ def gradients(shared) -> dict[str, np.ndarray]:
     dense, arrays = dict(shared.network.parameters_and_names()), first_batch(shared).arrays()
     function = ms.value_and_grad(ScaledLoss(shared.network), EXPERTS, ParameterTuple(dense.values()), has_aux=True)
     experts, stored = active_weights(shared.store, arrays.active_A), shared.config.experts
-    _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_input, [*arrays.of_pass(0), experts]))
+    _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_input, [*arrays.of_micro_batch(0), experts]))
     by_name = {f"dense/{name}": g.asnumpy() for name, g in zip(dense, of_dense, strict=True)}
     for n, (active_A, of_segment) in enumerate(zip(arrays.active_A, of_experts, strict=True)):
         for tensor, g in zip(FFN_TENSORS, of_segment, strict=True):
@@ -268,7 +268,7 @@ def evaluate(toy: Toy, batch: Batch, weights_from: Toy) -> float:
     toy.reset(weights_from=weights_from)
     step = EvaluationStep(toy.network, toy.store).set_train(False)
     arrays = batch.arrays()
-    return float(step(*map(as_input, (arrays.active_A, *arrays.of_pass(0)))).asnumpy().sum())
+    return float(step(*map(as_input, (arrays.active_A, *arrays.of_micro_batch(0)))).asnumpy().sum())
 
 
 def test_a_model_without_rre_layers_trains(graph_mode, tmp_path):

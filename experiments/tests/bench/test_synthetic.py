@@ -19,9 +19,9 @@ def test_batches_are_drawn_anew_but_alike_in_two_runs(graph_mode: None):
     first, again = ([run.batch() for _ in range(3)] for run in runs)
     for one, other in zip(first, again, strict=True):
         assert one.tokens == 4 * 16, "every token counts in the loss"
-        for mine, theirs in zip(one.arrays().of_pass(0), other.arrays().of_pass(0), strict=True):
+        for mine, theirs in zip(one.arrays().of_micro_batch(0), other.arrays().of_micro_batch(0), strict=True):
             assert np.array_equal(mine, theirs)
-    ids = [batch.arrays().of_pass(0)[0] for batch in first]
+    ids = [batch.arrays().of_micro_batch(0)[0] for batch in first]
     assert not np.array_equal(ids[0], ids[1])
     assert min(int(each.min()) for each in ids) >= FIRST
 

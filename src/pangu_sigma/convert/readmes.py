@@ -27,15 +27,15 @@ def model_card(model: StoredModel) -> str:
     """Return the text of a model card, with the Hugging Face Hub's YAML header: sizes, versions, domains, origin of the weights,
     data sources and use. It states the licence of the weights as unknown."""
     config = model.config
-    stored_rows = [len(model.rows(number)[0]) for number in range(len(config.model.rows))]  # by entry
+    met_rows = [len(model.rows(number)[0]) for number in range(len(config.model.rows))]  # by entry
     return _render(
         "model_card.jinja",
         model,
         count=config.num_params(),
         languages=dict.fromkeys(tag for domain in config.domains for tag in _LANGUAGES[domain.language]),
         table=Path(config.routing.table).name,
-        met=stored_rows,
-        parameters_of_rows=sum(n * entry.width for n, entry in zip(stored_rows, config.model.rows, strict=True)),
+        met=met_rows,
+        parameters_of_rows=sum(n * entry.width for n, entry in zip(met_rows, config.model.rows, strict=True)),
         manifest=_manifest(model),
         version=version("pangu-sigma"),
         first=config.domains[0].name,

@@ -41,13 +41,13 @@ class StepArrays(NamedTuple):
     used_A1: Any
     """Active experts of each segment, and offsets of their tokens in all micro-batches and ranks of the group, int32: as above."""
 
-    def of_pass(self, micro_batch: int) -> tuple[Any, ...]:
+    def of_micro_batch(self, micro_batch: int) -> tuple[Any, ...]:
         """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without expert weights."""
-        fields = self[: len(PASS_FIELDS)]
+        fields = self[: len(MICRO_BATCH_FIELDS)]
         return tuple(tuple(a[micro_batch] for a in f) if isinstance(f, tuple) else f[micro_batch] for f in fields)
 
 
-PASS_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_A")]
+MICRO_BATCH_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_A")]
 """Fields of `StepArrays` that have an axis for micro-batches."""
 
 

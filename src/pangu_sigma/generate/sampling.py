@@ -136,7 +136,7 @@ def check_request(max_new_tokens: int, seed: int) -> None:
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless a value is a whole number of at threshold 0. name: name of the value, for the message."""
+    """Raise ConfigError unless a value is a whole number of at least 0. name: name of the value, for the message."""
     if not (_is_whole(value) and value >= 0):  # type: ignore[operator]
         raise ConfigError(f"{keyword(name)}={value!r} is not allowed: a whole number, 0 or more")
 

@@ -36,7 +36,7 @@ class EvaluationStep(nn.Cell):
         """Return the weighted loss of each sequence of a batch, [B]."""
         arrays = batch.arrays(self.store.rows_of(batch.own_row_keys))
         self.store.settle()
-        return self(*map(as_input, (arrays.active_A, *arrays.of_pass(0)))).asnumpy()
+        return self(*map(as_input, (arrays.active_A, *arrays.of_micro_batch(0)))).asnumpy()
 
 
 class Evaluator:

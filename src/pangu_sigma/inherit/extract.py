@@ -47,7 +47,11 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):
         if not change[0].startswith(("domains.", "finetune")) and change[0] != "data.path":
             is_layout = change[0].startswith("parallel.")
-            why = "the run is of one process" if is_layout else f"the run has {len(kept)} of {len(config.domains)} domains"
+            why = (
+                "the run is of one process"
+                if is_layout
+                else f"the run has {len(kept)} of {len(config.domains)} domains"
+            )
             logger.warning("%s, because %s", change_text(change), why)
     return child
 

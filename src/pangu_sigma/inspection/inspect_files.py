@@ -130,16 +130,16 @@ def _alpha_notes(model: StoredAlpha) -> list[str]:
 
 
 def _row_notes(model: StoredModel, listed: list[tuple[str, str, tuple[int, ...], str]]) -> list[str]:
-    """Return remarks on the rows (`model.rows`) of a checkpoint: how many of each entry are stored, and the scales of the layers.
+    """Return remarks on the rows (`model.rows`) of a checkpoint: how many of each entry are met, and the scales of the layers.
 
     listed: shard, name, shape and dtype of each array."""
     shapes, config, notes = {(shard, name): shape for shard, name, shape, _ in listed}, model.config, list[str]()
     for number, entry in enumerate(config.model.rows):
         if (f"{ROWS}{number}", "keys") in shapes:
-            (stored,), most = shapes[f"{ROWS}{number}", "keys"], config.stored_rows(entry)
+            (met,), rows = shapes[f"{ROWS}{number}", "keys"], config.stored_rows(entry)
             notes.append(
-                f"rows, entry {number}: {stored:,} of {most:,} met ({stored / most:.2%}), order {entry.order}, {entry.kind}, "
-                f"width {entry.width}, {stored * (8 + 4 * (3 * entry.width + 1)):,} bytes with Adam state and keys"
+                f"rows, entry {number}: {met:,} of {rows:,} met ({met / rows:.2%}), order {entry.order}, {entry.kind}, "
+                f"width {entry.width}, {met * (8 + 4 * (3 * entry.width + 1)):,} bytes with Adam state and keys"
             )
     if notes:
         scales = (model.tensor(name).item() for name in row_scale_shapes(config.model.layers))

@@ -146,9 +146,9 @@ def _assign_rows(
     entry_T = entry_K[experts_T]
     sorted_T = np.argsort(entry_T, kind="stable")
     counts_Q = np.bincount(entry_T, minlength=len(ids_Q))
-    rank_in_entry_T = np.arange(len(sorted_T)) - np.repeat(_exclusive_sums(counts_Q), counts_Q)
-    fits = rank_in_entry_T < fit_K[experts_T[sorted_T]]
-    fitting_tokens, rows_of_tokens = sorted_T[fits], (first_Q[entry_T[sorted_T]] + rank_in_entry_T)[fits]
+    number_T = np.arange(len(sorted_T)) - np.repeat(_exclusive_sums(counts_Q), counts_Q)
+    fits = number_T < fit_K[experts_T[sorted_T]]
+    fitting_tokens, rows_of_tokens = sorted_T[fits], (first_Q[entry_T[sorted_T]] + number_T)[fits]
     order_R, inverse_T = np.full(row_count, -1), np.full(len(experts_T), -1)
     order_R[rows_of_tokens], inverse_T[fitting_tokens] = fitting_tokens, rows_of_tokens
     return order_R, inverse_T
@@ -162,11 +162,11 @@ def _arrival_order(
     taken_PA: number of rows from each sender for each entry. arrived_PA: first of these rows among the arrived ones. offsets_A1:
     first multiplied row of each entry. leave_R: all -1, filled in place."""
     count_Q = taken_PA.ravel()
-    entry_R = np.repeat(np.arange(len(count_Q)), count_Q)
-    number_R = np.arange(len(entry_R)) - _exclusive_sums(count_Q)[entry_R]
+    entries = np.repeat(np.arange(len(count_Q)), count_Q)
+    numbers = np.arange(len(entries)) - _exclusive_sums(count_Q)[entries]
     first_PA = np.cumsum(taken_PA, axis=0) - taken_PA + offsets_A1[:-1]
-    arrived_rows = arrived_PA.ravel()[entry_R] + number_R
-    multiplied_rows = first_PA.ravel()[entry_R] + number_R
+    arrived_rows = arrived_PA.ravel()[entries] + numbers
+    multiplied_rows = first_PA.ravel()[entries] + numbers
     arrive_W = np.full(offsets_A1[-1], -1)  # -1 stays at the empty rows
     arrive_W[multiplied_rows], leave_R[arrived_rows] = arrived_rows, multiplied_rows
     return arrive_W

@@ -257,11 +257,13 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
     return (stop.status, stop.status == 1) if stop.status else (int(not ended_well), False)
 
 
-def _watch(processes: Processes, peers: Peers, signals: _Signals, dog: Watchdog, follower: _Follower) -> Stop | None:
+def _watch(
+    processes: Processes, peers: Peers, signals: _Signals, watchdog: Watchdog, follower: _Follower
+) -> Stop | None:
     """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None."""
     is_reported = False
     while not peers.ended:
-        stop = _failure(processes, dog) or signals.stop or _hang(processes, dog) or peers.wait(_POLL_SECONDS)
+        stop = _failure(processes, watchdog) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop

@@ -155,14 +155,18 @@ class Trainer:
             per_domain[name] = float(loss_M[of_domain_M].sum() / weight_M[of_domain_M].sum())
         return float(loss_M.sum()), per_domain
 
+    def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
+        """Return the tokens of each expert in a batch, and for each segment the experts that its domains can reach. Subclasses with
+        another routing override it."""
+        return batch.load_NK, self.config.reachable_experts(batch.domains_M.tolist())
+
     def metrics(self, batch: Batch, rate: float, result: StepResult) -> Metrics:
         """Return the record of the last step, from what `advance` returned: numbers by the names of log/metrics.py. All ranks have
         the same, except what ECSS moved and how long its worker took."""
         applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
         norms = {"gradient_norm/dense": result.norm_dense, "gradient_norm/experts": result.norm_experts}
         epochs = zip(self.batches.domains, self.batches.order.epochs(self.progress.cursor), strict=True)
-        reachable, worked = self.config.reachable_experts(batch.domains_M.tolist()), self._worked
-        balance = load_max_over_mean(batch.load_NK, reachable)
+        balance, worked = load_max_over_mean(*self.load(batch)), self._worked
         return {
             "step": self.progress.step,
             "loss": self.loss,
@@ -295,7 +299,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             step, is_last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 metrics = trainer.metrics(batch, rate, result)
-                log.record(metrics, batch.load_NK, batch.digest, time.perf_counter() - started)
+                log.record(metrics, trainer.load(batch)[0], batch.digest, time.perf_counter() - started)
                 if trainer.health.needs_check:
                     trainer.complete_save()  # it may be the checkpoint to go back to
                 examine(trainer.health, trainer.built, trainer.run, step, batch.active_A, log)

@@ -85,12 +85,12 @@ def start_run(
     Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
     for a damaged file; RankError if ranks differ in configuration or prepared data.
     """
-    relative, config = config, absolute_paths(config)
+    as_given, config = config, absolute_paths(config)
     with ranks.fail_together(f"reading {config.data.path}"):
-        prepared, data_hash = read_prepared_tokenizer(relative), data_of(relative).manifest.content_hash
-    for remark in unlike_prepared(relative) if ranks.first else ():
+        prepared, data_hash = read_prepared_tokenizer(as_given), data_of(as_given).manifest.content_hash
+    for remark in unlike_prepared(as_given) if ranks.first else ():
         logger.warning("%s", remark)
-    sections = {key: json.dumps(value) for key, value in relative.model_dump(mode="json").items()}
+    sections = {key: json.dumps(value) for key, value in as_given.model_dump(mode="json").items()}
     ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
     with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
         resumed = ranks.first and _resume(path, config, prepared, data_hash, options)

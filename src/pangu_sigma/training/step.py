@@ -19,7 +19,7 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.step_arrays import PASS_FIELDS, StepArrays
+from pangu_sigma.data.step_arrays import MICRO_BATCH_FIELDS, StepArrays
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.ecss.worker import update_by_worker
 from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
@@ -75,7 +75,7 @@ class ScaledLoss(nn.Cell):
         return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
-EXPERTS = 1 + len(PASS_FIELDS)
+EXPERTS = 1 + len(MICRO_BATCH_FIELDS)
 """Index of the experts among the arguments of `ScaledLoss`."""
 ROWS = EXPERTS - 1
 """Index of the rows of the tokens."""

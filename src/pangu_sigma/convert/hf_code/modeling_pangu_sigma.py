@@ -5,7 +5,7 @@ a token finds by its id and the one before it, if the model has some. A text end
 another text, which begins at position 0 and does not see the first.
 
 Shape suffixes: B batch, S tokens given, K tokens known (cached ones and these), T tokens = B·S, H hidden, V vocabulary, W width of
-rows, U rows that are stored.
+rows, U rows that were met.
 """
 
 from __future__ import annotations
@@ -123,13 +123,13 @@ class Attention(nn.Module):
 class Rows(nn.Module):
     """Rows of an entry that tokens find by their id, or by it and the id before. Rows that no token had in training are zeros."""
 
-    def __init__(self, entry: dict[str, Any], stored_rows: int, vocabulary: int):
+    def __init__(self, entry: dict[str, Any], met_rows: int, vocabulary: int):
         super().__init__()
         self.rows, self.own = entry["rows"], entry["kind"] == "own"
         self.register_buffer("tid2key", torch.zeros(vocabulary, dtype=torch.int32))
         self.register_buffer("before2key", torch.zeros(vocabulary + 1, dtype=torch.int32))
-        self.register_buffer("keys", torch.arange(stored_rows))
-        self.weight = nn.Parameter(torch.zeros(stored_rows, entry["width"]))
+        self.register_buffer("keys", torch.arange(met_rows))
+        self.weight = nn.Parameter(torch.zeros(met_rows, entry["width"]))
 
     def numbers(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
         """Return the key of each token's row, [B, S]. previous: id before each token, V for none."""

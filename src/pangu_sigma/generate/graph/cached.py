@@ -3,8 +3,8 @@
 One graph with dynamic shapes serves prefill and decode. Two graphs would be two MindIR files with all weights in each, on the disk
 and in memory, because MindSpore gives each loaded file its own parameters.
 
-Shape suffixes: B texts of a call, C new tokens of the width, T = B·C, W wanted tokens, H hidden, R rows of a slot, V vocabulary,
-A blocks of the routing plan.
+Shape suffixes: B texts of a call, C new tokens of the longest text, T = B·C, W wanted tokens, H hidden, R rows of a slot,
+V vocabulary, A blocks of the routing plan.
 """
 
 from __future__ import annotations

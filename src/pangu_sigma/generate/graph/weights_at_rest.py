@@ -45,7 +45,7 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: StoredPrecision) -> Non
                 values = weights.tensor(f"{name}.{attribute}" if name else attribute)
                 parameter, *scale = _at_rest(old.name, values, at_rest if attribute in _MATRICES else "float32")
                 setattr(cell, attribute, parameter)
-                scales |= {f"{old.name}{SCALE_ENDING}": of_rows for of_rows in scale}
+                scales |= {f"{old.name}{SCALE_ENDING}": row_scale for row_scale in scale}
         if isinstance(cell, Linear) and scales:
             cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE_ENDING}"])
         if isinstance(cell, DenseFFN) and scales:
