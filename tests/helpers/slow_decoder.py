@@ -46,7 +46,7 @@ class SlowDecoder:
             wanted = first + np.flatnonzero(used_R)
             before_T = np.append(-1, ids_T[:-1])
             e_TH = self._rows.of(ids_T, np.full_like(ids_T, domain.index), np.arange(len(ids)), before_T)
-            logits_WR[:, used_R] = self._model.logits(rows_T, experts_NT, wanted, chunk.wanted, e_TH)
+            logits_WR[:, used_R] = self._model.logits(rows_T, experts_NT, wanted, e_TH)[-chunk.wanted :]
         return logits_WR
 
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:

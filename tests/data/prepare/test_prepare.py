@@ -136,7 +136,7 @@ def test_prepared_data_of_other_domains_or_settings_are_not_replaced(text, prepa
     other = parse_config(tree)
     said = (
         f"data.path={out} holds domains bilingual, code, en, zh, this configuration has pod, en, bilingual, code; run prepare-data "
-        "with extend to add the missing ones, choose another data.path, or remove the folder"
+        "with extend to add the missing ones, or choose another data.path"
     )
     otherwise = (
         "out holds data that were prepared otherwise (held_out), which prepare-data does not replace; choose another"

@@ -9,12 +9,11 @@ from pangu_sigma.npu.plan.cann_stub import _linked_source, ascend_environment, b
 
 
 def test_a_constructor_clears_its_object_and_all_else_returns_zero():
-    names = ["_ZN2ge5ShapeC1Ev", "_ZN2ge8OperatorC1Ev", "_ZN2ge5Graph7AddNodeEv", "_ZN2ge13StatusFactory8InstanceEv"]
+    names = ["_ZN2ge5ShapeC1Ev", "_ZN2ge8OperatorC1Ev", "_ZN2ge5Graph7AddNodeEv"]
     source = _linked_source(names)
     assert "long _ZN2ge5ShapeC1Ev(void *self) { memset(self, 0, 16); return (long)self; }" in source
     assert "long _ZN2ge8OperatorC1Ev(void *self) { memset(self, 0, 24); return (long)self; }" in source
     assert "long _ZN2ge5Graph7AddNodeEv(void) { return 0; }" in source
-    assert "StatusFactory" not in source, "it has a definition of its own"
 
 
 def test_the_environment_names_the_rank_and_finds_the_stand_ins():
