@@ -118,7 +118,10 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
         (lambda: generate(["a", "b", "c"], ["en", "zh"]), "domain has 2 names for 3 prompts"),
         (lambda: generate("a", "fr"), "unknown domain 'fr'; this configuration has zh, en, code"),
         (lambda: model.stream(["a", "b"], "en"), r"prompt=\['a', 'b'\] is not allowed: a text"),
-        (lambda: model.stream("a", "en", temprature=1), "temprature: unknown argument; allowed here: max_new_tokens, .* temperature"),
+        (
+            lambda: model.stream("a", "en", temprature=1),
+            "temprature: unknown argument; allowed here: max_new_tokens, .* temperature",
+        ),
         (lambda: model.logits([1.7], "en"), "text_or_ids=1.7 is not allowed: a whole number"),
         (lambda: model.score("a", None), "domain=None is not allowed: a text"),
         (

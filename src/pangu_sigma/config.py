@@ -61,8 +61,9 @@ class Config(Section):
         return self._reader_named
 
     def with_reader_named(self) -> Config:
-        """Return a copy whose `data.reader` may be executed."""
+        """Return a copy that says that a person named its `data.reader`, so that the file may be executed."""
         copy = self.model_copy()
+        # a section refuses every assignment
         BaseModel.__setattr__(copy, "_reader_named", True)
         return copy
 

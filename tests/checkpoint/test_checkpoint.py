@@ -164,7 +164,9 @@ def test_fallback_passes_over_every_damaged_one_and_then_gives_up(tmp_path: Path
 
 
 def test_a_run_with_values_that_are_not_finite_is_sent_back_to_the_newest_whole_checkpoint(tmp_path: Path):
-    assert way_on(tmp_path, SINGLE_PROCESS).startswith(f"There is no whole checkpoint in {tmp_path}: start again in another")
+    assert way_on(tmp_path, SINGLE_PROCESS).startswith(
+        f"There is no whole checkpoint in {tmp_path}: start again in another"
+    )
     healthy, damaged = save(tmp_path, 100), save(tmp_path, 200)
     damage(damaged, "truncated")
     again = f"The last checkpoint whose values are all finite is {healthy}: start the same command again"

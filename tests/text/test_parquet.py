@@ -14,7 +14,7 @@ from pangu_sigma.text import parquet
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.inputs import InputUnit, read_unit
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.parquet import parquet_rows, row_groups
+from pangu_sigma.text.parquet import parquet_rows, row_group_cuts
 
 ROWS = [{"domain": "zh", "text": f"第{i}章", "id": i} for i in range(100)]
 
@@ -27,7 +27,7 @@ def table(folder: Path, **columns: Any) -> Path:
 @pytest.mark.parametrize("size", [1, 300, 1_000, 1 << 62])
 def test_row_groups_are_in_one_unit_each(tmp_path, size):
     path = write_records(tmp_path / "a.parquet", ROWS, row_group=10)
-    cuts = row_groups(path, size)
+    cuts = row_group_cuts(path, size)
     assert (cuts[0], cuts[-1]) == (0, 10)
     assert cuts == sorted(set(cuts))
     assert len(cuts) == {1: 11, 1 << 62: 2}.get(size, len(cuts))

@@ -51,8 +51,9 @@ class Task:
         override(tree, list(self.overrides))
         saved = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.given else 1
         one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one
-        self._set(tree, {"train.eval_interval": saved, "train.checkpoint_interval": saved, **one_domain})
-        self._set(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
+        # provisional, so that `parse_config` takes the tree: an evaluation must fall on a checkpoint
+        self._set_default(tree, {"train.eval_interval": saved, "train.checkpoint_interval": saved, **one_domain})
+        self._set_default(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
         tree["finetune"]["domains"] = list(domains)
         child = parse_config(tree)
         changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
@@ -62,7 +63,7 @@ class Task:
         refuse_changes(Path(parent.name), changes, "  leave these keys out")
         return child
 
-    def _set(self, tree: dict[str, Any], values: dict[str, Any]) -> None:
+    def _set_default(self, tree: dict[str, Any], values: dict[str, Any]) -> None:
         """Set the keys that nobody has set."""
         override(tree, [(key, value) for key, value in values.items() if key not in self.given])
 

@@ -192,14 +192,18 @@ def plain_name(path: Path, name: object, entry: str) -> Path:
     return path / name
 
 
+_HEADER_ERRORS = (
+    *(ValueError, SyntaxError, TypeError, EOFError, ArithmeticError),
+    *(RecursionError, MemoryError, TokenError),
+)
+"""Errors that NumPy raises for the header of a damaged .npy file, a Python literal."""
+
+
 def npy_source(file: Path) -> WholeTensor:
     """Open the array of an .npy file without running code in its header. Raises LayoutError unless it has floats in C order."""
     try:
         array = np.lib.format.open_memmap(file, mode="r")
-    except (
-        *(ValueError, SyntaxError, TypeError, EOFError, ArithmeticError),
-        *(RecursionError, MemoryError, TokenError),
-    ) as error:
+    except _HEADER_ERRORS as error:
         raise LayoutError(f"{file}: no array of NumPy, or cut short ({str(error)[:80]}); download it again") from None
     dtype, order = array.dtype, "" if array.flags.c_contiguous else " in Fortran order"
     if order or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":

@@ -78,7 +78,7 @@ class Decoder:
     def experts(self, domain: Domain, ids: list[int]) -> np.ndarray:
         """Return the expert of each token of a text in each segment of the RRE layers, numbered over the segment, int [N, T].
         Raises ConfigError for an id that the domain cannot read."""
-        self.tokenizer.rows(ids, domain)
+        self.tokenizer.rows(ids, domain)  # refuses ids that the domain cannot read
         ids_T = np.asarray(ids, np.int64)
         _, positions_T = documents_and_positions(ids_T, self.tokenizer.eot)
         return self._table.route(ids_T, np.full_like(ids_T, domain.index), positions_T)

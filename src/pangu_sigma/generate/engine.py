@@ -223,18 +223,18 @@ class Engine:
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
         """Use the logits of a chunk, for its text and for the texts that share its prefix."""
-        if not self._succeeds(text, text.take, chunk, logits_WR):
+        if not self._try_use(text, text.take, chunk, logits_WR):
             return
         for other in [other for other in self._texts if other.leader is text and other.shared == text.read]:
             other.leader = None
             if other.needs_lane:
                 self.decoder.copy(text.lane, other.lane)
-            if self._succeeds(other, other.join_prefix, text, logits_WR[-1:]):
+            if self._try_use(other, other.join_prefix, text, logits_WR[-1:]):
                 self._go_on(other)
         self._go_on(text)
 
-    def _succeeds(self, text: RunningText, take: Callable[..., None], *arguments: object) -> bool:
-        """Let a text use logits. An error ends its answer and returns False; the other texts go on."""
+    def _try_use(self, text: RunningText, take: Callable[..., None], *arguments: object) -> bool:
+        """Call `take(*arguments)`, by which a text uses logits. Return False after an error, which ends its answer alone."""
         try:
             take(*arguments)
         except Exception as error:

@@ -174,8 +174,11 @@ class Child:
         return LazyArray(shape, stack.dtype, content, stack.origin)
 
     def _of_parent(self, segment: int, name: str) -> LazyArray | None:
-        """Return a tensor of the parent's experts of a segment, [experts, …]; of a dense parent that of one expert, its FFN."""
-        if self.kind != "inherit":
+        """Return a tensor of the parent's experts of a segment, [experts, …]; None if the parent has no such array.
+
+        A dense parent has one expert, its FFN, of which a segment takes `units`; its step count is one number for all arrays."""
+        parent_is_dense = self.kind == "inherit"
+        if not parent_is_dense:
             return self.parent.array(f"{EXPERTS}{segment}", name)
         if name == "step":
             return self.parent.array(OPTIMIZER, name)

@@ -93,7 +93,7 @@ def extract_domains(
     with unfinished_folder(output) as fresh:
         if export:
             run = fresh.parent / "run"
-            receipt = new_run_from(child, run, None, text)
+            receipt = new_run_from(child, run, None, text)  # never trained, so without the hash of its text
             fresh.rmdir()  # an export makes its own folder
             export_mindir(run, fresh)
             verify_export(run, fresh)

@@ -6,8 +6,8 @@
 Both numbers are below R, and R is below 2^30, so sum and remainder are one comparison in 32 bits: a graph needs nothing else. x is
 the id of the tokenizer. The rows of an own entry belong to domains: domain d has the rows d·R … (d + 1)·R − 1.
 
-Shape suffixes: E entries of `model.rows`, V vocabulary. Source: our choice; n-gram rows are known from others, tables in place of
-multiplying hashes are ours.
+Shape suffixes: E entries of `model.rows`, V vocabulary, S sequence. Source: our choice; n-gram rows are known from others,
+tables in place of multiplying hashes are ours.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def row_keys(
 
     ids, domains, positions: int arrays of one shape [..., S], tokens that follow each other on the last axis. positions: of each
     token in its document; at 0 there is no token before. before: the token before the first of each sequence, [..., 1], where its
-    position is not 0.
+    position is not 0. Of an entry of order 1, B is 0.
     """
     previous = np.concatenate([np.broadcast_to(before, ids[..., :1].shape), ids[..., :-1]], axis=-1)
     previous = np.where(positions == 0, row_EV.shape[-1], previous)
     shape = (len(entries), *[1] * ids.ndim)
     rows = np.array([entry.rows for entry in entries], np.int32).reshape(shape)
     of_domain = np.array([entry.rows * (entry.kind == "own") for entry in entries], np.int64).reshape(shape)
-    keys = row_EV[:, ids] + before_EV1[:, previous]
+    keys = row_EV[:, ids] + before_EV1[:, previous]  # below 2 R
     return keys - rows * (keys >= rows) + domains * of_domain

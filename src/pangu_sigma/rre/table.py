@@ -98,11 +98,13 @@ class RoutingTable:
         return experts
 
     def has_keys_of(self, entries: Sequence[RowsConfig]) -> bool:
-        """Return True if the tables of rows are for these entries of `model.rows`."""
+        """Return True if the tables of rows can be for these entries of `model.rows`: as many, with numbers below their rows."""
         if self.row_EV is None or self.before_EV1 is None:
             return not entries
-        most = np.maximum(self.row_EV.max(axis=1, initial=0), self.before_EV1.max(axis=1, initial=0)).tolist()
-        return len(most) == len(entries) and all(m < entry.rows for m, entry in zip(most, entries, strict=True))
+        largest_E = np.maximum(self.row_EV.max(axis=1, initial=0), self.before_EV1.max(axis=1, initial=0)).tolist()
+        return len(largest_E) == len(entries) and all(
+            n < entry.rows for n, entry in zip(largest_E, entries, strict=True)
+        )
 
     def row_keys(
         self,
@@ -224,7 +226,8 @@ def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:
 
 
 def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.random.Generator) -> np.ndarray:
-    """Assign each id to the expert with the lightest load, roughly heaviest id first, and ids that are spread before all others.
+    """Return the first expert of each id, int16 [V]: each id goes to the expert with the lightest load, roughly heaviest id first,
+    and ids that are spread before all others.
 
     Counts are multiplied by a random factor of up to two before sorting: without it, all layers would put the same frequent ids
     together. Ids that never occurred have no load to balance and are dealt out in turn.
@@ -236,8 +239,10 @@ def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.rand
     load = np.zeros(experts)
     for token in order[wide]:
         width = int(spread_V[token])
-        heaviest = np.max([np.roll(load, -i) for i in range(width)], axis=0)
-        first[token] = heaviest.argmin()
+        heaviest_from_E = np.max(
+            [np.roll(load, -i) for i in range(width)], axis=0
+        )  # of the `width` experts from each one on
+        first[token] = heaviest_from_E.argmin()
         load[(first[token] + np.arange(width)) % experts] += counts_V[token] / width
     lightest_first = [(carried, expert) for expert, carried in enumerate(load.tolist())]
     heapq.heapify(lightest_first)
@@ -246,4 +251,5 @@ def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.rand
         first[token] = expert
         heapq.heapreplace(lightest_first, (carried + counts_V[token], expert))
     first[rng.permutation(unseen)] = np.arange(len(unseen)) % experts
+    # all loads begin at 0: without a rotation, expert 0 would get the heaviest id in every layer
     return ((first + rng.integers(experts)) % experts).astype(np.int16)

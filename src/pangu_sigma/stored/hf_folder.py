@@ -231,7 +231,10 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
 
 
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
-    """Return the tensors of a routing table by name, int32: experts of own segments are numbered over all domains."""
+    """Return the tensors of a routing table by name, int32, experts of own segments numbered over all domains.
+
+    tid2eid [layers, (segments,) D, V], tid2eid_spread [D, V], tid2eid_common_spread [V]; of rows, for each entry, tid2key [V] and
+    before2key [V + 1]."""
     numbered_NDV = table.first_NDV + _first_of_own(config, table.experts)
     shapes = _table_shapes(config, table.spread_DV.shape[-1])
     tensors = {ROUTES: numbered_NDV.reshape(shapes[ROUTES]), SPREAD: table.spread_DV.astype(np.int32)}

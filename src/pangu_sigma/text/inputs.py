@@ -20,7 +20,7 @@ from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import Document, Rejected, items_of, json_object
 from pangu_sigma.text.json_files import json_array, json_lines, line_ends
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.parquet import parquet_rows, row_groups
+from pangu_sigma.text.parquet import parquet_rows, row_group_cuts
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def input_units(paths: Sequence[Path], size: int) -> list[InputUnit]:
     units = []
     for path in input_files(paths):
         if path.suffix == ".parquet":
-            cuts = row_groups(path, size)
+            cuts = row_group_cuts(path, size)
         elif path.suffix == ".jsonl":
             cuts = line_ends(path, size)
         else:

@@ -155,7 +155,8 @@ def _hash_of_reader(config: Config, reader: str) -> str:
 
 @cache
 def _load_function(reader: str, sha256: str | None) -> Callable[[Record], Record | None]:
-    """Execute the file of FILE.py:FUNCTION, and return the function. Raises ConfigError, also if the file's hash is another."""
+    """Execute the file of FILE.py:FUNCTION, and return the function. sha256: hash that the file must have, so that a cached
+    function is never of an older version. Raises ConfigError."""
     file, _, name = reader.rpartition(":")
     source = Path(file).read_bytes()
     if hashlib.sha256(source).hexdigest() != sha256:

@@ -17,7 +17,7 @@ _BUFFER_BYTES = 1 << 20
 """Bytes that are read of a column at once; without a buffer, PyArrow reads all of a row group's column."""
 
 
-def row_groups(path: Path, size: int) -> list[int]:
+def row_group_cuts(path: Path, size: int) -> list[int]:
     """Return the numbers of the row groups at which a file is cut into parts of at least `size` bytes: 0, …, number of row groups.
 
     Bytes: of all columns before compression. Raises DataError if the file is not Parquet or was cut off.
@@ -30,7 +30,9 @@ def row_groups(path: Path, size: int) -> list[int]:
         if run_bytes >= size:
             cuts.append(group + 1)
             run_bytes = 0
-    return cuts if cuts[-1] == metadata.num_row_groups > 0 else [*cuts, metadata.num_row_groups]
+    if cuts[-1] < metadata.num_row_groups or not metadata.num_row_groups:  # an empty file is one part
+        cuts.append(metadata.num_row_groups)
+    return cuts
 
 
 def parquet_rows(path: Path, begin: int, end: int, keys: list[str] | None) -> Iterator[Row]:

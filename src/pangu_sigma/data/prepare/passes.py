@@ -147,7 +147,7 @@ class Passes:
         items = [item for domain in range(len(selection.domains)) for item in overlap_items(domain, blocks)]
         self._map("overlap", count_overlap, items)
         self.begin("choose", self.decisive, self.work.config.model.seq_length)
-        parts = len(items) // len(selection.domains)
+        parts = len(items) // len(selection.domains)  # of every domain
         choices = [
             ChooseItem(n, blocks, range(n * parts, (n + 1) * parts), counts.kept, more_text[n])
             for n, counts in enumerate(selection.domains)

@@ -2,7 +2,8 @@
 
 A text gets the same bits alone and in any batch, whole and token by token: the kernels add in one order (`few_rows.py`).
 
-Shape suffixes: N segments of the RRE layers, T new tokens of all lanes, W wanted tokens, R rows of a slot, H hidden, L layers.
+Shape suffixes: N segments of the RRE layers, T new tokens of all lanes, A tokens that ask for their hidden
+states, W wanted tokens, R rows of a slot, H hidden, L layers.
 """
 
 from __future__ import annotations
@@ -143,7 +144,10 @@ class CpuDecoder(Decoder):
         asking_A: np.ndarray | None,
         trace: list[np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Run the network on a part of the new tokens. Other arguments and result: as of `network.hidden_states`."""
+        """Run the network on a part of the new tokens, and return the hidden states of its tokens asking_A, float32 [A, H].
+
+        experts_NT: expert of each new token in each segment. asking_A: None for all tokens of the part. trace: see `hidden_states`.
+        """
         lane_T, at_T, first_T = new.lane[part], new.at[part], new.first[part]
         self._operators.take(lane_T, at_T, first_T)
         positions_T, experts_NT = at_T - first_T, experts_NT[:, part]

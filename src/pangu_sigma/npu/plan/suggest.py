@@ -82,6 +82,7 @@ def what_fits(config: Config) -> dict[str, int | bool | str] | None:
     """Return keys and values with which `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none
     suffice. Tried are ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then smaller micro-batches,
     the largest first, and more of them, so that the update stays the same."""
+    # the first change is none, {}: then it fits already
     return next((keys for keys, changed_config in _changes(config) if fits(changed_config)), None) or None
 
 
@@ -138,11 +139,12 @@ def _divisors(number: int) -> list[int]:
 def _impossible_layout(config: Config, devices: int) -> str:
     """Return the message for a number of NPUs that has no layout, with the nearest numbers that have one."""
     sequences = config.train.batch_size // config.data.domains_per_step
+    # ways to divide: stages, domain sets, sequences, and tensor ranks of a host
     most = min(config.parallel.stages * config.data.domain_sets * sequences * chip_of(config).per_host, _MOST_TRIED)
     fewer = next((n for n in range(min(devices - 1, most), 0, -1) if any(_layouts(config, n))), None)
     more = next((n for n in range(max(devices + 1, 1), most + 1) if any(_layouts(config, n))), None)
     nearest = " or ".join(str(n) for n in (fewer, more) if n)
-    groups = ", on 910A in groups of the same NPUs of each host" if family(config.parallel.chip) == "910a" else ""
+    groups = ", on 910A the same NPUs of each host" if family(config.parallel.chip) == "910a" else ""
     return (
         f"{argument('--devices')} {devices}: {config.name} cannot be laid out on so many NPUs. MindSpore takes 1, 2, 4 or a "
         f"multiple of 8{groups}; each needs an equal part of data.domain_sets={config.data.domain_sets}, of the {sequences} "

@@ -129,7 +129,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         )
         self._folder, self._refused = folder / TENSORBOARD, False
         self._board: EventsWriter | None = None
-        self._draw(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))  # hides older points
+        self._write_events(
+            Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
+        )  # hides older points
         if self._fresh:
             begins = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
             line = {"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins}
@@ -139,7 +141,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         try:
             self.flush()
             self._progress.close()
-            self._draw(end=EventsWriter.close)
+            self._write_events(then=EventsWriter.close)
             self._lines.close()
         except OSError as refused:
             if error is None:
@@ -178,7 +180,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         """Write a line of any kind, and its numbers for TensorBoard."""
         self._lines.write(sealed_line({"kind": kind, "step": step, **values}))
         numbers = flat(values, "" if kind == "step" else f"{kind}/").items()
-        self._draw(*(Event(step=step, summary=scalar(name, n)) for name, n in numbers if isinstance(n, int | float)))
+        self._write_events(
+            *(Event(step=step, summary=scalar(name, n)) for name, n in numbers if isinstance(n, int | float))
+        )
 
     def flush(self) -> None:
         """Write pending metrics to the disk. Call this method before each checkpoint, so that the log has all steps up to it."""
@@ -216,10 +220,11 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._progress.set_postfix_str(", ".join([*parts, f"{time_left} left"]), refresh=False)
         self._progress.update()
 
-    def _draw(self, *events: Event, end: Callable[[EventsWriter], object] = EventsWriter.flush) -> None:
+    def _write_events(self, *events: Event, then: Callable[[EventsWriter], object] = EventsWriter.flush) -> None:
         """Write events for TensorBoard, until its folder refuses one, which ends the curves and not the training.
 
-        `SummaryWriter` has a thread that ends at such an error; a later point then waits for ever for room in its queue.
+        then: flush, or close at the end. The thread of `SummaryWriter` would end at such an error, and a later point would wait for
+        ever for room in its queue.
         """
         if self._refused:
             return
@@ -230,7 +235,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             for event in events:
                 event.wall_time = time.time()
                 self._board.write_event(event)
-            end(self._board)
+            then(self._board)
         except OSError as error:
             self._refused, why = True, error.strerror or error
             remark = "nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same numbers"

@@ -167,7 +167,7 @@ def _lengths(candidates: Sequence[np.ndarray]) -> list[int]:
 
 def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, in parts, the windows of candidates: for each window its candidate, the position of its first token in the tokens of
-    all candidates, and its hash."""
+    all candidates, and its hash. Windows have WINDOW tokens; a shorter candidate has one window, of its own length."""
     lengths, begins_C = _lengths(candidates), np.cumsum([0, *(len(ids) - 1 for ids in candidates)])
     for first, text in _texts(candidates):
         for length, hashes_T in text.hashes(lengths):
