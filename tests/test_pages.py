@@ -217,7 +217,7 @@ class Reader:
         self.port, self.server = free_port(), None
 
     def run(self, language: str, block: str) -> None:
-        for pattern, smaller in (*SMALLER, (r" --port \d+", ""), ("127.0.0.1:8000", f"127.0.0.1:{self.port}")):
+        for pattern, smaller in (*SMALLER, ("127.0.0.1:8000", f"127.0.0.1:{self.port}")):
             block = re.sub(pattern, smaller, block)
         if language == "python":
             exec(block, self.names)
