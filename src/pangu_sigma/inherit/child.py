@@ -132,8 +132,8 @@ class Child:
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """Return the child's array `name` of a checkpoint shard, or None for state that begins as in a new run."""
-        weight = shard == WEIGHTS or shard.startswith(ROWS) or name in _FFN
-        if not weight and (not self.warm or (shard == LOSS_SCALE and self.kind == "inherit")):
+        is_weight = shard == WEIGHTS or shard.startswith(ROWS) or name in _FFN
+        if not is_weight and (not self.warm or (shard == LOSS_SCALE and self.kind == "inherit")):
             return None
         if shard.startswith(EXPERTS):
             return self._experts(int(shard.removeprefix(EXPERTS)), name, shape)
@@ -142,26 +142,26 @@ class Child:
             return None
         if shard.startswith(ROWS):
             return self._met_rows(array, shard, name)
-        array = _in_float32(array) if weight else array
+        array = _in_float32(array) if is_weight else array
         if name.partition(".")[0] == "embedding":
-            return LazyArray(shape, array.dtype, partial(self._slot_rows, array, not weight), array.origin)
+            return LazyArray(shape, array.dtype, partial(self._slot_rows, array, not is_weight), array.origin)
         return array
 
     def _experts(self, segment: int, name: str, shape: tuple[int, ...]) -> LazyArray | None:
         """Return a tensor of all experts of a segment. segment: its number over all RRE layers."""
-        stack, weight = self._of_parent(segment, name), name in _FFN
+        stack, is_weight = self._of_parent(segment, name), name in _FFN
         if stack is None:
             return None
         number_K = np.arange(shape[0]) % stack.shape[0]  # common experts: all of the parent's, or its FFN
         if self.config.model.routed[segment] == "own":
-            number_K = self.own_K if weight else np.where(self.warm_K, self.own_K, -1)
+            number_K = self.own_K if is_weight else np.where(self.warm_K, self.own_K, -1)
         row_of = stack.row
         assert row_of is not None
 
         def content() -> Iterator[np.ndarray]:
             last, row = -1, np.empty(0)
             for expert, number in enumerate(number_K.tolist()):
-                if number < 0 and weight:
+                if number < 0 and is_weight:
                     yield self._drawn(segment, name, expert, shape[1:])
                 elif number < 0:
                     yield np.zeros(shape[1:] or 1, stack.dtype)
@@ -227,17 +227,17 @@ class Child:
             return array
         parent_numbers = {domain.name: number for number, domain in enumerate(self.parent.config.domains)}
         numbers = [(number, parent_numbers.get(domain.name)) for number, domain in enumerate(self.config.domains)]
-        both = [(number, before) for number, before in numbers if before is not None]
+        pairs = [(number, parent) for number, parent in numbers if parent is not None]
         ends = np.searchsorted(stored_keys.read(), np.arange(len(parent_numbers) + 1) * entry.rows).tolist()
 
         def content() -> Iterator[np.ndarray]:
             values = array.read()
-            for number, before in both:
-                part = values[ends[before] : ends[before + 1]]
-                yield part + (number - before) * entry.rows if name == "keys" else part
+            for number, parent in pairs:
+                part = values[ends[parent] : ends[parent + 1]]
+                yield part + (number - parent) * entry.rows if name == "keys" else part
             release_pages(values)
 
-        rows = sum(ends[before + 1] - ends[before] for _, before in both)
+        rows = sum(ends[parent + 1] - ends[parent] for _, parent in pairs)
         return LazyArray((rows, *array.shape[1:]), array.dtype, content, name)
 
 

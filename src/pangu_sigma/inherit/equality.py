@@ -112,8 +112,8 @@ def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None) -> Agr
     return Agreement(text, len(ids_T), exact, own_activation, nats, *cutting)
 
 
-def _largest(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max())
+def _largest(logits_TW: np.ndarray, other_TW: np.ndarray) -> float:
+    return float(np.abs(logits_TW - other_TW).max())
 
 
 def _held_out(run: StoredModel, domain: Domain, data: Path) -> np.ndarray:

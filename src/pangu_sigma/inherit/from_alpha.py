@@ -82,11 +82,12 @@ def fitted(parent: StoredModel, config: Config, moments: bool) -> Config:
             *(config.model.activation, activation),
         )
     for key in ("hidden", "ffn", "heads", "seq_length", "layers"):
-        has, wants = getattr(parent.sizes, key), getattr(config.model, key)
-        if has is not None and has != wants:
+        parent_size, size = getattr(parent.sizes, key), getattr(config.model, key)
+        if parent_size is not None and parent_size != size:
             name = "dense_layers + rre_layers" if key == "layers" else key
             raise ConfigError(
-                f"model.{name} is {wants}, the parent's is {has}; they must be equal: change the child's configuration"
+                f"model.{name} is {size}, the parent's is {parent_size}; they must be equal: change the child's "
+                "configuration"
             )
     if moments and parent.array(OPTIMIZER, "step") is None:
         raise ConfigError(f"{parent.path}: has no Adam state; leave {argument('--moments')} out")
@@ -108,9 +109,11 @@ def inherited_slots(parent: StoredModel, config: Config, tokenizer: Tokenizer, d
     known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, names), tokenizer.slot_rows[slot]
-        its_R = looked_up(known_V, ids_R)
-        lost = lost_pieces(parent, source, its_R, domains.languages(slot))
-        slots.append(SlotRows(name, names[source], ids_R, table_rows(parent.tokenizer, source, its_R), lost=lost))
+        parent_ids_R = looked_up(known_V, ids_R)
+        lost = lost_pieces(parent, source, parent_ids_R, domains.languages(slot))
+        slots.append(
+            SlotRows(name, names[source], ids_R, table_rows(parent.tokenizer, source, parent_ids_R), lost=lost)
+        )
     problems = [
         f"slot {slot.name}: {len(slot.lost):,} tokens of the parent's slot {slot.parent_slot} ("
         f"{', '.join(map(repr, slot.lost[:5]))}) have no row"

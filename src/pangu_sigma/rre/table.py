@@ -141,17 +141,16 @@ def draw_tables(
     common_N = np.array([common if kind == "common" else 0 for kind in segments] * layers, np.int16) if common else None
     if routing.file:
         return _read(routing.file, (layers * len(segments), domains, vocabulary), experts, common_N, rows)
-    if routing.table == "random":
-        spread_DV = np.ones((domains, vocabulary), np.int16)
-    elif frequencies_DV is None:
+    if routing.table == "balanced" and frequencies_DV is None:
         raise ConfigError(
             "routing.table=balanced needs token frequencies; run prepare-data, or use routing.table=random"
         )
-    else:
-        spread_DV = np.stack([_spread(counts_V, experts) for counts_V in frequencies_DV])
-    counts_DV = None if routing.table == "random" else frequencies_DV
-    counts_V = None if counts_DV is None else counts_DV.sum(axis=0)
-    common_spread_V = np.ones(vocabulary, np.int16) if counts_V is None or not common else _spread(counts_V, common)
+    counts_D: list[np.ndarray | None] = [None] * domains
+    counts_V = None
+    if routing.table == "balanced" and frequencies_DV is not None:
+        counts_D, counts_V = [*frequencies_DV], frequencies_DV.sum(axis=0)
+    spread_DV = np.stack([_spread(counts, vocabulary, experts) for counts in counts_D])
+    common_spread_V = _spread(counts_V, vocabulary, common)
     first_NDV = np.empty((layers * len(segments), domains, vocabulary), np.int16)
     for n, kind in enumerate([*segments] * layers):
         layer, segment = divmod(n, len(segments))
@@ -159,8 +158,7 @@ def draw_tables(
         if kind == "common":
             first_NDV[n] = _drawn(vocabulary, common, counts_V, common_spread_V, rng)
             continue
-        for domain in range(domains):
-            counts = None if counts_DV is None else counts_DV[domain]
+        for domain, counts in enumerate(counts_D):
             first_NDV[n, domain] = _drawn(vocabulary, experts, counts, spread_DV[domain], rng)
     of_rows = draw_row_tables(rows, vocabulary, routing.seed) if rows else (None, None)
     of_common = (None, None) if common_N is None else (common_N, common_spread_V)
@@ -172,18 +170,19 @@ def _read(
 ) -> RoutingTable:
     """Read tables of one's own, and check that they are for these sizes, [N, D, V]."""
     table = RoutingTable.load(file, "write it with ps.write_routing, or name routing.npz of a run")
-    has = (table.first_NDV.shape, table.experts, table._common.tolist())
-    needs = (shape, experts, [0] * shape[0] if common_N is None else common_N.tolist())
-    for what, is_so, must in zip(
-        ("segments, domains and token ids", "experts of a domain", "experts of each common segment"),
-        has,
-        needs,
-        strict=True,
-    ):
-        if is_so != must:
+    sizes = {
+        "segments, domains and token ids": (table.first_NDV.shape, shape),
+        "experts of a domain": (table.experts, experts),
+        "experts of each common segment": (
+            table._common.tolist(),
+            ([0] * shape[0] if common_N is None else common_N.tolist()),
+        ),
+    }
+    for unit, (table_size, run_size) in sizes.items():
+        if table_size != run_size:
             raise ConfigError(
-                f"routing.table={file} is for {is_so} {what}, this run has {must}; write it for this configuration and its "
-                "prepared text, with ps.write_routing"
+                f"routing.table={file} is for {table_size} {unit}, this run has {run_size}; write it for this configuration "
+                "and its prepared text, with ps.write_routing"
             )
     if not table.has_keys_of(rows):
         raise ConfigError(
@@ -219,8 +218,11 @@ def _drawn(
     return first_V
 
 
-def _spread(counts_V: np.ndarray, experts: int) -> np.ndarray:
-    """Return the number of experts that share each id, such that no id gives an expert more than half a fair share."""
+def _spread(counts_V: np.ndarray | None, vocabulary: int, experts: int) -> np.ndarray:
+    """Return the number of experts that share each id, such that no id gives an expert more than half a fair share; 1 without
+    counts, or without experts."""
+    if counts_V is None or not experts:
+        return np.ones(vocabulary, np.int16)
     fair_share = max(counts_V.sum() / experts, 1.0)
     return np.clip(np.ceil(counts_V / (fair_share / 2)), 1, experts).astype(np.int16)
 
