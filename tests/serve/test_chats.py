@@ -112,7 +112,7 @@ def test_an_answer_comes_back_with_the_nulls_that_a_client_adds(client):
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             'messages.0.content: must be a text, or a list of parts {"type": "text", "text": …}; images, audio and files are',
         ),
-        ({"messages": [{"role": "user", "content": "x"}] * 257}, "messages: 257 is more than 256"),
+        ({"messages": [{"role": "user", "content": "x"}] * 257}, "messages: it must have at most 256 items, not 257"),
         ({"top_logprobs": 1}, "top_logprobs is only allowed with logprobs=true"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "mean the same and differ"),
         ({"max_tokens": LENGTH + 1}, f"max_tokens is {LENGTH + 1}"),
