@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.parent import parent_refusal
 from pangu_sigma.inspection.inspect import format_rows
 from pangu_sigma.model.arrays import row_scale_shapes
@@ -67,7 +67,11 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
     """
     try:
         return _inspect(path, verify)
-    except (DamagedFile, DamagedCheckpoint) as error:
+    except (
+        DamagedFile,
+        DamagedCheckpoint,
+        DataError,
+    ) as error:  # DataError: the hash is right, and the content unreadable
         if not verify:
             raise
         return FileInspection(str(path), kind_of(path), None, {}, {}, "nothing", None, None, damaged=[str(error)])
