@@ -57,7 +57,7 @@ class _NewTokens(NamedTuple):
     """New tokens of all lanes, one chunk after another; int [T].
 
     before: id of the token before it in the lane, -1 for none. lane, at, first: as in `CpuOperators.take`. wanted: 1 if logits are
-    needed. row: row of the token in the flattened slots. experts_NT: expert of the token in each segment.
+    needed. word: index of the token in the word table of all slots. experts_NT: expert of the token in each segment.
     """
 
     id: np.ndarray
@@ -68,7 +68,7 @@ class _NewTokens(NamedTuple):
     at: np.ndarray
     first: np.ndarray
     wanted: np.ndarray
-    row: np.ndarray
+    word: np.ndarray
     experts_NT: np.ndarray
 
     def passes(self) -> Iterator[_NewTokens]:
@@ -204,10 +204,10 @@ class Decoder:
         if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
             for chunk in chunks:
                 self.tokenizer.rows(chunk.ids, texts[chunk.lane].domain)  # one of them raises the error
-        row_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
+        word_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
         experts_NT = self._table.route(id_T, domain_T, at_T - first_T)
         self._texts |= texts
-        return _NewTokens(*columns, row_T, experts_NT)
+        return _NewTokens(*columns, word_T, experts_NT)
 
     def _hidden_states(
         self, new: _NewTokens, asking_A: np.ndarray | None = None, trace: list[np.ndarray] | None = None
@@ -217,7 +217,7 @@ class Decoder:
         positions_T = new.at - new.first
         e_TH = self._rows.of(new.id, new.domain, positions_T, new.before)
         return hidden_states(
-            self.config.model, self._operators, new.row, positions_T, new.experts_NT, e_TH, asking_A, trace
+            self.config.model, self._operators, new.word, positions_T, new.experts_NT, e_TH, asking_A, trace
         )
 
     def _add_logits(

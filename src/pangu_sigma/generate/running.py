@@ -37,8 +37,8 @@ class RunningText:
         self._tokenizer = decoder.tokenizer
         self._ids = list(self.request.ids)
         self._prompt, self._scores = len(self._ids), list[Scored]()
-        self._rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
-        self._used = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
+        self._slot_rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
+        self._token_count = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
         self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
         self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
         self._structured = self.request.structure and self.request.structure.begin()
@@ -76,7 +76,7 @@ class RunningText:
                 first = self.read - chunk.wanted + 1  # the token that row 0 scores
                 for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
                     self._check_finite(logits_R, number)
-                    self._scores.append(self._scored(logits_R, self._rows[number], self.request.prompt_logprobs))
+                    self._scores.append(self._scored(logits_R, self._slot_rows[number], self.request.prompt_logprobs))
             if self.read < self.to_read:
                 return
             self.fill_prompt()
@@ -102,12 +102,14 @@ class RunningText:
         may_R = self._biased(logits_R)
         if self._structured:
             may_R = self._structured.allowed(may_R)
-        row = request.sampling.choose(may_R, self._rows[: self._prompt], self._rows[self._prompt :], self._rng)
+        row = request.sampling.choose(
+            may_R, self._slot_rows[: self._prompt], self._slot_rows[self._prompt :], self._rng
+        )
         if self._structured:
             self._structured.take(row)
         token = int(self._tokenizer.slot_rows[slot, row])
         self._ids.append(token)
-        self._rows.append(row)
+        self._slot_rows.append(row)
         text = self._spell(token)
         logprob, top = (None, ()) if request.logprobs is None else self._scored(logits_R, row, request.logprobs)
         self.answer.tokens.append(Token(token, text, logprob, top))
@@ -131,7 +133,7 @@ class RunningText:
 
     def _check_finite(self, logits_R: np.ndarray, number: int) -> None:
         """Raise UserError unless all rows with a token have finite logits. number: number of tokens before them."""
-        if np.count_nonzero(np.isfinite(logits_R)) != self._used:
+        if np.count_nonzero(np.isfinite(logits_R)) != self._token_count:
             raise UserError(
                 f"domain {self.request.domain.name}: the logits after {number} tokens are not finite, so no token can be chosen or "
                 "scored: weights are NaN, infinite or too large to compute with; load another checkpoint, or export the model again"

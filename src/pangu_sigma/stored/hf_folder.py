@@ -265,15 +265,18 @@ def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]
 def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> RoutingTable:
     """Build the routing table from its tensors. Raises LayoutError if an entry names an expert that does not exist, or one of
     another domain, and if keys of rows are not below the number of rows."""
-    model, spread_DV, entries = config.model, arrays[SPREAD], range(len(config.model.rows))
-    first_NDV = arrays[ROUTES].reshape(len(model.routed), *spread_DV.shape)
+    model = config.model
+    first_NDV = arrays[ROUTES].reshape(len(model.routed), *arrays[SPREAD].shape)
     # the file counts experts over all domains, the table within a domain
-    first_NDV = _int16(first_NDV - _first_of_own(config, model.experts_per_domain))
-    common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
-    # the fields common_N and common_spread_V, then row_EV and before_EV1
-    of_common = map(_int16, (common_N, arrays[COMMON_SPREAD])) if model.common_experts else (None, None)
-    of_rows = (np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS)
-    table = RoutingTable(first_NDV, _int16(spread_DV), model.experts_per_domain, *of_common, *of_rows)
+    first_NDV = first_NDV - _first_of_own(config, model.experts_per_domain)
+    fields: dict[str, np.ndarray] = {"first_NDV": _int16(first_NDV), "spread_DV": _int16(arrays[SPREAD])}
+    if model.common_experts:
+        common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
+        fields |= {"common_N": _int16(common_N), "common_spread_V": _int16(arrays[COMMON_SPREAD])}
+    for field, name in zip(("row_EV", "before_EV1"), _OF_KEYS, strict=True):
+        if model.rows:
+            fields[field] = np.stack([arrays[row_tensor(e, name)] for e in range(len(model.rows))])
+    table = RoutingTable(experts=model.experts_per_domain, **fields)
     wrong = wrong_tables(**vars(table))
     if wrong or not table.has_keys_of(model.rows):
         wrong = wrong or "keys of rows that there are not"

@@ -54,9 +54,9 @@ class ExactModel(Operators):
         release_pages(table)
         return logits_TC
 
-    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+    def embed(self, words_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         table = self.weights.tensor("embedding")
-        x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[positions_T]
+        x_TH = np.asarray(table[words_T], np.float32) + self._tensor("positions")[positions_T]
         release_pages(table)
         return x_TH
 
@@ -104,8 +104,8 @@ class ExactModel(Operators):
     def attention(
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
-        """Return residual + causal attention of a layer, rows `asking_A` only (None: all). It is computed for all rows first,
-        because BLAS adds in another order for few rows."""
+        """Return residual + causal attention of a layer, of the tokens `asking_A` only (None: all). It is computed for all tokens
+        first, because BLAS adds in another order for few of them."""
         at, heads = f"layers.{layer}.attention", self.model.heads
         q, k, v = (
             self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
