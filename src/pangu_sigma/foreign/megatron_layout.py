@@ -117,7 +117,7 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
         if other.shape != first.shape:
             raise LayoutError(f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; {MIXED}")
     if rule is None or rule.cut is None or len(parts) == 1:
-        return WholeTensor(first.shape, [first], copies=parts[1:])
+        return WholeTensor.from_part(first)
     if rule.cut >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {rule.cut}; {MIXED}")
     cut = Cut((len(parts),), tuple(0 if axis == rule.cut else -1 for axis in range(len(first.shape))))
