@@ -39,11 +39,11 @@ class RunningText:
         self._prompt, self._scores = len(self._ids), list[Scored]()
         self._slot_rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._token_count = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
-        self._most = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
+        self._max_new_tokens = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
         self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
         self._structured = self.request.structure and self.request.structure.begin()
         first_scored = self._prompt if self.request.prompt_logprobs is None else self.request.scored_from
-        self.to_read = self._prompt if self._most else self._prompt - 1 if first_scored < self._prompt else 0
+        self.to_read = self._prompt if self._max_new_tokens else self._prompt - 1 if first_scored < self._prompt else 0
         # first tokens of the prompt, whose logits are not used, so that another text may read them
         self._without_logits = min(first_scored, self._prompt) - 1
 
@@ -80,7 +80,7 @@ class RunningText:
             if self.read < self.to_read:
                 return
             self.fill_prompt()
-        if self._most:
+        if self._max_new_tokens:
             self._write(logits_WR[-1])
         else:
             self.finish = "length"
@@ -124,7 +124,7 @@ class RunningText:
             return self._text.end()
         text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
         is_whole = self._structured and self._structured.is_whole
-        if not self._text.stopped and (is_whole or len(self._ids) == self._prompt + self._most):
+        if not self._text.stopped and (is_whole or len(self._ids) == self._prompt + self._max_new_tokens):
             self.finish = "stop" if is_whole else "length"
             text += self._text.end()  # an incomplete character at the end may complete a stop string
         if self._text.stopped:

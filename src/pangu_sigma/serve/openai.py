@@ -55,7 +55,6 @@ async def answer_chat(request: HttpRequest, answers: Answers, body: ChatRequest)
     served, domain = domain_of(request, body.model)
     template = ChatTemplate.of(domain, served.config.chat)
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    room_for(served, [[]], max_tokens, 0)
     messages: list[tuple[Role, str]] = [
         ("system" if message.role == "developer" else message.role, message.text) for message in body.messages
     ]
@@ -196,7 +195,7 @@ class _Responses:
             news = self.answers.news()
             events = self._events(await anext(news), news)
             return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
-        all_news = await self.answers.whole()
+        all_news = await self.answers.wait()
         warnings = chain(self._warnings, [news.answer.warning for news in all_news])
         choices = [self.choice(news) for news in all_news]
         return JSONResponse(self._body(self.objects[0], choices, warnings, usage=self._usage()))

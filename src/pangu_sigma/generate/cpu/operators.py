@@ -46,7 +46,7 @@ class CpuOperators(Operators):
         self._weights = Matrices(weights, precision, mapped, self._room)
         self._words = self._weights.matrix("embedding")
         self._positions_SH, self._queries_SH = (self._weights.vector(name) for name in ("positions", "query_positions"))
-        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
+        self._x_TH, self._y_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
             self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
         self._at_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
@@ -62,7 +62,7 @@ class CpuOperators(Operators):
             for _ in range(model.layers)
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
-        self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
+        self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._y_TH), self._y_TH)}
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
         self._ffns = [
@@ -146,7 +146,7 @@ class CpuOperators(Operators):
 
     def _buffers(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the buffers (residual, normed) of a layer. The norm before the query layer has swapped them."""
-        return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
+        return (self._y_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._y_TH)
 
     def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
         at = f"layers.{layer}.attention"
@@ -155,13 +155,13 @@ class CpuOperators(Operators):
         for name, added in (("attention_norm", scaled_e), ("ffn_norm", None)):
             cell = f"layers.{layer}.{name}"
             self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH, added), normed_TH
-        asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
+        query_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
         ask, key, value, output = (
             Projection(
                 x_TH, self._weights.matrix(f"{at}.{name}.weight"), self._weights.vector(f"{at}.{name}.bias"), y_TH, adds
             )
             for name, x_TH, y_TH, adds in (
-                ("query", asked_TH, self._q_TH, False),
+                ("query", query_TH, self._q_TH, False),
                 ("key", normed_TH, self._k_TH, False),
                 ("value", normed_TH, self._v_TH, False),
                 ("output", self._mixed_TH, residual_TH, True),
