@@ -133,21 +133,19 @@ def _facts(path: Path, args: Any, ranks: int, word_table: WholeTensor | None) ->
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if is_padded else None)
     if not isinstance(args, Namespace):
         return facts
-    arguments = {
-        name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31
-    }
+    values = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
-        if arguments.get(name, ranks) != ranks:
-            raise LayoutError(f"{path}: args.{name} is {arguments[name]}, and {ranks} ranks are here; give all files")
+        if values.get(name, ranks) != ranks:
+            raise LayoutError(f"{path}: args.{name} is {values[name]}, and {ranks} ranks are here; give all files")
     for key, name in (("hidden_size", "hidden"), ("max_position_embeddings", "seq_length")):
-        if key in arguments:
-            facts.stated_sizes[name] = (f"args.{key}", arguments[key])
-    if "num_layers" in arguments:
-        facts.stated_sizes["layers"] = ("args.num_layers + 1, the query layer,", arguments["num_layers"] + 1)
-    facts.heads = arguments.get("num_attention_heads")
-    if 0 < arguments.get("vocab_size", 0) < rows:
-        facts.vocabulary = arguments["vocab_size"]
-    if "openai_gelu" in arguments:
-        is_tanh = arguments["openai_gelu"] or arguments.get("bias_gelu_fusion", False)
+        if key in values:
+            facts.stated_sizes[name] = (f"args.{key}", values[key])
+    if "num_layers" in values:
+        facts.stated_sizes["layers"] = ("args.num_layers + 1, the query layer,", values["num_layers"] + 1)
+    facts.heads = values.get("num_attention_heads")
+    if 0 < values.get("vocab_size", 0) < rows:
+        facts.vocabulary = values["vocab_size"]
+    if "openai_gelu" in values:
+        is_tanh = values["openai_gelu"] or values.get("bias_gelu_fusion", False)
         facts.activation, facts.activation_known = ("tanh" if is_tanh else "erf"), True
     return facts
