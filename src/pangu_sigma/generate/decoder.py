@@ -116,12 +116,9 @@ class Decoder:
         self._unused = [np.flatnonzero(ids_R < 0) for ids_R in tokenizer.slot_rows]
         self.cache_bytes = self._operators.cache_bytes
         self.resident_bytes = self._operators.weight_bytes + self._rows.nbytes + self.cache_bytes
-        sizes = (self._operators.weight_bytes, self._operators.copied_bytes, self.cache_bytes)
-        weights_mib, copied_mib, cache_mib = (size / (1 << 20) for size in sizes)
-        logger.info(
-            "weights %.1f MiB, %.1f of them copied as %s; cache of %d lanes %.1f MiB",
-            *(weights_mib, copied_mib, precision, lanes, cache_mib),
-        )
+        weights_mib, cache_mib = (size / (1 << 20) for size in (self._operators.weight_bytes, self.cache_bytes))
+        place = "in their files" if is_mapped else f"copied as {precision}"
+        logger.info("weights %.1f MiB, matrices %s; cache of %d lanes %.1f MiB", weights_mib, place, lanes, cache_mib)
 
     def begin(self, lane: int, domain: Domain) -> None:
         """Empty a lane of the KV cache for a new text of a domain. Raises ConfigError if there is no such lane."""

@@ -33,8 +33,7 @@ PASS_TOKENS = 512
 class CpuOperators(Operators):
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
-    weight_bytes: bytes of the weights that the operators read, mapped files too. copied_bytes: bytes of the copies in memory.
-    cache_bytes: size of the full KV cache.
+    weight_bytes: bytes of the weights that the operators read, mapped files too. cache_bytes: size of the full KV cache.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class CpuOperators(Operators):
         self._routed = [self._routed_ffns(i, config) for i in range(model.rre_layers)]
         slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
         self._heads = [TiedHead(self._mixed_TH, self._words.rows(slot)) for slot in slots]
-        self.weight_bytes, self.copied_bytes = self._weights.weight_bytes, self._weights.copied_bytes
+        self.weight_bytes = self._weights.weight_bytes
 
     def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
         """Set for each token of the next pass its lane, its index in the lane, and the index of its document's first token."""
