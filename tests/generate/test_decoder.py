@@ -16,7 +16,7 @@ from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.generate.cpu import decoder as host_decoder
+from pangu_sigma.generate import decoder as host_decoder
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.text import open_decoder
