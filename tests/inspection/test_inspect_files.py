@@ -223,6 +223,6 @@ def test_a_hashed_file_that_cannot_be_read_is_damage(forms, tmp_path, name):
     (copy / name).write_bytes(b"no table")
     add_to_seal(copy, name)
     (message,) = inspect_files(copy, verify=True).damaged
-    assert message.startswith(f"{copy / name}: ")
+    assert str(copy / name.partition("/")[0]) in message
     with pytest.raises(DataError):
         inspect_files(copy)

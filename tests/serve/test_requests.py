@@ -165,7 +165,7 @@ def test_wrong_kinds_are_refused(client, kind):
 
 IDS = (
     "must be a text, token ids, or a list of at most 128 texts or lists of token ids; no list may be empty, and a token id is "
-    "number from 0 to 2147483647"
+    "a whole number from 0 to 2147483647"
 )
 
 

@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.lazy import LazyArray
@@ -144,12 +142,9 @@ def _write_weight_files(
     tensors: all tensors by name. names_by_file: names of the tensors in each file."""
     total, fingerprints = sum(tensor.nbytes for tensor in tensors.values()), {}
     with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
-
-        def advance(name: str, first: int, values: np.ndarray) -> None:
-            bar.update(values.nbytes)
-
         for file, names in names_by_file.items():
-            arrays = {name: tensors[name] for name in names}
-            metadata = {"format": "pt"}  # `transformers` requires it
-            fingerprints[file] = write_arrays(folder / file, arrays, lambda: None, metadata, advance)
+            arrays, metadata = {name: tensors[name] for name in names}, {"format": "pt"}  # `transformers` requires it
+            fingerprints[file] = write_arrays(
+                folder / file, arrays, lambda: None, metadata, lambda name, first, values: bar.update(values.nbytes)
+            )
     return fingerprints

@@ -138,12 +138,11 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
     from pangu_sigma.generate.graph.exported import ExportedGraph
 
     export = open_model(output, "export")
-    graph, domains = ExportedGraph.load(export), domains_of(export.config)
+    graph, total = ExportedGraph.load(export), 0
     engine = open_engine(run_path if export.facts["weights"] == "float32" else output)
-    prompts = [export.tokenizer.prompt(OPENINGS[domain.language], domain) for domain in domains]
-    requests = [Request(domain, tuple(ids), tokens) for domain, ids in zip(domains, prompts, strict=True)]
-    total = 0
-    for domain, ids, answer in zip(domains, prompts, engine.complete(requests), strict=True):
+    for domain in domains_of(export.config):
+        ids = export.tokenizer.prompt(OPENINGS[domain.language], domain)
+        (answer,) = engine.complete([Request(domain, tuple(ids), tokens)])
         expected_ids = [token.id for token in answer.tokens]
         exported_ids = graph.continue_greedily(domain, ids, len(expected_ids))
         if exported_ids != expected_ids:

@@ -85,15 +85,9 @@ def _inspect(path: Path, verify: bool) -> FileInspection:
     if model.kind == "run" and (path / CONFIG_FILE).exists():
         read_config(path, "run", "change keys with --set, or remove the file")
     arrays = list(model.listed())
+    roles, verified = _count_by_role(arrays), _VERIFIED[model.kind][verify]
     inspection = FileInspection(
-        path=str(path),
-        kind=model.layout,
-        step=model.step,
-        roles=_count_by_role(arrays),
-        hashes=model.hashes,
-        verified=_VERIFIED[model.kind][verify],
-        lineage=model.lineage,
-        refusal=parent_refusal(model),
+        str(path), model.layout, model.step, roles, model.hashes, verified, model.lineage, parent_refusal(model)
     )
     if isinstance(model, StoredAlpha):
         inspection.notes = _alpha_notes(model)
@@ -130,13 +124,13 @@ _VERIFIED: dict[Kind, tuple[str, str]] = {
 def _alpha_notes(model: StoredAlpha) -> list[str]:
     """Return remarks on a PanGu-α in the files of another project."""
     sizes = model.sizes
-    notes = [
+    return [
         f"{sizes.layers} layers, hidden {sizes.hidden}, FFN {sizes.ffn}, {sizes.heads or 'an unknown number of'} heads, context "
         f"{sizes.seq_length}, {sizes.vocabulary} rows",
         f"GELU {sizes.activation}" + ("" if sizes.activation_known else ", assumed: the files do not say it"),
         *(f"unused: {name} ({reason})" for name, reason in model.unused.items()),
+        *([f"`inherit` needs {argument('--heads')}"] if sizes.heads is None else []),
     ]
-    return notes + ([f"`inherit` needs {argument('--heads')}"] if sizes.heads is None else [])
 
 
 def _row_notes(model: StoredModel, arrays: Iterable[ListedArray]) -> list[str]:
@@ -200,8 +194,7 @@ def format_file_inspection(inspection: FileInspection) -> str:
     total = sum(n["parameters"] for role, n in roles.items() if role not in (ADAM, ROW_KEYS, "loss scale"))
     rows.insert(0, ("parameters", f"{total:,}"))
     rows += [(f"hash of {name}", value) for name, value in inspection.hashes.items()]
-    rows.append(("verified", inspection.verified))
-    rows.append(("lineage", _lineage_text(inspection.lineage)))
+    rows += [("verified", inspection.verified), ("lineage", _lineage_text(inspection.lineage))]
     rows += [("", note) for note in inspection.notes]
     limit = f", as far as headers tell ({argument('--verify')}: all values)" if inspection.verified == "nothing" else ""
     rows.append(("inherit", inspection.refusal or f"takes it{limit}"))

@@ -100,8 +100,7 @@ def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
     """
     if not counts_V.any():
         return 1.0
-    routing = RoutingConfig(table=table)
-    tables = draw_tables(routing, _DRAWS, 1, len(counts_V), experts, counts_V[None])
+    tables = draw_tables(RoutingConfig(table=table), _DRAWS, 1, len(counts_V), experts, counts_V[None])
     shares = [shares_of_experts(*tables.of_segment(n), counts_V[None]) for n in range(_DRAWS)]
     return float(np.mean([share_1E.max() * experts for share_1E in shares]))
 

@@ -36,9 +36,7 @@ _SIGNS: dict[Kind, tuple[str, str]] = {
     "hf": (CONFIG_JSON, "`export --format hf`"),
 }
 """Kind of model → file that its folder must have, and command that writes the folder."""
-_CLASSES: dict[Kind, type[StoredModel]] = {
-    cls.kind: cls for cls in (StoredRun, StoredCheckpoint, StoredExport, StoredFolder, StoredAlpha)
-}
+_MODELS: tuple[type[StoredModel], ...] = (StoredRun, StoredCheckpoint, StoredExport, StoredFolder, StoredAlpha)
 
 
 @overload
@@ -56,7 +54,7 @@ def open_model(path: Path, *accepted: Kind, verified: bool = True) -> StoredMode
     """
     if accepted and (problem := _problem(path, accepted)):
         raise ConfigError(problem)
-    return _CLASSES[kind_of(path)](path, verified)
+    return {model.kind: model for model in _MODELS}[kind_of(path)](path, verified)
 
 
 def _problem(path: Path, accepted: Sequence[Kind]) -> str | None:

@@ -234,7 +234,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
             states.append(x_BSH)
         predicting = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._logits(x_BSH[:, predicting], domain_B1)
-        loss = None if labels is None else self._loss(logits, labels, input_ids, ids_BS == PADDING, domain_B1, others)
+        loss = None if labels is None else self._loss(logits, labels, ids_BS, domain_B1, others)
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         fields = {"loss": loss, "logits": logits, CACHE: cache, "hidden_states": tuple(states) if with_states else None}
         output = CausalLMOutputWithPast(**fields)
@@ -246,33 +246,25 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
             if others.get(name) is not None:
                 raise ValueError(f"{name} is not taken: experts and positions follow from input_ids; leave it out")
         if self.config.output_attentions if output_attentions is None else output_attentions:
-            raise ValueError(
-                "output_attentions is not there: torch's fused attention returns no weights; set it to False"
-            )
+            raise ValueError("output_attentions=True is not taken: fused attention returns no weights; set it to False")
 
     def _usable_cache(self, cache: Any, use_cache: bool | None) -> Any:
         """Return the cache, or a new one unless none is used: by default in evaluation. Raises ValueError for another kind."""
         if cache is not None and not isinstance(cache, DynamicCache):
-            raise ValueError(
-                f"{type(cache).__name__} is not taken: this model takes a DynamicCache; leave cache_implementation out"
-            )
+            kind = type(cache).__name__
+            raise ValueError(f"{kind} is not taken: this model takes a DynamicCache; leave cache_implementation out")
         is_checkpointed = self.training and self.layers[0].gradient_checkpointing
         if cache is None and not is_checkpointed and (not self.training if use_cache is None else use_cache):
             return DynamicCache(config=self.config)
         return cache
 
     def _loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        ids: Tensor,
-        is_padding_BS: Tensor,
-        domain_B1: Tensor,
-        others: dict[str, Any],
+        self, logits: Tensor, labels: Tensor, ids_BS: Tensor, domain_B1: Tensor, others: dict[str, Any]
     ) -> Tensor:
-        """Return the mean loss. Raises ValueError for a label that the domain's slot has no row for. others: of `forward`."""
-        self._words(torch.where(labels < 0, ids, labels), domain_B1)
-        labels = labels.masked_fill(F.pad(is_padding_BS[:, :-1], (1, 0)), -100)  # padding predicts nothing
+        """Return the mean loss. Raises ValueError for a label that the domain's slot has no row for. ids: PADDING where padded.
+        others: of `forward`."""
+        self._words(labels.masked_fill(labels < 0, self.config.eos_token_id), domain_B1)
+        labels = labels.masked_fill(F.pad(ids_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
         count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
         return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
 
