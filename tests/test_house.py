@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = {
     ".": 2007,
     "checkpoint": 1000,
-    "convert": 672,
+    "convert": 669,
     "data": 2503,
     "ecss": 377,
     "evaluate": 755,

@@ -51,8 +51,7 @@ def report_prepared(folder: Path) -> tuple[dict[str, Any], str]:
     data = PreparedData(folder)
     numbers = measure_prepared(data)
     file = folder.resolve().with_name(f"{folder.resolve().name}.report.png")
-    png = io.BytesIO()
-    draw_prepared(numbers).savefig(png, dpi=110)
+    draw_prepared(numbers).savefig(png := io.BytesIO(), dpi=110)
     try:
         write_atomically(file, png.getvalue())
     except OSError as error:

@@ -212,12 +212,13 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None, output_attentions: bool | None = None, return_dict: bool | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple:  # fmt: skip
-        """Return the logits of the token after each, [B, S, V], and with `labels` the loss.
+        """Return the logits of the token after each, [B, S, V], and with `labels` (-100: does not count) the loss.
 
-        attention_mask: 0 for padding. domain: as in the class. labels: ids, -100 where one does not count. cache: `DynamicCache`
-        with the tokens before these; `past_key_values` is its other name. logits_to_keep: number of last tokens, or their indices;
-        0 for all."""
-        self._check_options(output_attentions, others)
+        attention_mask: 0 for padding. cache, past_key_values: `DynamicCache` of the tokens before. logits_to_keep: last tokens."""
+        if unusable := [name for name in ("inputs_embeds", "position_ids") if others.get(name) is not None]:
+            raise ValueError(f"{unusable[0]} is not taken: experts and positions follow from input_ids; leave it out")
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("output_attentions is not there: fused attention returns no weights; set it to False")
         cache = self._usable_cache(past_key_values if cache is None else cache, use_cache)
         domain_B1 = self._domains(domain, len(input_ids), input_ids.device)[:, None]
         words_BS = self._words(input_ids, domain_B1)  # first: it refuses ids that are in no table
@@ -240,14 +241,6 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(**fields)
         return output.to_tuple() if return_dict is False else output
 
-    def _check_options(self, output_attentions: bool | None, others: dict[str, Any]) -> None:
-        """Raise ValueError for arguments of other models that this one cannot follow."""
-        for name in ("inputs_embeds", "position_ids"):
-            if others.get(name) is not None:
-                raise ValueError(f"{name} is not taken: experts and positions follow from input_ids; leave it out")
-        if self.config.output_attentions if output_attentions is None else output_attentions:
-            raise ValueError("output_attentions=True is not taken: fused attention returns no weights; set it to False")
-
     def _usable_cache(self, cache: Any, use_cache: bool | None) -> Any:
         """Return the cache, or a new one unless none is used: by default in evaluation. Raises ValueError for another kind."""
         if cache is not None and not isinstance(cache, DynamicCache):
@@ -261,8 +254,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
     def _loss(
         self, logits: Tensor, labels: Tensor, ids_BS: Tensor, domain_B1: Tensor, others: dict[str, Any]
     ) -> Tensor:
-        """Return the mean loss. Raises ValueError for a label that the domain's slot has no row for. ids: PADDING where padded.
-        others: of `forward`."""
+        """Return the mean loss. ids: PADDING where padded. Raises ValueError for a label that the domain's slot has no row for."""
         self._words(labels.masked_fill(labels < 0, self.config.eos_token_id), domain_B1)
         labels = labels.masked_fill(F.pad(ids_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
         count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
