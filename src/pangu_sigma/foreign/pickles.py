@@ -44,7 +44,7 @@ class OpaqueObject:
     def _drop(self, *_: Any) -> None:
         """Take contents, in each of the ways that pickles have."""
 
-    __init__ = append = extend = add = __setitem__ = __setstate__ = _drop  # type: ignore[assignment]
+    __init__ = append = extend = add = __setitem__ = __setstate__ = _drop
 
 
 class Storage(NamedTuple):

@@ -196,15 +196,14 @@ class Decoder:
                     f"a sequence of {length} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
                 )
             texts[chunk.lane] = LaneText(domain, length, first, last)
-        columns = np.array(tokens, np.int64).T
-        id_T, _, domain_T, slot_T, _, at_T, first_T, _ = columns
+        id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
         if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
             for chunk in chunks:
                 self.tokenizer.rows(chunk.ids, texts[chunk.lane].domain)  # one of them raises the error
         word_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
         experts_NT = self._table.route(id_T, domain_T, at_T - first_T)
         self._texts |= texts
-        return _NewTokens(*columns, word_T, experts_NT)
+        return _NewTokens(id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T, word_T, experts_NT)
 
     def _hidden_states(
         self, new: _NewTokens, asking_A: np.ndarray | None = None, trace: list[np.ndarray] | None = None
