@@ -142,8 +142,8 @@ def tiny_export(tiny_run, made_once) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_graph(graph_mode, tiny_export):
-    """Its graph, loaded and compiled once for a process: a `GraphDecoder` of four lanes, which each test begins anew."""
-    from pangu_sigma.generate.graph.decoder import GraphDecoder
+    """Its graph, an `ExportedGraph`, loaded and compiled once for a process."""
+    from pangu_sigma.generate.graph.exported import ExportedGraph
     from pangu_sigma.stored.open import open_model
 
-    return GraphDecoder.of(open_model(tiny_export, "export"))
+    return ExportedGraph.load(open_model(tiny_export, "export"))

@@ -1,4 +1,4 @@
-"""Bench of decoding on the CPU: `CpuDecoder` against transformers' GPT-2 of the same hidden size, layers and word table.
+"""Bench of decoding on the CPU: `Decoder` against transformers' GPT-2 of the same hidden size, layers and word table.
 
 Both begin with texts of drawn ids and add greedy tokens; the peer does so eagerly with its DynamicCache, in a process of its own
 (peers.py), which sleeps while we compute. Weights are drawn, and ours come from a file as those of a run. A batch is of one domain.
@@ -29,8 +29,7 @@ from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.cpu.decoder import CpuDecoder
-from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.model.pangu_sigma import FIRST_ROW_SCALE
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -146,11 +145,11 @@ class Drawn:
         table = (self.config.routing, model.rre_layers, DRAWN_DOMAINS, self.rows, own, None, model.segments, common)
         self._table = draw_tables(*table, model.rows)
 
-    def decoder(self, lanes: int, precision: Precision = "float32") -> CpuDecoder:
+    def decoder(self, lanes: int, precision: Precision = "float32") -> Decoder:
         """A decoder of it. Its tokenizer has as many ids as a slot has rows, and no document ends."""
         rows = np.arange(self.rows, dtype=np.int32)[None]
         ids = cast(Tokenizer, SimpleNamespace(size=self.rows, eot=-1, slot_rows=rows, row_of=rows))
-        return CpuDecoder(self.config, ids, self._table, self._weights, lanes, precision)
+        return Decoder(self.config, ids, self._table, self._weights, lanes, precision)
 
     def texts(
         self, batch: int, tokens: int, precision: Precision = "float32", greedy: bool = True
@@ -173,7 +172,7 @@ class Drawn:
         decoder = self.decoder(1)
         return lambda: cast(None, self._begin(decoder, 1, PROMPT))
 
-    def _begin(self, decoder: CpuDecoder, batch: int, tokens: int) -> list[int]:
+    def _begin(self, decoder: Decoder, batch: int, tokens: int) -> list[int]:
         """Begin texts of drawn ids; returns the token after each."""
         ids = np.random.default_rng(0).integers(0, self.rows, (batch, tokens))
         for lane in range(batch):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -21,12 +22,12 @@ from experiments.bench.decode import DrawnWeights
 from experiments.bench.harness import Row, compare, take_turns
 from experiments.bench.serve import drawn_config, real_tokenizer
 from pangu_sigma.data.prepared import drawn_tables
+from pangu_sigma.domains import Domain
 from pangu_sigma.evaluate.harness import HarnessModel
-from pangu_sigma.generate.cpu.decoder import CpuDecoder
-from pangu_sigma.generate.decoder import Decoder
+from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.graph.cached import CachedGraph
-from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.graph.exported import ExportedGraph
 from pangu_sigma.process import use_cpu
 
 _ITEMS, _ALONE, _LANES, _ROUNDS = 1000, 50, 16, 3
@@ -79,11 +80,29 @@ def _models() -> Iterator[list[HarnessModel]]:
     table = drawn_tables(config, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         weights = DrawnWeights(config, Path(folder) / "weights.safetensors")
-        decoders: list[Decoder] = [CpuDecoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]
+        decoders: list[Any] = [Decoder(config, tokenizer, table, weights, lanes) for lanes in (_LANES, 1)]
         use_cpu()
         graph = CachedGraph(config, tokenizer, table, weights).set_train(False)
-        decoders.append(GraphDecoder(graph, config, tokenizer, table, lanes=1))
+        decoders.append(_GraphDecoder(ExportedGraph(graph), decoders[0]))
         yield [HarnessModel(Engine(each), "d0") for each in decoders]
+
+
+class _GraphDecoder:
+    """The graph of an export as a decoder of one text at a time. other: decoder of the same model."""
+
+    lanes = 1
+
+    def __init__(self, graph: ExportedGraph, other: Decoder):
+        self.config, self.tokenizer, self._graph = other.config, other.tokenizer, graph
+
+    def begin(self, lane: int, domain: Domain) -> None:
+        self._domain, self._length = domain, 0
+
+    def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        (chunk,) = chunks
+        logits_TR, _ = self._graph.read(self._domain, chunk.ids, self._length)
+        self._length += len(chunk.ids)
+        return [logits_TR[len(chunk.ids) - chunk.wanted :]]
 
 
 def _asked(model: HarnessModel, items: int) -> list[Instance]:

@@ -28,7 +28,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.cpu.decoder import CpuDecoder
+from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.serve.served import Limits
 from pangu_sigma.serve.server import Address, bind, serve
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
@@ -131,7 +131,7 @@ def _serve(size: str, lanes: int, file: Path, told: Connection) -> None:
     logging.disable(logging.INFO)
     config, address = drawn_config(size), Address(port=0)
     tokenizer = real_tokenizer(config)
-    decoder = CpuDecoder(config, tokenizer, drawn_tables(config, tokenizer), DrawnWeights(config, file), lanes)
+    decoder = Decoder(config, tokenizer, drawn_tables(config, tokenizer), DrawnWeights(config, file), lanes)
     with bind(address) as listening:
         host, port = listening.getsockname()[:2]
         told.send(f"http://{host}:{port}")

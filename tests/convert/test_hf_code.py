@@ -122,8 +122,8 @@ def test_the_code_imports_only_what_is_promised_and_is_short():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             tops = {each.partition(".")[0] for each in names}
             assert tops <= PROMISED, name
-    # 20 of them refuse by name what transformers asks for and is not there, 51 are for rows
-    assert lines["modeling_pangu_sigma.py"] + lines["configuration_pangu_sigma.py"] <= 371
+    # 20 of them refuse by name what transformers asks for and is not there, 51 are for rows, 6 split its `forward` into steps
+    assert lines["modeling_pangu_sigma.py"] + lines["configuration_pangu_sigma.py"] <= 377
     assert sorted(lines) == sorted(file.name for file in HF_CODE.glob("*.py"))
     for written in CODE.values():
         file, _, cls = written.partition(".")

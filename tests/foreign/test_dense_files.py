@@ -243,14 +243,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
         huggingface(form="bin-index", change=unlink("pytorch_model-1.bin")),
         r"pytorch_model-1\.bin, which is not there",
     ),
-    "hf: a tensor that the index lacks": (
-        indexed(lambda files: files.pop(BIAS)),
-        r"ln_f\.bias is in pytorch_model-\d\.bin, .* says None",
-    ),
-    "hf: a tensor that no file has": (
-        in_index("transformer.x", "pytorch_model-0.bin"),
-        r"transformer\.x is in no file, .* says pytorch_model-0\.bin",
-    ),
     "hf: a tensor in two files": (
         huggingface(
             form="bin-index", change=lambda f: shutil.copyfile(f / "pytorch_model-0.bin", f / "pytorch_model-1.bin")

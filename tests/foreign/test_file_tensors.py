@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -85,19 +84,12 @@ def test_types_are_refused_by_name(tmp_path: Path):
         WholeTensor((4,), [one, replace(half, first=(2,))]).lazy_array("w")
 
 
-def test_copies_that_differ_are_said_or_refused_when_they_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_twin_that_differs_is_refused_when_the_tensor_is_read(tmp_path: Path):
     one, other = np.zeros(4, np.float32), np.array([0, 0, 0.5, 0], np.float32)
     first, second = written(tmp_path, one, "one"), written(tmp_path, other, "other")
-    with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(replace(WholeTensor.from_part(first), copies=[first]).lazy_array("w").read(), one)
-        assert caplog.text == ""
-        np.testing.assert_array_equal(
-            replace(WholeTensor.from_part(first), copies=[second]).lazy_array("w").read(), one
-        )
-    assert "other differs from" in caplog.text and "by up to 0.5" in caplog.text
-    strict = replace(WholeTensor.from_part(first), copies=[second], strict=True).lazy_array("w")
+    np.testing.assert_array_equal(replace(WholeTensor.from_part(first), twin=first).lazy_array("w").read(), one)
     with pytest.raises(LayoutError, match="other is not equal to one"):
-        strict.read()
+        replace(WholeTensor.from_part(first), twin=second).lazy_array("w").read()
 
 
 @pytest.mark.parametrize("kind", ["float32", "int64"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign import torch_files
-from pangu_sigma.foreign.pickles import load_pickle
+from pangu_sigma.foreign.pickles import OpaqueObject, _tensor, load_pickle
 from pangu_sigma.foreign.torch_files import open_torch_file
 
 FILE = Path("a.pt")
@@ -77,21 +77,21 @@ CODE: dict[str, tuple[bytes, str]] = {
     "another function of torch": (_global("torch.load"), r"torch\.load"),
     "in a Namespace": (b"\x80\x02cargparse\nNamespace\n)\x81}U\x01acos\nsystem\nU\x04true\x85Rsb.", r"os\.system"),
     "as a class of NEWOBJ": (b"\x80\x02csubprocess\nPopen\nU\x04true\x85\x81.", r"subprocess\.Popen"),
-    "by the instruction OBJ": (b"\x80\x02(cargparse\nNamespace\no.", "OBJ"),
-    "an extension code of one byte": (b"\x80\x02\x82\x01)R.", "EXT1"),
-    "a text as persistent id": (b"Pos.system\n.", "PERSID"),
+    "by the instruction OBJ": (b"\x80\x02(cos\nsystem\nU\x04trueo.", r"os\.system"),
+    "an extension code of one byte": (b"\x80\x02\x82\x01)R.", "extension code"),
+    "a text as persistent id": (b"Pos.system\n.", "persistent id"),
     "a persistent id that is no storage": (b"\x80\x02K\x01Q.", "persistent id"),
     "a call of a number": (b"\x80\x02K\x01)R.", "'int' object is not callable"),
     "a call of a Namespace with arguments": (
         b"\x80\x02cargparse\nNamespace\nK\x01\x85R.",
-        "takes 0 positional arguments",
+        "takes 1 positional argument",
     ),
     "the reconstructor of another class": (
         b"\x80\x02ccopyreg\n_reconstructor\nctorch\nSize\ncbuiltins\nobject\nN\x87R.",
         "missing 1 required positional argument",
     ),
-    "a state of a number": (b"\x80\x02K\x01}b.", "a state of a int"),
-    "a buffer outside of the pickle": (b"\x80\x05\x97.", "NEXT_BUFFER"),
+    "a state of a number": (b"\x80\x02K\x01}b.", "'int' object has no attribute"),
+    "a buffer outside of the pickle": (b"\x80\x05\x97.", "out-of-band"),
 }
 
 
@@ -108,8 +108,6 @@ DAMAGED = {
     "a mark that is not there": b"\x80\x02t.",
     "a text that is longer than the file": b"\x80\x02X\xff\xff\xff\x7fab.",
     "bytes of 2**60": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
-    "memory far away": b"\x80\x02K\x01r\xff\xff\xff\xff00.",
-    "a key that is a deep tuple": b"\x80\x02}" + b")" + b"\x85" * 50_000 + b"K\x01s.",
     "a long decimal": b"L" + b"9" * 100_000 + b"L\n.",
     "an unknown instruction": b"\x80\x02\xf0.",
 }
@@ -128,18 +126,14 @@ def test_what_is_shared_or_deep_takes_no_more_than_its_instructions():
     assert len(loaded(b"\x80\x02" + b"]" * 3_000 + b"a" * 2_999 + b".")) == 1
 
 
-def test_what_asks_for_copies_of_copies_takes_no_more_than_its_instructions():
-    """A thousand Namespaces with the same ten thousand names: a copy for each would be 10**7 entries."""
-    names = b"}(" + b"".join(b"X\x05\0\0\0%05dN" % i for i in range(10_000)) + b"uq\0"
-    found = loaded(b"\x80\x02" + names + b"0](" + b"cargparse\nNamespace\n)Rh\0b" * 1_000 + b"e.")
-    assert len({id(vars(one)) for one in found}) == 1
-    for call, message in (
-        (b"ccollections\nOrderedDict\nh\0\x85R.", "takes 0 positional arguments"),
-        (b"cnumpy\nndarray\nh\0R.", "a call with a _SafeDict of arguments"),
-        (b"(" + b"N" * 99 + b"tq\1cnumpy\nndarray\nh\1R.", "a call with a tuple of arguments, or more than nine"),
-    ):
-        with pytest.raises(LayoutError, match=message):
-            loaded(b"\x80\x02" + names + b"0" + call)
+def test_what_a_file_sets_of_a_class_that_it_names_is_its_own():
+    """The state of BUILD may be attributes, of a class or function too."""
+    attributes = b"}U\x01aK\x01s"
+    for name in (b"argparse\nNamespace\n", b"collections\nOrderedDict\n", b"numpy\nndarray\n"):
+        loaded(b"\x80\x02c" + name + b"N" + attributes + b"\x86b.")
+    with pytest.raises(LayoutError):
+        loaded(b"\x80\x02ctorch._utils\n_rebuild_tensor\n" + attributes + b"b.")
+    assert not any(hasattr(kind, "a") for kind in (Namespace, OrderedDict, dict, OpaqueObject, _tensor))
 
 
 def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

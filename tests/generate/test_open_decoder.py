@@ -9,7 +9,7 @@ import pytest
 from pangu_sigma import host_memory
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.cpu import decoder as host_decoder
+from pangu_sigma.generate import decoder as host_decoder
 from pangu_sigma.generate.decoder import Chunk
 from pangu_sigma.generate.text import open_decoder
 

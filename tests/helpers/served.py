@@ -24,8 +24,7 @@ from experiments.tiny import tiny_config
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.cpu.decoder import CpuDecoder
-from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.serve.app import make_app
@@ -91,10 +90,10 @@ class DrawnDecoder:
 
 def toy_decoder(
     prepared: Path, lanes: int = 4, seq_length: int = LENGTH, weights: Callable[[Config], Weights] = ToyWeights
-) -> CpuDecoder:
+) -> Decoder:
     """The decoder that serves on a CPU, of a small network with drawn weights."""
     config, tokenizer = tiny_config(prepared, model={"seq_length": seq_length}), tokenizer_in(prepared)
-    return CpuDecoder(config, tokenizer, drawn_tables(config, tokenizer), weights(config), lanes)
+    return Decoder(config, tokenizer, drawn_tables(config, tokenizer), weights(config), lanes)
 
 
 def served_app(decoder: Any, key: str | None = None, **limits: int):

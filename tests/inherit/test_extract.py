@@ -16,8 +16,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
-from pangu_sigma.generate.decoder import Chunk
-from pangu_sigma.generate.graph.decoder import GraphDecoder
+from pangu_sigma.generate.graph.exported import ExportedGraph
 from pangu_sigma.inherit import child
 from pangu_sigma.inherit.extract import extract_domains, extracted_config
 from pangu_sigma.inherit.receipt import RowCount
@@ -122,17 +121,14 @@ def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
     assert not any("Adam" in note for note in receipt.notes), "an export has no optimizer"
     assert receipt.agreement["zh"].exact == 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
-    whole, part_of_it = (
-        GraphDecoder.of(open_model(tiny_export, "export")),
-        GraphDecoder.of(open_model(tmp_path / "zh", "export")),
-    )
-    domains = [next(d for d in domains_of(model.config) if d.name == "zh") for model in (whole, part_of_it)]
-    ids = whole.tokenizer.prompt("今天天气不错我们去公园看花", domains[0])
-    assert part_of_it.tokenizer.prompt("今天天气不错我们去公园看花", domains[1]) == ids
-    logits = []
-    for model, domain in zip((whole, part_of_it), domains, strict=True):
-        model.begin(0, domain)
-        logits += model.read([Chunk(0, ids, len(ids))])
+    exports = [open_model(path, "export") for path in (tiny_export, tmp_path / "zh")]
+    logits, texts = [], []
+    for export in exports:
+        domain = next(d for d in domains_of(export.config) if d.name == "zh")
+        ids = export.tokenizer.prompt("今天天气不错我们去公园看花", domain)
+        texts.append(ids)
+        logits.append(ExportedGraph.load(export).read(domain, ids)[0])
+    assert texts[0] == texts[1]
     assert logits[0].tobytes() == logits[1].tobytes()
     assert json.loads((tmp_path / "zh" / "lineage.json").read_text(encoding="utf-8"))["kind"] == "extract"
 

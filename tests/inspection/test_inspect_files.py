@@ -17,7 +17,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.cli import main
 from pangu_sigma.convert.conversion import convert_model
-from pangu_sigma.errors import LayoutError
+from pangu_sigma.errors import DataError, LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel, tensor_shapes
 from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 from pangu_sigma.sealed import add_to_seal, sealed, unsealed
@@ -215,3 +215,14 @@ def test_the_command_takes_what_it_finds(forms, capsys):
     assert (found["kind"], found["step"], found["extract"]["domains"]) == ("run", 0, ["zh"])
     assert main(["inspect", str(forms["hf"])]) == 0
     assert "hf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["routing.npz", "tokenizer/vocabulary.json"])
+def test_a_hashed_file_that_cannot_be_read_is_damage(forms, tmp_path, name):
+    copy = shutil.copytree(forms["run"], tmp_path / "run")
+    (copy / name).write_bytes(b"no table")
+    add_to_seal(copy, name)
+    (message,) = inspect_files(copy, verify=True).damaged
+    assert str(copy / name.partition("/")[0]) in message
+    with pytest.raises(DataError):
+        inspect_files(copy)

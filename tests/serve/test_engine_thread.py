@@ -80,7 +80,7 @@ def test_a_step_wakes_the_handlers_once_for_all_of_its_tokens(monkeypatch):
         monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call: woken.append(call) or wake(*call))
         answers.ask(requests(thread.engine, 3))
         thread.start()
-        whole = await answers.whole()
+        whole = await answers.wait()
         assert [len(news.tokens) for news in whole] == [20] * 3
         assert len(woken) == decoder.readings
 
@@ -113,7 +113,7 @@ def test_it_sleeps_until_it_is_asked():
         for _ in range(3):
             answers = Answers(thread)
             answers.ask(requests(thread.engine, 1, 3))
-            (news,) = await answers.whole()
+            (news,) = await answers.wait()
             assert len(news.tokens) == 3
         asked = len(thread.engine.decoder.asked)
         await asyncio.sleep(0.05)
@@ -129,8 +129,8 @@ def test_a_failed_step_ends_what_ran_and_nothing_else():
         second.ask(requests(thread.engine, 1, 3))
         thread.start()
         with pytest.raises(ApiError, match="the model failed"):
-            await first.whole()
-        (news,) = await second.whole()
+            await first.wait()
+        (news,) = await second.wait()
         assert (news.finish, thread.failed) == ("length", False)
 
     decoder = FailingDecoder(lanes=1)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from helpers.served import DrawnDecoder
 
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.sampling import Sampling
-from pangu_sigma.serve.openai import make_requests, without_effect
+from pangu_sigma.serve.openai import make_requests
 from pangu_sigma.serve.schemas import CompletionRequest
 from pangu_sigma.serve.served import Limits, Served
 from pangu_sigma.text import tokenizer
@@ -18,7 +16,7 @@ from pangu_sigma.text import tokenizer
 
 @pytest.fixture(scope="module")
 def served(decoder) -> Served:
-    return Served(Engine(decoder), Limits(n=4))
+    return Served(Engine(decoder), Limits(waiting=12))
 
 
 def test_ready_means_warm(tiny_data, monkeypatch):
@@ -32,19 +30,6 @@ def test_ready_means_warm(tiny_data, monkeypatch):
         monkeypatch.setattr(tokenizer, name, None)
     for domain in served.domains.values():
         assert served.prompts.read("今天 the cat", domain)
-
-
-def test_what_is_harmless_is_named_and_logged_once(served, caplog):
-    caplog.set_level("INFO")
-
-    def warnings(**parameters: Any) -> list[str]:
-        body = CompletionRequest(model="sigma-en", prompt="x", **parameters)
-        return without_effect(served, body)
-
-    assert warnings(store=True, user="me", reasoning_effort=None) == ["user, store: without effect on this server"]
-    assert warnings(metadata={}, store=False)
-    assert [record.message.split()[3] for record in caplog.records] == ["user,", "metadata,"]
-    assert warnings() == []
 
 
 def test_openais_defaults_and_seeds(served):

@@ -164,8 +164,8 @@ def test_wrong_kinds_are_refused(client, kind):
 
 
 IDS = (
-    "must be a text, token ids, or a list of texts or of lists of token ids; no list may be empty, and a token id is a whole "
-    "number from 0 to 2147483647"
+    "must be a text, token ids, or a list of at most 128 texts or lists of token ids; no list may be empty, and a token id is "
+    "a whole number from 0 to 2147483647"
 )
 
 

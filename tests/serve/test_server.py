@@ -253,13 +253,8 @@ def test_a_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert read_key(file) == "def"
     for text in ("", "a b", "é", "a\nb"):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="api_key_file"):
+        with pytest.raises(ConfigError, match=r"api_key_file.*: a key has ASCII letters"):
             read_key(file)
-    for endless in (Path("/dev/urandom"), Path("/dev/zero")):
-        with pytest.raises(ConfigError, match=r"a key has 1 to 4,096 ASCII letters"):
-            read_key(endless)
-    file.write_text("k" * 4096 + "\n")
-    assert read_key(file) == "k" * 4096
     for path, message in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(ConfigError, match=message):
             read_key(path)

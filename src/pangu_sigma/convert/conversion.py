@@ -33,7 +33,6 @@ from pangu_sigma.stored.open import KIND_NAMES, open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import copy_tokenizer
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
-from pangu_sigma.writable import check_folder_writable
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,6 @@ def convert_model(source: Path, output: Path, to: Form) -> Path:
     Raises ConfigError if `output` exists or `source` has that form already, and the errors of a missing or damaged model.
     """
     check_absent(output)
-    check_folder_writable(output, "--output")
     model = open_model(source, "run", "hf")
     if model.kind == to:
         raise ConfigError(f"{source} is {KIND_NAMES[to]} already; to have it twice, copy the folder")
@@ -97,12 +95,15 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         arrays = zip(("keys", "weight"), model.rows(entry), strict=True)
         tables |= {row_tensor(entry, name): values for name, values in arrays}
     tensors |= {name: LazyArray.of(values, name) for name, values in tables.items()}
-    shards = _assign_files({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
+    names_by_file = _assign_files({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes)
     with unfinished_folder(output) as folder:
         copy_tokenizer(model.path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
-        fingerprints = _write_shards(folder, tensors, shards)
+        fingerprints = _write_weight_files(folder, tensors, names_by_file)
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
-        index = {"metadata": metadata, "weight_map": {name: file for file, names in shards.items() for name in names}}
+        index = {
+            "metadata": metadata,
+            "weight_map": {name: file for file, names in names_by_file.items() for name in names},
+        }
         trees = {CONFIG_JSON: config_json(model), GENERATION_JSON: generation_json(model.config), INDEX_JSON: index}
         trees[TOKENIZER_JSON] = tokenizer_config_json(model)
         files = {name: f"{json.dumps(tree, ensure_ascii=False, indent=2)}\n".encode() for name, tree in trees.items()}
@@ -114,7 +115,7 @@ def write_hf_folder(model: StoredModel, output: Path, shard_bytes: int = SHARD_B
         for name in code_files():
             shutil.copyfile(HF_CODE / name, folder / name)
         tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
-        seal_folder(folder, [*files, *shards, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, fingerprints)
+        seal_folder(folder, [*files, *names_by_file, *code_files(), *tokenizer], {"kind": MODEL_TYPE}, fingerprints)
     return output
 
 
@@ -133,14 +134,17 @@ def _assign_files(sizes: dict[str, int], file_limit: int) -> dict[str, list[str]
     return {f"model-{i:05d}-of-{len(files):05d}.safetensors": names for i, names in enumerate(files, 1)}
 
 
-def _write_shards(
-    folder: Path, tensors: dict[str, LazyArray], shards: dict[str, list[str]]
+def _write_weight_files(
+    folder: Path, tensors: dict[str, LazyArray], names_by_file: dict[str, list[str]]
 ) -> dict[str, dict[str, Any]]:
-    """Write the tensors to their files. Returns the fingerprint of each file, for the seal. shards: names of tensors by file."""
+    """Write the safetensors files of a model. Return the fingerprint of each file by its name, for the seal.
+
+    tensors: all tensors by name. names_by_file: names of the tensors in each file."""
     total, fingerprints = sum(tensor.nbytes for tensor in tensors.values()), {}
     with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
-        for file, names in shards.items():
+        for file, names in names_by_file.items():
             arrays, metadata = {name: tensors[name] for name in names}, {"format": "pt"}  # `transformers` requires it
-            advance = lambda name, first, values: bar.update(values.nbytes)  # noqa: E731
-            fingerprints[file] = write_arrays(folder / file, arrays, lambda: None, metadata, advance)
+            fingerprints[file] = write_arrays(
+                folder / file, arrays, lambda: None, metadata, lambda name, first, values: bar.update(values.nbytes)
+            )
     return fingerprints

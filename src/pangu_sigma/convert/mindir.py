@@ -21,9 +21,8 @@ from pangu_sigma.checkpoint.safetensors_file import write_arrays
 from pangu_sigma.convert.readmes import export_readme
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.generate.decoder import Decoder
-from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.text import generate, open_decoder
+from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.text import open_engine
 from pangu_sigma.process import use_cpu
 from pangu_sigma.stored.export import GRAPH_FILE
 from pangu_sigma.stored.hf_folder import table_tensors
@@ -136,25 +135,20 @@ def verify_export(run_path: Path, output: Path, tokens: int = 16) -> int:
 
     Returns the number of generated tokens, including an <eot> that ends an answer. Raises ExportError if a token differs.
     """
-    from pangu_sigma.generate.graph.decoder import GraphDecoder
+    from pangu_sigma.generate.graph.exported import ExportedGraph
 
     export = open_model(output, "export")
-    model = run_path if export.facts["weights"] == "float32" else output
-    return compare_greedy(open_decoder(model), GraphDecoder.of(export), output, tokens)
-
-
-def compare_greedy(expected: Decoder, exported: Decoder, output: Path, tokens: int) -> int:
-    """Compare the greedy tokens of two decoders, as `verify_export` does, and return their number. output: path of the exported
-    model, for messages."""
-    domains, tokenizer = domains_of(expected.config), expected.tokenizer
-    prompts = [(domain.name, OPENINGS[domain.language]) for domain in domains]
-    answers = (generate(Engine(decoder), prompts, tokens) for decoder in (expected, exported))
-    equal = 0
-    for domain, reference, answer in zip(domains, *answers, strict=True):
-        if (reference.ids, reference.finished) != (answer.ids, answer.finished):
+    graph, total = ExportedGraph.load(export), 0
+    engine = open_engine(run_path if export.facts["weights"] == "float32" else output)
+    for domain in domains_of(export.config):
+        ids = export.tokenizer.prompt(OPENINGS[domain.language], domain)
+        (answer,) = engine.complete([Request(domain, tuple(ids), tokens)])
+        expected_ids = [token.id for token in answer.tokens]
+        exported_ids = graph.continue_greedily(domain, ids, len(expected_ids))
+        if exported_ids != expected_ids:
             raise ExportError(
-                f"{output}: greedy tokens of domain {domain.name} are {answer.ids}, the checkpoint's are {reference.ids}; "
+                f"{output}: greedy tokens of domain {domain.name} are {exported_ids}, the checkpoint's are {expected_ids}; "
                 "do not use this export"
             )
-        equal += len(answer.ids) - len(tokenizer.prompt(answer.prompt, domain)) + answer.finished
-    return equal
+        total += len(expected_ids)
+    return total

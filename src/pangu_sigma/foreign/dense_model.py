@@ -102,10 +102,22 @@ def dense_model_of(
     for table in tables:
         if table.ndim != 2 or 0 in table.shape:
             raise LayoutError(f"{path}: {table.origin} is of shape {table.shape}, and must be a table; it is damaged")
-    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
-    sizes = (words.shape[1], w1.shape[0], facts.heads, layers, positions.shape[0], words.shape[0])
-    activation = (facts.activation, facts.activation_known)
-    model = DenseModel(path, layout, *sizes, *activation, tensors, made_from, kinds, unused)
+    model = DenseModel(
+        path=path,
+        layout=layout,
+        hidden=words.shape[1],
+        ffn=w1.shape[0],
+        heads=facts.heads,
+        layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers.")),
+        seq_length=positions.shape[0],
+        vocabulary=words.shape[0],
+        activation=facts.activation,
+        activation_known=facts.activation_known,
+        tensors=tensors,
+        made_from=made_from,
+        kinds=kinds,
+        unused=unused,
+    )
     _check_sizes(model, facts)
     return model
 

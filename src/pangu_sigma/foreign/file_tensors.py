@@ -6,7 +6,6 @@ own size.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ import numpy as np
 
 from pangu_sigma.checkpoint.lazy import LazyArray, release_pages
 from pangu_sigma.errors import LayoutError
-
-logger = logging.getLogger(__name__)
 
 KINDS: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
 """Dtype of a weight in a file → dtype of its mapped values. NumPy has no bfloat16; float32 holds its values exactly."""
@@ -99,14 +96,12 @@ def map_tensor(
 class WholeTensor:
     """Whole tensor of another project, joined from its parts in files.
 
-    copies: tensors that must equal the only part; they are compared when it is read. A difference is logged as a warning, or raises
-        LayoutError if `strict`.
+    twin: tensor that must equal the only part, which is compared when that is read; None if there is none.
     """
 
     shape: tuple[int, ...]
     parts: Sequence[FileTensor]
-    copies: Sequence[FileTensor] = ()
-    strict: bool = False
+    twin: FileTensor | None = None
 
     @classmethod
     def from_part(cls, part: FileTensor) -> WholeTensor:
@@ -149,7 +144,8 @@ class WholeTensor:
         )
 
     def _slices(self, transposed: bool) -> Iterator[np.ndarray]:
-        """Yield the values in slices of rows; if the tensor is transposed, in slices of its columns, transposed."""
+        """Yield the values in slices of rows; if the tensor is transposed, in slices of its columns, transposed. Raises LayoutError
+        if the twin has other values."""
         axis = len(self.shape) - 1 if transposed else 0
         row_bytes = math.prod(self.shape) // max(1, self.shape[axis]) * self._dtype.itemsize
         length = max(1, _SLICE // max(1, row_bytes))
@@ -163,23 +159,10 @@ class WholeTensor:
                     target = [slice(first, first + n) for first, n in zip(part.corner, part.shape, strict=True)]
                     target[axis] = slice(low - begin, high - begin)
                     values[tuple(target)] = part.read(axis, low - part_begin, high - part_begin)
-            self._compare(values, axis, begin, end)
+            if self.twin and not np.array_equal(values, self.twin.read(axis, begin, end), equal_nan=True):
+                other = self.parts[0].name
+                raise LayoutError(f"{self.twin.origin} is not equal to {other}, as it must be: it cannot be used")
             yield values.T if transposed else values
-
-    def _compare(self, values: np.ndarray, axis: int, begin: int, end: int) -> None:
-        """Compare a slice with the copies. Log a warning, or raise LayoutError if strict, for a copy with other values. values: the
-        tensor from `begin` to `end` of an axis."""
-        for other in self.copies:
-            copy = other.read(axis, begin, end)
-            if not np.array_equal(values, copy, equal_nan=True):
-                first = self.parts[0]
-                if self.strict:
-                    raise LayoutError(f"{other.origin} is not equal to {first.name}, as it must be: it cannot be used")
-                largest_difference = np.nanmax(np.abs(values.astype(np.float64) - copy)) if values.size else 0.0
-                logger.warning(
-                    "%s differs from %s by up to %g; both should be one tensor: the latter is taken",
-                    *(other.origin, first.origin, largest_difference),
-                )
 
 
 def plain_name(path: Path, name: object, entry: str) -> Path:

@@ -52,7 +52,7 @@ def open_huggingface(path: Path) -> DenseModel:
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(f"{path}: lm_head.weight is of shape {head.shape}, not the word table: it cannot be used")
-        sources["wte.weight"] = replace(sources["wte.weight"], copies=[head], strict=True)
+        sources["wte.weight"] = replace(sources["wte.weight"], twin=head)
     rules = counterparts("huggingface", path, sources)
     return dense_model_of(path, "huggingface", sources, rules, facts, unused)
 
@@ -101,11 +101,6 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
         if duplicates := tensors.keys() & file_tensors.keys():
             raise LayoutError(f"{path / name}: {min(duplicates)[:120]} is in another file, too; download both")
         tensors |= file_tensors
-    for name in [*index, *tensors]:
-        actual, indexed = tensors[name].file.name if name in tensors else "no file", index.get(name)
-        if actual != indexed:
-            places = f"is in {actual}, {file.name} says {str(indexed)[:80]}"
-            raise LayoutError(f"{path}: {name[:120]} {places}; download both")
     return tensors
 
 

@@ -117,7 +117,7 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
         if other.shape != first.shape:
             raise LayoutError(f"{other.origin} is of shape {other.shape}, of rank 0 it is {first.shape}; {MIXED}")
     if rule is None or rule.cut is None or len(parts) == 1:
-        return WholeTensor(first.shape, [first], copies=parts[1:])
+        return WholeTensor.from_part(first)
     if rule.cut >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {rule.cut}; {MIXED}")
     cut = Cut((len(parts),), tuple(0 if axis == rule.cut else -1 for axis in range(len(first.shape))))
@@ -133,19 +133,19 @@ def _facts(path: Path, args: Any, ranks: int, word_table: WholeTensor | None) ->
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if is_padded else None)
     if not isinstance(args, Namespace):
         return facts
-    given = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
+    values = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
-        if given.get(name, ranks) != ranks:
-            raise LayoutError(f"{path}: args.{name} is {given[name]}, and {ranks} ranks are here; give all files")
+        if values.get(name, ranks) != ranks:
+            raise LayoutError(f"{path}: args.{name} is {values[name]}, and {ranks} ranks are here; give all files")
     for key, name in (("hidden_size", "hidden"), ("max_position_embeddings", "seq_length")):
-        if key in given:
-            facts.stated_sizes[name] = (f"args.{key}", given[key])
-    if "num_layers" in given:
-        facts.stated_sizes["layers"] = ("args.num_layers + 1, the query layer,", given["num_layers"] + 1)
-    facts.heads = given.get("num_attention_heads")
-    if 0 < given.get("vocab_size", 0) < rows:
-        facts.vocabulary = given["vocab_size"]
-    if "openai_gelu" in given:
-        is_tanh = given["openai_gelu"] or given.get("bias_gelu_fusion", False)
+        if key in values:
+            facts.stated_sizes[name] = (f"args.{key}", values[key])
+    if "num_layers" in values:
+        facts.stated_sizes["layers"] = ("args.num_layers + 1, the query layer,", values["num_layers"] + 1)
+    facts.heads = values.get("num_attention_heads")
+    if 0 < values.get("vocab_size", 0) < rows:
+        facts.vocabulary = values["vocab_size"]
+    if "openai_gelu" in values:
+        is_tanh = values["openai_gelu"] or values.get("bias_gelu_fusion", False)
         facts.activation, facts.activation_known = ("tanh" if is_tanh else "erf"), True
     return facts

@@ -1,10 +1,8 @@
 """Unpickler for files of weights, which imports and calls nothing that a file names.
 
 `_BUILDERS` has the few names that are built: dictionaries, `argparse.Namespace`, and tensors, whose values stay in the file. Random
-states and optimizers become an `OpaqueObject`, which holds the name only. Any other name in a file raises LayoutError.
-
-The base is the standard library's unpickler in Python. The one in C keeps its memo as an array, which one instruction of a hostile
-file makes 32 GB long.
+states and optimizers become an `OpaqueObject`, which holds the name only. Any other name in a file raises LayoutError. A hostile
+file can still ask for more memory than there is, as of torch's own unpickler.
 """
 
 from __future__ import annotations
@@ -12,13 +10,12 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import struct
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,23 +31,20 @@ _OPAQUE_NAMES = re.compile(
     r"torch\.(device|Generator|serialization\._get_layout|bool|u?int\d*|short|long|half|b?float\d*|double)"
 )
 """Names of which an OpaqueObject is made. The last but one are trainers', states of their loss scalers and optimizers."""
-_REFUSED = (
-    *("INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"),
-    *("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"),
-)
-"""Instructions of pickles that files of weights do not need."""
 
 
-@dataclass(frozen=True)
 class OpaqueObject:
-    """Placeholder for an object of a pickle that is not built; name: class or function that makes it."""
+    """Placeholder for an object of a pickle that is not built: its contents are dropped. name: class or function that makes it."""
 
-    name: str
+    name = ""
 
-    def __call__(self, *_: Any) -> OpaqueObject:
-        return self
+    def __new__(cls, *_: Any) -> OpaqueObject:
+        return super().__new__(cls)
 
-    append = extend = add = __setitem__ = __call__  # contents are dropped
+    def _drop(self, *_: Any) -> None:
+        """Take contents, in each of the ways that pickles have."""
+
+    __init__ = append = extend = add = __setitem__ = __setstate__ = _drop
 
 
 class Storage(NamedTuple):
@@ -62,17 +56,6 @@ class Storage(NamedTuple):
     kind: str = ""
 
 
-class _SafeDict(dict[Any, Any]):
-    """Dictionary of a pickle. Refuses keys whose hashes take a hostile file's time or stack, such as deep tuples."""
-
-    __slots__ = ()
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if not (isinstance(key, str | bytes | float | bool | None) or (type(key) is int and abs(key) < 1 << 32)):
-            raise TypeError(f"a key that is a {type(key).__name__}")
-        super().__setitem__(key, value)
-
-
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> FileTensor:
     """Return a tensor of torch, a view of a storage."""
     if not isinstance(storage, Storage) or not type(shape) is type(strides) is tuple or len(shape) != len(strides):
@@ -82,15 +65,15 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Fil
 
 
 _BUILDERS: dict[str, Any] = {
-    "collections.OrderedDict": lambda: _SafeDict(),  # without arguments: no copies of what a file repeats
-    "argparse.Namespace": lambda: Namespace(),
+    "collections.OrderedDict": dict,
+    "argparse.Namespace": Namespace,
     "torch.Size": lambda sizes: sizes,
     **dict.fromkeys(("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"), _tensor),
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), lambda cls, *_: cls()),
     **{f"{module}.{name}": kind for module in ("torch", "torch.storage") for name, kind in _KINDS.items()},
 }
-"""Name in a pickle → function that makes the object, or the value."""
+"""Name in a pickle → class or function that makes the object, or the value."""
 
 
 def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> Any:
@@ -104,27 +87,26 @@ def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> 
         raise
     except (
         *(pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError),
-        *(struct.error, MemoryError, RecursionError),
+        *(MemoryError, RecursionError),
     ) as error:
         raise LayoutError(f"{file}: its pickle is damaged ({str(error)[:80]}); download it again") from None
 
 
-class _WeightsUnpickler(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, Callable[[Any], Any]]] = dict(pickle._Unpickler.dispatch)
-    stack: list[Any]
-    append: Callable[[Any], None]
-
+class _WeightsUnpickler(pickle.Unpickler):
     def __init__(self, content: bytes, file: Path, storages: Mapping[str, Storage]):
         super().__init__(io.BytesIO(content))
         self.file, self.storages = file, storages
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle may build by this name, an OpaqueObject for what is not built, or raise LayoutError."""
+        """Return what a pickle may build by this name, a class of OpaqueObject for what is not built, or raise LayoutError."""
         full = f"{module[:99]}.{name[:99]}"
         if full in _BUILDERS:
-            return _BUILDERS[full]
+            builder = _BUILDERS[full]
+            if isinstance(builder, type):  # a pickle can set attributes of what it names, so it gets a class of its own
+                return type(name, (builder,), {})
+            return partial(builder) if callable(builder) else builder
         if _OPAQUE_NAMES.fullmatch(full):
-            return OpaqueObject(full)
+            return type(name, (OpaqueObject,), {"name": full})
         raise LayoutError(f"{self.file}: its pickle asks for {full}, which could run anything; save the weights alone")
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -138,39 +120,3 @@ class _WeightsUnpickler(pickle._Unpickler):
                     raise ValueError(f"the storage {key[:40]} has {len(storage.content)} bytes, not {size} values")
                 return storage
         raise ValueError("a persistent id that is not of a storage")
-
-    def _load_reduce(self) -> None:
-        """Call what `find_class` returned."""
-        arguments, function = self.stack.pop(), self.stack[-1]
-        if type(arguments) is not tuple or len(arguments) > 9:  # which are copied
-            raise TypeError(f"a call with a {type(arguments).__name__} of arguments, or more than nine")
-        self.stack[-1] = function(*arguments)
-
-    def _load_dict(self) -> None:
-        items, safe_dict = self.pop_mark(), _SafeDict()  # type: ignore[attr-defined]
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            safe_dict[key] = value
-        self.append(safe_dict)
-
-    def _load_build(self) -> None:
-        """Set the values of a Namespace. Other states are dropped: `_metadata` of modules, states of loss scalers."""
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Namespace) and isinstance(state, dict):
-            target.__dict__ = state  # and no copy, of which a file could ask for millions
-        elif not isinstance(target, _SafeDict | OpaqueObject):
-            raise TypeError(f"a state of a {type(target).__name__}")
-
-    def _refuse(self, name: str) -> None:
-        raise LayoutError(f"{self.file}: its pickle uses the instruction {name}, which no weights need")
-
-
-_WeightsUnpickler.dispatch |= {
-    pickle.EMPTY_DICT[0]: lambda self: self.append(_SafeDict()),
-    pickle.DICT[0]: _WeightsUnpickler._load_dict,
-    pickle.EMPTY_SET[0]: lambda self: self.append(OpaqueObject("set")),
-    pickle.FROZENSET[0]: lambda self: (self.pop_mark(), self.append(OpaqueObject("frozenset"))),
-    # functions stand for classes
-    **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _WeightsUnpickler._load_reduce),
-    pickle.BUILD[0]: _WeightsUnpickler._load_build,
-    **{getattr(pickle, name)[0]: partial(_WeightsUnpickler._refuse, name=name) for name in _REFUSED},
-}

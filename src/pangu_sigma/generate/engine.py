@@ -2,7 +2,8 @@
 
 A text has a lane of the decoder's KV cache from the first token of its prompt to the last one of its answer. Texts join and leave
 at any step, so a long text blocks no other, and a long prompt is read in chunks between the tokens of the others. Requests get
-lanes in their order of arrival. A common prefix of prompts is read once, and the lane copied.
+lanes in their order of arrival. A common prefix of prompts is read once, and the lane copied; a text reads tokens whose logits it
+uses by itself.
 
 Shape suffixes: W wanted tokens, R rows of a slot, N segments of the RRE layers, T tokens of a text.
 """
@@ -214,50 +215,42 @@ class Engine:
             if text.is_generating:
                 reading.append((text, text.chunk(text.read + 1)))
             elif text.leader is None and budget:
-                followers = [other for other in self._texts if other.leader is text]
-                end = min([text.to_read, text.read + budget, *(other.shared for other in followers)])
+                shared_lengths = [other.shared for other in self._followers(text)]
+                end = min([text.to_read, text.read + budget, *shared_lengths])
                 budget -= end - text.read
-                followed = any(other.shared == end and other.wants(end) for other in followers)
-                reading.append((text, text.chunk(end, followed)))
+                reading.append((text, text.chunk(end)))
         return reading
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
-        """Use the logits of a chunk, for its text and for the texts that share its prefix."""
-        if not self._try_use(text, text.take, chunk, logits_WR):
-            return
-        for other in [other for other in self._texts if other.leader is text and other.shared == text.read]:
-            other.leader = None
-            if other.needs_lane:
-                self.decoder.copy(text.lane, other.lane)
-            if self._try_use(other, other.join_prefix, text, logits_WR[-1:]):
-                self._go_on(other)
-        self._go_on(text)
-
-    def _try_use(self, text: RunningText, take: Callable[..., None], *arguments: object) -> bool:
-        """Call `take(*arguments)`, by which a text uses logits. Return False after an error, which ends its answer alone."""
+        """Use the logits of a chunk. Texts whose shared tokens are all read go on in lanes of their own."""
         try:
-            take(*arguments)
+            text.take(chunk, logits_WR)
         except Exception as error:
             if not isinstance(error, UserError):
                 logger.exception("an answer failed; the others go on")
             text.answer.error = error
             self._leave(text, cancelled=True)
-            return False
-        return True
-
-    def _go_on(self, text: RunningText) -> None:
+            return
+        for other in self._followers(text):
+            if other.shared == text.read:
+                self._part(other, text)
         if text.finish is not None:
             self._leave(text)
         elif text.is_generating:
             self._tell(text)
 
+    def _followers(self, text: RunningText) -> list[RunningText]:
+        return [other for other in self._texts if other.leader is text]
+
+    def _part(self, follower: RunningText, leader: RunningText) -> None:
+        """Copy what the leader has read to its follower, which reads on by itself."""
+        self.decoder.copy(leader.lane, follower.lane)
+        follower.leader, follower.read = None, leader.read
+
     def _leave(self, text: RunningText, cancelled: bool = False) -> None:
-        for other in self._texts:
-            if other.leader is text:  # the followers read the rest themselves
-                other.leader = None
-                if text.read and text.answer.error is None:  # after an error they read all of it themselves
-                    self.decoder.copy(text.lane, other.lane)
-                    other.take_part_of_prefix(text, text.read)
+        """Finish the answer of a text, and free its lane."""
+        for other in self._followers(text):
+            self._part(other, text)
         self._texts.remove(text)
         self._free.append(text.lane)
         self._finish(text, cancelled)

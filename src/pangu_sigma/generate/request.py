@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
+from pangu_sigma.generate.sampling import Sampling, check_request, check_text
 from pangu_sigma.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pangu_sigma.generate.structure import Structure  # its library is for those who ask for one
-
-MOST_BIAS = 100.0
-"""Maximum absolute value of a `logit_bias`, as in OpenAI's interface."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +93,9 @@ class Answer:
 
 
 def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
-    """Raise ConfigError for a request that a model with this tokenizer and sequence length cannot answer."""
+    """Raise ConfigError for a prompt, a stop string, a number of tokens or a seed that a model with this tokenizer and sequence
+    length cannot answer. Ids of stop_ids and logit_bias must have rows in the domain's slot: their sender looks them up."""
     check_request(request.max_new_tokens, request.seed)
-    for name in ("logprobs", "prompt_logprobs"):
-        if (count := getattr(request, name)) is not None:
-            check_count(name, count)
-    if not request.scored_from >= 1:
-        raise ConfigError(
-            f"scored_from={request.scored_from} is not allowed: nothing stands before token 0; use 1 or more"
-        )
     if not request.ids:
         raise ConfigError("a prompt has no tokens; give at least one character, or a domain with a language tag")
     if len(request.ids) > seq_length:
@@ -117,8 +108,3 @@ def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
         check_text(text, "a stop string")
         if not text:
             raise ConfigError("stop: a stop string is empty; leave it away")
-    tokenizer.rows(request.stop_ids, request.domain)
-    tokenizer.rows([token for token, _ in request.logit_bias], request.domain)
-    for token, bias in request.logit_bias:
-        if not abs(bias) <= MOST_BIAS:
-            raise ConfigError(f"logit_bias of token id {token} is {bias}; it may be {-MOST_BIAS:g} to {MOST_BIAS:g}")

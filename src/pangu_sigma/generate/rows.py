@@ -14,8 +14,8 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class MetRows:
-    """Rows of all entries of a model. nbytes: their size with their keys, mapped files too. e: where `of` puts rows, float32
-    [tokens, H]; None for a model without rows."""
+    """Rows of all entries of `model.rows`. nbytes: their size with their keys, mapped files too. e: buffer in which `of` puts the
+    vectors of tokens, float32 [tokens, H]; None for a model without rows."""
 
     def __init__(self, config: Config, table: RoutingTable, weights: Weights, tokens: int = 0):
         """tokens: most that `of` may be called with; 0: model.seq_length."""
@@ -34,6 +34,6 @@ class MetRows:
     def of(
         self, ids_T: np.ndarray, domains_T: np.ndarray, positions_T: np.ndarray, before_T: np.ndarray
     ) -> np.ndarray | None:
-        """Return e, the rows of each token side by side, float32 [T, H], which the next call overwrites; None for a model without
-        rows. before: id of the token before each, any number where its position in its document is 0."""
+        """Return e, for each token its rows of all entries side by side, float32 [T, H], which the next call overwrites; None for a
+        model without rows. before: id of the token before each, any number where its position in its document is 0."""
         return None if self._find is None else self._find(ids_T, domains_T, positions_T, before_T)

@@ -12,11 +12,10 @@ from ascend_ops.few_rows import Precision
 from pangu_sigma.bars import Bar
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.ablation import Ablation, WithoutParts
-from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
-from pangu_sigma.generate.sampling import Sampling, check_request, check_text
+from pangu_sigma.generate.sampling import Sampling, check_text
 from pangu_sigma.stored.export import StoredExport
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import ANSWERING, open_model
@@ -65,9 +64,9 @@ def open_decoder(
     model = path if isinstance(path, StoredModel) else open_model(path, *ANSWERING)
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
     if without is None:
-        return CpuDecoder(model.config, model.tokenizer, model.table, model, lanes, precision)
+        return Decoder(model.config, model.tokenizer, model.table, model, lanes, precision)
     table, parts = without.table_of(model), WithoutParts(model, without)
-    return CpuDecoder(model.config, model.tokenizer, table, parts, lanes, precision)
+    return Decoder(model.config, model.tokenizer, table, parts, lanes, precision)
 
 
 def generate(
@@ -84,7 +83,6 @@ def generate(
     seed. Raises ConfigError for an unknown domain, a prompt that is no Unicode text or does not fit, and invalid options, and
     UserError if the logits of a prompt are not finite.
     """
-    check_request(max_new_tokens, seed)
     _warn_of_blanks(engine, prompts)
     times: Counter[Prompt] = Counter()
     requests = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
 from pangu_sigma.checkpoint.parts import EXPERTS, LOSS_SCALE, OPTIMIZER, ROWS
 from pangu_sigma.config import Config
-from pangu_sigma.errors import argument
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.parent import parent_refusal
 from pangu_sigma.inspection.inspect import format_rows
 from pangu_sigma.model.arrays import row_scale_shapes
 from pangu_sigma.sealed import DamagedFile
 from pangu_sigma.stored.alpha import StoredAlpha
-from pangu_sigma.stored.model import Kind, Listed, StoredModel
+from pangu_sigma.stored.model import Kind, ListedArray, StoredModel
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
 
@@ -45,12 +46,12 @@ class FileInspection:
 
     path: str
     kind: str
-    step: int | None
-    roles: dict[str, dict[str, Any]]
-    hashes: dict[str, str]
-    verified: str
-    lineage: dict[str, Any] | None
-    refusal: str | None
+    step: int | None = None
+    roles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    verified: str = "nothing"
+    lineage: dict[str, Any] | None = None
+    refusal: str | None = None
     notes: list[str] = field(default_factory=list)
     config: Config | None = None
     damaged: list[str] = field(default_factory=list)
@@ -67,10 +68,14 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
     """
     try:
         return _inspect(path, verify)
-    except (DamagedFile, DamagedCheckpoint) as error:
+    except (
+        DamagedFile,
+        DamagedCheckpoint,
+        DataError,
+    ) as error:  # DataError: content that is hashed, and yet unreadable
         if not verify:
             raise
-        return FileInspection(str(path), kind_of(path), None, {}, {}, "nothing", None, None, damaged=[str(error)])
+        return FileInspection(str(path), kind_of(path), damaged=[str(error)])
 
 
 def _inspect(path: Path, verify: bool) -> FileInspection:
@@ -80,10 +85,9 @@ def _inspect(path: Path, verify: bool) -> FileInspection:
     if model.kind == "run" and (path / CONFIG_FILE).exists():
         read_config(path, "run", "change keys with --set, or remove the file")
     arrays = list(model.listed())
-    roles = _count_by_role((_role_of(shard, name), name, shape, dtype) for shard, name, shape, dtype in arrays)
+    roles, verified = _count_by_role(arrays), _VERIFIED[model.kind][verify]
     inspection = FileInspection(
-        *(str(path), model.layout, model.step, roles, model.hashes, _VERIFIED[model.kind][verify]),
-        *(model.lineage, parent_refusal(model)),
+        str(path), model.layout, model.step, roles, model.hashes, verified, model.lineage, parent_refusal(model)
     )
     if isinstance(model, StoredAlpha):
         inspection.notes = _alpha_notes(model)
@@ -120,20 +124,18 @@ _VERIFIED: dict[Kind, tuple[str, str]] = {
 def _alpha_notes(model: StoredAlpha) -> list[str]:
     """Return remarks on a PanGu-α in the files of another project."""
     sizes = model.sizes
-    notes = [
+    return [
         f"{sizes.layers} layers, hidden {sizes.hidden}, FFN {sizes.ffn}, {sizes.heads or 'an unknown number of'} heads, context "
         f"{sizes.seq_length}, {sizes.vocabulary} rows",
         f"GELU {sizes.activation}" + ("" if sizes.activation_known else ", assumed: the files do not say it"),
         *(f"unused: {name} ({reason})" for name, reason in model.unused.items()),
+        *([f"`inherit` needs {argument('--heads')}"] if sizes.heads is None else []),
     ]
-    return notes + ([f"`inherit` needs {argument('--heads')}"] if sizes.heads is None else [])
 
 
-def _row_notes(model: StoredModel, listed: list[tuple[str, str, tuple[int, ...], str]]) -> list[str]:
-    """Return remarks on the rows (`model.rows`) of a checkpoint: how many of each entry are met, and the scales of the layers.
-
-    listed: shard, name, shape and dtype of each array."""
-    shapes, config, notes = {(shard, name): shape for shard, name, shape, _ in listed}, model.config, list[str]()
+def _row_notes(model: StoredModel, arrays: Iterable[ListedArray]) -> list[str]:
+    """Return remarks on the rows (`model.rows`) of a checkpoint: how many of each entry are met, and the scales of the layers."""
+    shapes, config, notes = {(shard, name): shape for shard, name, shape, _ in arrays}, model.config, list[str]()
     for number, entry in enumerate(config.model.rows):
         if (f"{ROWS}{number}", "keys") in shapes:
             (met,), rows = shapes[f"{ROWS}{number}", "keys"], config.stored_rows(entry)
@@ -166,12 +168,12 @@ def _role_of(shard: str, name: str) -> str:
     return next((role for word, role in _ROLES.items() if word in words), "LayerNorm")
 
 
-def _count_by_role(tensors: Listed) -> dict[str, dict[str, Any]]:
-    """Return the number of tensors, parameters and bytes, and the dtypes, by role. tensors: role, name, shape and dtype of each."""
+def _count_by_role(arrays: Iterable[ListedArray]) -> dict[str, dict[str, Any]]:
+    """Return the number of tensors, parameters and bytes, and the dtypes, by role in the network."""
     numbers: dict[str, Counter[str]] = {}
     dtypes: dict[str, set[str]] = {}
-    for role, _, shape, dtype in tensors:
-        size = math.prod(shape)
+    for shard, name, shape, dtype in arrays:
+        role, size = _role_of(shard, name), math.prod(shape)
         item_bytes = int("".join(c for c in dtype if c.isdigit()) or 8) // 8  # bool, without digits, has one byte
         numbers.setdefault(role, Counter()).update({"tensors": 1, "parameters": size, "bytes": size * item_bytes})
         dtypes.setdefault(role, set()).add(dtype)
@@ -192,8 +194,7 @@ def format_file_inspection(inspection: FileInspection) -> str:
     total = sum(n["parameters"] for role, n in roles.items() if role not in (ADAM, ROW_KEYS, "loss scale"))
     rows.insert(0, ("parameters", f"{total:,}"))
     rows += [(f"hash of {name}", value) for name, value in inspection.hashes.items()]
-    rows.append(("verified", inspection.verified))
-    rows.append(("lineage", _lineage_text(inspection.lineage)))
+    rows += [("verified", inspection.verified), ("lineage", _lineage_text(inspection.lineage))]
     rows += [("", note) for note in inspection.notes]
     limit = f", as far as headers tell ({argument('--verify')}: all values)" if inspection.verified == "nothing" else ""
     rows.append(("inherit", inspection.refusal or f"takes it{limit}"))

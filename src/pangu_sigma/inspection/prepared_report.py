@@ -51,8 +51,7 @@ def report_prepared(folder: Path) -> tuple[dict[str, Any], str]:
     data = PreparedData(folder)
     numbers = measure_prepared(data)
     file = folder.resolve().with_name(f"{folder.resolve().name}.report.png")
-    png = io.BytesIO()
-    draw_prepared(numbers).savefig(png, dpi=110)
+    draw_prepared(numbers).savefig(png := io.BytesIO(), dpi=110)
     try:
         write_atomically(file, png.getvalue())
     except OSError as error:
@@ -100,8 +99,7 @@ def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
     """
     if not counts_V.any():
         return 1.0
-    routing = RoutingConfig(table=table)
-    tables = draw_tables(routing, _DRAWS, 1, len(counts_V), experts, counts_V[None])
+    tables = draw_tables(RoutingConfig(table=table), _DRAWS, 1, len(counts_V), experts, counts_V[None])
     shares = [shares_of_experts(*tables.of_segment(n), counts_V[None]) for n in range(_DRAWS)]
     return float(np.mean([share_1E.max() * experts for share_1E in shares]))
 

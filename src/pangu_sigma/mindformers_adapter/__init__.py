@@ -35,4 +35,4 @@ def quiet_mindformers() -> Iterator[None]:
 def register() -> None:
     """Register the adapter's classes with MindFormers under their names, which a YAML gives as `type`."""
     with quiet_mindformers():
-        from pangu_sigma.mindformers_adapter import tokenizer_adapter, trainer  # noqa: F401 (trainer imports the others)
+        from pangu_sigma.mindformers_adapter import trainer  # noqa: F401 (which imports the others)

@@ -1,7 +1,4 @@
-"""Configuration and network as MindFormers' `PretrainedConfig` and `PreTrainedModel`.
-
-Shape suffixes: B batch, S sequence, M blocks (one domain each), N segments, A active experts, R rows of a slot, T tokens = B·S.
-"""
+"""Configuration and network as MindFormers' `PretrainedConfig` and `PreTrainedModel`."""
 
 from __future__ import annotations
 
@@ -41,13 +38,7 @@ class PanGuSigmaConfig(PretrainedConfig):
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanGuSigmaForCausalLM(PreTrainedModel):
-    """Model for MindFormers: the network, and the expert store from which construct fetches the active experts.
-    construct(rows_BS, positions_BS, documents_BS, slots_M, order, inverse_T, offsets_A1, active_A) -> logits [M, T/M, R]
-    active: for each segment, rows of the active experts in the store. slots_M: slot of each block. Others: as in
-    `PanGuSigma.construct`.
-
-    In training `TrainStep` runs `network` and `store`, not construct.
-    """
+    """Model for MindFormers: holder of the network and the expert store, which `TrainStep` runs."""
 
     config_class = PanGuSigmaConfig
     base_model_prefix = "network"
@@ -55,11 +46,6 @@ class PanGuSigmaForCausalLM(PreTrainedModel):
     def __init__(self, config: PanGuSigmaConfig):
         super().__init__(config)
         self.network, self.store = build(config.sigma)
-
-    def construct(self, rows_BS, positions_BS, documents_BS, slots_M, order, inverse_T, offsets_A1, active_A):
-        experts = self.store.fetch(active_A)
-        hidden_TH = self.network(rows_BS, positions_BS, documents_BS, None, order, inverse_T, offsets_A1, (), experts)
-        return self.network.logits(hidden_TH, slots_M)
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -1,13 +1,8 @@
-"""The project's batches, training step and checkpoints as a dataset, a one-step cell and a callback of MindFormers.
-
-Shape suffixes: N segments of the RRE layers, A active experts of a segment, D domains.
-"""
+"""The project's training step, with its batches, and checkpoints as a dataset, a one-step cell and a callback of MindFormers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
@@ -21,7 +16,6 @@ from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import files_of, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader, Lookahead
-from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.model.declare import as_input
@@ -32,50 +26,13 @@ from pangu_sigma.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
 
-_ARRAY_FIELDS = StepArrays._fields.index("order_GT")
-"""Number of the first fields of `StepArrays`, which are single arrays. The other fields are tuples over the N segments; `e_GTH`,
-the rows of `model.rows`, is not used here. A row of a dataset is flat, so each segment has a column of its own there."""
-_SEGMENT_FIELDS = (*(name for name in StepArrays._fields[_ARRAY_FIELDS:] if name != "e_GTH"), "coming")
-
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET, alias="PanGuSigmaDataset")
-def make_dataset(dataset_config: Any, batches: BatchLoader, cursor: Cursor, steps: int) -> GeneratorDataset:
-    """Make a MindSpore dataset with a row for each of the next `steps` training steps: the arrays of a whole batch.
-
-    dataset_config: the YAML's `train_dataset`, which `sigma_config` has read. cursor: position in the data at which they begin.
-    """
-    names = [f"{name}.{n}" for name in _SEGMENT_FIELDS for n in range(len(batches.config.model.routed))]
-    columns = [*StepArrays._fields[:_ARRAY_FIELDS], *names, "taken"]
-    return GeneratorDataset(_StepRows(batches, cursor, steps), columns, shuffle=False, python_multiprocessing=False)
-
-
-class _StepRows:
-    """Iterable of the rows of `make_dataset`, which `_arrays_of` parses. It can be iterated over once."""
-
-    def __init__(self, batches: BatchLoader, cursor: Cursor, steps: int):
-        self._lookahead, self._steps = Lookahead(batches, cursor), steps
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        for _ in range(self._steps):
-            batch, cursor, next_batch = self._lookahead.take()
-            arrays = batch.arrays()
-            segment_arrays = (array for field in (*arrays[_ARRAY_FIELDS:], next_batch.active_A) for array in field)
-            yield (*arrays[:_ARRAY_FIELDS], *segment_arrays, np.array(cursor.taken))
-
-
-def _arrays_of(columns: Sequence[Any]) -> tuple[StepArrays, tuple[Any, ...], Any]:
-    """Parse a row of the dataset. Return (arrays of a step; active experts of the next batch by segment, to read them ahead; number
-    of samples taken of each domain after the step [D])."""
-    *columns, taken_D = columns
-    segments = (len(columns) - _ARRAY_FIELDS) // len(_SEGMENT_FIELDS)
-    fields = dict(zip(StepArrays._fields, columns[:_ARRAY_FIELDS], strict=False))
-    for i, name in enumerate(_SEGMENT_FIELDS):
-        fields[name] = tuple(columns[_ARRAY_FIELDS + i * segments :][:segments])
-    next_active_A = fields.pop("coming")
-    return StepArrays(**fields, e_GTH=()), next_active_A, taken_D
+def make_dataset(dataset_config: Any, steps: int) -> GeneratorDataset:
+    """Make a MindSpore dataset with a row for each of the next `steps` training steps, which is only the step's number from 0: the
+    batches come from the one-step cell. dataset_config: the YAML's `train_dataset`, which `sigma_config` has read."""
+    numbers = [(np.array(number),) for number in range(steps)]
+    return GeneratorDataset(numbers, ["step"], shuffle=False, python_multiprocessing=False)
 
 
 @MindFormerRegister.register(MindFormerModuleType.OPTIMIZER)
@@ -95,8 +52,8 @@ class PanGuSigmaAdam:
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """Cell with which MindFormers makes one training step: called with a row of the dataset, it returns loss, overflow (True or
-    False), loss scale, learning rate and gradient norm, as MFLossMonitor takes them.
+    """Cell with which MindFormers makes one training step: called with a row of the dataset, it takes the next batch and returns
+    loss, overflow (True or False), loss scale, learning rate and gradient norm, as MFLossMonitor takes them.
 
     It works on the host before it runs the graph of the step, and so must not be compiled into another cell.
     """
@@ -106,22 +63,23 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         network: PanGuSigmaForCausalLM,
         optimizer: PanGuSigmaAdam,
         config: Config,
+        batches: BatchLoader,
         folder: StoredRun,
         progress: Progress,
     ):
         """progress: progress of the run, which advances with every step."""
         super().__init__(auto_prefix=False)
         self.network, self.optimizer, self.folder, self.progress = network, optimizer, folder, progress
+        self.lookahead = Lookahead(batches, progress.cursor)
         self.step = TrainStep(config, network.network, network.store)
         self.shards = shards_of(network.network, network.store, self.step.dense, self.step.scale)
 
-    def __call__(self, *columns: Tensor) -> tuple[Tensor, ...]:
-        arrays, next_A, taken_D = _arrays_of(columns)
-        self.network.store.tier.read_ahead(*([a.asnumpy() for a in rows_A] for rows_A in (arrays.active_A, next_A)))
+    def __call__(self, *row: Tensor) -> tuple[Tensor, ...]:
+        batch, cursor, _ = self.lookahead.take()
         rate = self.optimizer.rate(self.progress.updates + 1)
-        result = self.step.take(rate, StepArrays(*map(as_input, arrays)))
+        result = self.step.take(rate, StepArrays(*map(as_input, batch.arrays())))
         applied = bool(result.applied.asnumpy())
-        self.progress.advance(applied, replace(self.progress.cursor, taken=taken_D.asnumpy().tolist()))
+        self.progress.advance(applied, cursor)
         loss = np.stack([loss_M.asnumpy() for loss_M in result.block_loss_GM]).sum()
         return Tensor(loss), Tensor(not applied), result.scale, Tensor(rate, ms.float32), result.norm
 

@@ -52,10 +52,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
             super().train(config=config, **kwargs)
 
     def create_train_dataset(self, default_args: dict[str, Any] | None = None) -> GeneratorDataset:
-        data = Path(self.sigma.data.path)
-        batches = BatchLoader(self.folder.config, data, self.folder.tokenizer, self.folder.table)
-        steps = self.sigma.train.steps - self.progress.step
-        return super().create_train_dataset({"batches": batches, "cursor": self.progress.cursor, "steps": steps})
+        return super().create_train_dataset({"steps": self.sigma.train.steps - self.progress.step})
 
     def create_network(self, default_args: dict[str, Any] | None = None) -> PanGuSigmaForCausalLM:
         ms.set_seed(self.sigma.seed)  # MindFormers takes 0 for no seed
@@ -67,7 +64,9 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
         return build_optim(self.config.optimizer, default_args=arguments)
 
     def create_model_wrapper(self, network: PanGuSigmaForCausalLM, optimizer: PanGuSigmaAdam) -> nn.Cell:
-        parts = {"network": network, "optimizer": optimizer, "config": self.sigma}
+        data = Path(self.sigma.data.path)
+        batches = BatchLoader(self.folder.config, data, self.folder.tokenizer, self.folder.table)
+        parts = {"network": network, "optimizer": optimizer, "config": self.sigma, "batches": batches}
         parts |= {"folder": self.folder, "progress": self.progress}
         cell = build_wrapper({"type": self.config.runner_wrapper.type}, default_args=parts)
         if self.checkpoint is not None:

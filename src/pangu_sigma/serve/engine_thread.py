@@ -167,7 +167,7 @@ class Answers:
                 unfinished.discard(index)
                 watch.ended(finish)
 
-    async def whole(self) -> list[News]:
+    async def wait(self) -> list[News]:
         """Wait until all answers are finished, and return each with all of its tokens. Raises ApiError as `news`."""
         async for _ in self.news():
             pass

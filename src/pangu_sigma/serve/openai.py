@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import secrets
 import time
 import uuid
@@ -34,8 +33,6 @@ from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, WithoutEffect
 from pangu_sigma.serve.served import PREFIX, Served
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_MAX_TOKENS = 16
 """Default of max_tokens of completions, as in OpenAI's interface."""
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second one is for nginx
@@ -45,7 +42,6 @@ async def complete(request: HttpRequest, answers: Answers, body: CompletionReque
     """Answer a request for completions. Raises ApiError."""
     served, domain = domain_of(request, body.model)
     logprobs = 0 if body.experts and body.logprobs is None else body.logprobs
-    _check_limit(served, "logprobs", logprobs or 0, "logprobs")
     prompts, warnings = await _prompts(served, body, domain)
     new_tokens = room_for(served, prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
     structure = await _structure(served, body, domain)
@@ -57,11 +53,8 @@ async def complete(request: HttpRequest, answers: Answers, body: CompletionReque
 async def answer_chat(request: HttpRequest, answers: Answers, body: ChatRequest) -> Response:
     """Answer a request for chat completions. Raises ApiError."""
     served, domain = domain_of(request, body.model)
-    _check_limit(served, "top_logprobs", body.top_logprobs or 0, "logprobs")
-    _check_limit(served, "messages", len(body.messages), "messages")
     template = ChatTemplate.of(domain, served.config.chat)
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    room_for(served, [[]], max_tokens, 0)
     messages: list[tuple[Role, str]] = [
         ("system" if message.role == "developer" else message.role, message.text) for message in body.messages
     ]
@@ -100,7 +93,6 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
     """Return (token ids of each prompt, warnings for the client)."""
     single = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
     inputs: list[Any] = [body.prompt] if single else [*body.prompt]
-    _check_limit(served, "prompt", len(inputs), "prompts")
     prompts, warnings = [], []
     for prompt in inputs:
         ids = prompt
@@ -158,11 +150,9 @@ def make_requests(
     """
     n, stops = body.n or 1, (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
-    _check_limit(served, "n", n, "n")
-    _check_limit(served, "n", len(prompts) * n, "waiting")
-    _check_limit(served, "stop", len(stops), "stops")
-    _check_limit(served, "stop", max(map(len, stops), default=0), "stop_characters")
-    _check_limit(served, "stop_token_ids", len(body.stop_token_ids or ()), "stops")
+    if len(prompts) * n > served.limits.waiting:
+        reason = f"{len(prompts)} prompts with {n} answers each are more than {served.limits.waiting}, the texts that may wait here"
+        raise ApiError.invalid("n", f"{reason}; send fewer, or start the server with --set waiting=N")
     for parameter, ids in (("stop_token_ids", body.stop_token_ids or []), ("logit_bias", [token for token, _ in bias])):
         try:
             served.tokenizer.rows(ids, domain)
@@ -186,13 +176,6 @@ def make_requests(
     ]
 
 
-def _check_limit(served: Served, parameter: str, number: int, limit: str) -> None:
-    """Raise ApiError if the number that a parameter of a request asks for is above a limit. limit: a field of `Limits`."""
-    if number > (maximum := getattr(served.limits, limit)):
-        fix = f"lower it, or start the server with --set {limit}=N"
-        raise ApiError.invalid(parameter, f"{number} is more than {maximum}, the limit {limit} of this server; {fix}")
-
-
 class _Responses:
     """Response to one request, as a whole or as a stream of chunks."""
 
@@ -203,7 +186,8 @@ class _Responses:
         self.served, self.answers, self.body, self.domain = served, answers, body, domain
         self._head = {"id": f"{self.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
         self._head |= {"model": PREFIX + domain.name, "system_fingerprint": served.fingerprint}
-        self._warnings = [*without_effect(served, body), *warnings]
+        unused = [name for name in WithoutEffect.model_fields if getattr(body, name) is not None]
+        self._warnings = [*([f"{', '.join(unused)}: without effect on this server"] if unused else []), *warnings]
 
     async def respond(self) -> Response:
         """Return the response. A stream begins with the first token: what fails before has a status of its own."""
@@ -211,7 +195,7 @@ class _Responses:
             news = self.answers.news()
             events = self._events(await anext(news), news)
             return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
-        all_news = await self.answers.whole()
+        all_news = await self.answers.wait()
         warnings = chain(self._warnings, [news.answer.warning for news in all_news])
         choices = [self.choice(news) for news in all_news]
         return JSONResponse(self._body(self.objects[0], choices, warnings, usage=self._usage()))
@@ -253,15 +237,6 @@ class _Responses:
         prompt = sum(len(answer.request.ids) for answer in answers[:: self.body.n or 1])
         completion = sum(len(answer.tokens) for answer in answers)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def without_effect(served: Served, body: GenerationRequest) -> list[str]:
-    """Return a warning that names the request's parameters without effect, if there are some. The log names each once."""
-    names = [name for name in WithoutEffect.model_fields if getattr(body, name) is not None]
-    if new_names := [name for name in names if name not in served.without_effect]:
-        served.without_effect.update(new_names)
-        logger.info("a client sends %s, which is taken and has no effect", ", ".join(new_names))
-    return [f"{', '.join(names)}: without effect on this server"] if names else []
 
 
 def _event(body: dict[str, Any]) -> bytes:

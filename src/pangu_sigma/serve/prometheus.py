@@ -25,7 +25,7 @@ class Metrics:
         self.prompt = Counter("vllm:prompt_tokens", "Tokens of prompts", model, **to)
         self.new = Counter("vllm:generation_tokens", "Tokens of answers", model, **to)
         self.ended = Counter("vllm:request_success", "Answers that ended, and why", [*model, "finished_reason"], **to)
-        self.first, self.next, self.whole = (
+        self.first_token, self.next_token, self.answer = (
             Histogram(name, help, model, buckets=_SECONDS, **to)
             for name, help in (
                 ("vllm:time_to_first_token_seconds", "From the request to the first token"),
@@ -59,9 +59,9 @@ class AnswerWatch:
             return
         now, metrics = time.monotonic(), self._metrics
         if self._last:
-            metrics.next.labels(self._name).observe((now - self._last) / tokens)
+            metrics.next_token.labels(self._name).observe((now - self._last) / tokens)
         else:
-            metrics.first.labels(self._name).observe(now - self._started)
+            metrics.first_token.labels(self._name).observe(now - self._started)
             metrics.prompt.labels(self._name).inc(self._prompt)
         self._last = now
         metrics.new.labels(self._name).inc(tokens)
@@ -70,6 +70,6 @@ class AnswerWatch:
         """Record the end of the answer with its reason; later calls are ignored."""
         if self._open:
             self._open, seconds = False, time.monotonic() - self._started
-            self._metrics.whole.labels(self._name).observe(seconds)
+            self._metrics.answer.labels(self._name).observe(seconds)
             self._metrics.ended.labels(self._name, reason).inc()
             self._metrics.mean_seconds += 0.1 * (seconds - self._metrics.mean_seconds)

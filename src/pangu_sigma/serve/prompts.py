@@ -60,15 +60,15 @@ class PromptTokenizer:
         return self.read(text, domain, tags) or [self.tokenizer.eot]
 
     def chat_prompt(
-        self, messages: Sequence[tuple[Role, str]], domain: Domain, template: ChatTemplate, answer: int | None
+        self, messages: Sequence[tuple[Role, str]], domain: Domain, template: ChatTemplate, max_tokens: int | None
     ) -> tuple[list[int], list[str]]:
         """Tokenize a chat, without its oldest messages if it is too long. Returns the ids, and warnings about messages left out.
 
-        answer: number of tokens to reserve for the answer; None for a quarter of model.seq_length. A system message and the last
-        message are always kept. Raises ApiError if these alone do not fit.
+        max_tokens: number of tokens to reserve for the answer; None for a quarter of model.seq_length. A system message and the
+        last message always stay. Raises ApiError if these alone do not fit.
         """
-        reserved = answer or max(self.length // 4, 1)
-        fix = "lower max_tokens" if answer else "set max_tokens, which keeps less for the answer"
+        reserved = max_tokens or max(self.length // 4, 1)
+        fix = "lower max_tokens" if max_tokens else "set max_tokens, which keeps less for the answer"
         capacity = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
 
         def ids_of(chat_messages: Messages) -> list[int] | None:
@@ -76,8 +76,8 @@ class PromptTokenizer:
             return self.read(text, domain) if len(text) <= self._most_characters else None
 
         if result := without_oldest(tuple(messages), self.length - reserved, ids_of):
-            ids, left_out_count = result
-            warning = f"{left_out_count} of {len(messages)} messages, the oldest, were left out"
-            return ids, [f"{warning}: {capacity}; {fix}, or send less"] if left_out_count else []
+            ids, omitted_count = result
+            warning = f"{omitted_count} of {len(messages)} messages, the oldest, were left out"
+            return ids, [f"{warning}: {capacity}; {fix}, or send less"] if omitted_count else []
         subject = "the first and the last one do" if messages[0][0] == "system" else "the last one does"
         raise ApiError.invalid("messages", f"{subject} not fit: {capacity}; shorten them, or {fix}", TOO_LONG)

@@ -42,17 +42,19 @@ ModelName = Annotated[str, Field(max_length=200, description="An id of /v1/model
 SomeText = Annotated[str, Field(min_length=1)]
 SomeTexts = Annotated[list[SomeText], Field(min_length=1)]
 SomeIds = Annotated[list[TokenId], Field(min_length=1)]
+_Prompts = Field(min_length=1, max_length=128)
 PromptInput = Annotated[
-    str | Annotated[list[str], Field(min_length=1)] | SomeIds | Annotated[list[SomeIds], Field(min_length=1)],
+    str | Annotated[list[str], _Prompts] | SomeIds | Annotated[list[SomeIds], _Prompts],
     _else(
-        "must be a text, token ids, or a list of texts or of lists of token ids; no list may be empty, and a token id is a whole "
-        "number from 0 to 2147483647"
+        "must be a text, token ids, or a list of at most 128 texts or lists of token ids; no list may be empty, and a token id is "
+        "a whole number from 0 to 2147483647"
     ),
     Field(description="A text, or token ids, or a list of either: an answer for each."),
 ]
+_StopString = Annotated[str, Field(min_length=1, max_length=100)]
 StopStrings = Annotated[
-    SomeText | list[SomeText],
-    _else("must be a Unicode text, or a list of Unicode texts, of at least one character each"),
+    _StopString | Annotated[list[_StopString], Field(max_length=16)],
+    _else("must be a Unicode text, or a list of at most 16 Unicode texts, of 1 to 100 characters each"),
     Field(description="The answer ends before the first of these."),
 ]
 Temperature = Annotated[
@@ -127,7 +129,7 @@ class GenerationRequest(WithoutEffect):
     """Parameters that requests for completions and for chats share. null means the default."""
 
     model: ModelName | None = None
-    n: int | None = Field(None, ge=1, description="Number of answers to each prompt; 1 if not given.")
+    n: int | None = Field(None, ge=1, le=16, description="Number of answers to each prompt; 1 if not given.")
     temperature: Temperature | None = None
     top_p: float | None = Field(None, gt=0, le=1, description="Draw from the fewest tokens with this probability.")
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Draw from this many tokens; 0 or -1: from all.")
@@ -139,7 +141,9 @@ class GenerationRequest(WithoutEffect):
     )
     seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i to a prompt draws with seed + i.")
     stop: StopStrings | None = None
-    stop_token_ids: list[TokenId] | None = Field(None, description="The answer ends with the first of these.")
+    stop_token_ids: list[TokenId] | None = Field(
+        None, max_length=16, description="The answer ends with the first of these."
+    )
     ignore_eos: bool | None = Field(None, description="Go on after the end of a document.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -178,7 +182,9 @@ class CompletionRequest(GenerationRequest):
     prompt: PromptInput
     max_tokens: int | None = Field(None, ge=0, description="New tokens at most; 16 if not given; 0 only with echo.")
     echo: bool | None = Field(None, description="Begin the answer with the prompt.")
-    logprobs: int | None = Field(None, ge=0, description="Log-probabilities, with this many alternatives to a token.")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="Log-probabilities, with this many alternatives to a token."
+    )
     experts: bool | None = Field(None, description="Ours: each token's experts in all segments, in logprobs.experts.")
     best_of: int | None = Field(None, ge=1, description="Not supported beyond n.")
     suffix: NoSuffix | None = None
@@ -219,11 +225,13 @@ class Message(RequestBody):
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=256)
     max_tokens: int | None = Field(None, ge=1, description="New tokens at most; as many as fit if not given.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, description="Number of alternatives to a token; with logprobs=true.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Number of alternatives to a token; with logprobs=true."
+    )
     tools: Annotated[list[Any], Field(max_length=0, description="Not supported."), _NO_TOOLS] | None = None
     tool_choice: Annotated[Literal["none"], Field(description="Not supported."), _NO_TOOLS] | None = None
 

@@ -21,23 +21,16 @@ from pangu_sigma.serve.prompts import PromptTokenizer
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the HTTP server, each a whole number of at least 1.
+    """Limits of the HTTP server, each a whole number of at least 1. Limits of one request are in its schema.
 
-    lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: requests in the queue. body_kib: KiB of a
-    request's body. prompts: prompts of a request. n: answers to a prompt. stops: stop strings of a request, and stop ids.
-    stop_characters: characters of a stop string. logprobs: alternatives to a token. messages: messages of a chat. connections:
-    open ones. keep_alive_seconds: for the next request of a connection. stop_seconds: for running answers when the server stops.
+    lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: texts in the queue. body_kib: KiB of a
+    request's body. connections: open ones. keep_alive_seconds: for the next request of a connection. stop_seconds: for running
+    answers when the server stops.
     """
 
     lanes: int = 8
     waiting: int = 256
     body_kib: int = 2048
-    prompts: int = 128
-    n: int = 16
-    stops: int = 16
-    stop_characters: int = 100
-    logprobs: int = 20
-    messages: int = 256
     connections: int = 512
     keep_alive_seconds: int = 10
     stop_seconds: int = 7
@@ -63,7 +56,7 @@ class Served:
     """Model with its engine, for request handlers.
 
     domains: each domain by its name as a model of OpenAI's interface. started: time of the start. fingerprint: configuration and
-    tokenizer; answers with the same seed are equal if the fingerprint is. without_effect: parameters that the log has named.
+    tokenizer; answers with the same seed are equal if the fingerprint is.
     """
 
     def __init__(self, engine: Engine, limits: Limits | None = None):
@@ -78,7 +71,6 @@ class Served:
         self.texts = TokenTexts(self.tokenizer.vocabulary)
         self.started = int(time.time())
         self.fingerprint = f"{self.config.name}-{self.tokenizer.hash[:12]}"
-        self.without_effect: set[str] = set()
 
     def warm_up(self) -> None:
         """Let every domain answer with a token, so that no request waits for dictionaries, tokenizer models or kernels to load."""

@@ -46,10 +46,12 @@ class Chat:
     def __init__(self, decoder: Decoder, settings: ChatSettings, output: TextIO):
         self.engine, self.config, self.output = Engine(decoder), decoder.config, output
         self.prompts = PromptTokenizer(decoder.tokenizer, decoder.config)
-        most, self.max_new_tokens = self.prompts.length - 1, settings.max_new_tokens
-        if self.max_new_tokens is not None and not 1 <= self.max_new_tokens <= most:
+        limit, self.max_new_tokens = self.prompts.length - 1, settings.max_new_tokens
+        if self.max_new_tokens is not None and not 1 <= self.max_new_tokens <= limit:
             named = f"{argument('--max-new-tokens')}={self.max_new_tokens} is not allowed"
-            raise ConfigError(f"{named}: 1 to {most}, as model.seq_length={most + 1}; leave it out for as many as fit")
+            raise ConfigError(
+                f"{named}: 1 to {limit}, as model.seq_length={limit + 1}; leave it out for as many as fit"
+            )
         self.domains = domains_of(self.config)
         self.domain = self.domains[0] if settings.domain is None else self.domains.named(settings.domain)
         self.sampling, self.system = Sampling(settings.temperature), ""

@@ -154,9 +154,9 @@ def read_config_json(file: Path, tree: Any) -> tuple[Config, int, str | None]:
     return absolute_paths(config), step, data_hash
 
 
-def compare_keys(file: Path, tree: dict[str, Any], wanted: dict[str, Any], source: str = "the folder") -> None:
-    """Raise LayoutError for the first key of a `config.json`, read as `tree`, that differs from `wanted`, which `source` says."""
-    for key, value in wanted.items():
+def compare_keys(file: Path, tree: dict[str, Any], expected: dict[str, Any], source: str = "the folder") -> None:
+    """Raise LayoutError for the first key of a `config.json`, read as `tree`, that differs from `expected`, which `source` says."""
+    for key, value in expected.items():
         if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
             raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {FIX}")
 

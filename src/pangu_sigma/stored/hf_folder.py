@@ -86,11 +86,12 @@ class StoredFolder(StoredModel):
 
     def __init__(self, path: Path, verified: bool = True):
         super().__init__(path, verified)
-        self._sealed = (path / SEAL).exists() or saved_by_transformers(_read_json(path / CONFIG_JSON)) is None
+        # ours is sealed, also if its seal is lost; `save_pretrained` writes none
+        self._is_ours = (path / SEAL).exists() or saved_by_transformers(_read_json(path / CONFIG_JSON)) is None
         for name in (GENERATION_JSON, CONFIG_JSON):
             self._check(name)
         self._json = _read_json(path / CONFIG_JSON)
-        if not self._sealed:
+        if not self._is_ours:
             logger.warning(
                 "%s: transformers %s saved this folder, without hashes and lineage: names, shapes, tables and tokenizer are "
                 "checked; a changed weight is not noticed",
@@ -100,7 +101,7 @@ class StoredFolder(StoredModel):
 
     def _check(self, name: str) -> None:
         """Verify a file, which must be in the seal if there is one."""
-        if self._sealed and name not in check_folder(self.path, FIX, name)["files"]:
+        if self._is_ours and name not in check_folder(self.path, FIX, name)["files"]:
             raise LayoutError(f"{self.path / SEAL}: does not list {name}; {FIX}")
 
     @property
@@ -111,20 +112,20 @@ class StoredFolder(StoredModel):
     @cached_property
     def hash(self) -> str:
         """Hash that identifies the model. Without a seal: of the hashes of configuration, weights and tokenizer, all read whole."""
-        if self._sealed:
+        if self._is_ours:
             return super().hash
         files = [CONFIG_JSON, *self._weight_files(), *(f"{TOKENIZER_FOLDER}/{name}" for name in FILES)]
         return xxhash.xxh3_128_hexdigest(as_json({name: fingerprint(self.path / name) for name in files}))
 
     def _weight_files(self) -> list[str]:
-        if not self._sealed:
+        if not self._is_ours:
             return sorted(file.name for file in self.path.iterdir() if _SHARD.fullmatch(file.name))
         return sorted(filter(_SHARD.fullmatch, check_folder(self.path, FIX, "model", self._verified)["files"]))
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
         file = self.path / LINEAGE_FILE
-        if not self._sealed:
+        if not self._is_ours:
             return read_lineage(self.path)
         if LINEAGE_FILE not in check_folder(self.path, FIX, LINEAGE_FILE)["files"] and file.exists():
             raise LayoutError(f"{file}: is not among the files of {SEAL}; remove it: it was added later")
@@ -133,10 +134,10 @@ class StoredFolder(StoredModel):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         folder, config = self.path / TOKENIZER_FOLDER, self.config
-        if not self._sealed and not folder.is_dir():
+        if not self._is_ours and not folder.is_dir():
             fix = f"save the tokenizer, too: tokenizer.save_pretrained({str(self.path)!r})"
             raise LayoutError(f"{folder}: is not there; {fix}")
-        tokenizer = super().tokenizer if self._sealed else Tokenizer.load(folder)
+        tokenizer = super().tokenizer if self._is_ours else Tokenizer.load(folder)
         slots, rows = tokenizer.slot_rows.shape
         if (slots, rows) != (config.slots, config.model.slot_rows):
             raise LayoutError(f"{folder}: has {slots} slots of {rows} rows, not the ones of {CONFIG_JSON}; {FIX}")
@@ -169,7 +170,7 @@ class StoredFolder(StoredModel):
     def _arrays(self) -> dict[str, np.ndarray]:
         """Map every tensor. Raises LayoutError unless each tensor is in one file, with the dtype and shape of the configuration,
         keys of rows are as many as the configuration says, and `tid2row` is the tokenizer's."""
-        if self._sealed:
+        if self._is_ours:
             self._check(INDEX_JSON)  # it is for other readers: the seal names the files, too
         arrays: dict[str, np.ndarray] = {}
         for file in self._weight_files():
@@ -225,9 +226,9 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
     for name in sorted(arrays.keys() - specs.keys()):
         raise LayoutError(f"{path}: {name} is no tensor of this model; {FIX}")
     for e, entry in enumerate(config.model.rows):
-        name, most = row_tensor(e, "keys"), config.stored_rows(entry)
-        if (np.r_[-1, arrays[name]] >= np.r_[arrays[name], most]).any():
-            raise LayoutError(f"{path}: {name} does not ascend from 0 to {most - 1} at most; {FIX}")
+        name, end = row_tensor(e, "keys"), config.stored_rows(entry)
+        if (np.r_[-1, arrays[name]] >= np.r_[arrays[name], end]).any():
+            raise LayoutError(f"{path}: {name} does not ascend from 0 to {end - 1} at most; {FIX}")
 
 
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
@@ -265,15 +266,18 @@ def _table_shapes(config: Config, vocabulary: int) -> dict[str, tuple[int, ...]]
 def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> RoutingTable:
     """Build the routing table from its tensors. Raises LayoutError if an entry names an expert that does not exist, or one of
     another domain, and if keys of rows are not below the number of rows."""
-    model, spread_DV, entries = config.model, arrays[SPREAD], range(len(config.model.rows))
-    first_NDV = arrays[ROUTES].reshape(len(model.routed), *spread_DV.shape)
+    model = config.model
+    first_NDV = arrays[ROUTES].reshape(len(model.routed), *arrays[SPREAD].shape)
     # the file counts experts over all domains, the table within a domain
-    first_NDV = _int16(first_NDV - _first_of_own(config, model.experts_per_domain))
-    common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
-    # the fields common_N and common_spread_V, then row_EV and before_EV1
-    of_common = map(_int16, (common_N, arrays[COMMON_SPREAD])) if model.common_experts else (None, None)
-    of_rows = (np.stack([arrays[row_tensor(e, name)] for e in entries]) if entries else None for name in _OF_KEYS)
-    table = RoutingTable(first_NDV, _int16(spread_DV), model.experts_per_domain, *of_common, *of_rows)
+    first_NDV = first_NDV - _first_of_own(config, model.experts_per_domain)
+    fields: dict[str, np.ndarray] = {"first_NDV": _int16(first_NDV), "spread_DV": _int16(arrays[SPREAD])}
+    if model.common_experts:
+        common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
+        fields |= {"common_N": _int16(common_N), "common_spread_V": _int16(arrays[COMMON_SPREAD])}
+    for field, name in zip(("row_EV", "before_EV1"), _OF_KEYS, strict=True):
+        if model.rows:
+            fields[field] = np.stack([arrays[row_tensor(e, name)] for e in range(len(model.rows))])
+    table = RoutingTable(experts=model.experts_per_domain, **fields)
     wrong = wrong_tables(**vars(table))
     if wrong or not table.has_keys_of(model.rows):
         wrong = wrong or "keys of rows that there are not"

@@ -38,8 +38,9 @@ TUNING_RESULT = Path("finetune/result.json")
 
 Kind = Literal["run", "checkpoint", "export", "hf", "alpha"]
 
-Listed = Iterator[tuple[str, str, tuple[int, ...], str]]
-"""Shard of a checkpoint ("" in other files), name, shape and dtype of each array in a model's files."""
+ListedArray = tuple[str, str, tuple[int, ...], str]
+"""Shard of a checkpoint ("" in other files), name, shape and dtype of an array in a model's files."""
+Listed = Iterator[ListedArray]
 
 
 class StoredModel:

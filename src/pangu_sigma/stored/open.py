@@ -36,59 +36,52 @@ _SIGNS: dict[Kind, tuple[str, str]] = {
     "hf": (CONFIG_JSON, "`export --format hf`"),
 }
 """Kind of model → file that its folder must have, and command that writes the folder."""
-
-
-_CLASSES: dict[Kind, type[StoredModel]] = {
-    "run": StoredRun,
-    "checkpoint": StoredCheckpoint,
-    "export": StoredExport,
-    "hf": StoredFolder,
-    "alpha": StoredAlpha,
-}
+_MODELS: tuple[type[StoredModel], ...] = (StoredRun, StoredCheckpoint, StoredExport, StoredFolder, StoredAlpha)
 
 
 @overload
-def open_model(path: Path, wanted: Literal["run"], /, *, verified: bool = True) -> StoredRun: ...
+def open_model(path: Path, accepted: Literal["run"], /, *, verified: bool = True) -> StoredRun: ...
 @overload
-def open_model(path: Path, wanted: Literal["export"], /, *, verified: bool = True) -> StoredExport: ...
+def open_model(path: Path, accepted: Literal["export"], /, *, verified: bool = True) -> StoredExport: ...
 @overload
-def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel: ...
-def open_model(path: Path, *wanted: Kind, verified: bool = True) -> StoredModel:
+def open_model(path: Path, *accepted: Kind, verified: bool = True) -> StoredModel: ...
+def open_model(path: Path, *accepted: Kind, verified: bool = True) -> StoredModel:
     """Open the model in a folder or file; only the files that decide the model's kind are read.
 
-    wanted: kinds that the caller accepts; without any, all. verified: False to skip the hashes of the weights' files, whose
+    accepted: kinds that the caller accepts; without any, all. verified: False to skip the hashes of the weights' files, whose
     verification reads them whole.
     Raises ConfigError for a model of another kind, and LayoutError for files that are no model.
     """
-    kind = kind_of(path)
-    if wanted and not _is_one(path, wanted):
-        needs = " or ".join(KIND_NAMES[kind] for kind in wanted)
-        if kind != "alpha":
-            of = "that it is in" if kind == "checkpoint" else "that it came from"
-            fix = f"; name the run {of}" if "run" in wanted and kind != "run" else ""
-            raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}{fix}")
-        if is_dense_model(path):
-            raise ConfigError(f"{path} is {KIND_NAMES[kind]}, not {needs}; `pangu-sigma inherit` makes a run of it")
-        raise ConfigError(f"{path} is not {needs}: {_why_not(path, wanted)}")
-    return _CLASSES[kind](path, verified)
+    if accepted and (problem := _problem(path, accepted)):
+        raise ConfigError(problem)
+    return {model.kind: model for model in _MODELS}[kind_of(path)](path, verified)
 
 
-def _is_one(path: Path, wanted: Sequence[Kind]) -> bool:
-    """Return True if a path is a model of one of the kinds `wanted`; what is of no kind at all is no PanGu-α."""
-    kind = kind_of(path)
-    return kind in wanted and (kind != "alpha" or is_dense_model(path))
+def _problem(path: Path, accepted: Sequence[Kind]) -> str | None:
+    """Return why a path is no model of the accepted kinds, and the fix; None if it is one."""
+    kind, required = kind_of(path), " or ".join(KIND_NAMES[name] for name in accepted)
+    if kind == "alpha" and not is_dense_model(path):
+        return f"{path} is not {required}: {_why_no_model(path, accepted)}"
+    if kind in accepted:
+        return None
+    fix = ""
+    if kind == "alpha":
+        fix = "; `pangu-sigma inherit` makes a run of it"
+    elif "run" in accepted:
+        fix = f"; name the run that it {'is in' if kind == 'checkpoint' else 'came from'}"
+    return f"{path} is {KIND_NAMES[kind]}, not {required}{fix}"
 
 
-def _why_not(path: Path, wanted: Sequence[Kind]) -> str:
-    """Return why a path is no model of the kinds `wanted`, and the fix."""
+def _why_no_model(path: Path, accepted: Sequence[Kind]) -> str:
+    """Return why a path is no model at all, and how to name or make one of the accepted kinds."""
     if path.suffix in (".yaml", ".yml") or (not path.exists() and str(path) in shipped_configs()):
         return f"it is a configuration; `pangu-sigma train {path}` makes a run of it"
     if not path.exists():
         return "it is not there; check the path"
-    if path.is_file() and _is_one(path.parent, wanted):
+    if path.is_file() and _problem(path.parent, accepted) is None:
         return f"it is a file of one; name its folder, {path.parent}"
-    files, makers = zip(*(_SIGNS[kind] for kind in wanted if kind in _SIGNS), strict=True)
-    return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(makers)} wrote"
+    files, commands = zip(*(_SIGNS[kind] for kind in accepted if kind in _SIGNS), strict=True)
+    return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(commands)} wrote"
 
 
 def kind_of(path: Path) -> Kind:

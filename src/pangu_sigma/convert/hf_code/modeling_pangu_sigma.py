@@ -160,7 +160,7 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Tensor, e: Any, query: Any, sees: Tensor, ids: Tensor, experts: Any, cache: Any = None
     ) -> Tensor:
-        """Return the next hidden states [B, S, H]. e: rows. query: of the query layer. experts: of each segment, or None."""
+        """Return the next hidden states [B, S, H]. e: rows. query: of the query layer. experts: of each segment; none if dense."""
         x = x if e is None else x + self.row_scale * e
         normalized = self.attention_norm(x)
         x = x + self.attention(normalized, normalized if query is None else query, sees, ids, cache)
@@ -212,48 +212,53 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None, output_attentions: bool | None = None, return_dict: bool | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple:  # fmt: skip
-        """Return logits [B, S, V], with `labels` (-100: does not count) the loss, too. attention_mask: 0 for padding."""
-        for name in ("inputs_embeds", "position_ids"):
-            if others.get(name) is not None:
-                raise ValueError(f"{name} is not taken: experts and positions follow from input_ids; leave it out")
+        """Return the logits of the token after each, [B, S, V], and with `labels` (-100: does not count) the loss.
+
+        attention_mask: 0 for padding. cache, past_key_values: `DynamicCache` of the tokens before. logits_to_keep: last tokens."""
+        if unusable := [name for name in ("inputs_embeds", "position_ids") if others.get(name) is not None]:
+            raise ValueError(f"{unusable[0]} is not taken: experts and positions follow from input_ids; leave it out")
         if self.config.output_attentions if output_attentions is None else output_attentions:
-            raise ValueError(
-                "output_attentions is not there: torch's fused attention returns no weights; set it to False"
-            )
-        cache = past_key_values if cache is None else cache
-        if cache is not None and not isinstance(cache, DynamicCache):
-            raise ValueError(
-                f"{type(cache).__name__} is not taken: this model takes a DynamicCache; leave cache_implementation out"
-            )
-        checkpointed = self.training and self.layers[0].gradient_checkpointing
-        if cache is None and not checkpointed and (not self.training if use_cache is None else use_cache):
-            cache = DynamicCache(config=self.config)
+            raise ValueError("output_attentions is not there: fused attention returns no weights; set it to False")
+        cache = self._usable_cache(past_key_values if cache is None else cache, use_cache)
         domain_B1 = self._domains(domain, len(input_ids), input_ids.device)[:, None]
+        words_BS = self._words(input_ids, domain_B1)  # first: it refuses ids that are in no table
         ids_BS, sees_BSK, positions_BS, previous_BS = self._texts(input_ids, attention_mask, cache)
-        rows_BS = self._rows(input_ids, domain_B1)  # first: it refuses ids that are in no table
         experts = self._experts(input_ids, domain_B1, positions_BS)
         entries_BSW = [entry(input_ids, previous_BS, domain_B1) for entry in self.rows]
         e_BSH = torch.cat(entries_BSW, -1) if entries_BSW else None
-        x = self.embedding(rows_BS) + self.positions(positions_BS)
-        states, query = [x], None
+        x_BSH, query_BSH = self.embedding(words_BS) + self.positions(positions_BS), None
+        states = [x_BSH]
         for number, layer in enumerate(self.layers):
             if number == len(self.layers) - 1:
-                x, query = self.norm(x), self.query_positions(positions_BS)
-            routed = number - self.config.num_dense_layers
-            x = layer(x, e_BSH, query, sees_BSK, ids_BS, experts[routed] if routed >= 0 else None, cache=cache)
-            states.append(x)
+                x_BSH, query_BSH = self.norm(x_BSH), self.query_positions(positions_BS)
+            x_BSH = layer(x_BSH, e_BSH, query_BSH, sees_BSK, ids_BS, experts[number], cache=cache)
+            states.append(x_BSH)
         predicting = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self._logits(x[:, predicting], domain_B1)
-        loss = None
-        if labels is not None:
-            self._rows(torch.where(labels < 0, input_ids, labels), domain_B1)  # refuses what has no logit
-            labels = labels.masked_fill(F.pad(ids_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
-            count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
+        logits = self._logits(x_BSH[:, predicting], domain_B1)
+        loss = None if labels is None else self._loss(logits, labels, ids_BS, domain_B1, others)
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         fields = {"loss": loss, "logits": logits, CACHE: cache, "hidden_states": tuple(states) if with_states else None}
         output = CausalLMOutputWithPast(**fields)
         return output.to_tuple() if return_dict is False else output
+
+    def _usable_cache(self, cache: Any, use_cache: bool | None) -> Any:
+        """Return the cache, or a new one unless none is used: by default in evaluation. Raises ValueError for another kind."""
+        if cache is not None and not isinstance(cache, DynamicCache):
+            kind = type(cache).__name__
+            raise ValueError(f"{kind} is not taken: this model takes a DynamicCache; leave cache_implementation out")
+        is_checkpointed = self.training and self.layers[0].gradient_checkpointing
+        if cache is None and not is_checkpointed and (not self.training if use_cache is None else use_cache):
+            return DynamicCache(config=self.config)
+        return cache
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, ids_BS: Tensor, domain_B1: Tensor, others: dict[str, Any]
+    ) -> Tensor:
+        """Return the mean loss. ids: PADDING where padded. Raises ValueError for a label that the domain's slot has no row for."""
+        self._words(labels.masked_fill(labels < 0, self.config.eos_token_id), domain_B1)
+        labels = labels.masked_fill(F.pad(ids_BS[:, :-1] == PADDING, (1, 0)), -100)  # padding predicts nothing
+        count = {"num_items_in_batch": others["num_items_in_batch"]} if "num_items_in_batch" in others else {}
+        return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **count)
 
     def _domains(self, domain: Any, batch: int, device: torch.device) -> Tensor:
         """Return the domain numbers of all sequences, [B]. domain: as in `forward`. batch: B."""
@@ -288,8 +293,8 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         previous = all_BK.gather(1, F.pad(last_BK, (1, -1)))[:, -count:]
         return new_BS, sees, positions, previous.masked_fill(positions == 0, self.config.vocab_size)
 
-    def _rows(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
-        """Return the row of each id in the word table. Raises ValueError for an id that the domain's slot has no row for."""
+    def _words(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
+        """Return the index of each id in the word table. Raises ValueError for an id that the domain's slot has no row for."""
         if ((ids < 0) | (ids >= self.config.vocab_size)).any():
             wrong_id = int(ids[(ids < 0) | (ids >= self.config.vocab_size)][0])
             raise ValueError(f"token id {wrong_id} is not in the vocabulary, 0 … {self.config.vocab_size - 1}")
@@ -308,7 +313,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         return slot_B1 * self.config.slot_rows + rows
 
     def _experts(self, ids: Tensor, domain_B1: Tensor, positions: Tensor) -> list[list[Tensor]]:
-        """Return the experts of the tokens, [B, S], for each segment of each RRE layer."""
+        """Return for each layer the experts of the tokens, [B, S], in each of its segments; none for dense layers."""
         kinds, common = self.config.expert_segments, self.config.num_common_experts
         own = self.config.num_experts_per_domain
         first, step = domain_B1 * own, positions % self.tid2eid_spread[domain_B1, ids]
@@ -319,7 +324,8 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
             return first + (expert - first + step) % own if kind == "own" else (expert + common_step) % common
 
         layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))
-        return [[routed(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
+        dense: list[list[Tensor]] = [[] for _ in range(self.config.num_dense_layers)]
+        return dense + [[routed(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
 
     def _logits(self, x_BSH: Tensor, domain_B1: Tensor) -> Tensor:
         """Return the logits [B, S, V] of all ids: those that a slot has no row for get the lowest number."""

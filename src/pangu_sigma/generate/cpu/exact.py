@@ -4,7 +4,7 @@ The training kernels add an expert's rows in an order that depends on their numb
 rounding. Here each token passes its FFN alone, so a parent and its child, or a model and its extract, give equal bits where the
 models are equal. It holds one tensor at a time, so the model may exceed the memory. It shares no code with the graphs.
 
-Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N segments of the RRE layers, R rows.
+Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N segments of the RRE layers, C candidates, P a part of them.
 """
 
 from __future__ import annotations
@@ -31,35 +31,32 @@ class ExactModel(Operators):
 
     def logits(
         self,
-        rows_T: np.ndarray,
+        words_T: np.ndarray,
         experts_NT: np.ndarray,
-        wanted_R: np.ndarray,
+        candidates_C: np.ndarray,
         e_TH: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return the logits of the token after each token, float32 [T, R].
+        """Return the logits of candidates for the token that follows each token of a text, float32 [T, C].
 
-        rows_T: row of each token in the word table of all slots. experts_NT: expert of each token in each segment, [0, T] for a
-        dense model. wanted_R: rows of that table to return logits for.
-        e_TH: rows of each token (`MetRows.of`); None for a model without rows.
+        words_T: index of each token of the text in the word table of all slots. experts_NT: expert of each token in each segment,
+        [0, T] for a dense model. candidates_C: indices of the candidates in that table. e_TH: vectors of `model.rows` of each
+        token (`MetRows.of`); None for a model without them.
         """
-        hidden_TH = self.hidden(rows_T, experts_NT, e_TH)
+        hidden_TH = hidden_states(self.model, self, words_T, np.arange(len(words_T)), experts_NT, e_TH)
         table = self.weights.tensor("embedding")
-        logits_TR = np.empty((len(hidden_TH), len(wanted_R)), np.float32)
-        for first in range(0, len(wanted_R), _ROWS):
-            part = slice(first, first + _ROWS)
-            part_RH = np.asarray(table[wanted_R[part]], np.float32)
+        logits_TC = np.empty((len(hidden_TH), len(candidates_C)), np.float32)
+        for first in range(0, len(candidates_C), _CANDIDATES):
+            part = slice(first, first + _CANDIDATES)
+            vectors_PH = np.asarray(table[candidates_C[part]], np.float32)
             for t, hidden_H in enumerate(hidden_TH):
-                logits_TR[t, part] = (part_RH * hidden_H).sum(axis=-1)
+                # no matrix product: BLAS would add in an order that depends on the number of candidates
+                logits_TC[t, part] = (vectors_PH * hidden_H).sum(axis=-1)
         release_pages(table)
-        return logits_TR
+        return logits_TC
 
-    def hidden(self, rows_T: np.ndarray, experts_NT: np.ndarray, e_TH: np.ndarray | None = None) -> np.ndarray:
-        """Return the hidden states after the query layer (the last one), float32 [T, H]; arguments as in `logits`."""
-        return hidden_states(self.model, self, rows_T, np.arange(len(rows_T)), experts_NT, e_TH)
-
-    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+    def embed(self, words_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         table = self.weights.tensor("embedding")
-        x_TH = np.asarray(table[rows_T], np.float32) + self._tensor("positions")[positions_T]
+        x_TH = np.asarray(table[words_T], np.float32) + self._tensor("positions")[positions_T]
         release_pages(table)
         return x_TH
 
@@ -107,8 +104,8 @@ class ExactModel(Operators):
     def attention(
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
-        """Return residual + causal attention of a layer, rows `asking_A` only (None: all). It is computed for all rows first,
-        because BLAS adds in another order for few rows."""
+        """Return residual + causal attention of a layer, of the tokens `asking_A` only (None: all). It is computed for all tokens
+        first, because BLAS adds in another order for few of them."""
         at, heads = f"layers.{layer}.attention", self.model.heads
         q, k, v = (
             self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
@@ -141,5 +138,5 @@ class ExactModel(Operators):
         return np.asarray(self.weights.tensor(name), np.float32)
 
 
-_ROWS = 4096
-"""Number of rows of the word table whose logits are computed together."""
+_CANDIDATES = 4096
+"""Number of candidates whose logits are computed together: the word table may exceed the memory."""

@@ -16,7 +16,7 @@ class Matrices:
 
     Matrices of an export that is stored in this precision are used bit for bit; others are rounded from float32.
 
-    weight_bytes: bytes of the weights returned so far, mapped files too. copied_bytes: bytes of the copies in memory.
+    weight_bytes: bytes of the weights returned so far, mapped files too.
     """
 
     def __init__(self, weights: Weights, precision: Precision, mapped: bool, room: LargePages):
@@ -26,7 +26,7 @@ class Matrices:
         self._export: StoredExport | None = None
         if isinstance(weights, StoredExport) and weights.precision == precision and not mapped:
             self._export = weights
-        self.weight_bytes = self.copied_bytes = 0
+        self.weight_bytes = 0
 
     def vector(self, name: str) -> np.ndarray:
         """Return a dense tensor, such as a bias, as float32."""
@@ -73,13 +73,10 @@ class Matrices:
         """Count the bytes of a copy, release the pages of its mapped source, and return the copy."""
         release_pages(source)
         self.weight_bytes += copy.nbytes
-        self.copied_bytes += copy.nbytes
         return copy
 
     def _as_float32(self, values: np.ndarray) -> np.ndarray:
         """Return the values as a contiguous float32 array of no subclass; without a copy if they already are, even if mapped."""
         contiguous = np.ascontiguousarray(np.asarray(values), np.float32)
         self.weight_bytes += contiguous.nbytes
-        if not np.may_share_memory(contiguous, values):
-            self.copied_bytes += contiguous.nbytes
         return contiguous

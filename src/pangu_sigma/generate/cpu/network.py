@@ -20,26 +20,26 @@ LAYER_NORM_EPSILON = 1e-5
 
 class Operators(Protocol):
     """Interface to the operators of the network, which take and return hidden states [T, H] in float32. An operator may modify
-    `residual`, and the rows that it returned before."""
+    `residual`, and the hidden states that it returned before."""
 
-    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
-        """Return the sum of rows of the word table, numbered over all slots, and of the position table, [T, H]."""
+    def embed(self, words_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        """Return the sums of vectors of the word table of all slots and of the position table, [T, H]."""
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
-        """Return rows of the query layer's position embedding table."""
+        """Return vectors of the query layer's position table, [T, H]."""
 
     def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        """Return residual + the layer's scale · e, the rows of each token (`model.rows`)."""
+        """Return residual + the layer's scale · e, the vectors of `model.rows` of each token."""
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Apply the LayerNorm of the network's cell `name` to rows."""
+        """Apply the LayerNorm of the network's cell `name` to hidden states."""
 
     def attention(
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
-        """Return residual + causal attention of a layer. query: rows for the queries; `normed` is for keys and values.
+        """Return residual + causal attention of a layer. query: hidden states for the queries; `normed` is for keys and values.
 
-        asking_A: numbers of the A rows to return, in order; later operators get only these rows. None: all rows.
+        asking_A: numbers of the A tokens to return, in order; later operators get only these tokens. None: all tokens.
         """
 
     def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ class Operators(Protocol):
 def hidden_states(
     model: ModelConfig,
     operators: Operators,
-    rows_T: np.ndarray,
+    words_T: np.ndarray,
     positions_T: np.ndarray,
     experts_NT: np.ndarray,
     e_TH: np.ndarray | None,
@@ -61,24 +61,24 @@ def hidden_states(
 ) -> np.ndarray:
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
-    rows_T: row of each token in the word table of all slots. positions_T: its position in its document. experts_NT: its expert in
-    each segment, numbered over the segment. e_TH: its rows, as `MetRows.of` returns them. asking_A: numbers of the tokens to
-    return hidden states of, in order, as [A, H]; None for all. The query layer computes only keys and values of the other tokens.
-    trace: list to which a copy of the hidden states before the first layer and after each is added.
+    words_T: index of each token in the word table of all slots. positions_T: position of each token in its document. experts_NT:
+    expert of each token in each segment, numbered over the segment. e_TH: vectors of `model.rows` (`MetRows.of`), None without.
+    asking_A: numbers of the tokens to return hidden states of, in order, as [A, H]; None for all. The query layer computes only
+    keys and values of the other tokens. trace: list to which copies of the hidden states before the first layer and after each
+    layer are added.
     """
-    x_TH = operators.embed(rows_T, positions_T)
+    x_TH = operators.embed(words_T, positions_T)
     if trace is not None:
-        trace.append(x_TH[: len(rows_T)].copy())
+        trace.append(x_TH[: len(words_T)].copy())
     for layer in range(model.layers):
-        query_TH, asking = None, None
-        if layer == model.layers - 1:
-            asking = asking_A
+        is_query_layer = layer == model.layers - 1
+        if is_query_layer:
             x_TH = operators.norm("norm", x_TH)
-            query_TH = operators.queries(positions_T)
         if e_TH is not None:
             x_TH = operators.add_rows(layer, x_TH, e_TH)
         normed_TH = operators.norm(f"layers.{layer}.attention_norm", x_TH)
-        x_TH = operators.attention(layer, x_TH, normed_TH, normed_TH if query_TH is None else query_TH, asking)
+        query_TH, asking = (operators.queries(positions_T), asking_A) if is_query_layer else (normed_TH, None)
+        x_TH = operators.attention(layer, x_TH, normed_TH, query_TH, asking)
         if asking is not None:
             experts_NT = experts_NT[:, asking]
             if not len(asking):
@@ -91,5 +91,5 @@ def hidden_states(
             segments = model.segments_of(routed)
             x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[segments.start : segments.stop])
         if trace is not None:
-            trace.append(x_TH[: len(rows_T)].copy())
+            trace.append(x_TH[: len(words_T)].copy())
     return x_TH

@@ -1,6 +1,7 @@
 """Operators of `hidden_states` on the CPU: kernels of `ascend_ops/few_rows.py`, and a KV cache of many lanes.
 
-Every layer has its own operators, created once on fixed buffers. Rows alternate between two buffers: a norm's input and output.
+Every layer has its own operators, created once on fixed buffers. Hidden states alternate between two buffers: a norm's input and
+output.
 
 Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, W wanted rows, R rows of a slot.
 """
@@ -32,8 +33,7 @@ PASS_TOKENS = 512
 class CpuOperators(Operators):
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
-    weight_bytes: bytes of the weights that the operators read, mapped files too. copied_bytes: bytes of the copies in memory.
-    cache_bytes: size of the full KV cache.
+    weight_bytes: bytes of the weights that the operators read, mapped files too. cache_bytes: size of the full KV cache.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class CpuOperators(Operators):
         model, self._e_TH = config.model, e_TH
         self._model, self._room = model, LargePages()
         self._weights = Matrices(weights, precision, mapped, self._room)
-        self._table_RH = self._weights.matrix("embedding")
+        self._words = self._weights.matrix("embedding")
         self._positions_SH, self._queries_SH = (self._weights.vector(name) for name in ("positions", "query_positions"))
-        self._x_TH, self._other_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
+        self._x_TH, self._y_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
             self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
         self._at_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
@@ -61,16 +61,16 @@ class CpuOperators(Operators):
             for _ in range(model.layers)
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
-        self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._other_TH), self._other_TH)}
+        self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._y_TH), self._y_TH)}
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._layers = [self._layer(i) for i in numbers]
         self._ffns = [
-            FFN([self._weights.ffn(i)], model.activation, *self._rows(i)[::-1]) for i in range(model.dense_layers)
+            FFN([self._weights.ffn(i)], model.activation, *self._buffers(i)[::-1]) for i in range(model.dense_layers)
         ]
         self._routed = [self._routed_ffns(i, config) for i in range(model.rre_layers)]
         slots = (slice(slot * model.slot_rows, (slot + 1) * model.slot_rows) for slot in range(config.slots))
-        self._heads = [TiedHead(self._mixed_TH, self._table_RH.rows(slot)) for slot in slots]
-        self.weight_bytes, self.copied_bytes = self._weights.weight_bytes, self._weights.copied_bytes
+        self._heads = [TiedHead(self._mixed_TH, self._words.rows(slot)) for slot in slots]
+        self.weight_bytes = self._weights.weight_bytes
 
     def take(self, lane_T: np.ndarray, at_T: np.ndarray, first_T: np.ndarray) -> None:
         """Set for each token of the next pass its lane, its index in the lane, and the index of its document's first token."""
@@ -90,9 +90,9 @@ class CpuOperators(Operators):
         self._heads[slot](len(wanted_W), logits_WR)
         return logits_WR
 
-    def embed(self, rows_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
-        words_TH = self._table_RH.rows(rows_T).as_float32()
-        np.add(words_TH, self._positions_SH[positions_T], out=self._x_TH[: len(rows_T)])
+    def embed(self, words_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
+        words_TH = self._words.rows(words_T).as_float32()
+        np.add(words_TH, self._positions_SH[positions_T], out=self._x_TH[: len(words_T)])
         return self._x_TH
 
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
@@ -110,24 +110,25 @@ class CpuOperators(Operators):
     def attention(
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
-        """Add causal attention over the KV cache to `residual`, and return it; rows `asking_A` only, which move to the front."""
+        """Add causal attention over the KV cache to `residual`, and return it; tokens `asking_A` only, which move to the front."""
         project, ask, remember, attend, output = self._layers[layer]
         tokens, where = self._tokens, self._where
         if asking_A is None:
             project(tokens)
         else:
             remember(tokens)
-            where = self._only(asking_A, residual, query)
+            where = self._keep_only(asking_A, (residual, query))
             ask(self._tokens)
         lanes, at, _ = self._where
         attend(tokens, lanes, at, self._tokens, *where)
         output(self._tokens)
         return residual
 
-    def _only(self, asking_A: np.ndarray, *of_T: np.ndarray) -> tuple[int, ...]:
-        """Continue the pass with these tokens only, whose rows move to the front. Returns the addresses of lanes and positions."""
-        for each_TH in of_T:
-            each_TH[: len(asking_A)] = each_TH[asking_A]
+    def _keep_only(self, asking_A: np.ndarray, hidden_states: tuple[np.ndarray, ...]) -> tuple[int, ...]:
+        """Continue the pass with these tokens only, whose hidden states move to the front. Return the addresses of lanes and
+        positions."""
+        for states_TH in hidden_states:
+            states_TH[: len(asking_A)] = states_TH[asking_A]
         self._asking_3T[:, : len(asking_A)] = self._at_3T[:, asking_A]
         self._tokens = len(asking_A)
         return self._where_asking
@@ -142,24 +143,24 @@ class CpuOperators(Operators):
             ffn(self._tokens, self._expert_address)
         return residual
 
-    def _rows(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    def _buffers(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the buffers (residual, normed) of a layer. The norm before the query layer has swapped them."""
-        return (self._other_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._other_TH)
+        return (self._y_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._y_TH)
 
     def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
         at = f"layers.{layer}.attention"
-        residual_TH, normed_TH = self._rows(layer)
-        rows = None if self._e_TH is None else (self._weights.vector(f"layers.{layer}.row_scale"), self._e_TH)
-        for name, added in (("attention_norm", rows), ("ffn_norm", None)):
+        residual_TH, normed_TH = self._buffers(layer)
+        scaled_e = None if self._e_TH is None else (self._weights.vector(f"layers.{layer}.row_scale"), self._e_TH)
+        for name, added in (("attention_norm", scaled_e), ("ffn_norm", None)):
             cell = f"layers.{layer}.{name}"
             self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH, added), normed_TH
-        asked_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
+        query_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
         ask, key, value, output = (
             Projection(
                 x_TH, self._weights.matrix(f"{at}.{name}.weight"), self._weights.vector(f"{at}.{name}.bias"), y_TH, adds
             )
             for name, x_TH, y_TH, adds in (
-                ("query", asked_TH, self._q_TH, False),
+                ("query", query_TH, self._q_TH, False),
                 ("key", normed_TH, self._k_TH, False),
                 ("value", normed_TH, self._v_TH, False),
                 ("output", self._mixed_TH, residual_TH, True),
@@ -171,7 +172,7 @@ class CpuOperators(Operators):
 
     def _routed_ffns(self, layer: int, config: Config) -> list[FFN]:
         """Return the FFN of each segment of an RRE layer; each adds to the residual. layer: index among the RRE layers."""
-        residual_TH, normed_TH = self._rows(self._model.dense_layers + layer)
+        residual_TH, normed_TH = self._buffers(self._model.dense_layers + layer)
         ffns = []
         segments = self._model.segments_of(layer)
         for n in segments:

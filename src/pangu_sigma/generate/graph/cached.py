@@ -52,7 +52,7 @@ class CachedGraph(nn.Cell):
         weights: Weights,
         at_rest: StoredPrecision = "float32",
     ):
-        """at_rest: stored precision of matrices. The KV cache has one lane; `GraphDecoder` adds more when it loads the graph."""
+        """at_rest: stored precision of matrices. The KV cache has one lane."""
         super().__init__()
         model = config.model.model_copy(update={"dropout": 0.0})  # its operator is this project's, and needs a compiler
         self.network = PanGuSigma(

@@ -86,5 +86,5 @@ class Lanes(nn.Cell):
 
 
 def of_lanes(name: str, shape: tuple[int, ...], dtype: type) -> Parameter:
-    """Make a cache parameter of one lane; `GraphDecoder` adds more."""
+    """Make a cache parameter of one lane. Its name ends as the README of an export says, which adds more lanes."""
     return Parameter(Tensor(np.zeros(shape, dtype)), name=name, requires_grad=False)

@@ -16,10 +16,9 @@ from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepared import drawn_tables
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.generate.cpu import decoder as host_decoder
-from pangu_sigma.generate.cpu.decoder import CpuDecoder
+from pangu_sigma.generate import decoder as host_decoder
 from pangu_sigma.generate.cpu.exact import ExactModel
-from pangu_sigma.generate.decoder import Chunk
+from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.text import open_decoder
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.stored.open import open_model
@@ -53,7 +52,7 @@ def run(request) -> StoredRun:
 
 
 @pytest.fixture(scope="module")
-def decoder(run) -> CpuDecoder:
+def decoder(run) -> Decoder:
     return open_decoder(run.path, lanes=4)
 
 
@@ -62,7 +61,7 @@ def ids_of(run: StoredRun, domain: Domain, count: int, seed: int = 0) -> list[in
     return np.random.default_rng(seed).choice(used[(used >= 0) & (used != run.tokenizer.eot)], count).tolist()
 
 
-def read(decoder: CpuDecoder, domain: Domain, *chunks: list[int], lane: int = 0) -> np.ndarray:
+def read(decoder: Decoder, domain: Domain, *chunks: list[int], lane: int = 0) -> np.ndarray:
     """Logits after each token of a new text, read chunk by chunk."""
     decoder.begin(lane, domain)
     return np.concatenate([decoder.read([Chunk(lane, ids, len(ids))])[0] for ids in chunks])
@@ -196,7 +195,7 @@ def test_a_lane_holds_as_many_tokens_as_the_model(run, decoder):
 def test_less_precise_weights_change_logits_a_little(run, decoder, precision, most):
     """They are those of a float32 model whose matrices are rounded, and near the model."""
     less = open_decoder(run.path, lanes=1, weights=precision)
-    rounded = CpuDecoder(run.config, run.tokenizer, run.table, RoundedWeights(run, precision), lanes=1)
+    rounded = Decoder(run.config, run.tokenizer, run.table, RoundedWeights(run, precision), lanes=1)
     for domain in domains_of(run.config):
         ids = ids_of(run, domain, 30)
         assert difference(read(less, domain, ids), read(rounded, domain, ids)) < 1e-5
@@ -208,8 +207,8 @@ def test_less_precise_weights_change_logits_a_little(run, decoder, precision, mo
 def test_four_bits_are_those_of_a_rounded_model_however_they_are_read(run, segments):
     config = tiny_config(Path("unused"), model={"hidden": 64, **segments})
     weights, table = ToyWeights(config), drawn_tables(config, run.tokenizer)
-    less = CpuDecoder(config, run.tokenizer, table, weights, lanes=2, precision="int4")
-    rounded = CpuDecoder(config, run.tokenizer, table, RoundedWeights(weights, "int4"), lanes=1)
+    less = Decoder(config, run.tokenizer, table, weights, lanes=2, precision="int4")
+    rounded = Decoder(config, run.tokenizer, table, RoundedWeights(weights, "int4"), lanes=1)
     for domain in domains_of(config):
         ids = ids_of(run, domain, 30)
         whole = read(less, domain, ids)
@@ -241,7 +240,7 @@ def test_any_layers_and_activations_are_those_of_the_exact_path(run, activation,
     config = tiny_config(Path("unused"), model=model)
     weights, domain = ToyWeights(config), domains_of(config)[1]
     table = run.table if rre else type(run.table)(run.table.first_NDV[:0], run.table.spread_DV, run.table.experts)
-    decoder = CpuDecoder(config, run.tokenizer, table, weights, lanes=1)
+    decoder = Decoder(config, run.tokenizer, table, weights, lanes=1)
     ids = np.array(ids_of(run, domain, 12))
     first = domain.slot * config.model.slot_rows
     used_R = run.tokenizer.slot_rows[domain.slot] >= 0

@@ -1,0 +1,57 @@
+"""Exported graph, run by MindSpore for one text.
+
+Shape suffixes: T new tokens, R rows of a slot.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from pangu_sigma.config import ConfigError
+from pangu_sigma.domains import Domain
+from pangu_sigma.generate.graph.cached import inputs_and_outputs, open_inputs
+from pangu_sigma.model.declare import as_tensor
+from pangu_sigma.process import mindspore_lock, use_cpu
+from pangu_sigma.stored.export import GRAPH_FILE, StoredExport
+
+
+class ExportedGraph:
+    """Exported graph, whose only lane of the KV cache holds one text."""
+
+    def __init__(self, graph: nn.Cell):
+        """graph: graph with the signature of `CachedGraph`."""
+        self._graph = graph
+        with mindspore_lock:
+            graph.set_inputs(*open_inputs())
+
+    @classmethod
+    def load(cls, export: StoredExport) -> ExportedGraph:
+        """Load the graph of an exported model. Raises ConfigError if the graph has another signature, DamagedFile for damaged
+        files of the model."""
+        use_cpu()
+        if export.facts["signature"] != inputs_and_outputs(export.config):
+            raise ConfigError(
+                f"{export.path} takes and gives other arrays than this version; run `pangu-sigma export` on its run again"
+            )
+        with mindspore_lock:
+            return cls(nn.GraphCell(ms.load(str(export.path / GRAPH_FILE))))
+
+    def read(self, domain: Domain, ids: list[int], start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Read tokens of a text. Return the logits of the token after each, float32 [T, R], and the likeliest ids, int32 [T].
+
+        start: number of the text's tokens that were read before; 0 begins a new text."""
+        inputs = ([ids], [len(ids)], [start], [0], [domain.index], range(len(ids)))
+        with mindspore_lock:
+            logits_TR, token_T = self._graph(*(as_tensor(np.array(values, np.int32)) for values in inputs))
+            return logits_TR.asnumpy(), token_T.asnumpy()
+
+    def continue_greedily(self, domain: Domain, ids: list[int], count: int) -> list[int]:
+        """Return the `count` likeliest tokens, one after the other, that follow a text."""
+        tokens, start, new_ids = list[int](), 0, ids
+        for _ in range(count):
+            _, token_T = self.read(domain, new_ids, start)
+            start, new_ids = start + len(new_ids), [int(token_T[-1])]
+            tokens += new_ids
+        return tokens
