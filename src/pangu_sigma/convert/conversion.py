@@ -141,6 +141,6 @@ def _write_shards(
     with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
         for file, names in shards.items():
             arrays, metadata = {name: tensors[name] for name in names}, {"format": "pt"}  # `transformers` requires it
-            advance = lambda name, first, values: bar.update(values.nbytes)  # noqa: E731
-            fingerprints[file] = write_arrays(folder / file, arrays, lambda: None, metadata, advance)
+            advance = lambda name, values: bar.update(values.nbytes)  # noqa: E731
+            fingerprints[file] = write_arrays(folder / file, arrays, metadata, advance)
     return fingerprints

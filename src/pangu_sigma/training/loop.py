@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 
 from ascend_ops.adam_worker import WorkerTimes
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, remove_leftovers
+from pangu_sigma.checkpoint.checkpoint import CheckpointError
 from pangu_sigma.checkpoint.run_folder import one_writer, set_aside
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
@@ -207,6 +207,11 @@ class Trainer:
         with self._going_on():
             self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
 
+    def commit_save(self) -> None:
+        """Let the checkpoint that all ranks have written be completed in the background. Errors: as in `complete_save`."""
+        with self._going_on():
+            self.saver.commit()
+
     def complete_save(self) -> None:
         """Wait for the checkpoint that is written in the background, if there is one. An error of the disk is logged. Raises
         UnhealthyState."""
@@ -276,7 +281,6 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
         evaluator = trainer.evaluator()
     start = trainer.progress.step
     if ranks.first:  # all ranks have read the checkpoint
-        remove_leftovers(trainer.run.checkpoints)  # a finished run saves no other one
         set_aside(folder, start)  # damaged ones of later steps
     log = (
         MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
@@ -305,10 +309,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 examine(trainer.health, trainer.built, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
-            stops, failures = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))
+            stops, written = ranks.sum(np.array([stop.is_set(), trainer.saver.is_written], np.float32))
             stopped = bool(stops)
-            if failures:
-                trainer.complete_save()
+            if written == ranks.world:
+                trainer.commit_save()
             if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
