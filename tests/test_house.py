@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2007,
-    "checkpoint": 1000,
+    "checkpoint": 917,
     "convert": 667,
     "data": 2503,
     "ecss": 377,
@@ -38,9 +38,9 @@ BUDGETS = {
     "ranks": 1007,
     "rre": 409,
     "serve": 1062,
-    "stored": 677,
+    "stored": 673,
     "text": 947,
-    "training": 1442,
+    "training": 1441,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

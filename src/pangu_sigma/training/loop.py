@@ -204,22 +204,18 @@ class Trainer:
         if last:
             self.save()
             return
-        with self._going_on():
+        with self.log_disk_errors():
             self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
-
-    def commit_save(self) -> None:
-        """Let the checkpoint that all ranks have written be completed in the background. Errors: as in `complete_save`."""
-        with self._going_on():
-            self.saver.commit()
 
     def complete_save(self) -> None:
         """Wait for the checkpoint that is written in the background, if there is one. An error of the disk is logged. Raises
         UnhealthyState."""
-        with self._going_on():
+        with self.log_disk_errors():
             self.saver.wait()
 
     @contextmanager
-    def _going_on(self) -> Iterator[None]:
+    def log_disk_errors(self) -> Iterator[None]:
+        """Log an error of the disk in a `with` block that saves: training goes on to the next checkpoint."""
         try:
             yield
         except CheckpointError as error:
@@ -312,7 +308,8 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             stops, written = ranks.sum(np.array([stop.is_set(), trainer.saver.is_written], np.float32))
             stopped = bool(stops)
             if written == ranks.world:
-                trainer.commit_save()
+                with trainer.log_disk_errors():
+                    trainer.saver.commit()
             if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
