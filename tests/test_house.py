@@ -20,27 +20,27 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2007,
-    "checkpoint": 1000,
+    "checkpoint": 917,
     "convert": 669,
     "data": 2503,
     "ecss": 377,
     "evaluate": 755,
     "finetune": 502,
     "foreign": 938,
-    "generate": 1533,
+    "generate": 1532,
     "held_out": 435,
-    "inherit": 840,
+    "inherit": 843,
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 373,
     "npu": 2494,
     "optimizer": 97,
     "ranks": 1007,
-    "rre": 409,
+    "rre": 410,
     "serve": 1047,
-    "stored": 677,
+    "stored": 673,
     "text": 947,
-    "training": 1442,
+    "training": 1441,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

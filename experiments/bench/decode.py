@@ -107,7 +107,7 @@ class DrawnWeights:
             of_expert = _ffn_shapes(model.segment_ffn, model.hidden)
             shapes |= {f"experts.{n}.{name}": (config.stored_experts(kind), *shape) for name, shape in of_expert}
         drawn = {n: model.init_std * rng.standard_normal(shape, np.float32) for n, shape in shapes.items()}
-        write_arrays(file, drawn, lambda: None)
+        write_arrays(file, drawn)
         self._arrays = map_arrays(file)
         self._norm = {"gain": np.ones(model.hidden, np.float32), "bias": np.zeros(model.hidden, np.float32)}
         self._norm["row_scale"] = np.full(1, FIRST_ROW_SCALE, np.float32)

@@ -40,6 +40,5 @@ def opened_whole(path: Path, *kinds: Kind) -> StoredModel:
 
 def whole(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, put together."""
-    names = {(file.partition(".")[0], name) for file, arrays in checkpoint.files.items() for name in arrays}
-    arrays = {f"{shard}/{name}": checkpoint.array(shard, name) for shard, name in names}
+    arrays = {f"{shard}/{name}": checkpoint.array(shard, name) for shard, name in checkpoint.parts}
     return {name: np.array(array.read()) for name, array in arrays.items() if array is not None}

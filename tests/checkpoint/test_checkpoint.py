@@ -293,7 +293,7 @@ def test_a_checkpoint_that_lacks_the_part_of_a_rank_is_passed_over(tmp_path: Pat
     lacking = f"{folder}: w1 of shard experts_layer_0 lacks 6 values: the file of a rank is missing"
     for verified in (True, False):
         with pytest.raises(DamagedCheckpoint, match=lacking):
-            _ = load_checkpoint(folder, verified=verified).files
+            _ = load_checkpoint(folder, verified=verified).parts
     loaded = newest_checkpoint(tmp_path)
     assert_is(loaded, 100)
     assert [lacking in message for message in loaded.passed_over] == [True]

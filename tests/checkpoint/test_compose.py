@@ -19,7 +19,7 @@ def test_what_is_composed_of_a_new_runs_weights_is_what_training_saves(tiny_data
 
     def find(shard, name, shape):
         given = shard == "dense" or (shard.startswith("experts") and "." not in name and name != "step")
-        return whole_array(saved.saved(shard)[name], name) if given else None
+        return whole_array(saved.parts[shard, name], name) if given else None
 
     composed = compose(config, find)
     assert composed.keys() == saved.files.keys()

@@ -21,8 +21,8 @@ def test_a_file_of_lazy_arrays_is_that_of_the_same_arrays_byte_for_byte(tmp_path
         "none": LazyArray.zeros((5, 7), np.float32),
         "one": LazyArray.of(rows),
     }
-    recorded = write_arrays(tmp_path / "lazy", lazy, lambda: None)
-    assert recorded == write_arrays(tmp_path / "whole", whole, lambda: None) == fingerprint(tmp_path / "lazy")
+    recorded = write_arrays(tmp_path / "lazy", lazy)
+    assert recorded == write_arrays(tmp_path / "whole", whole) == fingerprint(tmp_path / "lazy")
     assert (tmp_path / "lazy").read_bytes() == (tmp_path / "whole").read_bytes()
     for name, values in map_arrays(tmp_path / "lazy").items():
         assert (values == whole[name]).all(), name
@@ -30,7 +30,7 @@ def test_a_file_of_lazy_arrays_is_that_of_the_same_arrays_byte_for_byte(tmp_path
 
 
 def test_zeros_take_no_room_in_a_file(tmp_path):
-    write_arrays(tmp_path / "file", {"zeros": LazyArray.zeros((1 << 24,), np.float32)}, lambda: None)
+    write_arrays(tmp_path / "file", {"zeros": LazyArray.zeros((1 << 24,), np.float32)})
     status = (tmp_path / "file").stat()
     assert status.st_size > 1 << 26
     assert status.st_blocks * 512 < 1 << 20
@@ -40,7 +40,7 @@ def test_zeros_take_no_room_in_a_file(tmp_path):
 def test_content_that_is_not_what_the_shape_says_is_refused(tmp_path):
     short = LazyArray((3, 2), np.dtype(np.float32), lambda: [np.zeros((2, 2), np.float32)], "shard 7: word table")
     with pytest.raises(ValueError, match=r"shard 7: word table: 4 of 6 values"):
-        write_arrays(tmp_path / "file", {"short": short}, lambda: None)
+        write_arrays(tmp_path / "file", {"short": short})
 
 
 def resident() -> int:

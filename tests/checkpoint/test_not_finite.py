@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from pangu_sigma.checkpoint import safetensors_file
+from pangu_sigma.checkpoint import lazy
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe, find_not_finite
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.saver import Written
@@ -31,7 +31,7 @@ def test_each_value_that_is_not_finite_is_counted_and_the_first_is_named(kind: s
         values.reshape(-1)[position] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
     array = SavedArray.whole(bfloat16(values) if kind == "bfloat16" else values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(safetensors_file, "_CHUNK", 16)  # so that arrays have several chunks
+        patch.setattr(lazy, "_CHUNK", 16)  # so that arrays have several chunks
         found = find_not_finite({"dense": {"w": array}})
     first = tuple(int(i) for i in np.unravel_index(min(at), shape)) if at and shape else ()
     assert found == ([NotFinite("dense", "w", len(at), first)] if at else [])
@@ -56,7 +56,9 @@ def test_an_expert_has_the_number_that_it_has_on_all_ranks():
     assert found == NotFinite("experts_layer_1.00003", "w1.moment", 2, (2, 5), (2, 5))
     assert found.segment == 1
     written = TypeAdapter(Written)
-    assert written.validate_json(written.dump_json(Written({}, [found]))) == Written({}, [found]), "as told to rank 0"
+    assert written.validate_json(written.dump_json(Written({}, [found]))) == Written({}, [found]), (
+        "as ranks tell it to each other"
+    )
 
 
 def test_words_name_the_segment_and_a_common_expert_has_no_domain():

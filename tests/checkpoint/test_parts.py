@@ -107,7 +107,7 @@ def test_ranks_write_one_checkpoint_that_any_number_reads(tmp_path):
     for world in (1, 2, 5):
         for loaded in on_ranks(world, lambda ranks: newest_checkpoint(tmp_path, IDENTITY, ranks)):
             assert np.array_equal(loaded.array("experts", "w").read(), np.arange(24.0).reshape(6, 4))
-            assert loaded.saved("dense")["x"][0].values.tolist() == [1, 1, 1]
+            assert loaded.parts["dense", "x"][0].values.tolist() == [1, 1, 1]
 
 
 def test_ranks_read_the_checkpoint_that_rank_0_sees(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
 
+from pangu_sigma.checkpoint import lazy
 from pangu_sigma.checkpoint import safetensors_file as module
 from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, write_arrays
@@ -49,7 +50,7 @@ def header_of(path: Path) -> tuple[int, dict]:
 def test_arrays_of_every_dtype_and_shape_come_back_here_and_in_the_library(
     tmp_path: Path, arrays: dict[str, np.ndarray]
 ):
-    write_arrays(tmp_path / "ours", arrays, lambda: None)
+    write_arrays(tmp_path / "ours", arrays)
     assert_same(map_arrays(tmp_path / "ours"), arrays)
     assert_same(load_file(tmp_path / "ours"), arrays)
     save_file(arrays, tmp_path / "theirs", {"some": "metadata"})
@@ -61,7 +62,7 @@ def test_arrays_of_every_dtype_and_shape_come_back_here_and_in_the_library(
 def test_the_arrays_begin_at_a_multiple_of_64_and_each_at_one_of_its_elements(
     tmp_path: Path, arrays: dict[str, np.ndarray]
 ):
-    write_arrays(tmp_path / "file", arrays, lambda: None)
+    write_arrays(tmp_path / "file", arrays)
     start, header = header_of(tmp_path / "file")
     assert start % 64 == 0
     for name, entry in header.items():
@@ -70,11 +71,11 @@ def test_the_arrays_begin_at_a_multiple_of_64_and_each_at_one_of_its_elements(
 
 
 def test_memory_can_be_let_go_after_every_chunk_and_every_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_CHUNK", 100)
+    monkeypatch.setattr(lazy, "_CHUNK", 100)
     sizes, file = [], tmp_path / "file"
     arrays = {"a": np.arange(60, dtype=np.float32), "b": np.ones(3, np.uint8)}  # 240 and 3 bytes
     monkeypatch.setattr("builtins.open", lambda *a: open_unbuffered(*a))
-    write_arrays(file, arrays, lambda: sizes.append(file.stat().st_size))
+    write_arrays(file, arrays, after_chunk=lambda name, values: sizes.append(file.stat().st_size))
     start, _ = header_of(file)
     assert [size - start for size in sizes] == [100, 200, 240, 243]
     assert_same(load_file(file), arrays)
@@ -93,7 +94,7 @@ def open_unbuffered(path: Path, mode: str):
     ],
 )
 def test_a_file_that_is_not_what_its_header_says_is_damaged(tmp_path: Path, change, message: str):
-    write_arrays(tmp_path / "file", {"a": np.zeros(4, np.float32)}, lambda: None)
+    write_arrays(tmp_path / "file", {"a": np.zeros(4, np.float32)})
     start, header = header_of(tmp_path / "file")
     change(header)
     text = json.dumps(header).encode().ljust(start - 8)
@@ -111,7 +112,7 @@ def test_a_file_that_is_not_what_its_header_says_is_damaged(tmp_path: Path, chan
     array=st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)))
 )
 def test_a_mapped_array_is_copied_in_blocks(tmp_path: Path, array: np.ndarray):
-    write_arrays(tmp_path / "file", {"a": array}, lambda: None)
+    write_arrays(tmp_path / "file", {"a": array})
     target, rows = np.ones_like(array), []
     everything = Part.everything(array.shape)
     mapped = SavedArray(everything, map_arrays(tmp_path / "file")["a"])
@@ -125,13 +126,8 @@ def test_a_mapped_array_is_copied_in_blocks(tmp_path: Path, array: np.ndarray):
 def test_what_was_written_is_what_its_fingerprint_says(tmp_path: Path):
     arrays = {"a": np.arange(5000, dtype=np.float32), "turned": np.ones((3, 4)).T, "none": np.empty((0, 2), np.int32)}
     seen: dict[str, list[np.ndarray]] = {}
-    found = write_arrays(
-        tmp_path / "file",
-        arrays,
-        lambda: None,
-        {"some": "metadata"},
-        lambda name, first, values: seen.setdefault(name, []).append(values),
-    )
+    take = lambda name, values: seen.setdefault(name, []).append(values)  # noqa: E731
+    found = write_arrays(tmp_path / "file", arrays, {"some": "metadata"}, take)
     assert found == fingerprint(tmp_path / "file")
     assert {name: np.concatenate(values).tobytes() for name, values in seen.items()} == {
         name: arrays[name].tobytes() for name in ("a", "turned")

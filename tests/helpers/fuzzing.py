@@ -381,7 +381,7 @@ def checkpoint_target(folder: Path) -> Target:
         for name, content in {**files, **case}.items():
             put(here / "step_00000003" / name, content)
         with watched():
-            load_checkpoint(here / "step_00000003").saved("dense")
+            _ = load_checkpoint(here / "step_00000003").parts
         return True
 
     def alone(seals: st.SearchStrategy[bytes]) -> st.SearchStrategy[dict[str, bytes]]:

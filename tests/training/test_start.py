@@ -279,7 +279,7 @@ def test_a_refused_start_is_no_obstacle_to_the_next_one(tiny_data, tmp_path):
 def test_a_folder_that_cannot_be_is_refused_by_name(tiny_data, tmp_path, path):
     (tmp_path / "file").write_text("x")
     folder = Path(path.format(tmp_path))
-    with pytest.raises(ConfigError, match=r"(proc|file).*: .*choose another one with --output"):
+    with pytest.raises(OSError, match=r"'(/proc/run|.*/file.*)'"):
         start_run(folder, tiny_config(tiny_data))
 
 

@@ -25,7 +25,7 @@ from pangu_sigma.checkpoint.lazy import LazyArray
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray, copy_part, parts_from
 from pangu_sigma.checkpoint.safetensors_file import map_arrays, metadata_of
-from pangu_sigma.errors import UserError, argument, in_words
+from pangu_sigma.errors import UserError, argument
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, RankError, Ranks
 from pangu_sigma.sealed import ITS_VERSION, UNFINISHED, DamagedFile, read_seal, verify
 
@@ -109,26 +109,29 @@ class Checkpoint:
     @cached_property
     def files(self) -> Files:
         """Arrays, which are mapped when they are first asked for; writing to an array changes memory only. Raises DamagedCheckpoint
-        for files that are not what a save writes, and if a part of an array is in none of them."""
+        for files that are not what a save writes."""
         try:
-            files = {Path(name).stem: _read_arrays(self.path / name) for name in self.names}
-            _check_whole(self.path, files)
+            return {Path(name).stem: _read_arrays(self.path / name) for name in self.names}
         except (DamagedFile, ValueError, OSError) as error:
             raise DamagedCheckpoint(f"{error}; {ANOTHER}") from error
-        return files
 
-    def saved(self, shard: str) -> dict[str, list[SavedArray]]:
-        """Return the saved parts of each array of a shard, by the array's name."""
-        parts: dict[str, list[SavedArray]] = {}
+    @cached_property
+    def parts(self) -> dict[tuple[str, str], list[SavedArray]]:
+        """Saved parts of each array, by shard and name. Raises DamagedCheckpoint also if a part of an array is in no file."""
+        parts: dict[tuple[str, str], list[SavedArray]] = {}
         for file, arrays in self.files.items():
-            if file.partition(".")[0] == shard:
-                for name, array in arrays.items():
-                    parts.setdefault(name, []).append(array)
+            for name, array in arrays.items():
+                parts.setdefault((file.partition(".")[0], name), []).append(array)
+        for (shard, name), saved in parts.items():
+            if lacking := math.prod(saved[0].part.whole) - sum(array.values.size for array in saved):
+                raise DamagedCheckpoint(
+                    f"{self.path}: {name} of shard {shard} lacks {lacking} values: the file of a rank is missing; {ANOTHER}"
+                )
         return parts
 
     def array(self, shard: str, name: str) -> LazyArray | None:
         """Return an array of a shard, joined from its saved parts; None if the checkpoint has no array of that name."""
-        saved = self.saved(shard).get(name)
+        saved = self.parts.get((shard, name))
         return None if saved is None else whole_array(saved, name)
 
 
@@ -169,7 +172,7 @@ def load_checkpoint(
     arrays = [name for name in recorded if name.endswith(".safetensors")]
     checkpoint = Checkpoint(path, facts.step, facts.state, facts.identity, arrays)
     if verified:
-        _ = checkpoint.files
+        _ = checkpoint.parts
     return checkpoint
 
 
@@ -210,8 +213,8 @@ def way_on(root: Path, ranks: Ranks) -> str:
         healthy = None
     if healthy is None:
         return f"There is no whole checkpoint in {root}: start again in another folder, with {argument('--output')}."
-    again = "start the same command again, which goes on from it."
-    return f"The last checkpoint whose values are all finite is {healthy.path}: {again}"
+    last = f"The last checkpoint whose values are all finite is {healthy.path}"
+    return f"{last}: start the same command again, which goes on from it."
 
 
 def _read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
@@ -248,18 +251,6 @@ def _read_arrays(file: Path) -> dict[str, SavedArray]:
     }
 
 
-def _check_whole(path: Path, files: Files) -> None:
-    """Raise DamagedFile if the parts of an array that the files hold do not make up the whole array."""
-    lacking: dict[tuple[str, str], int] = {}
-    for file, arrays in files.items():
-        for name, (part, values) in arrays.items():
-            array = file.partition(".")[0], name
-            lacking[array] = lacking.get(array, math.prod(part.whole)) - values.size
-    for (shard, name), count in lacking.items():
-        if count:
-            raise DamagedFile(f"{path}: {name} of shard {shard} lacks {count} values: the file of a rank is missing")
-
-
 def _refuse_other(path: Path, saved: Identity, expected: Identity) -> None:
     data = "use the prepared data folder (its tokenizer) that the checkpoint was trained with"
     keys = "use the checkpoint's routing.table, routing.seed, domains and vocabulary"
@@ -270,15 +261,9 @@ def _refuse_other(path: Path, saved: Identity, expected: Identity) -> None:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Return the folders of a root's checkpoints, newest first, damaged ones included; none if the root is not there.
-
-    Raises CheckpointError when the root cannot be read.
-    """
-    try:
-        paths = [path for path in root.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)] if root.exists() else []
-    except OSError as error:
-        raise CheckpointError(in_words(error, root, "name the folder of an earlier run")) from error
-    return sorted(paths, key=step_of, reverse=True)
+    """Return the folders of a root's checkpoints, newest first, damaged ones included; none if the root is not there."""
+    paths = root.iterdir() if root.exists() else ()
+    return sorted((path for path in paths if CHECKPOINT_NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -296,32 +281,21 @@ def keep_only(root: Path, step: int) -> None:
     prune(root, 0, [step])
 
 
-def prune(root: Path, keep: int, spared: Collection[int] = ()) -> None:
-    """Remove all but the `keep` newest checkpoints and the steps `spared`, and all leftovers. A failure is only logged."""
-    for old in [path for path in checkpoints(root) if step_of(path) not in spared][keep:]:
-        try:
-            set_aside_for_removal(old)
-        except OSError as error:
-            logger.warning("cannot remove old checkpoint %s: %s; remove it by hand to free its space", old, error)
-    remove_leftovers(root)
-
-
-def set_aside_for_removal(checkpoint: Path) -> None:
-    """Rename a checkpoint for `remove_leftovers`: a crash in the middle of its removal leaves no folder that looks damaged."""
-    if checkpoint.exists():
-        checkpoint.rename(checkpoint.with_name(f"{UNFINISHED}pruned-{checkpoint.name}"))
-
-
-def remove_leftovers(root: Path) -> None:
-    """Remove the files of interrupted saves and of pruned checkpoints; no process may save then. A failure is logged, not raised.
-
-    A link is removed, and what it points to is left alone.
-    """
-    for path in root.glob(f"{UNFINISHED}*"):
+def prune(root: Path, keep: int | None = None, spared: Collection[int] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints and the steps `spared`, and what interrupted saves have left. keep: None to keep
+    all. No process may save then. A failure is logged, not raised. A link is removed, and what it points to is left alone."""
+    old = [] if keep is None else [path for path in checkpoints(root) if step_of(path) not in spared][keep:]
+    for path in [*old, *root.glob(f"{UNFINISHED}*")]:
         try:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                shutil.rmtree(set_aside_for_removal(path))
             else:
                 path.unlink()
         except OSError as error:
-            logger.warning("cannot remove %s, left by an interrupted save: %s; remove it by hand", path, error)
+            logger.warning("cannot remove %s: %s; remove it by hand to free its space", path, error)
+
+
+def set_aside_for_removal(folder: Path) -> Path:
+    """Rename a checkpoint, and return its path: a crash in the middle of its removal leaves no folder that looks damaged."""
+    is_checkpoint = not folder.name.startswith(UNFINISHED)
+    return folder.rename(folder.with_name(f"{UNFINISHED}pruned-{folder.name}")) if is_checkpoint else folder

@@ -58,7 +58,6 @@ class LazyArray:
 
     content: yields arrays whose values, end to end, make the whole array in C order.
     origin: source of the values for messages, such as a file and the name in it.
-    holes: True if all values are zero, so that a file may leave them out (sparse file).
     row: returns a row of the first axis by its index; None if rows cannot be read alone.
     """
 
@@ -66,7 +65,6 @@ class LazyArray:
     dtype: np.dtype
     content: Callable[[], Iterable[np.ndarray]]
     origin: str = ""
-    holes: bool = False
     row: Callable[[int], np.ndarray] | None = None
 
     @property
@@ -83,18 +81,12 @@ class LazyArray:
 
     def read(self) -> np.ndarray:
         """Return all values. If `content` yields one array, it is returned itself; several are copied into the whole one by one."""
-        array, position = None, 0
-        for values in self.content():
-            flat = np.asarray(values, self.dtype)
-            if array is None:
-                if flat.size == self.size:
-                    return flat.reshape(self.shape)
-                array = np.empty(self.size, self.dtype)
-            array[position : position + flat.size] = flat.reshape(-1)
-            position += flat.size
-        if array is None or position != self.size:
-            raise ValueError(f"{self.origin or 'array'}: {position} of {self.size} values")
-        return array.reshape(self.shape)
+        first = next(iter(self.content()), None)
+        if first is not None and first.size == self.size:
+            return np.asarray(first, self.dtype).reshape(self.shape)
+        array = np.empty(self.shape, self.dtype)
+        copy_values(self, array)
+        return array
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
@@ -109,14 +101,39 @@ class LazyArray:
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: np.dtype | str) -> LazyArray:
-        """Return a lazy array of zeros, which needs neither memory nor space in a file."""
+        """Return a lazy array of zeros, which needs no memory."""
+        size = math.prod(shape)
+        lengths = [*[_ZEROS] * (size // _ZEROS), size % _ZEROS]
+        return cls(shape, np.dtype(dtype), lambda: (np.zeros(length, dtype) for length in lengths), "zeros")
 
-        def content() -> Iterator[np.ndarray]:
-            chunk, size = np.zeros(_ZEROS, dtype), math.prod(shape)
-            for first in range(0, size, _ZEROS):
-                yield chunk[: min(_ZEROS, size - first)]
 
-        return cls(shape, np.dtype(dtype), content, "zeros", holes=True)
+AnyArray = np.ndarray | LazyArray
+
+_ZEROS = 1 << 20
+"""Maximum number of values of the arrays that `zeros` yields."""
+_CHUNK = 64 << 20
+"""Maximum number of bytes of a chunk."""
+
+
+def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield a flattened array in chunks of at most 64 MiB, each with the position of its first value.
+
+    Raises ValueError when a LazyArray has more or fewer values than its shape says.
+    """
+    length, position = max(1, _CHUNK // array.dtype.itemsize), 0
+    for values in array.content() if isinstance(array, LazyArray) else (array,):
+        flat = np.ascontiguousarray(values, array.dtype).reshape(-1)
+        for first in range(0, len(flat), length):
+            yield position + first, flat[first : first + length]
+        position += len(flat)
+    if position != array.size:
+        raise ValueError(f"{getattr(array, 'origin', 'array')}: {position} of {array.size} values")
+
+
+def copy_values(array: AnyArray, target: np.ndarray) -> None:
+    """Copy all values into a contiguous array of the same shape. Raises as `chunks`."""
+    for first, flat in chunks(array):
+        target.reshape(-1)[first : first + len(flat)] = flat
 
 
 def _released(read: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
@@ -124,9 +141,3 @@ def _released(read: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
     values = read()
     yield values
     release_pages(values)
-
-
-_ZEROS = 1 << 20
-"""Number of values of the array that `zeros` yields repeatedly."""
-
-AnyArray = np.ndarray | LazyArray

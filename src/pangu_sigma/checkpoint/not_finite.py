@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pangu_sigma.checkpoint.lazy import chunks
 from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
-from pangu_sigma.checkpoint.safetensors_file import chunks
 
 _EXPONENT = np.uint16(0x7F80)
 """Exponent bits of a bfloat16: all of them are set in NaN and infinity, and in no other value."""
@@ -38,44 +38,27 @@ class NotFinite:
         return int(self.file.removeprefix(EXPERTS).partition(".")[0]) if self.file.startswith(EXPERTS) else None
 
 
-class Watch:
-    """Search for NaN and infinity in the arrays of one file, chunk by chunk, such as while it is written."""
-
-    def __init__(self, file: str, arrays: dict[str, SavedArray]):
-        self._file, self._arrays = file, arrays
-        self._by_name: dict[str, NotFinite] = {}
-
-    def see(self, name: str, first: int, values: np.ndarray) -> None:
-        """Examine a chunk of an array. first: position of its first value in the flattened array."""
-        positions = first + _not_finite(values)
-        if not len(positions):
-            return
-        part, array = self._arrays[name]
-        rows, *others = np.unravel_index(positions, array.shape or (1,))
-        numbers = part.numbers()[rows] if array.shape else rows
-        columns = [int(index[0]) + offset for index, offset in zip(others, part.offset, strict=True)]
-        index = (int(numbers[0]), *columns) if array.shape else ()
-        before = self._by_name.get(name) or NotFinite(self._file, name, 0, index)
-        experts = {*before.experts, *np.unique(numbers).tolist()} if self._file.startswith(EXPERTS) else ()
-        count = before.count + len(positions)
-        self._by_name[name] = replace(before, count=count, experts=tuple(sorted(experts)))
-
-    @property
-    def not_finite(self) -> list[NotFinite]:
-        """Arrays that hold NaN or infinity, by name."""
-        return [self._by_name[name] for name in sorted(self._by_name)]
-
-
 def find_not_finite(files: Files) -> list[NotFinite]:
     """Return the arrays that hold NaN or infinity, in the order of the files and by name."""
-    not_finite = []
-    for file, arrays in files.items():
-        watch = Watch(file, arrays)
-        for name, array in arrays.items():
-            for first, values in chunks(array.values):
-                watch.see(name, first, values)
-        not_finite += watch.not_finite
-    return not_finite
+    arrays = ((file, name, arrays[name]) for file, arrays in files.items() for name in sorted(arrays))
+    return [result for array in arrays if (result := _examine(*array))]
+
+
+def _examine(file: str, name: str, array: SavedArray) -> NotFinite | None:
+    part, values = array
+    count, index, experts = 0, tuple[int, ...](), set[int]()
+    for first, chunk in chunks(values):
+        positions = first + not_finite_positions(chunk)
+        if not len(positions):
+            continue
+        rows, *others = np.unravel_index(positions, values.shape or (1,))
+        numbers = part.numbers()[rows] if values.shape else rows
+        if values.shape and not count:
+            columns = (int(column[0]) + offset for column, offset in zip(others, part.offset, strict=True))
+            index = (int(numbers[0]), *columns)
+        count += len(positions)
+        experts.update(np.unique(numbers).tolist() if file.startswith(EXPERTS) else ())
+    return NotFinite(file, name, count, index, tuple(sorted(experts))) if count else None
 
 
 def describe(not_finite: Sequence[NotFinite], config: dict[str, Any]) -> list[str]:
@@ -102,8 +85,8 @@ def _describe(array: NotFinite, config: dict[str, Any]) -> str:
     return f"{text} ({where}, {'expert' if len(array.experts) == 1 else 'experts'} {', '.join(experts)}{more})"
 
 
-def _not_finite(values: np.ndarray) -> np.ndarray:
-    """Return the positions of NaN and infinity. Arrays of uint16 are bfloat16, which NumPy lacks (ecss/store.py)."""
+def not_finite_positions(values: np.ndarray) -> np.ndarray:
+    """Return the positions of NaN and infinity in a flat array. One of uint16 is bfloat16, which NumPy lacks (ecss/store.py)."""
     if values.dtype == np.uint16:
         return np.flatnonzero((values & _EXPONENT) == _EXPONENT)
     if values.dtype.kind != "f":

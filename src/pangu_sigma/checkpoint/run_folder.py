@@ -25,13 +25,13 @@ from pangu_sigma.checkpoint.checkpoint import (
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
-    remove_leftovers,
+    prune,
     step_of,
 )
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, ROUTING_FILE, TOKENIZER_FOLDER, read_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, override, parse_config
-from pangu_sigma.errors import argument, in_words
+from pangu_sigma.errors import argument
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.sealed import SEAL, DamagedFile, sync
 from pangu_sigma.writable import folder_lock, refuse_link
@@ -93,29 +93,19 @@ def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, done:
 
 @contextmanager
 def one_writer(path: Path, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
-    """Hold the write lock of a run folder in a `with` statement. A missing folder is created. Rank 0 takes the lock for all ranks.
+    """Hold the write lock of a run folder in a `with` statement. A missing folder is created, and what a killed save has left is
+    removed. Rank 0 does it for all ranks.
 
-    Raises ConfigError if the folder cannot be created, and NotWritable for another writer, or a link in place of what a run writes.
+    Raises OSError if the folder cannot be created, and NotWritable for another writer, or a link in place of what a run writes.
     """
     with ExitStack() as lock:
-        with ranks.fail_together(f"locking {path}"), name_unwritable(path):
+        with ranks.fail_together(f"locking {path}"):
             if ranks.first:
                 for name in _WRITTEN:
                     refuse_link(path / name)
                 lock.enter_context(folder_lock(path))
+                prune(path / CHECKPOINTS)
         yield
-
-
-@contextmanager
-def name_unwritable(path: Path) -> Iterator[None]:
-    """Turn an OSError in a `with` statement that writes to the run folder `path` into a ConfigError that names file and fix."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{in_words(error, path)}; nothing of the run was changed: make room there or the folder writable, or choose "
-            "another one with --output"
-        ) from error
 
 
 def start_over(run: Path) -> None:
@@ -165,7 +155,6 @@ def set_aside(run: Path, after: int | None = None) -> Path | None:
         return None
     folder = next(path for n in itertools.count(1) if not (path := run / f"set_aside_{n}").exists())
     folder.mkdir()
-    remove_leftovers(root)  # files of a killed save are no checkpoint, and take the room of one
     for name in (*_COPIED, *((_METRICS,) if after is not None else ())):
         if (run / name).is_dir():
             shutil.copytree(run / name, folder / name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,24 @@ import numpy as np
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from pangu_sigma.checkpoint.lazy import AnyArray, LazyArray, map_file
+from pangu_sigma.checkpoint.lazy import AnyArray, chunks, map_file
 from pangu_sigma.sealed import DamagedFile
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32"}
 _DTYPES |= {"U16": "uint16", "U8": "uint8", "BOOL": "bool"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_CHUNK = 64 << 20
-"""Number of bytes written between two calls of `after_chunk`."""
 
 
 def write_arrays(
     path: Path,
     arrays: Mapping[str, AnyArray],
-    after_chunk: Callable[[], None],
     metadata: dict[str, str] | None = None,
-    seen: Callable[[str, int, np.ndarray], None] = lambda name, first, values: None,
+    after_chunk: Callable[[str, np.ndarray], object] = lambda name, values: None,
 ) -> dict[str, Any]:
     """Write arrays into a safetensors file. Returns the file's size and hash, as `sealed.fingerprint` does.
 
-    Zeros of a LazyArray with `holes` are left out: such a hole takes no space if the file system supports holes.
-    after_chunk: called after each array, and after every 64 MiB of a large array, to release memory.
-    seen: called for each chunk with the array's name, the position of the first value in the flattened array, and the values.
+    Chunks of zeros are left out: such a hole takes no space if the file system supports holes.
+    after_chunk: called after each chunk (lazy.py) with the array's name and the chunk's values, such as to release memory.
     """
     widest_first = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
@@ -54,34 +50,17 @@ def write_arrays(
     with open(path, "wb") as stream:
         stream.write(text)
         for name, array in widest_first:
-            holes = isinstance(array, LazyArray) and array.holes
-            for first, values in chunks(array):
-                content = values.view(np.uint8).data
-                seen(name, first, values)
-                digest.update(content)
-                if holes:
-                    stream.seek(len(content), os.SEEK_CUR)
+            for _, values in chunks(array):
+                content = values.view(np.uint8)
+                digest.update(content.data)
+                if content.view(bool).any():
+                    stream.write(content.data)
                 else:
-                    stream.write(content)
+                    stream.seek(len(content), os.SEEK_CUR)
                 size += len(content)
-                after_chunk()
+                after_chunk(name, values)
         stream.truncate(size)
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
-
-
-def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield a flattened array in chunks of at most 64 MiB, each with the position of its first value.
-
-    Raises ValueError when a LazyArray has more or fewer values than its shape says.
-    """
-    length, position = max(1, _CHUNK // array.dtype.itemsize), 0
-    for values in array.content() if isinstance(array, LazyArray) else (array,):
-        flat = np.ascontiguousarray(values, array.dtype).reshape(-1)
-        for first in range(0, len(flat), length):
-            yield position + first, flat[first : first + length]
-        position += len(flat)
-    if position != array.size:
-        raise ValueError(f"{getattr(array, 'origin', 'array')}: {position} of {array.size} values")
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -118,12 +97,8 @@ def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]
         start = 8 + int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(start - 8))
     header.pop("__metadata__", None)
-    return {
-        name: (
-            entry["dtype"],
-            tuple(entry["shape"]),
-            start + entry["data_offsets"][0],
-            start + entry["data_offsets"][1],
-        )
-        for name, entry in header.items()
-    }
+    extents = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        extents[name] = (entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
+    return extents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -61,25 +61,24 @@ Parts = dict[str, dict[str, Part]]
 """Shard → name of the parameter → part of the whole array that the parameter holds."""
 
 
-def parts_of(shards: Shards, store: ExpertStore) -> Parts:
+def parts_of(store: ExpertStore) -> Parts:
     """Return the part of the whole array that each parameter of this rank holds, for shards that are divided among ranks."""
     parts: Parts = {}
-    for segment in (experts.segment for experts in store.segments):
-        if segment.stored < segment.experts:
-            shard, stored = f"{EXPERTS}{segment.number}", segment.experts
-            parts[shard] = {n: Part.of_rows((stored, *p.shape[1:]), segment.held) for n, p in shards[shard].items()}
+    for experts in store.segments:
+        if (segment := experts.segment).stored < segment.experts:
+            shapes = {name: (segment.experts, *parameter.shape[1:]) for name, parameter in experts.named.items()}
+            parts[f"{EXPERTS}{segment.number}"] = {n: Part.of_rows(shape, segment.held) for n, shape in shapes.items()}
     return parts
 
 
-def files_of(shards: Shards, parts: Parts, ranks: Ranks, left: Collection[str] = ()) -> Files:
+def files_of(shards: Shards, parts: Parts, ranks: Ranks) -> Files:
     """Return the files of a checkpoint that this rank writes. Rank 0 writes the shards that are not divided.
 
-    parts: parts of the divided shards, as `parts_of` returns them. left: divided shards that another rank writes, which stores the
-    same experts.
+    parts: parts of the divided shards, as `parts_of` returns them.
     """
     files: Files = {}
     for shard, parameters in shards.items():
-        if shard not in left if shard in parts else ranks.first:
+        if shard in parts or ranks.first:
             file = file_of_rank(shard, ranks.rank) if shard in parts else shard
             files[file] = {
                 name: SavedArray(_part(parts, shard, name, p), p.asnumpy()) for name, p in parameters.items()
@@ -106,9 +105,9 @@ def restore(
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
     for shard, parameters in shards.items():
-        arrays = checkpoint.saved(shard)
         for name, parameter in parameters.items():
-            values, part, saved = parameter.asnumpy(), _part(parts or {}, shard, name, parameter), arrays.get(name, [])
+            values, part = parameter.asnumpy(), _part(parts or {}, shard, name, parameter)
+            saved = checkpoint.parts.get((shard, name), [])
             kinds = {(array.values.dtype, array.part.whole) for array in saved}
             if kinds != {(values.dtype, part.whole)}:
                 has = ", ".join(f"{dtype} of shape {shape}" for dtype, shape in kinds) or "missing"
@@ -131,19 +130,12 @@ def row_files(rows: RowStore | None, ranks: Ranks) -> Files:
         return files
     for e in range(len(rows.entries)):
         keys_U = rows.met(e)
+        pieces = np.split(keys_U, range(_ROWS_AT_ONCE, len(keys_U), _ROWS_AT_ONCE))
         arrays = files.setdefault(f"{ROWS}{e}", {"keys": SavedArray.whole(keys_U)})
         for name in ROW_ARRAYS:
-            none = rows.read(e, name, keys_U[:0])
-            shape = (len(keys_U), *none.shape[1:])
-            arrays[name] = SavedArray.whole(
-                LazyArray(shape, none.dtype, partial(_read_rows, rows, e, name, keys_U), name)
-            )
+            none, content = rows.read(e, name, keys_U[:0]), partial(map, partial(rows.read, e, name), pieces)
+            arrays[name] = SavedArray.whole(LazyArray((len(keys_U), *none.shape[1:]), none.dtype, content, name))
     return files
-
-
-def _read_rows(rows: RowStore, e: int, name: str, keys_U: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(keys_U), _ROWS_AT_ONCE):
-        yield rows.read(e, name, keys_U[first : first + _ROWS_AT_ONCE])
 
 
 def restore_rows(rows: RowStore | None, checkpoint: Checkpoint) -> None:
@@ -152,8 +144,8 @@ def restore_rows(rows: RowStore | None, checkpoint: Checkpoint) -> None:
     if rows is None:
         return
     for e, entry in enumerate(rows.entries):
-        saved = checkpoint.saved(f"{ROWS}{e}")
-        arrays = {name: saved[name][0].values for name in ("keys", *ROW_ARRAYS) if name in saved}
+        saved = {name: checkpoint.parts.get((f"{ROWS}{e}", name)) for name in ("keys", *ROW_ARRAYS)}
+        arrays = {name: parts[0].values for name, parts in saved.items() if parts}
         try:
             rows.put(e, **arrays)
         except (TypeError, ValueError) as error:

@@ -145,6 +145,6 @@ def _write_weight_files(
         for file, names in names_by_file.items():
             arrays, metadata = {name: tensors[name] for name in names}, {"format": "pt"}  # `transformers` requires it
             fingerprints[file] = write_arrays(
-                folder / file, arrays, lambda: None, metadata, lambda name, first, values: bar.update(values.nbytes)
+                folder / file, arrays, metadata, lambda name, values: bar.update(values.nbytes)
             )
     return fingerprints

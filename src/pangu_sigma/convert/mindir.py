@@ -67,7 +67,7 @@ def export_mindir(
         write_graph(graph, folder)
         copy_tokenizer(run_path / TOKENIZER_FOLDER, folder / TOKENIZER_FOLDER)
         run.table.save(folder / ROUTING_FILE)
-        write_arrays(folder / TABLES_FILE, tables(run), lambda: None)
+        write_arrays(folder / TABLES_FILE, tables(run))
         write_config(folder, run.config, "export")
         signature = inputs_and_outputs(run.config)
         openings = {d.name: run.tokenizer.prompt(OPENINGS[d.language], d) for d in domains_of(run.config)}

@@ -91,12 +91,8 @@ class StoredRun(StoredModel):
         return self.checkpoint.array(shard, name)
 
     def listed(self) -> Listed:
-        shapes = {
-            (file.partition(".")[0], name): (array.part.whole, array.values.dtype.name)
-            for file, arrays in self.checkpoint.files.items()
-            for name, array in arrays.items()
-        }
-        return ((*key, *value) for key, value in shapes.items())
+        arrays = ((key, saved[0]) for key, saved in self.checkpoint.parts.items())
+        return ((*key, array.part.whole, array.values.dtype.name) for key, array in arrays)
 
 
 class StoredCheckpoint(StoredRun):

@@ -108,9 +108,9 @@ class Backend:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
         built.store.settle()
         config, rank, segments = built.config, built.ranks.rank, [experts.segment for experts in built.store.segments]
-        unwritten = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
-        files = files_of(built.shards, parts_of(built.shards, built.store), built.ranks, unwritten)
-        return files | row_files(built.store.rows, built.ranks)
+        of_others = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
+        shards = {shard: parameters for shard, parameters in built.shards.items() if shard not in of_others}
+        return files_of(shards, parts_of(built.store), built.ranks) | row_files(built.store.rows, built.ranks)
 
     def cannot_copy(self, config: Config) -> str | None:
         """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
@@ -119,7 +119,7 @@ class Backend:
     def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
         """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
         built.store.settle()
-        restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.shards, built.store))
+        restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.store))
         restore_rows(built.store.rows, checkpoint)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, checkpoints, load_checkpoint, remove_leftovers, step_of
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, checkpoints, load_checkpoint, step_of
 from pangu_sigma.checkpoint.run_folder import CHECKPOINTS, one_writer
 from pangu_sigma.config import Config
 from pangu_sigma.training.log.metrics import EmptyLogError, MetricsLog, read_metrics
@@ -49,7 +49,6 @@ def take_up_finished(folder: Path, config: Config, start_options: StartOptions) 
     with one_writer(folder):
         logger.info("nothing to do: %s is at step %d of %d; raise train.steps to train on", folder, step, options.steps)
         run = start_run(folder, config, options=start_options)
-        remove_leftovers(run.checkpoints)
         with MetricsLog(folder, names, options.steps, options.log_interval, step, run.identity) as log:
             log.changed(step, changes_since_checkpoint(checkpoint, run))
         conclude(folder, config)

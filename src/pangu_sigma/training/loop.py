@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 
 from ascend_ops.adam_worker import WorkerTimes
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, remove_leftovers
+from pangu_sigma.checkpoint.checkpoint import CheckpointError
 from pangu_sigma.checkpoint.run_folder import one_writer, set_aside
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
@@ -204,17 +204,18 @@ class Trainer:
         if last:
             self.save()
             return
-        with self._going_on():
+        with self.log_disk_errors():
             self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
 
     def complete_save(self) -> None:
         """Wait for the checkpoint that is written in the background, if there is one. An error of the disk is logged. Raises
         UnhealthyState."""
-        with self._going_on():
+        with self.log_disk_errors():
             self.saver.wait()
 
     @contextmanager
-    def _going_on(self) -> Iterator[None]:
+    def log_disk_errors(self) -> Iterator[None]:
+        """Log an error of the disk in a `with` block that saves: training goes on to the next checkpoint."""
         try:
             yield
         except CheckpointError as error:
@@ -276,7 +277,6 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
         evaluator = trainer.evaluator()
     start = trainer.progress.step
     if ranks.first:  # all ranks have read the checkpoint
-        remove_leftovers(trainer.run.checkpoints)  # a finished run saves no other one
         set_aside(folder, start)  # damaged ones of later steps
     log = (
         MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
@@ -305,10 +305,11 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 examine(trainer.health, trainer.built, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
-            stops, failures = ranks.sum(np.array([stop.is_set(), trainer.saver.failed], np.float32))
+            stops, written = ranks.sum(np.array([stop.is_set(), trainer.saver.is_written], np.float32))
             stopped = bool(stops)
-            if failures:
-                trainer.complete_save()
+            if written == ranks.world:
+                with trainer.log_disk_errors():
+                    trainer.saver.commit()
             if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):

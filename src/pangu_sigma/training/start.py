@@ -28,7 +28,6 @@ from pangu_sigma.checkpoint.run_folder import (
     CHECKPOINTS,
     checkpoint_at,
     go_back,
-    name_unwritable,
     refuse_idle_changes,
     set_aside,
     start_over,
@@ -92,14 +91,14 @@ def start_run(
         logger.warning("%s", remark)
     sections = {key: json.dumps(value) for key, value in as_given.model_dump(mode="json").items()}
     ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
-    with ranks.fail_together(f"taking up {path}"), name_unwritable(path):
+    with ranks.fail_together(f"taking up {path}"):
         resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
     if not ranks.any(resumed):
         with ranks.fail_together("drawing the routing tables"):
             refuse_spare_rows(config)
             table = drawn_tables(config, prepared)
         ranks.agree({"routing table": table.hash})
-        with ranks.fail_together(f"writing {path}"), name_unwritable(path):
+        with ranks.fail_together(f"writing {path}"):
             if ranks.first:
                 path.mkdir(parents=True, exist_ok=True)
                 write_model_files(path, config, prepared, table)
