@@ -117,15 +117,12 @@ def test_own_rows_leave_with_their_domains_and_common_ones_whole_bit_for_bit(row
     assert sum(receipt.parameters.values()) == open_model(tmp_path / "run", "run").config.num_params().total
 
 
-def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
+def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_graph, tmp_path):
     receipt = extract_domains(tiny_run, tmp_path / "zh", ["zh"], export=True)
     assert not any("Adam" in note for note in receipt.notes), "an export has no optimizer"
     assert receipt.agreement["zh"].exact == 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
-    whole, part_of_it = (
-        GraphDecoder.of(open_model(tiny_export, "export")),
-        GraphDecoder.of(open_model(tmp_path / "zh", "export")),
-    )
+    whole, part_of_it = tiny_graph, GraphDecoder.of(open_model(tmp_path / "zh", "export"))
     domains = [next(d for d in domains_of(model.config) if d.name == "zh") for model in (whole, part_of_it)]
     ids = whole.tokenizer.prompt("今天天气不错我们去公园看花", domains[0])
     assert part_of_it.tokenizer.prompt("今天天气不错我们去公园看花", domains[1]) == ids

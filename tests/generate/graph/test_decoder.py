@@ -6,10 +6,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.slow_decoder import SlowDecoder
+from helpers.toy_weights import ToyWeights
 from mindspore import nn
 
+from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert.mindir import write_graph
+from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.cpu.decoder import CpuDecoder
 from pangu_sigma.generate.decoder import Chunk, Decoder
@@ -88,16 +91,15 @@ def test_what_cannot_be_read_changes_no_lane(tiny_graph):
 
 
 @pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "erf"])
-def test_another_activation_is_that_of_the_exported_graph(tiny_run, tmp_path, activation):
+def test_another_activation_is_that_of_the_exported_graph(tiny_data, tmp_path, activation):
     """Of dense layers and of experts, by standard operators, through a MindIR file."""
-    run = open_model(tiny_run, "run")
-    tree = run.config.model_dump()
-    tree["model"]["activation"] = activation
-    model = run.config.model_validate(tree), run.tokenizer, run.table
-    write_graph(CachedGraph(*model, run), tmp_path)
+    config = tiny_config(tiny_data, model={"activation": activation, "rre_layers": 1})
+    tokenizer = PreparedData(tiny_data).tokenizer()
+    model, weights = (config, tokenizer, drawn_tables(config, tokenizer)), ToyWeights(config)
+    write_graph(CachedGraph(*model, weights), tmp_path)
     loaded = nn.GraphCell(ms.load(str(tmp_path / "model.mindir")))
     logits = []
-    for decoder in (GraphDecoder(loaded, *model, lanes=1), CpuDecoder(*model, run, 1, "float32")):
+    for decoder in (GraphDecoder(loaded, *model, lanes=1), CpuDecoder(*model, weights, 1, "float32")):
         (domain, ids), *_ = prompts(decoder)
         decoder.begin(0, domain)
         logits += decoder.read([Chunk(0, ids, len(ids))])
