@@ -71,7 +71,7 @@ def run(four_domains, tmp_path_factory):
 
 def write_config(file: Path, data: Path, parallel: dict[str, int], **sections: dict[str, Any]) -> Path:
     tree = tiny_tree(data)
-    tree["model"] |= {"expert_init": "independent", "dense_layers": 1, "rre_layers": 1}
+    tree["model"] |= {"expert_init": "independent", "dense_layers": 0}
     tree["model"] |= {"segments": ["own", "common"], "common_experts": 6}
     tree["domains"].append({"name": "more", "language": "en", "slot": "en"})
     tree["data"] |= {"domain_sets": 2}
@@ -149,8 +149,7 @@ def test_losses_and_samples_do_not_depend_on_the_ranks(run, parallel):
         {"ecss": {"store": "file"}},
         {"model": {"segments": ["own"], "common_experts": 0}},
         {"model": {"segments": ["own", "own", "common", "common"]}},
-        {"model": {"rre_layers": 2, "dense_layers": 0}},
-        {"model": {"rre_layers": 2, "expert_init": "replicated"}},
+        {"model": {"rre_layers": 1, "dense_layers": 2, "expert_init": "replicated"}},
     ],
     ids=str,
 )
