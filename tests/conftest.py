@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import inspect
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -50,26 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first; the order of all others, and inside a file, stays."""
     order = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _remember_source_lines() -> Iterator[None]:
-    """MindSpore asks for the lines of every method of every cell of a graph: each look-up parses them anew."""
-    look_up = inspect.getsourcelines
-    lines_by_code: dict[int, tuple[object, tuple[list[str], int]]] = {}
-
-    def lines_of(target: Any) -> tuple[list[str], int]:
-        function = inspect.unwrap(target)
-        code = getattr(function, "__code__", None)
-        if code is None:
-            return look_up(function)
-        if id(code) not in lines_by_code:
-            lines_by_code[id(code)] = code, look_up(function)  # the code stays alive: no other one gets its id
-        return lines_by_code[id(code)][1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "getsourcelines", lines_of)
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

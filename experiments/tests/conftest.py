@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import _freeze_live_objects, _remember_source_lines, graph_mode, made_once, tiny_data, tiny_run
+from conftest import _freeze_live_objects, graph_mode, made_once, tiny_data, tiny_run
 
 from experiments.cases import Cases
 from pangu_sigma.checkpoint.changes import changed_keys
 from pangu_sigma.config import Config
 
-__all__ = ["_freeze_live_objects", "_remember_source_lines", "graph_mode", "made_once", "tiny_data", "tiny_run"]
+__all__ = ["_freeze_live_objects", "graph_mode", "made_once", "tiny_data", "tiny_run"]
 
 
 @dataclass
