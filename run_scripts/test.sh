@@ -11,5 +11,7 @@ if [ $# -eq 0 ]; then set -- -m "not slow"; fi
 malloc=glibc.malloc
 caches=$malloc.tcache_count=65535:$malloc.mxfast=0:$malloc.trim_threshold=268435456:$malloc.top_pad=16777216
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-$caches}
+# Tests start some hundred processes that import this package: it is compiled for the first one.
+unset PYTHONDONTWRITEBYTECODE
 # Two processes, a file of tests each: MindSpore compiles graphs on one thread. tests/conftest.py puts the long files first.
 python -m pytest -q --durations=10 --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

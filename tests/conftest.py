@@ -22,19 +22,26 @@ settings.load_profile("on a busy machine")
 LONG = [
     "training/test_loop.py",
     "npu/plan/test_compile.py",
-    "ranks/test_ranks_train.py",
+    "convert/test_mindir.py",
+    "finetune/test_tuning.py",
     "ranks/test_launch.py",
-    "npu/test_step.py",
+    "ranks/test_ranks_train.py",
     "training/test_step.py",
     "ecss/test_exactness.py",
-    "training/test_health.py",
     "ascend_ops/test_ascendc_mutations.py",
+    "training/test_health.py",
     "test_mindformers_adapter.py",
     "test_pages.py",
-    "convert/test_mindir.py",
+    "npu/test_step.py",
+    "test_cli.py",
+    "test_api.py",
     "training/test_start.py",
+    "npu/test_backend.py",
+    "training/test_rows.py",
+    "training/test_phases.py",
 ]
-"""Files that take longest, longest first: they begin first, so that no process is left alone with one of them at the end."""
+"""Files that take longest, longest first: they begin first, so that no process is left alone with one of them at the end. A process
+gets its next file when two tests are left, so files of a single long test must not be among the last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

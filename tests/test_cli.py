@@ -415,7 +415,8 @@ def test_a_training_that_was_stopped_ends_as_interrupted(file, tmp_path, monkeyp
 def test_quiet_leaves_warnings_errors_and_the_result(file, tiny_data, tmp_path):
     """In processes of their own: how much is logged is a setting of the process."""
     command = [sys.executable, "-m", "pangu_sigma", "train", str(file), "-o", str(tmp_path / "run")]
-    command += ["--set", "train.steps=2", "--set", "train.optimizer.warmup_steps=2"]
+    keys = {"train.steps": 2, "train.optimizer.warmup_steps": 2, "model.dense_layers": 0, "model.rre_layers": 1}
+    command += [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
     done = subprocess.run([*command, "--quiet"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert "held-out loss" in done.stdout

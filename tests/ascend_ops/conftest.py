@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pytest
-from helpers.kernel_cases import TARGETS
 
 from ascend_ops.emulation import Emulator, compile_emulator
 from ascend_ops.library import cpu_library
@@ -90,9 +89,12 @@ def threads_of() -> Callable[[int], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def emulators(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Emulator]:
-    """The shipped Ascend C kernels compiled for every chip and dtype, by (chip, dtype)."""
-    folder = tmp_path_factory.mktemp("emulators")
-    with ThreadPoolExecutor() as pool:
-        libraries = pool.map(lambda target: compile_emulator(*target, folder=folder), TARGETS)
-    return {target: Emulator(*target, library) for target, library in zip(TARGETS, libraries, strict=True)}
+def emulator_of(made_once) -> Callable[[str, str], Emulator]:
+    """emulator_of(chip, dtype): the shipped Ascend C kernels for them, compiled once for all processes."""
+
+    @functools.cache
+    def emulator(chip: str, dtype: str) -> Emulator:
+        folder = made_once(f"emulator_{chip}_{dtype}", lambda folder: compile_emulator(chip, dtype, folder=folder))
+        return Emulator(chip, dtype, compile_emulator(chip, dtype, folder=folder))
+
+    return emulator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ HIDDEN = (1, 2, 3, 7, 8, 15, 16, 31, 33, 100, 5120, 20_000, 60_000)
 
 
 @pytest.fixture(params=TARGETS, ids="-".join)
-def emulator(request: pytest.FixtureRequest, emulators: dict[tuple[str, str], Emulator]) -> Emulator:
-    return emulators[request.param]
+def emulator(request: pytest.FixtureRequest, emulator_of: Callable[[str, str], Emulator]) -> Emulator:
+    return emulator_of(*request.param)
 
 
 def test_shipped_kernels_pass_what_mutants_must_fail(emulator: Emulator):

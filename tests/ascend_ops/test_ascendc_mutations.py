@@ -101,12 +101,12 @@ def compile_mutation(mutation: Mutation, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_mutation_is_caught(emulators, libraries, mutation: Mutation):
+def test_mutation_is_caught(emulator_of, libraries, mutation: Mutation):
     error = BuildError if mutation.message in NOT_COMPILED else (KernelError, AssertionError, TilingError)
     with pytest.raises(error) as caught:
         library = libraries[mutation.name].result()
         if mutation.file == TILING:  # with the kernels as shipped
-            emulator = copy(emulators[mutation.chip, mutation.dtype])
+            emulator = copy(emulator_of(mutation.chip, mutation.dtype))
             emulator.host = OpHost(library)
             check_everything(emulator)
         elif mutation.is_on_host:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.edited import edit_config
 from helpers.numbered import folder, four, tokenizer
 from helpers.trainers import trainer
 
@@ -28,6 +30,15 @@ def run_losses(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def all_losses(graph_mode, tiny_run) -> dict[str, dict[str, Any]]:
-    """The run on all held-out samples."""
-    return evaluate_run(tiny_run, all=True)
+def moved_run(tiny_run, tiny_data, tmp_path_factory) -> tuple[Path, Path]:
+    """A copy of the run, and the copy of its data that it reads."""
+    folder = tmp_path_factory.mktemp("moved")
+    run, data = shutil.copytree(tiny_run, folder / "run"), shutil.copytree(tiny_data, folder / "data")
+    edit_config(run, {str(tiny_data): str(data)})
+    return run, data
+
+
+@pytest.fixture(scope="session")
+def all_losses(graph_mode, moved_run) -> dict[str, dict[str, Any]]:
+    """The run on all held-out samples, from where its data were moved."""
+    return evaluate_run(moved_run[0], all=True)

@@ -11,10 +11,16 @@ from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
-def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
+@pytest.fixture(scope="module")
+def forward(trainer) -> EvaluationStep:
+    """The graph of an evaluation, compiled once for each size of batch."""
+    return EvaluationStep(trainer.network, trainer.store)
+
+
+def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer, forward):
     """The step may be compiled after an evaluation: it must find its network in training."""
     before = digests(trainer.save())
-    evaluator = trainer.evaluator()
+    evaluator = Evaluator(trainer.open_batches("held_out"), 8, forward, trainer.network)
     first, second = evaluator.losses(), evaluator.losses()
     assert first.keys() == {"zh", "en", "code"}
     for name, loss in first.items():
@@ -23,7 +29,7 @@ def test_evaluation_changes_nothing_and_leaves_dropout_on_for_training(trainer):
     assert digests(trainer.save()) == before
 
 
-def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
+def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer, forward):
     """Batches of any size give it: the last one, which is filled up, weighs what it holds. So do they for every sample."""
     losses = []
     for size in (4, 10):
@@ -31,7 +37,6 @@ def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer):
         config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
         run = trainer.run
         batches = BatchLoader(config, tiny_data, run.tokenizer, run.table, "held_out")
-        forward = EvaluationStep(trainer.network, trainer.store)
         losses.append(Evaluator(batches, 40, forward, trainer.network).losses())
         assert any(n % size for n in batches.samples.counts), "one batch should be filled up"
     for name, loss in losses[0].items():

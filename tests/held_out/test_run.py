@@ -91,11 +91,10 @@ def test_a_run_whose_text_is_gone_says_how_to_get_it_back(tiny_run, tmp_path):
         evaluate_run(run)
 
 
-def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(run_losses, tiny_run, tiny_data, tmp_path):
+def test_text_that_was_prepared_again_with_another_vocabulary_is_refused(all_losses, moved_run, tiny_run, tmp_path):
     """Two tokens have each other's row: every number would be another one, and nothing else would show it."""
-    run, data = shutil.copytree(tiny_run, tmp_path / "run"), shutil.copytree(tiny_data, tmp_path / "data")
-    edit_config(run, {str(open_model(run, "run").config.data.path): str(data)})
-    assert evaluate_run(run) == run_losses
+    run, data = shutil.copytree(moved_run[0], tmp_path / "run"), shutil.copytree(moved_run[1], tmp_path / "data")
+    edit_config(run, {str(moved_run[1]): str(data)})
     change_vocabulary(data)
     for refused in (lambda: evaluate_run(run), lambda: compare_runs([tiny_run], [run])):
         with pytest.raises(

@@ -116,18 +116,17 @@ def test_own_rows_leave_with_their_domains_and_common_ones_whole_bit_for_bit(row
     assert sum(receipt.parameters.values()) == open_model(tmp_path / "run", "run").config.num_params().total
 
 
-def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tmp_path):
+def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tiny_graph, tmp_path):
     receipt = extract_domains(tiny_run, tmp_path / "zh", ["zh"], export=True)
     assert not any("Adam" in note for note in receipt.notes), "an export has no optimizer"
     assert receipt.agreement["zh"].exact == 0.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
-    exports = [open_model(path, "export") for path in (tiny_export, tmp_path / "zh")]
+    parent, child = open_model(tiny_export, "export"), open_model(tmp_path / "zh", "export")
     logits, texts = [], []
-    for export in exports:
-        domain = next(d for d in domains_of(export.config) if d.name == "zh")
-        ids = export.tokenizer.prompt("今天天气不错我们去公园看花", domain)
-        texts.append(ids)
-        logits.append(ExportedGraph.load(export).read(domain, ids)[0])
+    for export, graph in ((parent, tiny_graph), (child, ExportedGraph.load(child))):
+        domain = domains_of(export.config).named("zh")
+        texts.append(export.tokenizer.prompt("今天天气不错我们去公园看花", domain))
+        logits.append(graph.read(domain, texts[-1])[0])
     assert texts[0] == texts[1]
     assert logits[0].tobytes() == logits[1].tobytes()
     assert json.loads((tmp_path / "zh" / "lineage.json").read_text(encoding="utf-8"))["kind"] == "extract"

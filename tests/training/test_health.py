@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -251,20 +252,26 @@ def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
 # --- whole runs -----------------------------------------------------------------------------------------------------
 
 
-def test_one_bad_value_ends_a_whole_run_and_its_log_and_report_say_so(tiny_data, tiny_run, tmp_path, monkeypatch):
-    """The log counts what its means leave out; the checkpoint before is there; the same command goes on from it."""
-    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+@pytest.fixture(scope="module")
+def ill(graph_mode, tiny_data, tiny_run, tmp_path_factory) -> Path:
+    """The tiny run, which one bad value ended some steps after its first checkpoint."""
+    copy, whole = stopped_at(tiny_run, SAVED_AT, tmp_path_factory.mktemp("ill") / "run"), Trainer.advance
 
     def advance(trainer: Trainer):
         if trainer.progress.step == SAVED_AT + 1:
             poison(trainer.shards["experts_layer_0"]["w2"], 3, math.nan)
         return whole(trainer)
 
-    whole = Trainer.advance
-    monkeypatch.setattr(Trainer, "advance", advance)
-    with pytest.raises(UnhealthyRun, match=r"experts_layer_0: w2 has 1, .* \(layer 0, expert 3 of domain en\)"):
-        train(tiny_config(tiny_data), copy)
-    lines = read_metrics(copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", advance)
+        with pytest.raises(UnhealthyRun, match=r"experts_layer_0: w2 has 1, .* \(layer 0, expert 3 of domain en\)"):
+            train(tiny_config(tiny_data), copy)
+    return copy
+
+
+def test_one_bad_value_ends_a_whole_run_and_its_log_and_report_say_so(ill):
+    """The log counts what its means leave out."""
+    lines = read_metrics(ill)
     last = [line for line in lines if line["kind"] == "step"][-1]
     assert (last["skipped"], last["left_out/loss"], last["left_out/loss/en"]) == (1, 1, 1)
     (found,) = [line for line in lines if line["kind"] == "unhealthy"]
@@ -272,20 +279,17 @@ def test_one_bad_value_ends_a_whole_run_and_its_log_and_report_say_so(tiny_data,
     assert found["tensors"] == [
         {"file": "experts_layer_0", "name": "w2", "count": 1, "first": [3, 31, 23], "experts": [3]},
     ]
-    summary = summarise(copy)
+    summary = summarise(ill)
     assert summary["skipped"] == 1
     assert "1 steps, which changed nothing" in format_summary(summary)
-    monkeypatch.setattr(Trainer, "advance", whole)
-    train(tiny_config(tiny_data), copy)
-    latest = f"checkpoints/step_{STEPS:08d}"
-    assert digests(copy / latest) == digests(tiny_run / latest)
 
 
 def test_a_spike_that_is_skipped_changes_nothing_and_without_spikes_the_bits_are_the_same(
-    tiny_data, tiny_run, tmp_path
+    tiny_data, tiny_run, ill, tmp_path
 ):
-    """Neither weights nor moments nor the loss scale; and a limit that nothing reaches changes no bit of a run."""
-    copy = stopped_at(tiny_run, SAVED_AT, tmp_path / "run")
+    """Neither weights nor moments nor the loss scale. The run that was ill goes on from its checkpoint to the bits of the one that
+    was not, and a limit that nothing reaches changes none of them."""
+    copy = shutil.copytree(ill, tmp_path / "run")
     trainer = Trainer(tiny_config(tiny_data, train={**tiny_tree(tiny_data)["train"], "spikes": {"skip": True}}), copy)
     while trainer.progress.step < STEPS:
         trainer.advance()

@@ -6,9 +6,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers.slow_decoder import SlowDecoder
+from helpers.toy_weights import ToyWeights
 from mindspore import nn
 
+from experiments.tiny import tiny_config
 from pangu_sigma.convert.mindir import write_graph
+from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.graph.cached import CachedGraph
@@ -44,16 +47,15 @@ def test_a_text_read_in_parts_has_the_logits_of_the_exact_path(tiny_graph, tiny_
 
 
 @pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "erf"])
-def test_another_activation_is_that_of_the_exported_graph(tiny_run, tmp_path, activation):
+def test_another_activation_is_that_of_the_exported_graph(tiny_data, tmp_path, activation):
     """Of dense layers and of experts, by standard operators, through a MindIR file."""
-    run = open_model(tiny_run, "run")
-    tree = run.config.model_dump()
-    tree["model"]["activation"] = activation
-    model = run.config.model_validate(tree), run.tokenizer, run.table
-    write_graph(CachedGraph(*model, run), tmp_path)
+    config = tiny_config(tiny_data, model={"activation": activation, "rre_layers": 1})
+    tokenizer = PreparedData(tiny_data).tokenizer()
+    model, weights = (config, tokenizer, drawn_tables(config, tokenizer)), ToyWeights(config)
+    write_graph(CachedGraph(*model, weights), tmp_path)
     graph = ExportedGraph(nn.GraphCell(ms.load(str(tmp_path / "model.mindir"))))
-    decoder = Decoder(*model, run, 1, "float32")
-    domain = domains_of(run.config).named("en")
-    ids = run.tokenizer.prompt(TEXTS["en"], domain)
+    decoder = Decoder(*model, weights, 1, "float32")
+    domain = domains_of(config).named("en")
+    ids = tokenizer.prompt(TEXTS["en"], domain)
     decoder.begin(0, domain)
     same(graph.read(domain, ids)[0], decoder.read([Chunk(0, ids, len(ids))])[0])

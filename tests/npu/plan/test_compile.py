@@ -217,7 +217,7 @@ def test_a_plan_that_mindspore_refuses_says_why_in_one_message(monkeypatch: pyte
     started = compile_module.ascend_environment
     monkeypatch.setattr(compile_module, "ascend_environment", lambda ranks, rank: started(ranks // 2, rank))
     with pytest.raises(PlanRefused, match=r"^MindSpore refuses this plan: .*device number in one stage 4") as refused:
-        compile_step(laid({"groups": 4, "expert": 2}))
+        compile_step(laid({"groups": 4, "expert": 2}, "model.dense_layers=0"))
     assert "\n" not in str(refused.value)
     assert "Call Stack" not in str(refused.value)
 
