@@ -61,12 +61,3 @@ def test_what_bites_is_said(changes, said):
     quiet = {"left_out_bytes": 0, "over_limit": 0}
     assert [text for text in warnings_of(manifest(**quiet)) if text.startswith("zh")] == []
     assert [text for text in warnings_of(manifest(**quiet, **changes)) if text.startswith(said)]
-
-
-def test_unusable_lines_are_said_and_check_names_no_folder():
-    previewed = manifest(quarantined={"not JSON": 2})
-    assert not any("unusable" in text for text in warnings_of(previewed)), "no folder is written"
-    assert "2 lines are unusable" in format_overview(previewed)
-    assert (
-        warnings_of(written(previewed))[-1] == "2 lines of input are unusable; quarantine.jsonl of the folder says why"
-    )

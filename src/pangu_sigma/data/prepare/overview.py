@@ -68,8 +68,8 @@ def _near(near: NearDuplicatesRecord) -> str:
 
 
 def warnings_of(manifest: Manifest) -> list[str]:
-    """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, unusable lines, and a held-out
-    set of another size, that overlaps the training text, or that is unlike the domain."""
+    """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, and a held-out set of another
+    size, that overlaps the training text, or that is unlike the domain."""
     sentences = []
     for name, record in manifest.domains.items():
         if record.left_out_bytes:
@@ -86,13 +86,6 @@ def warnings_of(manifest: Manifest) -> list[str]:
                 "or check that the domain's language is that of its text"
             )
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
-    if (
-        manifest.quarantined and manifest.models
-    ):  # a preview has none, no folder is written, and the table has the reasons
-        sentences.append(
-            f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder "
-            "says why"
-        )
     return sentences
 
 

@@ -37,7 +37,7 @@ from pangu_sigma.data.prepare.encoding import (
 )
 from pangu_sigma.data.prepare.held_out.holding_out import choose, count_overlap, overlap_items
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.quarantine import Quarantine, write_quarantine
+from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons, write_quarantine
 from pangu_sigma.data.prepare.reading import BLOCKS, UNUSABLE, Stamp, read, refuse_changes, unusable
 from pangu_sigma.data.prepare.selection import DomainSelection, Selection, select, selection_of
 from pangu_sigma.data.prepare.stages.executors import Executor, run_pass
@@ -88,7 +88,7 @@ class Passes:
             if (reason := _too_few(counts) if counts.kept < 2 else shortage)
         ]
         if problems and writes:
-            raise DataError("\n".join([*quarantine.report(), *problems, _LOOK]))
+            raise DataError("\n".join([*problems, _LOOK]))
         self._begin("write")
         records = [
             json.loads(table["record"][0].as_py()) for table in self._map("write", write_domain, range(len(domains)))
@@ -133,6 +133,9 @@ class Passes:
             rows = (row for table in tables_of(database, UNUSABLE) for row in table.to_pylist())
             quarantine = write_quarantine(work.stage.path(QUARANTINE_NAME), unusable(rows, units))
             blocks = database.execute(BLOCKS).fetchall()
+        if quarantine.counts:  # said at once: what is too little later may be too little because of these lines
+            reasons = format_reasons(quarantine.counts, quarantine.examples)
+            logger.warning("%s\nall of them are in %s, and in data.path when it is complete", reasons, quarantine.file)
         sources = {
             path: known_sources.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
             for path, (_, sha256) in zip(files, decisive["inputs"], strict=True)

@@ -142,12 +142,7 @@ def _prepare(
             stage = replace(stage, preparation=key_of(decisive))
             passes = Passes(Work(config, stage, block_size(size)), executor, kept, decisive)
             blocks, sources, quarantine = passes.read(stamps, options.sources)
-            try:
-                manifest, problems = passes.complete(blocks, sources, quarantine, writes)
-            except ConfigError:  # what is too little may be too little because of these lines
-                for line in quarantine.report():
-                    logger.warning("%s", line)
-                raise
+            manifest, problems = passes.complete(blocks, sources, quarantine, writes)
             problems = [conflict, *problems] if conflict else problems
             if writes:
                 (_add if old else commit)(stage.path("write/output"), output)
