@@ -242,5 +242,7 @@ def read_manifest(folder: Path) -> Manifest:
     except DamagedFile as error:
         raise DataError(str(error)) from error
     except (ValidationError, LookupError, TypeError) as error:
-        raise DataError(f"{file}: damaged: its records are not those of data format {DATA_FORMAT}; {_FIX}") from error
+        raise DataError(
+            f"{file}: damaged: its records have another form than data format {DATA_FORMAT}; {_FIX}"
+        ) from error
     return manifest

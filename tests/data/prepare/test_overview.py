@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from helpers.manifests import manifest, overlap
 
-from pangu_sigma.data.manifest import FileRecord, Manifest, SplitCounts
+from pangu_sigma.data.manifest import SplitCounts
 from pangu_sigma.data.prepare.overview import format_overview, warnings_of
 
 
@@ -14,10 +14,6 @@ def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuratio
     assert [line.split()[0] for line in lines[1:3]] == ["zh", "en"]
     assert lines[3].startswith("shift: unigram loss of the held-out text above that of random text of its domain")
     assert lines[4:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
-
-
-def written(previewed: Manifest) -> Manifest:
-    return previewed.model_copy(update={"models": {"english.model": FileRecord(bytes=0, xxh3_128="")}})
 
 
 def test_text_that_is_left_out_is_said_with_the_key():

@@ -37,10 +37,11 @@ def selected(
         work = Work(config, Stage(Path(folder)), 1)
         work.stage.path("select").mkdir()
         database.register("documents", pa.Table.from_pylist(rows, ROWS))
-        selection = select(work, range(len(blocks)), database)
+        selection = select(work, database)
         found = work.stage.read("select/documents").to_pylist()
     counts = selection.domains[0]
-    assert counts.blocks == sorted({row["document"] >> ROW_BITS for row in found})
+    assert selection.blocks == sorted({row["document"] >> ROW_BITS for row in found})
+    assert counts.blocks == [*range(len(selection.blocks))], "there is one domain"
     counts = counts.model_copy(update={"blocks": []})
     ranked = sorted((row["rank"], texts[row["document"]]) for row in found if row["rank"] is not None)
     kept = [texts[row["document"]] for row in found]

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source
-from pangu_sigma.data.prepare.blocks import GROUP_BITS, Work
+from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import (
     SAMPLED,
     count_block,
@@ -38,7 +38,7 @@ from pangu_sigma.data.prepare.encoding import (
 from pangu_sigma.data.prepare.held_out.holding_out import choose, count_overlap, overlap_items
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.quarantine import Quarantine, format_reasons, write_quarantine
-from pangu_sigma.data.prepare.reading import BLOCKS, UNUSABLE, Stamp, read, refuse_changes, unusable
+from pangu_sigma.data.prepare.reading import UNITS, UNUSABLE, Stamp, read, refuse_changes, unusable
 from pangu_sigma.data.prepare.selection import DomainSelection, Selection, select, selection_of
 from pangu_sigma.data.prepare.stages.executors import Executor, run_pass
 from pangu_sigma.data.prepare.stages.stage import tables_of
@@ -71,20 +71,17 @@ class Passes:
         self._key = ""
 
     def complete(
-        self, blocks: Sequence[int], sources: Sequence[list[Source]], quarantine: Quarantine, writes: bool
+        self, sources: Sequence[list[Source]], quarantine: Quarantine, writes: bool
     ) -> tuple[Manifest, list[str]]:
-        """Do all passes after `read`, and return the manifest and the problems of domains. blocks, sources, quarantine: results of
-        `read`.
+        """Do all passes after `read`, and return the manifest and the problems of domains. sources, quarantine: results of `read`.
 
         writes: True to complete the folder `write/output` of the stage, and to raise DataError for problems; False for a preview.
         """
-        domains, selection = self.work.domains, self._select(blocks)
-        tokenizer = self._tokenizer(blocks, selection)
+        domains, selection = self.work.domains, self._select()
+        tokenizer = self._tokenizer(selection)
         problems = [
             f"domain {domain.name}: {reason} {_more_text(self.work.config, domain, counts)}"
-            for domain, counts, shortage in zip(
-                domains, selection.domains, self._hold_out(blocks, selection), strict=True
-            )
+            for domain, counts, shortage in zip(domains, selection.domains, self._hold_out(selection), strict=True)
             if (reason := _too_few(counts) if counts.kept < 2 else shortage)
         ]
         if problems and writes:
@@ -117,9 +114,9 @@ class Passes:
 
     def read(
         self, stamps: Sequence[Stamp], known_sources: Mapping[Path, list[Source]]
-    ) -> tuple[list[int], list[list[Source]], Quarantine]:
-        """Read all text. Return the numbers of blocks with documents, the sources of each domain, and the unusable lines. stamps:
-        of the input files. known_sources: sources of files."""
+    ) -> tuple[list[list[Source]], Quarantine]:
+        """Read all text. Return the sources of each domain, and the unusable lines. stamps: of the input files. known_sources:
+        sources of files."""
         work, decisive, files = self.work, self._decisive, [Path(path) for path, *_ in stamps]
         units = input_units(files, work.size)
         domains = [[domain.name, domain.format, domain.language] for domain in work.domains]
@@ -132,7 +129,7 @@ class Passes:
             database.register("rows", work.stage.results("read"))
             rows = (row for table in tables_of(database, UNUSABLE) for row in table.to_pylist())
             quarantine = write_quarantine(work.stage.path(QUARANTINE_NAME), unusable(rows, units))
-            blocks = database.execute(BLOCKS).fetchall()
+            pairs = {(units[unit].path, domain) for unit, domain in database.execute(UNITS).fetchall()}
         if quarantine.counts:  # said at once: what is too little later may be too little because of these lines
             reasons = format_reasons(quarantine.counts, quarantine.examples)
             logger.warning("%s\nall of them are in %s, and in data.path when it is complete", reasons, quarantine.file)
@@ -140,9 +137,8 @@ class Passes:
             path: known_sources.get(path) or [Source(name=path.name, version="", licence="the user's", sha256=sha256)]
             for path, (_, sha256) in zip(files, decisive["inputs"], strict=True)
         }
-        pairs = {(units[block >> GROUP_BITS].path, domain) for block, domain in blocks}
         of_domains = [[s for f in files if (f, domain.index) in pairs for s in sources[f]] for domain in work.domains]
-        return [*dict.fromkeys(block for block, _ in blocks)], of_domains, quarantine
+        return of_domains, quarantine
 
     def _begin(self, name: str, *settings: Any) -> None:
         """Begin a pass, whose results depend on the passes before it and on these settings."""
@@ -154,8 +150,8 @@ class Passes:
         """Do a pass that was begun, and return its results. function: takes the work and a unit."""
         return run_pass(self._executor, self.work.stage, name, partial(function, self.work), units)
 
-    def _select(self, blocks: Sequence[int]) -> Selection:
-        """Select the documents to keep, and the candidates for the held-out set. blocks: their numbers."""
+    def _select(self) -> Selection:
+        """Select the documents to keep, and the candidates for the held-out set."""
         work, data = self.work, self.work.config.data
         fractions = [work.config.data_of(domain.index).held_out for domain in work.domains]
         self._begin(
@@ -165,30 +161,28 @@ class Passes:
         def content() -> bytes:
             with work.stage.database(data.memory_gib / 2, self._executor.workers) as database:
                 database.register("documents", work.stage.results("read"))
-                return select(work, blocks, database).model_dump_json().encode()
+                return select(work, database).model_dump_json().encode()
 
         work.stage.once("select/counts", content)
         return selection_of(work.stage)
 
-    def _tokenizer(self, blocks: Sequence[int], selection: Selection) -> Tokenizer:
+    def _tokenizer(self, selection: Selection) -> Tokenizer:
         """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot."""
         config, decisive = self.work.config, self._decisive
         model = config.vocabulary.english_model or (self._kept and self._kept.english_model)
         self._begin("sample", *(decisive[key] for key in ("english_pieces", "english_model", "kept")))
-        self.work.stage.once(
-            "sample/english", lambda: read_english(Path(model)) if model else self._english(blocks, selection)
-        )
+        self.work.stage.once("sample/english", lambda: read_english(Path(model)) if model else self._english(selection))
         names = [self.work.domains.slot_names[domain.slot] for domain in self.work.domains]
         self._begin("count", config.model.slot_rows, names)
-        self.work.stage.once("count/rows", lambda: self._rows(blocks).tobytes())
+        self.work.stage.once("count/rows", lambda: self._rows(selection.blocks).tobytes())
         return final_tokenizer(self.work)
 
-    def _english(self, blocks: Sequence[int], selection: Selection) -> bytes:
+    def _english(self, selection: Selection) -> bytes:
         """Learn the English pieces, and return their model."""
         pieces = self.work.config.vocabulary.english_pieces
         steps = sample_steps(selection.domains, pieces)
         samples = pa.concat_tables(
-            [SAMPLED.empty_table(), *self._map("sample", partial(sample_block, steps=steps), blocks)]
+            [SAMPLED.empty_table(), *self._map("sample", partial(sample_block, steps=steps), selection.blocks)]
         )
         text: list[str] = samples.sort_by("domain")["text"].to_pylist()
         mib = sum(map(len, text)) / (1 << 20)
@@ -210,10 +204,10 @@ class Passes:
         ]
         return np.stack(chosen)
 
-    def _hold_out(self, blocks: Sequence[int], selection: Selection) -> list[str]:
+    def _hold_out(self, selection: Selection) -> list[str]:
         """Encode the kept documents, and choose those to hold out of each domain. Return for each why there are too few, or ""."""
         self._begin("encode")
-        self._map("encode", encode_block, blocks)
+        self._map("encode", encode_block, selection.blocks)
         self._begin("overlap")
         self._map("overlap", count_overlap, overlap_items(selection))
         self._begin("choose", self._decisive, self.work.config.model.seq_length)

@@ -141,8 +141,8 @@ def _prepare(
         else:
             stage = replace(stage, preparation=key_of(decisive))
             passes = Passes(Work(config, stage, block_size(size)), executor, kept, decisive)
-            blocks, sources, quarantine = passes.read(stamps, options.sources)
-            manifest, problems = passes.complete(blocks, sources, quarantine, writes)
+            sources, quarantine = passes.read(stamps, options.sources)
+            manifest, problems = passes.complete(sources, quarantine, writes)
             problems = [conflict, *problems] if conflict else problems
             if writes:
                 (_add if old else commit)(stage.path("write/output"), output)

@@ -53,8 +53,8 @@ near-duplicates are searched by, or null. line, offset, reason, detail: as in `R
 """
 UNUSABLE = 'SELECT document, line, "offset", reason, detail FROM rows WHERE domain IS NULL ORDER BY document'
 """Statement for the lines that cannot be used, and for the number of lines of each unit."""
-BLOCKS = f"SELECT DISTINCT document >> {ROW_BITS} AS block, domain FROM rows WHERE domain IS NOT NULL ORDER BY ALL"
-"""Statement for the numbers of the blocks that have documents of a domain."""
+UNITS = f"SELECT DISTINCT document >> {UNIT_BITS}, domain FROM rows WHERE domain IS NOT NULL"
+"""Statement for the numbers of units and the domains that they have documents of."""
 
 
 def stamps_of(files: Sequence[Path]) -> list[Stamp]:
@@ -148,7 +148,7 @@ def content_hash(purpose: str, document: Document) -> bytes:
 
 
 def unusable(rows: Iterator[dict[str, Any]], units: Sequence[InputUnit]) -> Iterator[Rejected]:
-    """Yield the unusable lines of all units, with their numbers in the file. rows: those that `UNUSABLE` returns."""
+    """Yield the unusable lines of all units, with their numbers in the file. rows: result of `UNUSABLE`."""
     before = 0
     for row in rows:
         number = row.pop("document") >> UNIT_BITS

@@ -8,8 +8,6 @@ the documents alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 from pydantic import BaseModel
@@ -92,7 +90,7 @@ _EXAMPLES = "SELECT first, min(document) AS other FROM found GROUP BY first ORDE
 
 class DomainSelection(InputCounts):
     """Counts of a domain. kept: number of documents that are kept. runs, characters: number of the English runs in documents that
-    are no candidates, and of their characters. blocks: indices of the blocks that have kept documents."""
+    are no candidates, and of their characters. blocks: indices in `Selection.blocks` of blocks that have documents of it."""
 
     kept: int
     runs: int
@@ -101,13 +99,15 @@ class DomainSelection(InputCounts):
 
 
 class Selection(BaseModel):
-    """Result of `select`. domains: counts of each domain. near: record of near-duplicates; None: they were not searched."""
+    """Result of `select`. blocks: numbers of the blocks that have kept documents. domains: counts of each domain. near: record of
+    near-duplicates; None: they were not searched."""
 
+    blocks: list[int]
     domains: list[DomainSelection]
     near: NearDuplicatesRecord | None
 
 
-def select(work: Work, blocks: Sequence[int], database: DuckDBPyConnection) -> Selection:
+def select(work: Work, database: DuckDBPyConnection) -> Selection:
     """Select the documents to keep and the candidates of each domain, and write them to the file `documents` of the pass `select`.
 
     The file has, of each document that is kept, in order, its number, its rank (null: no candidate), and the number of English runs
@@ -125,12 +125,13 @@ def select(work: Work, blocks: Sequence[int], database: DuckDBPyConnection) -> S
     database.execute(_CHOSEN, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
     work.stage.write("select/documents", tables_of(database, _DOCUMENTS))
     rows = {row.pop("domain"): row for row in database.sql(_COUNTS, params=limit).to_arrow_table().to_pylist()}
+    blocks = sorted({block for row in rows.values() for block in row["blocks"]})
     empty, index_of = dict.fromkeys(DomainSelection.model_fields, 0), {block: n for n, block in enumerate(blocks)}
     domains = [
         DomainSelection(**empty | row | {"blocks": [index_of[block] for block in row.get("blocks", [])]})
         for row in (rows.get(n, {}) for n in range(len(work.domains)))
     ]
-    return Selection(domains=domains, near=near)
+    return Selection(blocks=blocks, domains=domains, near=near)
 
 
 def selection_of(stage: Stage) -> Selection:
