@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -109,7 +108,7 @@ class Passes:
         )
         if writes:
             manifest.save(folder)
-            shutil.copyfile(quarantine.file, folder / QUARANTINE_NAME)
+            quarantine.file.replace(folder / QUARANTINE_NAME)  # the last file of a complete folder
         return manifest, problems
 
     def read(

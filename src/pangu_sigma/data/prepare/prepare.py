@@ -145,13 +145,13 @@ def _prepare(
             manifest, problems = passes.complete(sources, quarantine, writes)
             problems = [conflict, *problems] if conflict else problems
             if writes:
-                (_add if old else commit)(stage.path("write/output"), output)
+                (add_domains if old else commit)(stage.path("write/output"), output)
     for remark in warnings_of(manifest):
         logger.warning("%s", remark)
     return manifest, problems
 
 
-def _add(folder: Path, output: Path) -> None:
+def add_domains(folder: Path, output: Path) -> None:
     """Move the folders of domains in `folder` to the prepared data `output`, and add its unusable lines. Raises OSError."""
     lines, quarantine = (folder / QUARANTINE_NAME).read_bytes(), output / QUARANTINE_NAME
     earlier_lines = quarantine.read_bytes() if quarantine.exists() else b""
