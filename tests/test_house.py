@@ -22,7 +22,7 @@ BUDGETS = {
     ".": 2007,
     "checkpoint": 1000,
     "convert": 667,
-    "data": 2358,
+    "data": 2349,
     "ecss": 377,
     "evaluate": 755,
     "finetune": 502,
