@@ -136,7 +136,7 @@ def make_signatures(folder: Path, corpus: Path) -> dict[str, float]:
         found = []
         for each in documents_of(file):
             begun = time.process_time()
-            found.append(signature(Document(each["domain"], each["text"], "")))
+            found.append(signature(Document(each["domain"], each["text"])))
             measured[f"{each['domain']} seconds"] += time.process_time() - begun  # type: ignore[assignment]
             measured[f"{each['domain']} bytes"] += len(each["text"].encode())
         np.save(folder / f"{file.stem}.npy", np.stack(found))
@@ -192,7 +192,7 @@ def hold_out(folder: Path, corpus: Path, threshold: float | None) -> dict[str, i
             train, held_out = texts[each["domain"]]
             domain = domains_of(config).named(each["domain"])
             pair = [
-                np.array(tokenizer.sample(Document("", some["text"], ""), domain), np.int32).tobytes()
+                np.array(tokenizer.sample(Document("", some["text"]), domain), np.int32).tobytes()
                 for some in (each, every[each["original"]])
             ]
             counts["near-duplicate trained on"] += any(a in held_out and b in train for a, b in (pair, pair[::-1]))

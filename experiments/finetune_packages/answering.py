@@ -88,7 +88,7 @@ def _talks(test: Path, config: Config) -> tuple[list[Conversation], int]:
     assert config.finetune is not None
     domains, usual = domains_of(config), config.finetune.domain
     rows = json_lines(test, option="test file")
-    lines = list(items_of(test, rows, lambda line, at: parse_conversation(line, domains, usual)))
+    lines = list(items_of(test, rows, lambda line: parse_conversation(line, domains, usual)))
     talks = [line for line in lines if not isinstance(line, Rejected)]
     if not talks:
         raise DataError(f"test file {test}: has no line that can be used")

@@ -145,7 +145,7 @@ def _evaluate_other_text(
     else:
         if overrides:
             without_effect(argument("--set", "overrides"), "they say how records of input are read")
-        documents = [Document(model.domains.named(domain).name, text, "text")]
+        documents = [Document(model.domains.named(domain).name, text)]
     losses = {name: loss.figures() for name, loss in measure_documents(model.engine, documents).items()}
     return _measured(losses, format_losses(losses, "nats per token"), [losses])
 

@@ -353,7 +353,7 @@ def task_lines_target(folder: Path) -> Target:
         file = put(here / "a.jsonl", case)
         with watched():
             check_input(file)
-            found = list(items_of(file, json_lines(file), lambda line, at: parse_conversation(line, domains, "en")))
+            found = list(items_of(file, json_lines(file), lambda line: parse_conversation(line, domains, "en")))
         return any(not isinstance(one, Rejected) or one.reason not in ("not UTF-8", "not JSON") for one in found)
 
     text = "".join(json.dumps(record) + "\n" for record in records).encode()

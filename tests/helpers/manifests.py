@@ -28,7 +28,7 @@ def manifest(
         "domains": [["zh"], ["en"]], "slot_rows": 600, "max_mib_per_domain": limit, "inputs": inputs or [],
         "boilerplate_documents": 10, "max_boilerplate": 0.5, "max_held_out_tokens": 1_000,
     }  # fmt: skip
-    domains = {"en": record, "zh": record.model_copy(update=changes)}
+    domains = {"zh": record.model_copy(update=changes), "en": record}
     return Manifest(
         fingerprint="", models={}, vocabulary_size=1, domains=domains, quarantined=quarantined or {}, config=config,
         examples={"not JSON": "a.jsonl:3: what"},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from experiments.chaos.poisoned import GOOD, POISONED_LINES
 from pangu_sigma.errors import DataError
 from pangu_sigma.text import json_files
-from pangu_sigma.text.documents import Document, Rejected, RejectedLine, items_of
+from pangu_sigma.text.documents import Document, Rejected, RejectedLine, Row, items_of
 from pangu_sigma.text.json_files import json_array, json_lines, line_ends
 
 
@@ -100,6 +101,11 @@ def test_a_file_that_became_shorter_is_refused(tmp_path):
         list(json_lines(path, 2, 6))
 
 
+def offsets_of(rows: Sequence[Row]) -> Iterator[int]:
+    """The offset of each row with content."""
+    return (offset for offset, row in rows if isinstance(row, bytes))
+
+
 @given(
     st.lists(st.sampled_from([b"", b"\n", b"\r\n", b"ab", "\ufeff好".encode(), b"x" * 50, b"!\n"]), max_size=12),
     st.integers(1, 80),
@@ -115,14 +121,17 @@ def test_units_together_hold_every_line_once(tmp_path_factory, texts, size):
     longest = max(map(len, content.splitlines(keepends=True)), default=0)
     assert all(end - begin < size + 1 + longest for begin, end in pairwise(cuts))
 
-    def parse(line: bytes, at: int) -> tuple[bytes, int]:
+    def parse(line: bytes) -> tuple[bytes, int]:
+        offset = next(offsets)
         if b"!" in line:
             raise RejectedLine("no", "at all")
-        return line, at
+        return line, offset
 
     found, before = [], 0
     for begin, end in pairwise(cuts):
-        reader = items_of(path, json_lines(path, begin, end), parse)
+        rows = list(json_lines(path, begin, end))
+        offsets = offsets_of(rows)
+        reader = items_of(path, rows, parse)
         while True:
             try:
                 item = next(reader)
@@ -177,9 +186,9 @@ def written(folder: Path, content: bytes, name: str = "a.json") -> Path:
 
 def elements(path: Path) -> list[Any]:
     """Each element with its offset; rejected ones as they are."""
-    return list(
-        items_of(path, json_array(path), lambda line, at: (json.loads(line.decode("utf-8", "surrogateescape")), at))
-    )
+    rows = list(json_array(path))
+    offsets = offsets_of(rows)
+    return list(items_of(path, rows, lambda line: (json.loads(line.decode("utf-8", "surrogateescape")), next(offsets))))
 
 
 @given(

@@ -82,7 +82,7 @@ def test_only_the_columns_that_are_needed_are_read():
 
 
 def document(layout: Layout, record: dict[str, Any], domains, domain: str | None = None) -> Document:
-    return layout.document(record, domain, domains, "")
+    return layout.document(record, domain, domains)
 
 
 def test_what_is_no_text_is_said_by_the_name_of_its_key(domains):
@@ -251,5 +251,5 @@ def test_the_example_of_filters_keeps_good_text_and_leaves_out_the_rest():
 )
 def test_a_record_without_the_keys_is_told_the_argument_that_names_others(record, said, domains):
     with pytest.raises(RejectedLine) as refused:
-        Layout().document(record, "en" if "domain" in record else None, domains, "a:1")
+        Layout().document(record, "en" if "domain" in record else None, domains)
     assert refused.value.args[1] == f"{said}; the keys are {', '.join(map(repr, record))}"

@@ -148,19 +148,19 @@ def test_rows_and_ids_are_inverse(restricted):
 def test_samples_carry_the_tags_of_their_format(whole, domains):
     zh, en, bilingual, code = domains
     cn, eng, python = (TAG_OF_LANGUAGE[name] for name in ("zh", "en", "python"))
-    assert whole.sample(Document("en", "the dog", ""), en) == [*whole.encode("the dog", en), EOT]
-    assert whole.sample(Document("zh", "你好", ""), zh) == [*whole.encode("你好", zh), EOT]
-    assert whole.sample(Document("code", "pass\n", ""), code) == [python, *whole.encode("pass\n", code), EOT]
+    assert whole.sample(Document("en", "the dog"), en) == [*whole.encode("the dog", en), EOT]
+    assert whole.sample(Document("zh", "你好"), zh) == [*whole.encode("你好", zh), EOT]
+    assert whole.sample(Document("code", "pass\n"), code) == [python, *whole.encode("pass\n", code), EOT]
     sides = (("zh", "你好"), ("en", "hello"))
     expected = [cn, *whole.encode("你好", bilingual), eng, *whole.encode("hello", bilingual)]
-    assert whole.sample(Document("bilingual", sides, ""), bilingual) == [*expected, EOT]
-    assert whole.sample(Document("bilingual", "你好", ""), bilingual)[0] == cn
-    assert whole.sample(Document("bilingual", "hello", ""), bilingual)[0] == eng
+    assert whole.sample(Document("bilingual", sides), bilingual) == [*expected, EOT]
+    assert whole.sample(Document("bilingual", "你好"), bilingual)[0] == cn
+    assert whole.sample(Document("bilingual", "hello"), bilingual)[0] == eng
 
 
 def test_a_prompt_is_the_sample_without_its_end(whole, domains):
     for domain in domains:
-        assert whole.prompt("你好 dog", domain) == whole.sample(Document(domain.name, "你好 dog", ""), domain)[:-1]
+        assert whole.prompt("你好 dog", domain) == whole.sample(Document(domain.name, "你好 dog"), domain)[:-1]
     ids = whole.prompt((("zh", "你好"), ("en", "")), domains.named("bilingual"))
     assert ids[-1] == TAG_OF_LANGUAGE["en"]
 

@@ -41,9 +41,7 @@ def downloads(tmp_path, monkeypatch) -> list[list[str]]:
         return found
 
     monkeypatch.setattr(packages, "download", download)
-    monkeypatch.setattr(
-        packages, "packaged_documents", lambda domain, _: [Document(domain.name, "once UPON a time", "o")]
-    )
+    monkeypatch.setattr(packages, "packaged_documents", lambda domain, _: [Document(domain.name, "once UPON a time")])
     return asked
 
 

@@ -20,7 +20,7 @@ from pangu_sigma.sealed import DamagedFile, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
 DATA_FORMAT = 7
-"""Format version of a domain's folder; others are refused. Up to 5 one folder held the files of all domains, and one manifest."""
+"""Format version of a domain's folder; others are refused."""
 
 _FIX = "remove the folder and run prepare-data again"
 
@@ -220,8 +220,7 @@ def refuse_older(path: Path) -> None:
     if (path / MANIFEST_FILE).exists():
         raise DataError(
             f"{path / MANIFEST_FILE}: data of format 5 or older, this version reads {DATA_FORMAT}; prepare the text again, with "
-            "another data.path, or remove the folder before. Version 0.1.0 reads format 5 up to commit 677a3e74, and formats 3 "
-            "and 4 up to commit ab9cf900"
+            "another data.path. Version 0.1.0 reads format 5 up to commit 677a3e74, and formats 3 and 4 up to commit ab9cf900"
         )
 
 
@@ -236,16 +235,14 @@ def read_manifest(folder: Path) -> Manifest:
         if tree.get("format") != DATA_FORMAT:
             raise DataError(f"{file}: data format {tree.get('format')}, this version reads {DATA_FORMAT}; {_FIX}")
         manifest = Manifest.model_validate(tree)
+        if [*manifest.domains] != [folder.name]:
+            names = ", ".join(manifest.domains)
+            raise DataError(f"{file}: is that of domain {names}; give the folder its name back")
+        manifest.settings(folder.name)
     except DamagedFile as error:
         raise DataError(str(error)) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise DataError(f"{file}: damaged: {where}: {first['msg']}; {_FIX}") from error
-    if [*manifest.domains] != [folder.name]:
-        raise DataError(f"{file}: is that of domain {', '.join(manifest.domains)}; give the folder its name back")
-    try:
-        manifest.settings(folder.name)
-    except (LookupError, TypeError) as error:
-        raise DataError(f"{file}: damaged: config has no settings of {folder.name}; {_FIX}") from error
+    except (ValidationError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{file}: damaged: its records have another form than data format {DATA_FORMAT}; {_FIX}"
+        ) from error
     return manifest

@@ -38,21 +38,13 @@ SPLITS = ("train", "held_out")
 
 _FIX = "the prepared data is damaged or is of another preparation; remove the folder and run prepare-data again"
 
-
-_KEYS = {
-    "english_pieces": "vocabulary",
-    "text_key": "data",
-    "domain_of": "data",
-    "reader": "data",
-    "max_mib_per_domain": "data",
-    "held_out": "data",
-    "max_overlap": "data",
-    "boilerplate_documents": "data",
-    "max_boilerplate": "data",
-    "min_held_out_tokens": "data",
-    "max_held_out_tokens": "data",
-    "near_duplicates": "data",
-}
+_KEYS = {"english_pieces": "vocabulary"} | dict.fromkeys(
+    [
+        *("text_key", "domain_of", "reader", "max_mib_per_domain", "near_duplicates", "held_out", "max_overlap"),
+        *("boilerplate_documents", "max_boilerplate", "min_held_out_tokens", "max_held_out_tokens"),
+    ],
+    "data",
+)
 """Keys that decide how text is prepared → their section."""
 DOMAIN_KEYS = ("name", "format", "language", "slot", "held_out", "max_overlap", "min_held_out_tokens")
 """Such keys of a domain, in the order of the manifest (`Manifest.settings`)."""
@@ -184,17 +176,17 @@ def preparation_settings(config: Config) -> dict[str, Any]:
 def unlike_prepared(config: Config) -> list[str]:
     """Return a sentence for each such key whose value differs from what the data of a configuration were prepared with."""
     new, path = preparation_settings(config), Path(config.data.path)
-    pairs: list[tuple[str, Any, Any]] = []
+    triples: list[tuple[str, Any, Any]] = []
     for number, values in enumerate(new["domains"]):
         manifest = load_manifest(path, [values[0]])
         prepared = new | manifest.config
-        pairs += [(f"{section}.{key}", new[key], prepared[key]) for key, section in _KEYS.items()]
+        triples += [(f"{section}.{key}", new[key], prepared[key]) for key, section in _KEYS.items()]
         keys = [f"domains.{number}.{key}" for key in DOMAIN_KEYS]
-        pairs += zip(keys, values, manifest.settings(values[0]), strict=True)
+        triples += zip(keys, values, manifest.settings(values[0]), strict=True)
     sentences = [
-        f"{key}={_text(value)}: {path} was prepared with {_text(prepared)}; remove the folder and run prepare-data again to use it"
-        for key, value, prepared in pairs
-        if value != prepared
+        f"{key}={_text(value)}: {path} was prepared with {_text(old)}; remove the folder and run prepare-data again to use it"
+        for key, value, old in triples
+        if value != old
     ]
     return list(dict.fromkeys(sentences))
 
@@ -204,9 +196,8 @@ def _text(value: Any) -> str:
 
 
 def is_prepared(path: Path) -> bool:
-    """Return True for a folder that `prepare-data` wrote, of this format or an older one."""
-    has_domains = (path / TOKENIZER_NAME).is_dir() and any(path.glob(f"*/{MANIFEST_FILE}"))
-    return has_domains or (path / FREQUENCIES_NAME).is_file()
+    """Return True for a folder that `prepare-data` wrote."""
+    return (path / TOKENIZER_NAME).is_dir() and any(path.glob(f"*/{MANIFEST_FILE}"))
 
 
 def data_of(config: Config) -> PreparedData:

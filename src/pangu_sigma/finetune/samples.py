@@ -166,7 +166,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
     accounts, refused = dict[str, dict[str, Any]](), list[Rejected]()
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
 
-        def parse(line: bytes, at: int) -> Conversation:
+        def parse(line: bytes) -> Conversation:
             bar.update(len(line))
             return parse_conversation(line, domains, usual)
 

@@ -31,11 +31,10 @@ _ARRAY_ADVICE = "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"
 
 @dataclass(frozen=True)
 class Document:
-    """Document of a domain. text: plain text, or the sides of a bilingual document. origin: file and offset, for messages."""
+    """Document of a domain. text: plain text, or the sides of a bilingual document."""
 
     domain: str
     text: str | Segments
-    origin: str
 
     @property
     def segments(self) -> Segments:
@@ -50,20 +49,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Input line that cannot be used. line: number from 1; None if it was not counted. offset: bytes of the uncompressed file
-    before the line, or rows of a Parquet file. reason: one of a few fixed phrases, for counting. detail: description of this
-    line."""
+    """Input line that cannot be used. line: number from 1. offset: bytes of the uncompressed file before the line, or rows of a
+    Parquet file. reason: one of a few fixed phrases, for counting. detail: description of this line."""
 
     file: str
-    line: int | None
+    line: int
     offset: int
     reason: str
     detail: str
 
     def __str__(self) -> str:
         place = f"row {self.offset + 1:,}" if self.file.endswith(".parquet") else f"byte {self.offset:,}"
-        line = "" if self.line is None else f":{self.line}"
-        return f"{self.file}{line} ({place}): {self.detail}"
+        return f"{self.file}:{self.line} ({place}): {self.detail}"
 
 
 class RejectedLine(Exception):
@@ -84,18 +81,16 @@ this line, or the file from it on, cannot be used."""
 Item = TypeVar("Item")
 
 
-def items_of(
-    path: Path, rows: Iterable[Row], parse: Callable[[Any, int], Item]
-) -> Generator[Item | Rejected, None, int]:
-    """Yield `parse(content, offset)` of each row of a file that is not blank, or a `Rejected` if `parse` raises RejectedLine.
-    Return the number of rows, blank ones included."""
+def items_of(path: Path, rows: Iterable[Row], parse: Callable[[Any], Item]) -> Generator[Item | Rejected, None, int]:
+    """Yield `parse(content)` of each row of a file that is not blank, or a `Rejected` if `parse` raises RejectedLine. Return the
+    number of rows, blank ones included."""
     number = 0
     for number, (offset, row) in enumerate(rows, 1):
         try:
             if isinstance(row, RejectedLine):
                 raise row
             if row is not None:
-                yield parse(row, offset)
+                yield parse(row)
         except RejectedLine as why:
             yield Rejected(str(path), number if offset else 1, offset, *why.args)  # of blank lines the first
     return number

@@ -146,8 +146,7 @@ def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Do
     else:
         rows = json_lines(path, unit.begin, unit.end if path.suffix == ".jsonl" else None)
 
-    def parse(row: bytes | dict[str, Any], offset: int) -> Document:
-        record = row if isinstance(row, dict) else json_object(row)
-        return layout.document(record, domain, domains, f"{path}:{offset}")
+    def parse(row: bytes | dict[str, Any]) -> Document:
+        return layout.document(row if isinstance(row, dict) else json_object(row), domain, domains)
 
     return (yield from items_of(path, rows, parse))

@@ -85,18 +85,16 @@ class Layout:
         """Return the globs of `domain_of` that no file matches."""
         return [glob for glob in self.domain_of if not any(matches(path, glob) for path in files)]
 
-    def document(self, record: Record, domain: str | None, domains: Domains, origin: str) -> Document:
-        """Return the document of a record. domain: domain of the file; None if the record names it. origin: as in `Document`.
-
-        Raises RejectedLine for a record that cannot be used.
-        """
+    def document(self, record: Record, domain: str | None, domains: Domains) -> Document:
+        """Return the document of a record. domain: domain of the file; None if the record names it. Raises RejectedLine for a
+        record that cannot be used."""
         if (function := self.function()) is not None:
             record = _apply_reader(function, record)
         name = known_domain(_value(record, _DOMAIN, domains), domains) if domain is None else domain
         value = _value(record, self.text_key, domains)
         if isinstance(value, dict | list) and domains.named(name).format == "bilingual":
-            return Document(name, text_sides(value), origin)
-        return Document(name, visible_text(value, self.text_key), origin)
+            return Document(name, text_sides(value))
+        return Document(name, visible_text(value, self.text_key))
 
 
 def matches(path: Path, glob: str) -> bool:

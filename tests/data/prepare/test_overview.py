@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from helpers.manifests import manifest, overlap
 
-from pangu_sigma.data.manifest import FileRecord, Manifest, SplitCounts
+from pangu_sigma.data.manifest import SplitCounts
 from pangu_sigma.data.prepare.overview import format_overview, warnings_of
 
 
@@ -14,10 +14,6 @@ def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuratio
     assert [line.split()[0] for line in lines[1:3]] == ["zh", "en"]
     assert lines[3].startswith("shift: unigram loss of the held-out text above that of random text of its domain")
     assert lines[4:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
-
-
-def written(previewed: Manifest) -> Manifest:
-    return previewed.model_copy(update={"models": {"english.model": FileRecord(bytes=0, xxh3_128="")}})
 
 
 def test_text_that_is_left_out_is_said_with_the_key():
@@ -61,12 +57,3 @@ def test_what_bites_is_said(changes, said):
     quiet = {"left_out_bytes": 0, "over_limit": 0}
     assert [text for text in warnings_of(manifest(**quiet)) if text.startswith("zh")] == []
     assert [text for text in warnings_of(manifest(**quiet, **changes)) if text.startswith(said)]
-
-
-def test_unusable_lines_are_said_and_check_names_no_folder():
-    previewed = manifest(quarantined={"not JSON": 2})
-    assert not any("unusable" in text for text in warnings_of(previewed)), "no folder is written"
-    assert "2 lines are unusable" in format_overview(previewed)
-    assert (
-        warnings_of(written(previewed))[-1] == "2 lines of input are unusable; quarantine.jsonl of the folder says why"
-    )

@@ -8,19 +8,12 @@ from pangu_sigma.text.documents import Rejected
 LINE = Rejected("a.jsonl", 2, 7007, "unknown domain", "domain 'fr'")
 
 
-def test_lines_are_written_and_counted_and_a_refusal_says_why_and_where(tmp_path):
+def test_lines_are_written_and_counted_with_an_example_of_each_reason(tmp_path):
     quarantine = write_quarantine(tmp_path / "q.jsonl", iter([LINE, LINE]))
     assert [json.loads(line)["offset"] for line in (tmp_path / "q.jsonl").read_text().splitlines()] == [7007] * 2
     assert quarantine.counts == {"unknown domain": 2}
-    assert "\n".join(quarantine.report()).splitlines() == [
-        "2 lines are unusable and quarantined:",
-        "  2 × unknown domain, first a.jsonl:2 (byte 7,007): domain 'fr'",
-        f"all of them are in {tmp_path / 'q.jsonl'}",
-    ]
-
-
-def test_without_such_lines_nothing_is_said(tmp_path):
-    assert write_quarantine(tmp_path / "q.jsonl", []).report() == []
+    assert quarantine.examples == {"unknown domain": "a.jsonl:2 (byte 7,007): domain 'fr'"}
+    assert write_quarantine(tmp_path / "none.jsonl", []).counts == {}
 
 
 def test_names_that_are_no_text_are_written_down_too(tmp_path):

@@ -12,7 +12,7 @@ from helpers.texts import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare.blocks import ROW_BITS, Block, Work
+from pangu_sigma.data.prepare.blocks import ROW_BITS, Work
 from pangu_sigma.data.prepare.reading import ROWS, content_hash, row_of
 from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, held_out_count, select
 from pangu_sigma.data.prepare.stages.stage import Stage
@@ -26,27 +26,31 @@ def selected(
     and the counts. data: keys of the section."""
     config = tiny_config()
     domains = [config.domains[0].model_copy(update={"held_out": own}), *config.domains[1:]]
+    data["max_mib_per_domain"] = None if limit is None else limit / (1 << 20)
     config = config.model_copy(update={"data": config.data.model_copy(update=data), "domains": domains})
-    rows, texts, zh = list[dict](), dict[int, str](), Work(config, Stage(Path()), 1, None).domains[0]
+    rows, texts, zh = list[dict](), dict[int, str](), Work(config, Stage(Path()), 1).domains[0]
     for n, block in enumerate(blocks):
         for row, text in enumerate(block):
             texts[n << ROW_BITS | row] = text
-            rows.append({"document": n << ROW_BITS | row, **row_of(Document("zh", text, ""), zh, False)})
+            rows.append({"document": n << ROW_BITS | row, **row_of(Document("zh", text), zh, False)})
     with TemporaryDirectory() as folder, duckdb.connect() as database:
-        work = Work(config, Stage(Path(folder)), 1, limit)
+        work = Work(config, Stage(Path(folder)), 1)
         work.stage.path("select").mkdir()
         database.register("documents", pa.Table.from_pylist(rows, ROWS))
-        selection = select(work, [Block(0, n) for n in range(len(blocks))], database)
+        selection = select(work, database)
         found = work.stage.read("select/documents").to_pylist()
-        assert work.stage.groups("select/documents") == len(blocks)
+    counts = selection.domains[0]
+    assert selection.blocks == sorted({row["document"] >> ROW_BITS for row in found})
+    assert counts.blocks == [*range(len(selection.blocks))], "there is one domain"
+    counts = counts.model_copy(update={"blocks": []})
     ranked = sorted((row["rank"], texts[row["document"]]) for row in found if row["rank"] is not None)
     kept = [texts[row["document"]] for row in found]
-    return SimpleNamespace(kept=kept, candidates=[text for _, text in ranked], counts=selection.domains[0])
+    return SimpleNamespace(kept=kept, candidates=[text for _, text in ranked], counts=counts)
 
 
 def by(purpose: str, texts: list[str]) -> list[str]:
     """The texts in the order of their hashes."""
-    return sorted(texts, key=lambda text: content_hash(purpose, Document("zh", text, "")))
+    return sorted(texts, key=lambda text: content_hash(purpose, Document("zh", text)))
 
 
 TEXTS = st.lists(st.text("ab中文 ", min_size=1, max_size=12), min_size=1, max_size=30)

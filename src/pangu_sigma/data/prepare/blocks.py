@@ -1,13 +1,16 @@
 """Blocks of documents, and what the passes of a preparation share.
 
-A *block* is a stretch of the documents of one input unit, in order: a row group of the unit's result. A document's number, in the
-column `document` of every table, is that of its block times 2^24, plus its row: documents are numbered in the order of the input.
+A *block* is a stretch of the documents of one input unit, in order: a row group of the unit's result. Its number is the number of
+the unit times 2^16, plus the place of the row group. The number of a document, in the column `document` of every table, is the
+number of its block times 2^24, plus its row: documents are numbered in the order of the input.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+
+import pyarrow.dataset as ds
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.stages.stage import Stage
@@ -20,32 +23,12 @@ UNIT_BITS = ROW_BITS + GROUP_BITS
 
 
 @dataclass(frozen=True)
-class Block:
-    """Block of documents. unit: number of its input unit. group: row group in the result of the unit."""
-
-    unit: int
-    group: int
-
-    @property
-    def number(self) -> int:
-        """Number of the block: that of its documents, without the bits of the row."""
-        return self.unit << GROUP_BITS | self.group
-
-    @property
-    def first(self) -> int:
-        """Number of its first document."""
-        return self.number << ROW_BITS
-
-
-@dataclass(frozen=True)
 class Work:
-    """What every unit of a preparation needs to know. size: bytes of text of a block. limit: maximum bytes kept
-    of a domain; None for all."""
+    """What every unit of a preparation needs to know. size: bytes of text of a block."""
 
     config: Config
     stage: Stage
     size: int
-    limit: int | None
 
     @cached_property
     def domains(self) -> Domains:
@@ -59,3 +42,9 @@ def block_size(total: int) -> int:
     It is a function of the input alone, so that a preparation that goes on has the same blocks with any number of workers.
     """
     return max(1 << 20, min(total // 64, 16 << 20))
+
+
+def in_block(block: int) -> ds.Expression:
+    """Return the condition for rows of documents of a block."""
+    document = ds.field("document")
+    return (document >= block << ROW_BITS) & (document < (block + 1) << ROW_BITS)

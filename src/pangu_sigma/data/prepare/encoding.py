@@ -6,16 +6,16 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from pangu_sigma.data.prepare.blocks import Block, Work
+from pangu_sigma.data.prepare.blocks import GROUP_BITS, Work, in_block
 from pangu_sigma.data.prepare.selection import DomainSelection
-from pangu_sigma.data.prepare.stages.stage import numbered, rows_of
+from pangu_sigma.data.prepare.stages.stage import Stage, numbered
 from pangu_sigma.domains import Domain
 from pangu_sigma.text.documents import Segments
 from pangu_sigma.text.segmentation import english_runs
@@ -43,31 +43,23 @@ ENCODED = pa.schema(
     }
 )
 """Row of an encoded document. rank, hold, bytes: as in `selection` and `reading`. folded: characters that normalisation changed.
-tokens: number of the ids. A block's file has two row groups for each domain: `others`, and `candidates` for the held-out set."""
+tokens: number of the ids. A row group of a block's file has documents of one domain, either candidates or others."""
+CANDIDATES, OTHERS = ds.field("rank").is_valid(), ds.field("rank").is_null()
+"""Conditions for rows of documents that may be held out, and of all others."""
 
 
-@dataclass(frozen=True)
-class SampleItem:
-    """Block, and the step between the English runs of each domain that are sampled; 0: none."""
-
-    block: Block
-    steps: tuple[int, ...]
-
-
-def _selected_rows(work: Work, number: int, block: Block, *columns: str) -> pa.Table:
-    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`. number: index of the block."""
-    selection = work.stage.read("select/documents", number)
-    documents = work.stage.read(f"read/{numbered(block.unit)}", block.group, ["document", *columns])
+def _selected_rows(work: Work, block: int, *columns: str) -> pa.Table:
+    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`."""
+    selection = work.stage.read("select/documents", rows=in_block(block))
+    name = f"read/{numbered(block >> GROUP_BITS)}"
+    documents = work.stage.read(name, ["document", *columns], in_block(block))
     rows = documents.filter(pc.is_in(documents["document"], selection["document"]))
     return rows.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
 
 
-def selected_documents(
-    work: Work, number: int, block: Block, *columns: str
-) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
-    """Yield the kept documents of a block, in order: domain, text, and a row with `rank` and these columns. number: index of the
-    block."""
-    for batch in _selected_rows(work, number, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
+def selected_documents(work: Work, block: int, *columns: str) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
+    """Yield the kept documents of a block, in order: domain, text, and a row with `rank` and these columns."""
+    for batch in _selected_rows(work, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
         for row in batch.to_pylist():
             yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row
 
@@ -81,16 +73,17 @@ def sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, 
     return tuple(max(1, -(-domain.characters // limit)) if domain.runs else 0 for domain in domains)
 
 
-def sample_block(work: Work, number: int, item: SampleItem) -> Iterator[pa.Table]:
-    """Return the text of a block that pieces are learned from: English runs of each domain, at equal steps."""
-    table = _selected_rows(work, number, item.block, "domain", "runs", "texts")
+def sample_block(work: Work, block: int, steps: Sequence[int]) -> Iterator[pa.Table]:
+    """Return the text of a block that pieces are learned from: English runs of each domain, at its step; 0: none."""
+    table = _selected_rows(work, block, "domain", "runs", "texts")
     certain = table.filter(pc.and_(pc.is_null(table["rank"]), pc.greater(table["runs"], 0)))
     sampled = list[dict[str, Any]]()
-    for row, (n, runs, runs_before) in enumerate(rows_of(certain.select(["domain", "runs", "runs_before"]))):
-        if (first := -runs_before % item.steps[n]) < runs:
-            texts = certain["texts"][row].as_py()
-            all_runs = [run for text in texts for run in english_runs(text, work.domains[n].language)]
-            sampled += [{"domain": n, "text": run} for run in all_runs[first :: item.steps[n]]]
+    for index, row in enumerate(certain.select(["domain", "runs", "runs_before"]).to_pylist()):
+        step = steps[row["domain"]]
+        if (first := -row["runs_before"] % step) < row["runs"]:
+            language, texts = work.domains[row["domain"]].language, certain["texts"][index].as_py()
+            all_runs = [run for text in texts for run in english_runs(text, language)]
+            sampled += [{"domain": row["domain"], "text": run} for run in all_runs[first::step]]
     yield pa.Table.from_pylist(sampled, SAMPLED)
 
 
@@ -104,19 +97,19 @@ def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
 
 def full_tokenizer(work: Work) -> Tokenizer:
     """Return the tokenizer with a row for every id, of the English pieces in the stage."""
-    return _tokenizer(work.stage.read("sample/english")["bytes"][0].as_py(), len(work.domains.slot_names), b"")
+    return _tokenizer(work.stage.value("sample/english"), len(work.domains.slot_names), b"")
 
 
 def final_tokenizer(work: Work) -> Tokenizer:
     """Return the tokenizer with the slot rows in the stage."""
-    english, rows = (work.stage.read(name)["bytes"][0].as_py() for name in ("sample/english", "count/rows"))
-    return _tokenizer(english, len(work.domains.slot_names), rows)
+    slots = len(work.domains.slot_names)
+    return _tokenizer(work.stage.value("sample/english"), slots, work.stage.value("count/rows"))
 
 
-def count_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
+def count_block(work: Work, block: int) -> Iterator[pa.Table]:
     """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
     tokenizer, ids_of_slot = full_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
-    for domain, segments, row in selected_documents(work, number, item):
+    for domain, segments, row in selected_documents(work, block):
         if row["rank"] is None:
             ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
@@ -133,26 +126,26 @@ def summed(counts: Iterable[pa.Table], slots: int, size: int) -> np.ndarray:
     return total
 
 
-def encode_block(work: Work, number: int, item: Block) -> Iterator[pa.Table]:
+def encode_block(work: Work, block: int) -> Iterator[pa.Table]:
     """Encode the kept documents of a block."""
-    tokenizer = final_tokenizer(work)
-    groups = [list[dict[str, Any]]() for _ in range(2 * len(work.domains))]
-    for domain, segments, row in selected_documents(work, number, item, "hold", "bytes"):
+    tokenizer, groups = final_tokenizer(work), defaultdict[tuple[int, bool], list[dict[str, Any]]](list)
+    for domain, segments, row in selected_documents(work, block, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
-        group = others_of(domain.index) if row["rank"] is None else candidates_of(domain.index)
-        groups[group].append(row | {"folded": folded, "tokens": len(ids), "ids": ids})
-    yield from (pa.Table.from_pylist(rows, ENCODED) for rows in groups)
+        group = groups[domain.index, row["rank"] is not None]
+        group.append(row | {"folded": folded, "tokens": len(ids), "ids": ids})
+    yield ENCODED.empty_table()
+    yield from (pa.Table.from_pylist(groups[key], ENCODED) for key in sorted(groups))
 
 
-def others_of(domain: int) -> int:
-    """Return the row group of a domain's documents that are no candidates for the held-out set."""
-    return 2 * domain
-
-
-def candidates_of(domain: int) -> int:
-    """Return the row group of a domain's candidates for the held-out set."""
-    return 2 * domain + 1
+def encoded(
+    stage: Stage, blocks: Iterable[int], domain: int, rows: ds.Expression, columns: list[str] = ENCODED.names
+) -> Iterator[pa.Table]:
+    """Yield columns of the encoded documents of a domain, one table at least. blocks: their indices. rows: condition of the
+    documents, such as `CANDIDATES`."""
+    yield ENCODED.empty_table().select(columns)
+    of_domain = (ds.field("domain") == domain) & rows
+    yield from (stage.read(f"encode/{numbered(block)}", columns, of_domain) for block in blocks)
 
 
 def ids_of(table: pa.Table) -> list[np.ndarray]:

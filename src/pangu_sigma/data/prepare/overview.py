@@ -48,14 +48,9 @@ _IF_TABLES = "; data.max_boilerplate=1 holds out what is mostly boilerplate, too
 _SHIFT = "shift: unigram loss of the held-out text above that of random text of its domain ± its standard deviation, nats per token"
 
 
-def _records(manifest: Manifest) -> dict[str, DomainRecord]:
-    """Return the record of each domain, in the order of the configuration."""
-    return {name: manifest.domains[name] for name, *_ in manifest.config["domains"]}
-
-
 def format_overview(manifest: Manifest) -> str:
     """Return the table as text, with lines for near-duplicates, and for each reason why lines are quarantined."""
-    records = _records(manifest)
+    records = manifest.domains
     columns = [[title, *map(cell, records.values())] for title, cell in _COLUMNS.items()]
     columns = [[title, *cells] for title, *cells in columns if title not in _IF_ANY or {*cells} != {"0"}]
     lines = [*aligned([*zip(["domain", *records], *columns, strict=True)], "<>"), _SHIFT]
@@ -73,10 +68,10 @@ def _near(near: NearDuplicatesRecord) -> str:
 
 
 def warnings_of(manifest: Manifest) -> list[str]:
-    """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, unusable lines, and a held-out
-    set of another size, that overlaps the training text, or that is unlike the domain."""
+    """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, and a held-out set of another
+    size, that overlaps the training text, or that is unlike the domain."""
     sentences = []
-    for name, record in _records(manifest).items():
+    for name, record in manifest.domains.items():
         if record.left_out_bytes:
             sentences.append(
                 f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by data."
@@ -91,13 +86,6 @@ def warnings_of(manifest: Manifest) -> list[str]:
                 "or check that the domain's language is that of its text"
             )
         sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
-    if (
-        manifest.quarantined and manifest.models
-    ):  # a preview has none, no folder is written, and the table has the reasons
-        sentences.append(
-            f"{sum(manifest.quarantined.values()):,} lines of {argument('--input')} are unusable; quarantine.jsonl of the folder "
-            "says why"
-        )
     return sentences
 
 

@@ -23,10 +23,6 @@ class Quarantine:
     counts: dict[str, int]
     examples: dict[str, str]
 
-    def report(self) -> list[str]:
-        """Return what a refusal says of unusable lines; nothing if there are none."""
-        return [format_reasons(self.counts, self.examples), f"all of them are in {self.file}"] if self.counts else []
-
 
 def write_quarantine(file: Path, lines: Iterable[Rejected]) -> Quarantine:
     """Write unusable lines to a file. Raises OSError."""

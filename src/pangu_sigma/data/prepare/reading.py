@@ -51,8 +51,10 @@ languages, texts: the document's segments. bytes: of UTF-8. keep, hold: first 12
 and held out. runs, characters: number of its English runs, and of their characters. signature: bytes of the values that
 near-duplicates are searched by, or null. line, offset, reason, detail: as in `Rejected`.
 """
-QUARANTINED = ("document", "line", "offset", "reason", "detail")
-"""Columns of a line that cannot be used."""
+UNUSABLE = 'SELECT document, line, "offset", reason, detail FROM rows WHERE domain IS NULL ORDER BY document'
+"""Statement for the lines that cannot be used, and for the number of lines of each unit."""
+UNITS = f"SELECT DISTINCT document >> {UNIT_BITS}, domain FROM rows WHERE domain IS NOT NULL"
+"""Statement for the numbers of units and the domains that they have documents of."""
 
 
 def stamps_of(files: Sequence[Path]) -> list[Stamp]:
@@ -71,7 +73,7 @@ def refuse_changes(files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
         )
 
 
-def hash_file(number: int, path: Path) -> Iterator[pa.Table]:
+def hash_file(path: Path) -> Iterator[pa.Table]:
     """Hash a file. Raises DataError if it cannot be read."""
     try:
         logger.info("hashing %s (%.1f MiB)", path, path.stat().st_size / (1 << 20))
@@ -86,8 +88,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(work: Work, number: int, unit: InputUnit) -> Iterator[pa.Table]:
-    """Read a unit, and yield its blocks, and the number of its lines."""
+def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]:
+    """Read a unit, a pair of its number and itself. Yield its blocks, and the number of its lines."""
+    number, unit = numbered_unit
     signed, size, group = work.config.data.near_duplicates is not None, 0, 0
     rows, lines = list[dict[str, Any]](), 0
 
@@ -144,16 +147,13 @@ def content_hash(purpose: str, document: Document) -> bytes:
     return digest.digest()
 
 
-def unusable(rows: Iterator[tuple[Any, ...]], units: Sequence[InputUnit]) -> Iterator[Rejected]:
-    """Yield the unusable lines of all units, with their numbers in the file.
-
-    rows: columns QUARANTINED of all rows without a domain, in order.
-    """
+def unusable(rows: Iterator[dict[str, Any]], units: Sequence[InputUnit]) -> Iterator[Rejected]:
+    """Yield the unusable lines of all units, with their numbers in the file. rows: result of `UNUSABLE`."""
     before = 0
-    for document, line, offset, reason, detail in rows:
-        number = document >> UNIT_BITS
-        if reason is None:
+    for row in rows:
+        number = row.pop("document") >> UNIT_BITS
+        if row["reason"] is None:
             is_last = number + 1 == len(units) or units[number + 1].begin == 0
-            before = 0 if is_last else before + line
+            before = 0 if is_last else before + row["line"]
         else:
-            yield Rejected(str(units[number].path), line and line + before, offset, reason, detail)
+            yield Rejected(str(units[number].path), row.pop("line") + before, **row)

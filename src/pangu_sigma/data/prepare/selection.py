@@ -8,15 +8,14 @@ the documents alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 from pydantic import BaseModel
 
 from pangu_sigma.data.manifest import InputCounts, NearDuplicatesRecord
-from pangu_sigma.data.prepare.blocks import ROW_BITS, Block, Work
+from pangu_sigma.data.prepare.blocks import ROW_BITS, Work
 from pangu_sigma.data.prepare.near_duplicates import bands_of, near_duplicates
+from pangu_sigma.data.prepare.stages.stage import Stage, tables_of
 
 CANDIDATES_PER_DOCUMENT = 5
 """Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
@@ -42,27 +41,12 @@ _KEPT = """
         FROM once WHERE document NOT IN (SELECT document FROM near)
     ) WHERE upto <= $limit ORDER BY domain, keep
 """
-_COUNTS = """
-    WITH every AS (
-        SELECT domain, count(*) AS offered, sum(bytes) AS offered_bytes, count(*) FILTER (bytes > $limit) AS too_long,
-            sum(bytes) FILTER (bytes > $limit) AS long_bytes
-        FROM documents WHERE domain IS NOT NULL GROUP BY domain
-    ), uniques AS (
-        SELECT domain, sum(copies - 1) AS duplicates, count(near.document) AS near_duplicates,
-            count(*) - count(near.document) AS fit, sum(bytes) FILTER (near.document IS NULL) AS fit_bytes
-        FROM once LEFT JOIN near USING (document) GROUP BY domain
-    ), stay AS (SELECT domain, count(*) AS kept, sum(bytes) AS kept_bytes FROM kept GROUP BY domain)
-    SELECT domain::INT AS domain, offered::BIGINT AS offered, coalesce(duplicates, 0)::BIGINT AS duplicates,
-        coalesce(near_duplicates, 0)::BIGINT AS near_duplicates, too_long::BIGINT AS too_long,
-        (coalesce(fit, 0) - coalesce(kept, 0))::BIGINT AS over_limit, offered_bytes::BIGINT AS offered_bytes,
-        (coalesce(long_bytes, 0) + coalesce(fit_bytes, 0) - coalesce(kept_bytes, 0))::BIGINT AS left_out_bytes,
-        coalesce(kept, 0)::BIGINT AS kept
-    FROM every LEFT JOIN uniques USING (domain) LEFT JOIN stay USING (domain) ORDER BY domain
-"""
+_SIZES = "SELECT domain, count(*) FROM kept GROUP BY domain ORDER BY domain"
 _CHOSEN = """
     CREATE TEMP TABLE chosen AS
-    SELECT document, domain, rank, sum(certain_runs) OVER (PARTITION BY domain ORDER BY document) - certain_runs AS runs_before,
-        certain_runs, if(rank IS NULL, characters, 0) AS certain_characters
+    SELECT document, domain, bytes, rank, certain_runs,
+        sum(certain_runs) OVER (PARTITION BY domain ORDER BY document) - certain_runs AS runs_before,
+        if(rank IS NULL, characters, 0) AS certain_characters
     FROM (
         SELECT *, if(place <= most AND (upto <= $bytes OR place <= $least), place, NULL) AS rank,
             if(rank IS NULL, runs, 0) AS certain_runs
@@ -74,12 +58,28 @@ _CHOSEN = """
 """
 """The candidates, which have ranks, are the documents of the lowest hashes, and of no more text than they need. Other documents are
 certain to be trained on."""
-_DOCUMENTS = """
-    SELECT document, rank, runs_before::BIGINT AS runs_before FROM chosen WHERE document BETWEEN $first AND $last ORDER BY document
-"""
-_SUMS = """
-    SELECT counts.*, coalesce(sum(certain_runs), 0)::BIGINT AS runs, coalesce(sum(certain_characters), 0)::BIGINT AS characters
-    FROM counts LEFT JOIN chosen USING (domain) GROUP BY ALL ORDER BY domain
+_DOCUMENTS = "SELECT document, rank, runs_before::BIGINT AS runs_before FROM chosen ORDER BY document"
+_COUNTS = f"""
+    WITH every AS (
+        SELECT domain, count(*) AS offered, sum(bytes) AS offered_bytes, count(*) FILTER (bytes > $limit) AS too_long,
+            sum(bytes) FILTER (bytes > $limit) AS long_bytes
+        FROM documents WHERE domain IS NOT NULL GROUP BY domain
+    ), uniques AS (
+        SELECT domain, sum(copies - 1) AS duplicates, count(near.document) AS near_duplicates,
+            count(*) - count(near.document) AS fit, sum(bytes) FILTER (near.document IS NULL) AS fit_bytes
+        FROM once LEFT JOIN near USING (document) GROUP BY domain
+    ), stay AS (
+        SELECT domain, count(*) AS kept, sum(bytes) AS kept_bytes, sum(certain_runs) AS runs,
+            sum(certain_characters) AS characters, list(DISTINCT document >> {ROW_BITS}) AS blocks
+        FROM chosen GROUP BY domain
+    )
+    SELECT domain::INT AS domain, offered::BIGINT AS offered, coalesce(duplicates, 0)::BIGINT AS duplicates,
+        coalesce(near_duplicates, 0)::BIGINT AS near_duplicates, too_long::BIGINT AS too_long,
+        (coalesce(fit, 0) - coalesce(kept, 0))::BIGINT AS over_limit, offered_bytes::BIGINT AS offered_bytes,
+        (coalesce(long_bytes, 0) + coalesce(fit_bytes, 0) - coalesce(kept_bytes, 0))::BIGINT AS left_out_bytes,
+        coalesce(kept, 0)::BIGINT AS kept, coalesce(runs, 0)::BIGINT AS runs, coalesce(characters, 0)::BIGINT AS characters,
+        coalesce(list_sort(blocks), []) AS blocks
+    FROM every LEFT JOIN uniques USING (domain) LEFT JOIN stay USING (domain) ORDER BY domain
 """
 _LOST = """
     SELECT lost.domain, kept.domain, count(*) FROM found JOIN documents lost USING (document)
@@ -90,43 +90,53 @@ _EXAMPLES = "SELECT first, min(document) AS other FROM found GROUP BY first ORDE
 
 class DomainSelection(InputCounts):
     """Counts of a domain. kept: number of documents that are kept. runs, characters: number of the English runs in documents that
-    are no candidates, and of their characters."""
+    are no candidates, and of their characters. blocks: indices in `Selection.blocks` of blocks that have documents of it."""
 
     kept: int
     runs: int
     characters: int
+    blocks: list[int]
 
 
 class Selection(BaseModel):
-    """Result of `select`. domains: counts of each domain. near: record of near-duplicates; None: they were not searched."""
+    """Result of `select`. blocks: numbers of the blocks that have kept documents. domains: counts of each domain. near: record of
+    near-duplicates; None: they were not searched."""
 
+    blocks: list[int]
     domains: list[DomainSelection]
     near: NearDuplicatesRecord | None
 
 
-def select(work: Work, blocks: Sequence[Block], database: DuckDBPyConnection) -> Selection:
+def select(work: Work, database: DuckDBPyConnection) -> Selection:
     """Select the documents to keep and the candidates of each domain, and write them to the file `documents` of the pass `select`.
 
-    The file has a row group for each block: of each document that is kept, in order, its number, its rank (null: no candidate), and
-    the number of English runs before it in documents of its domain that are no candidates. database: has the table `documents`,
-    with rows of `reading.ROWS`.
+    The file has, of each document that is kept, in order, its number, its rank (null: no candidate), and the number of English runs
+    before it in documents of its domain that are no candidates. database: has the table `documents`, with rows of `reading.ROWS`.
     """
     near = _near_duplicates(work, database)
-    limit = {"limit": _NO_LIMIT if work.limit is None else work.limit}
+    mib = work.config.data.max_mib_per_domain
+    limit = {"limit": _NO_LIMIT if mib is None else int(mib * (1 << 20))}
     database.execute(_ONCE, limit)
     database.execute(_KEPT, limit)
-    counts = database.sql(_COUNTS, params=limit).to_arrow_table()
-    database.register("counts", counts)
-    most = [(row["domain"], _candidate_limit(work, row["domain"], row["kept"])) for row in counts.to_pylist()]
+    limits = [(n, _candidate_limit(work, n, documents)) for n, documents in database.execute(_SIZES).fetchall()]
     database.execute("CREATE TEMP TABLE most (domain INT, most BIGINT)")
-    database.executemany("INSERT INTO most VALUES (?, ?)", most or [(0, 0)])
+    database.executemany("INSERT INTO most VALUES (?, ?)", limits or [(0, 0)])
     size = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
     database.execute(_CHOSEN, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
-    spans = [{"first": block.first, "last": block.first + (1 << ROW_BITS) - 1} for block in blocks or [Block(0, 0)]]
-    work.stage.write("select/documents", (database.sql(_DOCUMENTS, params=span).to_arrow_table() for span in spans))
-    rows = {row.pop("domain"): row for row in database.sql(_SUMS).to_arrow_table().to_pylist()}
-    empty = dict.fromkeys(DomainSelection.model_fields, 0)
-    return Selection(domains=[DomainSelection(**empty | rows.get(n, {})) for n in range(len(work.domains))], near=near)
+    work.stage.write("select/documents", tables_of(database, _DOCUMENTS))
+    rows = {row.pop("domain"): row for row in database.sql(_COUNTS, params=limit).to_arrow_table().to_pylist()}
+    blocks = sorted({block for row in rows.values() for block in row["blocks"]})
+    empty, index_of = dict.fromkeys(DomainSelection.model_fields, 0), {block: n for n, block in enumerate(blocks)}
+    domains = [
+        DomainSelection(**empty | row | {"blocks": [index_of[block] for block in row.get("blocks", [])]})
+        for row in (rows.get(n, {}) for n in range(len(work.domains)))
+    ]
+    return Selection(blocks=blocks, domains=domains, near=near)
+
+
+def selection_of(stage: Stage) -> Selection:
+    """Read the selection in a stage."""
+    return Selection.model_validate_json(stage.value("select/counts"))
 
 
 def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicatesRecord | None:

@@ -8,56 +8,64 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.manifest import InputCounts
 from pangu_sigma.data.prepare.blocks import Work
-from pangu_sigma.data.prepare.encoding import candidates_of, final_tokenizer, ids_of, others_of
+from pangu_sigma.data.prepare.encoding import CANDIDATES, encoded, final_tokenizer, ids_of
+from pangu_sigma.data.prepare.selection import selection_of
 from pangu_sigma.data.prepare.stages.stage import numbered
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, ROWS_NAME, SPLITS, unigram_nats
 from pangu_sigma.data.token_files import write_hashes
+from pangu_sigma.sealed import sync
 from pangu_sigma.text.vocabulary import UNK
 
 _SAMPLES = 20
 """Number of random samples of a domain, with which its held-out text is compared."""
 
 
-@dataclass(frozen=True)
-class WriteItem:
-    """Domain, the number of blocks, and the documents to hold out, with the number of their tokens."""
-
-    domain: int
-    blocks: int
-    held_out: list[int]
-    tokens: int
-
-
-def write_domain(work: Work, number: int, item: WriteItem) -> Iterator[pa.Table]:
-    """Write the folder of a domain, but its manifest, into `write/output` of the stage.
-
-    Yield a row. splits: as JSON, statistics for the manifest by split. files, hashes: as JSON the sizes of the files, and the hash
-    of `hashes` (`write_hashes`). loss, shift, deviation: of the held-out text (`_shift`).
-    """
-    tokenizer, domain = final_tokenizer(work), work.domains[item.domain]
+def write_domain(work: Work, index: int) -> Iterator[pa.Table]:
+    """Write the folder of a domain but its manifest into `write/output` of the stage, and yield as JSON its record in the manifest,
+    without sources. index: index of the domain."""
+    tokenizer, domain = final_tokenizer(work), work.domains[index]
     folder = work.stage.path(f"write/output/{domain.name}")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     folder.mkdir(parents=True)
     counts = {split: _Counts(tokenizer.size) for split in SPLITS}
+    (choice,) = work.stage.read(f"choose/{numbered(index)}").to_pylist()
+    selection = selection_of(work.stage).domains[index]
+    is_held_out = ds.field("document").isin(pa.array(choice["documents"], pa.int64()))
     for split in SPLITS:
-        write_tokens(folder / split, _documents(work, item, split, counts[split]))
+        rows = CANDIDATES & is_held_out if split == "held_out" else ~is_held_out
+        tables = encoded(work.stage, selection.blocks, index, rows)
+        write_tokens(folder / split, counts[split].counted(table.sort_by("document") for table in tables))
     slot_R = tokenizer.slot_rows[domain.slot]
-    np.save(folder / ROWS_NAME, slot_R[slot_R >= 0])
+    rows_R = slot_R[slot_R >= 0]
+    np.save(folder / ROWS_NAME, rows_R)
     np.save(folder / FREQUENCIES_NAME, counts["train"].samples_SV.sum(axis=0))
     files, hashes = write_hashes(folder)
+    for path in folder.iterdir():
+        sync(path)  # the result of this pass says that they are there, also to a machine that loses power
     loss, shift, deviation = _shift(counts["train"].samples_SV, counts["held_out"].samples_SV, slot_R)
-    splits = {split: counts[split].record() for split in SPLITS}
-    values = {"splits": json.dumps(splits), "files": json.dumps(files), "hashes": hashes}
-    yield pa.Table.from_pylist([values | {"loss": loss, "shift": shift, "deviation": deviation}])
+    record = {
+        "slot": work.domains.slot_names[domain.slot],
+        "rows": len(rows_R),
+        **selection.model_dump(include={*InputCounts.model_fields}),
+        **{split: counts[split].record() for split in SPLITS},
+        "unigram_entropy": loss,
+        "shift": shift,
+        "shift_deviation": deviation,
+        "overlap": json.loads(choice["overlap"]),
+        "files": files,
+        "hashes": hashes,
+    }
+    yield pa.table({"record": [json.dumps(record)]})
 
 
 class _Counts:
@@ -67,36 +75,25 @@ class _Counts:
         self._sums = Counter[str]()
         self.samples_SV = np.zeros((_SAMPLES, vocabulary), np.int64)
 
-    def add(self, table: pa.Table, ids: list[np.ndarray]) -> None:
-        """Count documents. table: their rows of `ENCODED`. ids: their token ids."""
-        self._sums["documents"] += table.num_rows
-        for name in ("bytes", "folded"):
-            self._sums[name] += pc.sum(table[name]).as_py()
-        # by the last byte: candidates have the lowest hashes
-        samples = [hold[-1] % _SAMPLES for hold in table["hold"].to_pylist()]
-        for sample in {*samples}:
-            sample_ids = [ids_T for n, ids_T in zip(samples, ids, strict=True) if n == sample]
-            self.samples_SV[sample] += np.bincount(np.concatenate(sample_ids), minlength=self.samples_SV.shape[1])
+    def counted(self, tables: Iterable[pa.Table]) -> Iterator[np.ndarray]:
+        """Yield the token ids of the documents of tables with rows of `ENCODED`, and count them."""
+        for table in tables:
+            ids = ids_of(table)
+            self._sums["documents"] += len(ids)
+            for name in ("bytes", "folded"):
+                self._sums[name] += pc.sum(table[name], min_count=0).as_py()
+            # by the last byte: candidates have the lowest hashes
+            samples = [hold[-1] % _SAMPLES for hold in table["hold"].to_pylist()]
+            for sample in {*samples}:
+                sample_ids = [ids_T for n, ids_T in zip(samples, ids, strict=True) if n == sample]
+                self.samples_SV[sample] += np.bincount(np.concatenate(sample_ids), minlength=self.samples_SV.shape[1])
+            yield from ids
 
     def record(self) -> dict[str, int]:
         """Return the statistics of the split for the manifest."""
         counts_V = self.samples_SV.sum(axis=0)
         counted = {name: self._sums[name] for name in ("documents", "bytes", "folded")}
         return counted | {"tokens": int(counts_V.sum()), "unknown": int(counts_V[UNK])}
-
-
-def _documents(work: Work, item: WriteItem, split: str, counts: _Counts) -> Iterator[np.ndarray]:
-    """Yield the token ids of each document of a split in order, and count them."""
-    groups = [candidates_of(item.domain), others_of(item.domain)][: 1 if split == "held_out" else 2]
-    held_out = pa.array(item.held_out, pa.int64())
-    for number in range(item.blocks):
-        table = pa.concat_tables([work.stage.read(f"encode/{numbered(number)}", group) for group in groups])
-        is_held_out = pc.is_in(table["document"], held_out)
-        documents = table.filter(is_held_out if split == "held_out" else pc.invert(is_held_out)).sort_by("document")
-        if documents.num_rows:
-            ids = ids_of(documents)
-            counts.add(documents, ids)
-            yield from ids
 
 
 def _shift(train_SV: np.ndarray, held_out_SV: np.ndarray, slot_R: np.ndarray) -> tuple[float, float, float]:

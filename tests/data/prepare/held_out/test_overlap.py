@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.manifest import OverlapRecord, load_manifest
-from pangu_sigma.data.prepare.held_out.overlap import WINDOW, HeldOutChoice, HeldOutSize, choose_held_out, finder_of
+from pangu_sigma.data.prepare.held_out.overlap import WINDOW, Finder, HeldOutChoice, choose_held_out
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.prepared import PreparedData
+from pangu_sigma.sections import DataConfig
 
 EOT = 9
 
@@ -60,6 +61,15 @@ def overlap(document: list[int], documents: list[list[int]], boilerplate: int, m
     return len(repeated) / len(windows(document)) if own else 1.0
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The last arguments of `choose_held_out`."""
+
+    data: DataConfig
+    documents: int
+    sample: int
+
+
 def size(
     documents: int,
     tokens: int = 1,
@@ -67,24 +77,23 @@ def size(
     boilerplate: int = 1_000,
     most: int = 10**6,
     max_boilerplate: float = 1.0,
-) -> HeldOutSize:
-    more = "pass more --input text of this domain"
+) -> Demand:
     limits = {"min_held_out_tokens": tokens, "max_held_out_tokens": most, "max_overlap": limit}
     limits |= {"boilerplate_documents": boilerplate, "max_boilerplate": max_boilerplate}
-    return HeldOutSize(tiny_config().data.model_copy(update=limits), documents, 5, more)
+    return Demand(tiny_config().data.model_copy(update=limits), documents, 5)
 
 
-def chosen(documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize) -> HeldOutChoice:
+def chosen(documents: list[np.ndarray], candidates: list[int], demand: Demand) -> HeldOutChoice:
     """The choice, with numbers of documents; the other documents come in two parts."""
     first = [documents[number] for number in candidates]
     others = [documents[number] for number in range(len(documents)) if number not in candidates]
-    finder = finder_of(first)
+    finder = Finder(first)
     counts = [finder.count(others[part::2]) for part in range(2)]
-    choice = choose_held_out(first, finder, counts, demand)
+    choice = choose_held_out(first, finder, counts, demand.data, demand.documents, demand.sample)
     return replace(choice, numbers=sorted(candidates[number] for number in choice.numbers))
 
 
-def choose(documents: list[np.ndarray], candidates: list[int], demand: HeldOutSize) -> tuple[list[int], OverlapRecord]:
+def choose(documents: list[np.ndarray], candidates: list[int], demand: Demand) -> tuple[list[int], OverlapRecord]:
     choice = chosen(documents, candidates, demand)
     assert choice.shortage == ""
     return choice.numbers, choice.overlap
@@ -163,8 +172,7 @@ def test_more_documents_are_held_out_until_there_are_tokens_enough():
     assert shortage == (
         "1,000 tokens can be held out, min_held_out_tokens=1,001 are wanted; of the 10 documents that may be held out, 0 have "
         "more than max_overlap=0.01 of their windows of 13 tokens in other documents, or are mostly boilerplate; set "
-        "min_held_out_tokens=1000 in the domain's entry; or raise its max_overlap or data.max_boilerplate, up to 1; or "
-        "pass more --input text of this domain"
+        "min_held_out_tokens=1000 in the domain's entry; or raise its max_overlap or data.max_boilerplate, up to 1; or"
     )
     needs_more = chosen(documents, candidates, replace(size(2, 1_001), sample=1_001)).shortage
     assert "set min_held_out_tokens" not in needs_more, "training needs a sample"
@@ -201,7 +209,7 @@ def test_a_document_that_is_mostly_boilerplate_is_passed_over():
     assert numbers == [0, 1, 2, 3, 4], "the limit itself is allowed"
     shortage = chosen(documents, candidates, size(5, tokens=301, boilerplate=10, max_boilerplate=0.5)).shortage
     assert "or are mostly boilerplate" in shortage
-    assert "; or raise its max_overlap or data.max_boilerplate, up to 1; or " in shortage
+    assert "; or raise its max_overlap or data.max_boilerplate, up to 1; or" in shortage
 
 
 def test_held_out_tokens_are_capped_also_by_documents_that_are_too_long():

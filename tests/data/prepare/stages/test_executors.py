@@ -17,6 +17,7 @@ from helpers.strangers import strangers
 from helpers.texts import ENGLISH, tiny_config
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.prepare import passes
 from pangu_sigma.data.prepare import prepare as prepare_module
 from pangu_sigma.data.prepare.prepare import Options, prepare
 from pangu_sigma.data.prepare.stages.executors import LocalProcesses, executor_of
@@ -206,13 +207,14 @@ def test_an_error_does_not_wait_for_the_units_of_other_processes():
 def test_input_that_disappears_while_it_is_read_is_named_and_what_is_done_stays(texts, tmp_path, monkeypatch):
     path = tmp_path / "c.jsonl"
     path.write_text(texts[0].read_text())
-    real = prepare_module.Passes.read
+    real = passes.input_units
 
-    def read(self, units):
+    def units_of_a_file_that_disappears(files, size):
+        units = real(files, size)
         path.unlink()
-        return real(self, units)
+        return units
 
-    monkeypatch.setattr(prepare_module.Passes, "read", read)
+    monkeypatch.setattr(passes, "input_units", units_of_a_file_that_disappears)
     with pytest.raises(StageError, match=r"input .*c\.jsonl: cannot be read: No such file .*; what is done stays"):
         prepare(limited(), [path], tmp_path / "out", Options(2))
     assert (tmp_path / ".out.stage").exists()

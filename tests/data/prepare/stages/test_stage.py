@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
 import pytest
 
-from pangu_sigma.data.prepare.stages.executors import LocalProcesses
+from pangu_sigma.data.prepare.stages.executors import LocalProcesses, run_pass
 from pangu_sigma.data.prepare.stages.stage import Stage, StageError, staged, tables_of
 from pangu_sigma.writable import NotWritable
 
@@ -22,8 +24,22 @@ def table(*values: int) -> pa.Table:
 def test_tables_come_back_in_order_and_each_as_a_row_group(tmp_path):
     stage = Stage(tmp_path)
     stage.write("a", iter([table(1, 2), table(), table(3)]))
-    assert (stage.groups("a"), stage.read("a")) == (3, table(1, 2, 3))
-    assert [stage.read("a", group).num_rows for group in range(3)] == [2, 0, 1]
+    assert stage.read("a") == table(1, 2, 3)
+    metadata = pyarrow.parquet.read_metadata(tmp_path / "a")
+    assert [metadata.row_group(group).num_rows for group in range(3)] == [2, 0, 1]
+
+
+def test_rows_and_columns_are_read_alone(tmp_path):
+    """Row groups whose statistics exclude the rows are not read: a damaged one is not noticed."""
+    stage, path = Stage(tmp_path), tmp_path / "a"
+    tables = [pa.table({"domain": [n] * 1_000, "text": [f"text {n}"] * 1_000}) for n in range(3)]
+    stage.write("a", tables)
+    assert stage.read("a", ["text"], pyarrow.dataset.field("domain") == 1) == tables[1].select(["text"])
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"text 2", b"TEXT 2"))
+    assert stage.read("a", ["text"], pyarrow.dataset.field("domain") == 1).num_rows == 1_000
+    with pytest.raises(StageError, match="damaged"):
+        stage.read("a", ["text"], pyarrow.dataset.field("domain") == 2)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +141,12 @@ def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def double(number: int, item: int) -> Iterator[pa.Table]:
+def double(item: int) -> Iterator[pa.Table]:
     if item < 0:
         raise ValueError(item)
     with Path(os.environ["DONE"]).open("a") as file:
         file.write(f"{item}\n")
-    yield table(number, 2 * item)
+    yield table(item, 2 * item)
 
 
 def test_a_pass_goes_on_with_the_units_that_have_no_result(tmp_path, monkeypatch):
@@ -138,7 +154,7 @@ def test_a_pass_goes_on_with_the_units_that_have_no_result(tmp_path, monkeypatch
     stage = Stage(tmp_path / "stage")
     stage.begin("p", "", [])
     with pytest.raises(ValueError, match="-3"):
-        stage.map(LocalProcesses(), "p", double, [1, 2, -3, 4])
-    results = stage.map(LocalProcesses(), "p", double, [1, 2, 3, 4])
+        run_pass(LocalProcesses(), stage, "p", double, [1, 2, -3, 4])
+    results = run_pass(LocalProcesses(), stage, "p", double, [1, 2, 3, 4])
     assert (tmp_path / "done").read_text().split() == ["1", "2", "3", "4"]
-    assert list(results) == [table(number, 2 * number + 2) for number in range(4)]
+    assert list(results) == [table(item, 2 * item) for item in range(1, 5)]

@@ -36,17 +36,6 @@ _PREFIX_BITS = 3
 
 
 @dataclass(frozen=True)
-class HeldOutSize:
-    """Demands on the held-out set of a domain. data: its limits. documents: number wanted. sample: number of tokens that training
-    needs. more: advice on how to have more text."""
-
-    data: DataConfig
-    documents: int
-    sample: int
-    more: str
-
-
-@dataclass(frozen=True)
 class HeldOutChoice:
     """Numbers of the candidates to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens
     than the minimum, and what to do; "" if they have enough."""
@@ -60,50 +49,54 @@ def choose_held_out(
     candidates: Sequence[np.ndarray],
     finder: Finder,
     others: Iterable[tuple[np.ndarray, np.ndarray]],
-    demand: HeldOutSize,
+    data: DataConfig,
+    documents: int,
+    sample: int,
 ) -> HeldOutChoice:
     """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are chosen in order until documents and tokens suffice; too few documents are accepted.
-    candidates: token ids of each, its <eot> last, first choice first. finder: result of `finder_of` for the candidates. others:
-    results of the finder's `count` for all other documents of the domain, in parts.
+    candidates: token ids of each, its <eot> last, first choice first. finder: search for their windows. others:
+    results of the finder's `count` for all other documents of the domain, in parts. data: limits of the domain. documents: number
+    wanted. sample: number of tokens that training needs.
     """
-    data, sizes_C = demand.data, np.array([len(ids) for ids in candidates], np.int64)
+    sizes_C = np.array([len(ids) for ids in candidates], np.int64)
     windows = _Windows(candidates, finder, others, data.boilerplate_documents)
     overlaps_C = windows.overlaps(data.max_boilerplate)
-    chosen = _chosen(sizes_C, overlaps_C, demand)
-    passed_over = [c for c in range(chosen[-1] if chosen else len(candidates)) if overlaps_C[c] > data.max_overlap]
+    held_out = _held_out_of(sizes_C, overlaps_C, data, documents)
+    passed_over = [c for c in range(held_out[-1] if held_out else len(candidates)) if overlaps_C[c] > data.max_overlap]
     record = OverlapRecord(
         window=WINDOW,
-        wanted=demand.documents,
+        wanted=documents,
         max_overlap=data.max_overlap,
         min_tokens=data.min_held_out_tokens,
         passed_over=len(passed_over),
         passed_over_tokens=int(sizes_C[passed_over].sum()),
         boilerplate_windows=int(windows.boilerplate_U.sum()),
-        **windows.in_training(chosen),
+        **windows.in_training(held_out),
     )
-    is_short = sizes_C[chosen].sum() < data.min_held_out_tokens
-    return HeldOutChoice(sorted(chosen), record, _shortage(sizes_C, overlaps_C, demand) if is_short else "")
+    tokens = int(sizes_C[held_out].sum())
+    is_short = tokens < data.min_held_out_tokens
+    shortage = _shortage(sizes_C, overlaps_C, data, tokens, sample) if is_short else ""
+    return HeldOutChoice(sorted(held_out), record, shortage)
 
 
-def _chosen(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> list[int]:
+def _held_out_of(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, documents: int) -> list[int]:
     """Return the candidates to hold out. Documents that exceed the maximum are skipped only while there are too few tokens."""
-    chosen, tokens, data = list[int](), 0, demand.data
+    held_out, tokens = list[int](), 0
     for candidate in np.flatnonzero(overlaps_C <= data.max_overlap).tolist():
         size, has_enough = int(sizes_C[candidate]), tokens >= data.min_held_out_tokens
         fits = tokens + size <= data.max_held_out_tokens
-        if has_enough and (len(chosen) >= demand.documents or not fits):
+        if has_enough and (len(held_out) >= documents or not fits):
             break
         if fits:
-            chosen.append(candidate)
+            held_out.append(candidate)
             tokens += size
-    return chosen
+    return held_out
 
 
-def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) -> str:
-    """Return why candidates have too few tokens, and the keys to change."""
-    data, tokens = demand.data, int(sizes_C[_chosen(sizes_C, overlaps_C, demand)].sum())
+def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, tokens: int, sample: int) -> str:
+    """Return why only so many tokens of candidates can be held out, and the keys to change, an unfinished sentence."""
     text = (
         f"{tokens:,} tokens can be held out, min_held_out_tokens={data.min_held_out_tokens:,} are wanted; of the {len(sizes_C):,} "
         f"documents that may be held out, {(overlaps_C > data.max_overlap).sum():,} have more than "
@@ -111,39 +104,45 @@ def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, demand: HeldOutSize) 
     )
     if too_long := (sizes_C > data.max_held_out_tokens).sum():
         text += f"; {too_long:,} of them longer than data.max_held_out_tokens={data.max_held_out_tokens:,}; raise it"
-    lower = f"set min_held_out_tokens={tokens} in the domain's entry; or " if tokens >= demand.sample else ""
-    return f"{text}; {lower}raise its max_overlap or data.max_boilerplate, up to 1; or {demand.more}"
+    lower = f"set min_held_out_tokens={tokens} in the domain's entry; or " if tokens >= sample else ""
+    return f"{text}; {lower}raise its max_overlap or data.max_boilerplate, up to 1; or"
 
 
 class Finder:
-    """Search for the windows of candidates in documents. hashes_U: hashes of the distinct windows, ascending. lengths: numbers of
-    tokens that they have."""
+    """Search for the windows of candidates in documents. hashes_U: hashes of the distinct windows, ascending."""
 
-    def __init__(self, hashes_U: np.ndarray, lengths: Sequence[int]) -> None:
-        self.hashes_U, self.lengths = hashes_U, lengths
+    def __init__(self, candidates: Sequence[np.ndarray]) -> None:
+        """candidates: token ids of each, its <eot> last."""
+        self._lengths = sorted({min(len(ids) - 1, WINDOW) for ids in candidates} - {0})
+        hashes = [hash_K for _, _, hash_K in self.own_windows(candidates)]
+        self.hashes_U = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
         # A binary search misses the cache. The first bits of a hash tell of most other windows that they are not there.
-        bits = len(hashes_U).bit_length() + _PREFIX_BITS
+        bits = len(self.hashes_U).bit_length() + _PREFIX_BITS
         self._shift = np.uint64(64 - bits)
         self._has_prefix = np.zeros(1 << bits, bool)
-        self._has_prefix[(hashes_U >> self._shift).astype(np.int64)] = True
+        self._has_prefix[(self.hashes_U >> self._shift).astype(np.int64)] = True
 
-    def search(self, hashes_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions in hashes_T of windows of candidates, and the index of each window in `hashes_U`."""
-        positions = np.flatnonzero(self._has_prefix[(hashes_T >> self._shift).astype(np.int64)])
-        windows = np.searchsorted(self.hashes_U, hashes_T[positions])
-        is_equal = self.hashes_U[np.minimum(windows, len(self.hashes_U) - 1)] == hashes_T[positions]
+    def own_windows(self, candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield, in parts, the windows of candidates: for each window its candidate, the position of its first token in the tokens
+        of all candidates, and its hash. Windows have WINDOW tokens; a shorter candidate has one window, of its own length."""
+        sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
+        for length, document_K, start_K, hash_K in _stretches(candidates, self._lengths):
+            is_own_K = length == np.minimum(sizes_C, WINDOW)[document_K]
+            yield document_K[is_own_K], start_K[is_own_K], hash_K[is_own_K]
+
+    def search(self, hash_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions in hash_K of windows of candidates, and the index of each window in `hashes_U`."""
+        positions = np.flatnonzero(self._has_prefix[(hash_K >> self._shift).astype(np.int64)])
+        windows = np.searchsorted(self.hashes_U, hash_K[positions])
+        is_equal = self.hashes_U[np.minimum(windows, len(self.hashes_U) - 1)] == hash_K[positions]
         return positions[is_equal], windows[is_equal].astype(np.int32)
 
     def find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Find the windows in documents. Yields the index of a document and of a window in it, each pair once."""
-        for first, text in _texts(documents):
-            pairs = [np.empty(0, np.int64)]
-            for length, hashes_T in text.hashes(self.lengths):
-                starts, windows = self.search(hashes_T)
-                is_whole = text.is_whole(length)[starts]
-                pairs.append(text.indices(starts[is_whole]).astype(np.int64) << 32 | windows[is_whole])
-            pairs_P = np.unique(np.concatenate(pairs))
-            yield (first + (pairs_P >> 32)).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
+        for _, document_K, _, hash_K in _stretches(documents, self._lengths):
+            positions, windows = self.search(hash_K)
+            pairs_P = np.unique(document_K[positions].astype(np.int64) << 32 | windows)
+            yield (pairs_P >> 32).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
     def count(self, documents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the windows that occur in documents, ascending, and in how many documents each occurs."""
@@ -152,27 +151,6 @@ class Finder:
             np.add.at(counts_U, windows_P, np.uint32(1))  # of the same kind: numpy is 20 times as slow with another
         windows = np.flatnonzero(counts_U)
         return windows.astype(np.int32), counts_U[windows]
-
-
-def finder_of(candidates: Sequence[np.ndarray]) -> Finder:
-    """Return the search for all windows of candidates. candidates: token ids of each, its <eot> last."""
-    hashes = [hashes for _, _, hashes in _own_windows(candidates)]
-    return Finder(np.unique(np.concatenate([np.empty(0, np.uint64), *hashes])), _lengths(candidates))
-
-
-def _lengths(candidates: Sequence[np.ndarray]) -> list[int]:
-    """Return the numbers of tokens that windows of candidates have, ascending."""
-    return sorted({min(len(ids) - 1, WINDOW) for ids in candidates} - {0})
-
-
-def _own_windows(candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, in parts, the windows of candidates: for each window its candidate, the position of its first token in the tokens of
-    all candidates, and its hash. Windows have WINDOW tokens; a shorter candidate has one window, of its own length."""
-    lengths, begins_C = _lengths(candidates), np.cumsum([0, *(len(ids) - 1 for ids in candidates)])
-    for first, text in _texts(candidates):
-        for length, hashes_T in text.hashes(lengths):
-            starts = text.own_windows(length)
-            yield first + text.indices(starts), (begins_C[first] + starts).astype(np.int32), hashes_T[starts]
 
 
 class _Windows:
@@ -192,7 +170,7 @@ class _Windows:
     ) -> None:
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
         # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
-        own = ((owners, starts, finder.search(hashes)[1]) for owners, starts, hashes in _own_windows(candidates))
+        own = ((*ends_K, finder.search(hash_K)[1]) for *ends_K, hash_K in finder.own_windows(candidates))
         self._owner_K, start_K, self._window_K = _joined(3, own)
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
         self._candidate_P, self._window_P = _joined(2, finder.find(candidates))
@@ -221,12 +199,12 @@ class _Windows:
     def in_training(self, held_out: Sequence[int]) -> dict[str, Any]:
         """Return fields of `OverlapRecord` of these candidates: number of windows, overlap with documents that are not held out,
         and fraction of the tokens that is boilerplate."""
-        chosen_C = np.isin(np.arange(len(self._sizes_C)), held_out)
-        held_out_U = np.bincount(self._window_P[chosen_C[self._candidate_P]], minlength=len(self.documents_U))
-        chosen_K = chosen_C[self._owner_K]
-        count = int(chosen_K.sum())
-        common = (self.documents_U > held_out_U)[self._window_K[chosen_K & self._is_own_K]].sum()
-        boilerplate_T = self._boilerplate_T[np.repeat(chosen_C, self._sizes_C)]
+        is_held_out_C = np.isin(np.arange(len(self._sizes_C)), held_out)
+        held_out_U = np.bincount(self._window_P[is_held_out_C[self._candidate_P]], minlength=len(self.documents_U))
+        is_held_out_K = is_held_out_C[self._owner_K]
+        count = int(is_held_out_K.sum())
+        common = (self.documents_U > held_out_U)[self._window_K[is_held_out_K & self._is_own_K]].sum()
+        boilerplate_T = self._boilerplate_T[np.repeat(is_held_out_C, self._sizes_C)]
         share, boilerplate = float(common / max(1, count)), float(boilerplate_T.sum() / max(1, len(boilerplate_T)))
         return {"windows": count, "share": share, "boilerplate": boilerplate}
 
@@ -236,51 +214,41 @@ def _joined(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.nda
     return [*map(np.concatenate, zip((np.empty(0, np.int32),) * arrays, *parts, strict=True))]
 
 
-class _Text:
-    """Several documents end to end, without their <eot>."""
+def _stretches(
+    documents: Iterable[np.ndarray], lengths: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, in parts, the stretches of so many tokens in documents, without their <eot>: the length, and for each stretch the
+    document, int32, the position of its first token in the tokens of all, int32, and its hash, uint64. lengths: ascending.
 
-    def __init__(self, documents: Sequence[np.ndarray]) -> None:
-        self._lengths = np.array([len(ids) - 1 for ids in documents])
-        self._ends = np.cumsum(self._lengths)
-        self._ids_T = np.concatenate([ids[:-1] for ids in documents])
-        self._left_T = np.repeat(self._ends, self._lengths) - np.arange(len(self._ids_T))
-
-    def hashes(self, lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield each length with the hash of the `length` tokens from every position on, uint64 [T - length + 1]: the polynomial in
-        _FACTOR whose coefficients are the hashes of the tokens. lengths: ascending."""
-        mixed_T = _mixed(self._ids_T)
-        hashes_T = np.zeros(len(mixed_T) + 1, np.uint64)
-        for length in range(1, min(lengths[-1] if lengths else 0, len(mixed_T)) + 1):
-            hashes_T = hashes_T[:-1] * _FACTOR + mixed_T[length - 1 :]
+    The hash is the polynomial in _FACTOR whose coefficients are the hashes of the tokens.
+    """
+    first = begin = 0
+    for group in _groups(documents):
+        sizes = np.array([len(ids) - 1 for ids in group])
+        document_T = np.repeat(np.arange(first, first + len(group), dtype=np.int32), sizes)
+        mixed_T = _mixed(np.concatenate([ids[:-1] for ids in group]))
+        tokens = len(mixed_T)
+        ends_T = np.repeat(np.cumsum(sizes), sizes)
+        hash_K = np.zeros(tokens + 1, np.uint64)
+        for length in range(1, min(lengths[-1] if lengths else 0, tokens) + 1):
+            hash_K = hash_K[:-1] * _FACTOR + mixed_T[length - 1 :]
             if length in lengths:
-                yield length, hashes_T
-
-    def is_whole(self, length: int) -> np.ndarray:
-        """Return True for positions from which `length` tokens are of one document, [T - length + 1]."""
-        return self._left_T[: len(self._left_T) - length + 1] >= length
-
-    def own_windows(self, length: int) -> np.ndarray:
-        """Return the positions where a window of this length begins: below WINDOW only documents of just that length have one."""
-        if length == WINDOW:
-            return np.flatnonzero(self.is_whole(length))
-        return (self._ends - length)[self._lengths == length]
-
-    def indices(self, starts: np.ndarray) -> np.ndarray:
-        """Return the index of the document at each position, int32."""
-        return np.searchsorted(self._ends, starts, side="right").astype(np.int32)
+                start_K = np.flatnonzero(np.arange(length, tokens + 1) <= ends_T[: len(hash_K)])
+                yield length, document_T[start_K], (begin + start_K).astype(np.int32), hash_K[start_K]
+        first, begin = first + len(group), begin + tokens
 
 
-def _texts(documents: Iterable[np.ndarray]) -> Iterator[tuple[int, _Text]]:
-    """Group documents in order. Yields the number of the first document of a group, and the group."""
-    first, size, group = 0, 0, list[np.ndarray]()
+def _groups(documents: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Yield documents in groups of _CHUNK tokens or a little more."""
+    size, group = 0, list[np.ndarray]()
     for ids in documents:
         group.append(ids)
         size += len(ids)
         if size >= _CHUNK:
-            yield first, _Text(group)
-            first, size, group = first + len(group), 0, []
+            yield group
+            size, group = 0, []
     if group:
-        yield first, _Text(group)
+        yield group
 
 
 def _mixed(ids_T: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Executors of a pass of a preparation: processes of this machine, or tasks of a Ray cluster.
+"""A pass of a preparation, done by processes of this machine or by tasks of a Ray cluster.
 
-Results are files of the stage, so an executor only calls the function of the pass for every unit that is left.
+Results are files of the stage, so an executor only calls a task for every unit that is left.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.stages.stage import Executor, StageError, UnitTask
-from pangu_sigma.errors import argument
-from pangu_sigma.process import child_environment
+from pangu_sigma.data.prepare.stages.stage import Stage, StageError, numbered, of_the_system
+from pangu_sigma.errors import DataError, argument
+from pangu_sigma.process import child_environment, gc_disabled
 
 logger = logging.getLogger(__name__)
+
+UnitFunction = Callable[[Any], Iterator[pa.Table]]
+"""Function of a pass: takes a unit, and yields the tables of its result, a function of the unit alone."""
+UnitTask = Callable[[int, Any], object]
+"""Task of an executor: takes the number of a unit and the unit."""
 
 WORKER_BYTES = 768 << 20
 """Memory of a worker process: programs, tables and frames of text as objects 200 MiB, and 500 MiB for the windows of a domain's
@@ -55,7 +62,8 @@ class LocalProcesses:
         self._life: connection.Connection | None = None  # the workers end when it is closed
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """See `Executor`. Raises StageError if a worker process ends."""
+        """Call a task for some units of a pass, pairs of number and unit. name, total: the pass, and the number of all its units.
+        Raises what the task raises, and StageError if a worker process ends."""
         here = self.workers == 1 or len(units) < 2
         submit, limit = (_run_here, 1) if here else (self._submit, _IN_FLIGHT * self.workers)
         try:
@@ -108,7 +116,7 @@ class Ray:
                 ) from error
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """See `Executor`. Raises StageError if the process or the node of a unit ends again and again."""
+        """See `LocalProcesses.run`. Raises StageError if the process or the node of a unit ends again and again."""
         ray, references = self._ray, dict[Future[object], Any]()
         # a lost node loses only units without a result, so that doing them again is right at any time
         remote = ray.remote(_call).options(max_retries=_RETRIES, memory=WORKER_BYTES)
@@ -148,6 +156,32 @@ def _call(shared: tuple[UnitTask, Path], number: int, unit: Any) -> None:
     task(number, unit)
 
 
+Executor = LocalProcesses | Ray
+
+
+def run_pass(
+    executor: Executor, stage: Stage, name: str, function: UnitFunction, units: Sequence[Any]
+) -> Iterator[pa.Table]:
+    """Do a pass that was begun: call `function`, which must be picklable, for every unit without a result. Return the results in
+    the order of the units. name: name of the pass, and of the folder of its results."""
+    result_names = {path.name for path in stage.path(name).iterdir()}
+    missing_units = [(number, unit) for number, unit in enumerate(units) if numbered(number) not in result_names]
+    executor.run(partial(_write_result, stage, name, function), missing_units, name, len(units))
+    return (stage.read(f"{name}/{numbered(number)}") for number in range(len(units)))
+
+
+def _write_result(stage: Stage, name: str, function: UnitFunction, number: int, unit: Any) -> None:
+    """Do one unit of a pass, and write its result. Raises StageError if the system fails to read what is to be read."""
+    try:
+        with gc_disabled():  # millions of objects, hardly a cycle: looking for cycles took a sixth of the time
+            stage.write(f"{name}/{numbered(number)}", function(unit))
+    except DataError as error:
+        # said here: between processes an error has no cause
+        if of_the_system(error.__cause__):
+            raise StageError(f"{error}; what is done stays, and the same command goes on") from error
+        raise
+
+
 def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: int) -> Executor:
     """Return the executor that options ask for. memory_gib: memory of all processes. size: bytes of the input. Raises
     ConfigError for wrong options."""
@@ -170,7 +204,7 @@ def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: i
 def _run(
     submit: Callable[[int, Any], Future[object]], units: Sequence[tuple[int, Any]], limit: int, name: str, total: int
 ) -> None:
-    """Submit units, at most `limit` at a time, and wait for all. Raises what a unit raises. name, total: as in `Executor.run`."""
+    """Submit units, at most `limit` at a time, and wait for all. Raises what a unit raises. name, total: as in `run`."""
     running = set[Future[object]]()
     with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
         for n, (number, unit) in enumerate(units, 1):

@@ -18,10 +18,9 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -29,13 +28,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pangu_sigma.errors import DataError, UserError
-from pangu_sigma.process import gc_disabled
 from pangu_sigma.writable import folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
-
-UnitTask = Callable[[int, Any], object]
-"""Function of a pass: takes the number of a unit and the unit."""
 
 _KEY = "key"
 """File of a pass: of what its results are."""
@@ -43,7 +38,7 @@ _WRITING: dict[str, Any] = {
     "compression": "none",
     "use_dictionary": False,
     "write_page_checksum": True,
-    "write_statistics": ["document"],
+    "write_statistics": ["document", "domain", "rank"],
 }
 _READING = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -55,21 +50,6 @@ _ROWS = 1 << 16
 
 class StageError(UserError, RuntimeError):
     """Error of the stage or of its workers; the text is not to blame."""
-
-
-class Executor(Protocol):
-    """Executor of the units of a pass. workers: number of units that it does at a time in this process's machine."""
-
-    workers: int
-
-    def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """Call a task for the units, pairs of number and unit, that have no result. name, total: the pass, and all its units.
-
-        Raises what the task raises.
-        """
-
-    def close(self) -> None:
-        """End what was started."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +92,23 @@ class Stage:
             fresh.unlink(missing_ok=True)
             raise
 
-    def read(self, name: str, group: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """Read a file, or one row group of it. Raises OSError and StageError."""
+    def read(self, name: str, columns: list[str] | None = None, rows: ds.Expression | None = None) -> pa.Table:
+        """Read a file, or columns of it. rows: condition of the rows to read; row groups that have none, by their statistics, are
+        skipped. Raises OSError and StageError."""
         path = self.path(name)
         with self._checked(path), path.open("rb") as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            if group is None:
-                return file.read(columns, use_threads=False)
-            return file.read_row_group(group, columns, use_threads=False)
+            return pq.read_table(
+                stream, columns=columns, filters=rows, page_checksum_verification=True, use_threads=False
+            )
 
-    def once(self, name: str, content: Callable[[], bytes]) -> bytes:
-        """Return the content of a file, which is written if it is not there yet. Raises as `write` and `read`."""
+    def once(self, name: str, content: Callable[[], bytes]) -> None:
+        """Write a file of one value unless it is there. Raises as `write`."""
         if not self.path(name).exists():
-            self.write(name, [pa.table({"bytes": [content()]})])
-        return bytes(self.read(name)["bytes"][0].as_py())
+            self.write(name, [pa.table({"value": [content()]})])
 
-    def groups(self, name: str) -> int:
-        """Return the number of row groups of a file. Raises OSError and StageError."""
-        with self._checked(self.path(name)):
-            return int(pq.read_metadata(self.path(name)).num_row_groups)
+    def value(self, name: str) -> bytes:
+        """Return the value that `once` wrote. Raises as `read`."""
+        return bytes(self.read(name)["value"][0].as_py())
 
     def results(self, name: str) -> ds.Dataset:
         """Return the results of a pass as one table, for a database."""
@@ -162,19 +140,6 @@ class Stage:
             if of_the_system(error) or isinstance(error, _NO_DAMAGE):
                 raise
             raise StageError(f"{path}: damaged ({error}); remove {self.folder} and call again") from error
-
-    def map(
-        self, executor: Executor, name: str, function: Callable[[int, Any], Iterator[pa.Table]], items: Sequence[Any]
-    ) -> Iterator[pa.Table]:
-        """Do one pass that was begun: call `function` for every item without a result. Return the results in the items' order.
-
-        name: name of the pass, and of the folder of its results. function: takes the number of the item, and the item; it must be
-        picklable, and its tables a function of the item alone.
-        """
-        finished = {path.name for path in self.path(name).iterdir()}
-        missing = [number for number in range(len(items)) if numbered(number) not in finished]
-        executor.run(partial(_unit, self, name, function), [(n, items[n]) for n in missing], name, len(items))
-        return (self.read(f"{name}/{numbered(number)}") for number in range(len(items)))
 
 
 def stage_folder(output: Path) -> Path:
@@ -222,26 +187,9 @@ def tables_of(
     yield from (pa.Table.from_batches([batch]) for batch in reader)
 
 
-def rows_of(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a table."""
-    return zip(*(column.to_pylist() for column in table.columns), strict=True)
-
-
 def numbered(number: int) -> str:
     """Return the name of the result of a unit."""
     return f"{number:06}"
-
-
-def _unit(stage: Stage, name: str, function: Callable[[int, Any], Iterator[pa.Table]], number: int, item: Any) -> None:
-    """Do one unit of a pass, and write its result. Raises StageError if the system fails to read what is to be read."""
-    try:
-        with gc_disabled():  # millions of objects, hardly a cycle: looking for cycles took a sixth of the time
-            stage.write(f"{name}/{numbered(number)}", function(number, item))
-    except DataError as error:
-        # said here: between processes an error has no cause
-        if of_the_system(error.__cause__):
-            raise StageError(f"{error}; what is done stays, and the same command goes on") from error
-        raise
 
 
 def of_the_system(error: BaseException | None) -> bool:
