@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +23,7 @@ from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Pat
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import as_text
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument, without_effect
@@ -76,6 +76,7 @@ def prepare_data(
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma prepare-data sigma_tiny
@@ -131,6 +132,7 @@ def train(
         profile: write a timeline of five steps to profile/trace.json of the run folder.
         on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
             training/log/metrics.py); if it returns True, the training saves this step and stops, and the next call goes on.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma train sigma_tiny
@@ -223,19 +225,17 @@ def launch(
         wait: seconds to wait for the other nodes.
         hang_timeout: seconds without progress that count as a hang; 0: never.
         dry_run: print what each node would start, and start nothing.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma launch sigma_tiny --set parallel.data=2
         pangu-sigma launch sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3
-        pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
+        pangu-sigma launch sigma_1t --device ascend --set parallel.chip=910b --nodes 64 --dry-run
     """
     from pangu_sigma.checkpoint import run_folder
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    changes = [
-        change if isinstance(change, str) else f"{change[0]}={dumps(change[1], ensure_ascii=False)}"
-        for change in arguments.overrides_of(overrides)
-    ]
+    changes = [as_text(change) for change in arguments.overrides_of(overrides)]
     resolved, folder = arguments.resolve_run(config, output, changes)
     (check_layout if device == "ascend" else check_cpu)(resolved)
     if nodes > 1 and not dry_run:
@@ -449,6 +449,7 @@ def finetune(
         dev_file: lines as in train_file; the loss on them selects the best state, and stops the training early.
         learn: parameters that are trained, by default the task's.
         domain: domain of lines that name none, by default the task's.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma finetune runs/sigma_tiny --task qa --train-file train.jsonl --dev-file dev.jsonl -o runs/qa
@@ -492,6 +493,7 @@ def inherit(
         moments: also copy the Adam moments of a dense run.
         drop_rows: leave out embedding rows whose tokens the prepared text lacks: the same text then becomes other tokens.
         dry_run: print the origin of every tensor, and write nothing.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma inherit runs/alpha_tiny sigma_tiny -o runs/inherited
@@ -535,6 +537,7 @@ def extend(
         output: new run folder, by default runs/NAME.
         from_domain: copy new domains from this domain of the run, with its experts and routing.
         from_scratch: initialise new domains at random.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-domain zh
@@ -594,6 +597,7 @@ def inspect(
         keep: also show the size that `extract` would leave with these domains.
         drop: or without these domains.
         verify: compare every file of a model with its hash; "damaged" has a message on each damaged file, and `ok` is then False.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma inspect sigma_1t --keep zh
@@ -643,11 +647,12 @@ def plan(
         devices: number of NPUs.
         compile: also compile the step for Ascend with MindSpore, and compare; takes minutes.
         scan: also find the fastest layouts on 8 to 4,096 NPUs.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma plan sigma_1t --devices 512
         pangu-sigma plan sigma_1t --devices 512 --compile
-        pangu-sigma plan sigma_1t --chip 910b --scan
+        pangu-sigma plan sigma_1t --set parallel.chip=910b --scan
     """
     if devices is None and (not scan or compile):
         table = f"{argument('--scan')}, for a table of 8 to 4,096 NPUs"

@@ -24,9 +24,8 @@ import pangu_sigma
 from pangu_sigma import api
 from pangu_sigma.arguments import types_of
 from pangu_sigma.bars import Bar
-from pangu_sigma.chips import Chip
-from pangu_sigma.config_file import dump_config, key_of
-from pangu_sigma.errors import INTERRUPTED, exit_status, without_effect
+from pangu_sigma.config_file import dump_config
+from pangu_sigma.errors import INTERRUPTED, exit_status
 from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
 from pangu_sigma.results import Result
 from pangu_sigma.writable import check_file_writable
@@ -46,8 +45,6 @@ SPELLED = {
     **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
 }
 """Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""
-_SET_HELP = Parameter(help="keys of the configuration to change, such as train.steps=10.")
-"""Help of `--set` of functions whose docstring has none."""
 
 
 def _as_typed(kind: Any, tokens: Any) -> Any:
@@ -69,13 +66,12 @@ TYPES: dict[str, Any] = {
     "Text": str,
 }
 """Types of options, by the names of types in the annotations of parameters, where these differ."""
-OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
-    "chip": (Chip, "type of the NPUs, as --set parallel.chip=…", {"nodes", "scan"}),
-    "print_config": (bool, "print the resolved configuration, as YAML, and stop", {"config", "what"}),
-    "json": (TYPES["AnyPath"], "also write the result as JSON, to a new file; -: instead, to standard output", set()),
-    "quiet": (bool, "print warnings, errors and the result only", set()),
+OF_THE_COMMAND_LINE: dict[str, tuple[Any, str]] = {
+    "print_config": (bool, "print the resolved configuration, as YAML, and stop"),
+    "json": (TYPES["AnyPath"], "also write the result as JSON, to a new file; -: instead, to standard output"),
+    "quiet": (bool, "print warnings, errors and the result only"),
 }
-"""Options that no function has: their types, help, and parameters of which a command must have one. --json needs a result."""
+"""Options that no function has: their types and help. --print-config needs a configuration, --json a result."""
 
 EXIT_STATUSES = """\
 exit status:
@@ -174,19 +170,18 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a function's command: positional parameters first, then options by keyword."""
     original = inspect.unwrap(function)
     hints, parameters = types_of(original, TYPES), inspect.signature(original).parameters
-    is_silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    options: list[Any] = [(n, hints[n], parameters[n].default, None) for n in parameters if n not in ONLY_PYTHON]
-    if "overrides:" not in (original.__doc__ or ""):
-        options = [(*option[:3], _SET_HELP if option[0] == "overrides" else None) for option in options]
-    for name, (hint, help, companions) in OF_THE_COMMAND_LINE.items():
-        is_missing = name not in parameters and not (name == "json" and is_silent)
-        if is_missing and not (companions and companions.isdisjoint(parameters)):
-            options.append((name, hint, False if hint is bool else None, Parameter(help=help)))
-    return inspect.Signature(sorted((_option(*option) for option in options), key=lambda option: option.kind))
+    options = [_option(n, hints[n], parameters[n].default) for n in parameters if n not in ONLY_PYTHON]
+    has_config = not parameters.keys().isdisjoint(("config", "what"))
+    has_result = original.__annotations__["return"] not in ("int", "int | str", "None")
+    applies = {"print_config": has_config, "json": has_result and "json" not in parameters}
+    for name, (hint, help) in OF_THE_COMMAND_LINE.items():
+        if applies.get(name, True):
+            options.append(_option(name, hint, False if hint is bool else None, Parameter(help=help)))
+    return inspect.Signature(sorted(options, key=lambda option: option.kind))
 
 
-def _option(name: str, hint: Any, default: Any, help: Parameter | None) -> inspect.Parameter:
-    """Return the parameter of an option, with its spelling and help."""
+def _option(name: str, hint: Any, default: Any, help: Parameter | None = None) -> inspect.Parameter:
+    """Return the parameter of an option. help: of an option that no docstring has."""
     kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
     default_help = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
     hint = hint | None if default is None else hint  # cyclopts checks defaults, too
@@ -205,16 +200,11 @@ def _run(
     """Run a command, show its result and return the exit status."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     Bar.quiet = quiet
-    names, file = [*inspect.signature(function).parameters], None if json is None else Path(json)
+    file = None if json is None else Path(json)
     if json not in (None, "-"):
         check_file_writable(Path(json), "--json")
-        if "json" in names:  # the function writes it
+        if "json" in inspect.signature(function).parameters:  # the function writes it
             options["json"], file = file, None
-    if "chip" not in names and (chip := options.pop("chip", None)):
-        for change in options.get("overrides", ()):
-            if key_of(change) == "parallel.chip":
-                without_effect(f"--set {change}", f"--chip {chip} is given, too")
-        options["overrides"] = [*options.get("overrides", ()), f"parallel.chip={chip}"]
     if print_config:
         config = api.load_config(arguments[-1], options.get("overrides", ()))
         return _shown(Result(config.model_dump(mode="json"), dump_config(config).rstrip()), file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import reprlib
@@ -100,8 +101,7 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
         key = key_of(change)
         subject = f"{option if isinstance(change, str) else 'override'} {key}"
         if not isinstance(change, str):
-            value = change[1].item() if isinstance(change[1], np.generic) else change[1]
-            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            value = _plain(change[1])
         elif not key or "=" not in change:
             example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
             raise ConfigError(f"{option} {short(change)} is not key.path=value, for example {example}")
@@ -115,6 +115,19 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
 def key_of(change: Override) -> str:
     """Return the key path of an override."""
     return change.partition("=")[0] if isinstance(change, str) else str(change[0])
+
+
+def as_text(change: Override) -> str:
+    """Return an override as the text KEY=VALUE."""
+    if isinstance(change, str):
+        return change
+    return f"{change[0]}={json.dumps(change[1], ensure_ascii=False, default=_plain)}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, and a path as text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def parse_config(tree: dict[str, Any]) -> Config:

@@ -187,7 +187,7 @@ def test_a_plan_that_does_not_fit_ends_with_status_1_and_the_least_number_is_nam
     arguments = (MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
     assert command(*arguments) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
-    assert command(*arguments, "--chip", "910b") == 0
+    assert command(*arguments, "--set", "parallel.chip=910b") == 0
     assert "DOES NOT FIT" not in capsys.readouterr().out
     plan = make_plan(load_config(TRILLION), 64)
     assert (plan["fits"], plan["what_fits"], plan["least_devices"]) == (False, None, 256)
