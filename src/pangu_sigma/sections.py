@@ -10,16 +10,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from pangu_sigma.chips import Chip
-from pangu_sigma.errors import UserError
 
 
 class Section(BaseModel):
     """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
 def matching(pattern: str, meaning: str, max_length: int = 4_000) -> AfterValidator:
@@ -499,5 +495,3 @@ class FinetuneConfig(Section):
     the prompt. `none`: cut nothing. A sample that is still too long is left out; answers are never cut."""
     patience: Positive = 3
     """Number of consecutive evaluations without a better loss after which the run ends (early stopping)."""
-    metric: Annotated[str, matching(r"[a-z0-9_+]+", "must have a to z, 0 to 9, _ and + only", 100)] = "loss"
-    """Name of the metric of the task."""
