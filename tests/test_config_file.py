@@ -114,7 +114,6 @@ def test_what_is_no_decimal_number_is_no_whole_number(file: Path, text: str):
         (("domains.0.name", "A b"), "it must have a to z, 0 to 9 and _ only$"),
         (("data.path", 3), "it must be a text; put it into quotes$"),
         (("data.path", "\0"), "it must have no null character$"),
-        (("data.reader", "x.py"), "it must be FILE.py:FUNCTION$"),
         (("data.domain_of", {"./": "zh"}), "it must have a character besides dots and slashes$"),
         (("routing.table", "mine"), "it must be 'random' or 'balanced', or a file of tables, NAME.npz$"),
         (("chat.user", "{content}{content}"), "it must have {content} once, and no other brace$"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ascend_ops.few_rows import Precision
 from pangu_sigma import arguments
-from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Texts, checked, paths, texts
+from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Text, Texts, checked, paths, texts
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
@@ -59,6 +59,7 @@ def prepare_data(
     check: bool = False,
     extend: bool = False,
     *,
+    reader: Text | None = None,
     workers: AtLeastOne | None = None,
     ray: str | None = None,
     overrides: Overrides = (),
@@ -74,6 +75,8 @@ def prepare_data(
             are {"text": …, "domain": …} unless section `data` says otherwise. By default text from software packages.
         check: only examine the text, and print the table and all problems; a hidden stage beside data.path helps the next call.
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
+        reader: FILE.py:FUNCTION of yours, called with each record, a dict; it returns the record to use in its place, or None to
+            leave it out, which is counted.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
         overrides: keys of the configuration to change, such as train.steps=10.
@@ -88,7 +91,7 @@ def prepare_data(
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
-    resolved, files, options = load_config(config, overrides), paths(input), preparation.Options(workers, ray)
+    resolved, files, options = load_config(config, overrides), paths(input), preparation.Options(workers, ray, reader)
     if not files:
         domains, folder = extended.added_domains(resolved) if extend else domains_of(resolved), Path(resolved.data.path)
         sources = packaged_files(domains, folder.parent / "packages", resolved.data.max_mib_per_domain)

@@ -131,8 +131,7 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> Config:
         return run_config(path, changes)
     if not (file := config_path(path)).exists():
         raise ConfigError(f"{path} is not there: neither a model nor a configuration; check the path")
-    read = config_file.load_config(file, changes)
-    return read.with_reader_named() if read.data.reader is not None else read
+    return config_file.load_config(file, changes)
 
 
 def resolve_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides = ()) -> tuple[Config, Path]:

@@ -142,12 +142,8 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def changed(config: Config, overrides: Sequence[Override]) -> Config:
-    """Return a configuration with a person's overrides; if one sets `data.reader`, it may be executed. Raises ConfigError."""
-    if not overrides:
-        return config
-    tree = parse_config(override(config.model_dump(), overrides))
-    names_reader = any(key_of(change) in ("data", "data.reader") for change in overrides)
-    return tree.with_reader_named() if names_reader or config.reader_named else tree
+    """Return a configuration with overrides applied. Raises ConfigError."""
+    return parse_config(override(config.model_dump(), overrides)) if overrides else config
 
 
 def dump_config(config: Config) -> str:

@@ -60,6 +60,7 @@ def evaluate(
     all_samples: bool = False,
     *,
     input: Paths = (),
+    reader: Text | None = None,
     text: Text | None = None,
     domain: Text | None = None,
     passages: int = 0,
@@ -78,8 +79,8 @@ def evaluate(
         all_samples: read all held-out samples, not only those that training evaluates.
         input: any other text, files or folders of documents as in `prepare_data`, in samples of model.seq_length tokens; all tokens
             of a document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning.
-            "unigram" is None: no training text is read. Records are read as the run's text was; a reader that a run recorded is
-            not executed.
+            "unigram" is None: no training text is read. Records are read by the run's keys of section `data`.
+        reader: FILE.py:FUNCTION for records of `input`, as in `prepare_data`.
         text: or a text, as one document of `domain`.
         domain: domain of `text`, or of all records of `input`; by default records say it.
         passages: also continue this many passages of held-out text of each domain, and print how they and the model go on; in the
@@ -103,9 +104,9 @@ def evaluate(
         if all_samples or others or passages:
             names = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
             without_effect(names, "they are about held-out text, and this is other text")
-        return _evaluate_other_text(_opened(models[0]), files, text, domain, changes)
-    if domain is not None or changes:
-        names = f"{argument('--domain')} or {argument('--set', 'overrides')}"
+        return _evaluate_other_text(_opened(models[0]), files, text, domain, reader, changes)
+    if domain is not None or reader is not None or changes:
+        names = f"{argument('--domain')}, {argument('--reader')} or {argument('--set', 'overrides')}"
         without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
     folders = [Path(folder) for folder in models]
     with mindspore_lock:
@@ -130,7 +131,12 @@ def evaluate(
 
 
 def _evaluate_other_text(
-    model: Model, files: list[Path], text: str | None, domain: str | None, overrides: list[Override]
+    model: Model,
+    files: list[Path],
+    text: str | None,
+    domain: str | None,
+    reader: str | None,
+    overrides: list[Override],
 ) -> Result:
     from pangu_sigma.held_out.decoded import measure_documents
     from pangu_sigma.held_out.losses import format_losses
@@ -138,13 +144,14 @@ def _evaluate_other_text(
     from pangu_sigma.text.documents import Document
 
     if text is None:
-        documents = read_documents(model.config, files, domain, overrides)
+        documents = read_documents(model.config, files, domain, overrides, reader)
     elif files or domain is None:
         file = f"the name of a file is {argument('--input')}=…"
         raise ConfigError(f"{argument('--text')}: give it a domain, {argument('--domain')}=…, and no input; {file}")
     else:
-        if overrides:
-            without_effect(argument("--set", "overrides"), "they say how records of input are read")
+        if overrides or reader is not None:
+            names = f"{argument('--reader')} or {argument('--set', 'overrides')}"
+            without_effect(names, "they say how records of input are read")
         documents = [Document(model.domains.named(domain).name, text, "text")]
     losses = {name: loss.figures() for name, loss in measure_documents(model.engine, documents).items()}
     return _measured(losses, format_losses(losses, "nats per token"), [losses])

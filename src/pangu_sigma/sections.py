@@ -273,9 +273,6 @@ class DataConfig(Section):
     domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
     """Glob of a file or of a folder → name of the domain of all records there, whose key `domain` is not read. A glob is compared
     with the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
-    reader: Annotated[str, matching(r"[^\x00]+:\w+", "must be FILE.py:FUNCTION")] | None = None
-    """FILE.py:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave it
-    out, which is counted. It is executed only if your own file or --set names it, not if a run or an export does. null: none."""
     max_mib_per_domain: PositiveFloat | None = None
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: HeldOutFraction = 0.05

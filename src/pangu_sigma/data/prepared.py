@@ -43,7 +43,6 @@ _KEYS = {
     "english_pieces": "vocabulary",
     "text_key": "data",
     "domain_of": "data",
-    "reader": "data",
     "max_mib_per_domain": "data",
     "held_out": "data",
     "max_overlap": "data",

@@ -12,6 +12,7 @@ from functools import cached_property
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.domains import Domains, domains_of
+from pangu_sigma.text.layout import Layout
 
 ROW_BITS, GROUP_BITS = 24, 16
 """Bits of a row's number in its row group, and of the row group's number in its file."""
@@ -40,12 +41,13 @@ class Block:
 @dataclass(frozen=True)
 class Work:
     """What every unit of a preparation needs to know. size: bytes of text of a block. limit: maximum bytes kept
-    of a domain; None for all."""
+    of a domain; None for all. layout: layout of the records."""
 
     config: Config
     stage: Stage
     size: int
     limit: int | None
+    layout: Layout = Layout()
 
     @cached_property
     def domains(self) -> Domains:

@@ -76,12 +76,13 @@ _STAGE_FORMAT = 11
 
 @dataclass(frozen=True)
 class Options:
-    """How a preparation is done; no token depends on it. workers: number of processes; None: as many as there are cores, fewer for
-    little text. ray: address of a Ray cluster that does the work. sources: sources of input files, for the manifest; a file that
-    has none here is the user's."""
+    """How a preparation is done; tokens depend on `reader` alone. workers: number of processes; None: as many as there are cores, fewer for
+    little text. ray: address of a Ray cluster that does the work. reader: as in `Layout`. sources: sources of input files, for the
+    manifest; a file that has none here is the user's."""
 
     workers: int | None = None
     ray: str | None = None
+    reader: str | None = None
     sources: Mapping[Path, list[Source]] = field(default_factory=dict)
 
 
@@ -123,7 +124,7 @@ def refuse_own_output(inputs: list[Path], output: Path) -> None:
             )
 
 
-def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
+def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
     """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
@@ -131,7 +132,6 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
             raise ConfigError(
                 f"domains: prepared data has a folder {TOKENIZER_NAME} of its own; give the domain another name"
             )
-    layout = Layout.of(config)
     refuse_own_output(inputs, output)
     files = input_files(inputs)
     for glob in layout.idle_rules(files):
@@ -143,7 +143,8 @@ def _prepare(
     config: Config, inputs: list[Path], output: Path, options: Options, kept: KeptVocabulary | None, writes: bool
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
-    inputs, kept = _checked_before_reading(config, inputs, output), kept or KeptVocabulary.of(config)
+    layout, kept = Layout.of(config, options.reader), kept or KeptVocabulary.of(config)
+    inputs = _checked_before_reading(config, layout, inputs, output)
     existing, problem = _existing(config, output)
     if problem and writes:
         raise ConfigError(problem)
@@ -156,7 +157,8 @@ def _prepare(
     ):
         stage.begin("hash", key_of([_STAGE_FORMAT, stamps]), [])
         hashes = [table["sha256"][0].as_py() for table in stage.map(executor, "hash", hash_file, inputs)]
-        decisive = _decisive(config, [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)], kept)
+        hashed_inputs = [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)]
+        decisive = _decisive(config, layout, hashed_inputs, kept)
         if writes and {manifest.fingerprint for manifest in existing} == {key_of(decisive)}:
             data = PreparedData(output, [domain.name for domain in config.domains])
             data.verify_all()
@@ -167,7 +169,7 @@ def _prepare(
             if problem and writes:
                 raise ConfigError(problem)
             stage = replace(stage, preparation=key_of(decisive))
-            work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)))
+            work = Work(config, stage, block_size(size), None if mib is None else int(mib * (1 << 20)), layout)
             passes = Passes(work, executor, kept, decisive)
             blocks, sources, quarantine = _read(passes, stamps, options.sources)
             try:
@@ -280,7 +282,9 @@ def _read(
     return blocks, of_domains, quarantine
 
 
-def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
+def _decisive(
+    config: Config, layout: Layout, inputs: list[list[Any]], kept: KeptVocabulary | None
+) -> dict[str, Any]:
     """Return all that decides the content of the folder: settings, the text, and versions of the programs that cut it.
 
     inputs: path and hash of each input file.
@@ -292,7 +296,8 @@ def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | No
         "slot_rows": config.model.slot_rows,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
-        "reader_sha256": Layout.of(config).reader_sha256,
+        "reader": layout.reader,
+        "reader_sha256": layout.reader_sha256,
         "inputs": inputs,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
