@@ -160,7 +160,7 @@ def test_a_new_command_costs_its_function_and_nothing_else(capsys, monkeypatch, 
     assert json.loads(prints(capsys, "count", "a", "--json", "-")) == {"by": "step", "most": 3}
     assert "--by CHOICE: what is counted. [choices: step, epoch] [default: step]" in prints(capsys, "count", "--help")
     assert 'Invalid value "eposh" for --by' in fails(capsys, "count", "a", "--by", "eposh")
-    assert "most=0 is not allowed: it must be greater than" in fails(capsys, "count", "a", "--most", 0)
+    assert "--most=0 is not allowed: it must be greater than" in fails(capsys, "count", "a", "--most", 0)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

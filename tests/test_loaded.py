@@ -275,7 +275,7 @@ def test_what_has_no_effect_on_a_measure_is_warned_of(one, tmp_path, caplog):
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: one.evaluate("the", "en", all_samples=True), of_text),
         (lambda: ps.evaluate(one, one, input=file), of_text),
-        (lambda: one.evaluate(overrides=body), "domain or overrides has no effect: held-out text"),
+        (lambda: one.evaluate(overrides=body), "domain, reader or overrides has no effect: held-out text"),
         (lambda: one.evaluate("the", "en", overrides=body), "overrides has no effect: they say how"),
         (lambda: one.evaluate(input=file, overrides={"train.steps": 1}), "overrides train.steps has no"),
     ]

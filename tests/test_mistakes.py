@@ -60,7 +60,7 @@ MISTAKES = {
     "launch sigma_tiny --nodes 2": "--node-rank",
     "launch sigma_tiny --set parallel.tensor=2 --set data.path=DATA": "parallel.tensor=2 needs Ascend",
     "launch RUN --set model.hidden=96": "model.hidden",
-    "launch sigma_tiny --max-restarts=-1": "--max-restarts -1 is not allowed",
+    "launch sigma_tiny --max-restarts=-1": "--max-restarts=-1 is not allowed",
     "inherit nix sigma_tiny -o new": "nix",
     "inherit file sigma_tiny -o new": "file",
     "inherit list.yaml RUN -o new": "a configuration; MODEL comes first, CONFIG second",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ascend_ops.few_rows import Precision
 from pangu_sigma import arguments
-from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Text, Texts, checked, paths, texts
+from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Count, Overrides, Paths, Seconds, Text, Texts, checked
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
@@ -91,7 +91,8 @@ def prepare_data(
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
-    resolved, files, options = load_config(config, overrides), paths(input), preparation.Options(workers, ray, reader)
+    resolved, files = load_config(config, overrides), arguments.paths(input)
+    options = preparation.Options(workers, ray, reader)
     if not files:
         domains, folder = extended.added_domains(resolved) if extend else domains_of(resolved), Path(resolved.data.path)
         sources = packaged_files(domains, folder.parent / "packages", resolved.data.max_mib_per_domain)
@@ -200,13 +201,13 @@ def launch(
     from_step: int | None = None,
     allow_data_change: bool = False,
     nodes: AtLeastOne = 1,
-    node_rank: int | None = None,
+    node_rank: Count | None = None,
     master_address: str | None = None,
-    master_port: int = ranks_launch.DEFAULT_PORT,
-    max_restarts: int = 0,
-    grace: float = 10.0,
-    wait: float = 300.0,
-    hang_timeout: float = 1800.0,
+    master_port: Count = ranks_launch.DEFAULT_PORT,
+    max_restarts: Count = 0,
+    grace: Seconds = 10.0,
+    wait: Seconds = 300.0,
+    hang_timeout: Seconds = 1800.0,
     dry_run: bool = False,
     overrides: Overrides = (),
 ) -> int | str:
@@ -375,7 +376,7 @@ def benchmark(
     """
     from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
-    chosen, file = tuple(dict.fromkeys(texts(names))), None if json is None else Path(json)
+    chosen, file = tuple(dict.fromkeys(arguments.texts(names))), None if json is None else Path(json)
     folder, tasks = (None if path is None else str(path) for path in (files, include_path))
     request = BenchmarkRequest(
         chosen, folder, domain, limit, num_fewshot, temperature, samples_per_problem, allow_code_execution, tasks
@@ -403,7 +404,7 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     from pangu_sigma.data.prepared import is_prepared
     from pangu_sigma.inspection.prepared_report import report_prepared
 
-    run, others = Path(model), paths(against)
+    run, others = Path(model), arguments.paths(against)
     if is_prepared(run):
         if others:
             without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
@@ -584,9 +585,9 @@ def extract(
     check_folder_writable(Path(output), "--output")
     from pangu_sigma.inherit.extract import extract_domains
 
-    text = None if data is None else Path(data)
+    kept, dropped, text = arguments.texts(keep), arguments.texts(drop), None if data is None else Path(data)
     with mindspore_lock:
-        return extract_domains(Path(model), Path(output), texts(keep), texts(drop), text, format == "mindir")
+        return extract_domains(Path(model), Path(output), kept, dropped, text, format == "mindir")
 
 
 @checked
@@ -627,7 +628,7 @@ def inspect(
         if config is None:
             without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
         else:
-            tree["extract"] = inspection.extraction(config, texts(keep), texts(drop))
+            tree["extract"] = inspection.extraction(config, arguments.texts(keep), arguments.texts(drop))
             text += f"\n{inspection.format_extraction(tree['extract'])}"
     return Result(tree, text, ok=not damaged)
 
@@ -709,7 +710,7 @@ def serve(
     model: AnyPath,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Count = 8000,
     allow_host: Texts = (),
     api_key_file: AnyPath | None = None,
     limits: Texts = (),
@@ -735,8 +736,8 @@ def serve(
     from pangu_sigma.serve import server
     from pangu_sigma.serve.served import Limits
 
-    changed, key = Limits.changed(texts(limits)), server.read_key(None if api_key_file is None else Path(api_key_file))
-    address = server.Address(host, port, texts(allow_host))
+    changed, address = Limits.changed(arguments.texts(limits)), server.Address(host, port, arguments.texts(allow_host))
+    key = server.read_key(None if api_key_file is None else Path(api_key_file))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
         decoder = open_engine(Path(model), changed.lanes, weights).decoder
         return server.serve(decoder, listening, address, key, changed)

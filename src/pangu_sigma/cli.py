@@ -61,7 +61,8 @@ _AS_TYPED = Parameter(converter=_as_typed)
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("AnyPath", "AnyConfig", "AnyModel"), Annotated[Path, _AS_TYPED]),
     **dict.fromkeys(("Paths", "Models"), Annotated[list[Path], _AS_TYPED]),
-    **dict.fromkeys(("int", "AtLeastOne"), Annotated[int, _AS_TYPED]),
+    **dict.fromkeys(("int", "AtLeastOne", "Count"), Annotated[int, _AS_TYPED]),
+    "Seconds": float,
     **dict.fromkeys(("Texts", "Overrides"), list[str]),
     "Text": str,
 }

@@ -16,11 +16,11 @@ from pydantic import PlainValidator, SkipValidation
 
 from ascend_ops.few_rows import Precision, StoredPrecision
 from pangu_sigma import arguments
-from pangu_sigma.arguments import AnyPath, Overrides, Paths, Text, Texts, checked, one_path, paths, several, texts
+from pangu_sigma.arguments import AnyPath, Count, Overrides, Paths, Text, Texts, checked, paths, several, texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.errors import argument, keyword, without_effect
-from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
+from pangu_sigma.generate.sampling import Sampling, check_count, check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
@@ -41,7 +41,7 @@ TextOrIds = SkipValidation[str | Sequence[int]]
 
 
 def _model(value: Any) -> Model | Path:
-    return value if isinstance(value, Model) else one_path(value)
+    return value if isinstance(value, Model) else arguments.one_path(value)
 
 
 def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
@@ -63,7 +63,7 @@ def evaluate(
     reader: Text | None = None,
     text: Text | None = None,
     domain: Text | None = None,
-    passages: int = 0,
+    passages: Count = 0,
     overrides: Overrides = (),
 ) -> Result:
     """Measure the held-out loss of each domain, or of other text, or compare models on the same tokens.
@@ -96,7 +96,6 @@ def evaluate(
 
     models, others, files = several(model, _model), paths(against), paths(input)
     changes, is_other_text = arguments.overrides_of(overrides), bool(files) or text is not None
-    check_count("passages", passages)
     if (is_other_text or not others) and len(models) != 1:
         alone = argument("--against")
         raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
@@ -185,8 +184,8 @@ def generate(
     model: AnyModel,
     prompt: Texts = (),
     domain: Texts = (),
-    max_new_tokens: int = 64,
-    seed: int = 0,
+    max_new_tokens: Count = 64,
+    seed: Count = 0,
     stop: Texts = (),
     *,
     prompts: AnyPath | None = None,
@@ -238,7 +237,6 @@ def generate(
     if len(domains) != len(all_prompts):
         counts = f"{argument('--domain')} has {len(domains)} names for {len(all_prompts)} prompts"
         raise ConfigError(f"{counts}; give one for all, or one for each")
-    check_request(max_new_tokens, seed)
     options = _sampling(sampling, seed)
     from pangu_sigma.generate import text
 
@@ -386,7 +384,7 @@ class Model:
 
     @checked
     def stream(
-        self, prompt: Text, domain: Text, max_new_tokens: int = 64, seed: int = 0, stop: Texts = (), **sampling: Any
+        self, prompt: Text, domain: Text, max_new_tokens: Count = 64, seed: Count = 0, stop: Texts = (), **sampling: Any
     ) -> Iterator[str]:
         """Yield the text that `generate` returns for the same arguments, in parts, as tokens are generated."""
         from pangu_sigma.generate.text import stream

@@ -153,7 +153,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: dict[str
         ((TINY,), "plan needs --devices N, for a plan on N NPUs; or --scan"),
         ((TINY, "--scan", "--compile"), "plan needs --devices N"),
         ((TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
-        ((TINY, "--devices", 0), "devices=0 is not allowed: it must be greater than or equal to 1"),
+        ((TINY, "--devices", 0), "--devices=0 is not allowed: it must be greater than or equal to 1"),
         (
             (TINY, "--devices", 12, "--set", "train.batch_size=12"),
             "MindSpore takes 1, 2, 4 or a multiple of 8",
