@@ -164,8 +164,9 @@ def test_a_new_command_costs_its_function_and_nothing_else(capsys, monkeypatch, 
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_is_a_script_that_knows_commands_and_options(shell, capsys):
-    script = prints(capsys, "completion", shell)
+def test_completion_is_a_script_that_knows_commands_and_options(shell, capsys, tmp_path):
+    assert str(tmp_path / "script") in prints(capsys, "completion", "--shell", shell, "-o", tmp_path / "script")
+    script = (tmp_path / "script").read_text()
     for word in (*COMMANDS, "--max-new-tokens", "mindir"):
         assert word in script
     if shutil.which(shell):

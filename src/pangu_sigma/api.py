@@ -585,9 +585,9 @@ def extract(
     check_folder_writable(Path(output), "--output")
     from pangu_sigma.inherit.extract import extract_domains
 
-    kept, dropped, text = arguments.texts(keep), arguments.texts(drop), None if data is None else Path(data)
+    choice, text = (arguments.texts(keep), arguments.texts(drop)), None if data is None else Path(data)
     with mindspore_lock:
-        return extract_domains(Path(model), Path(output), kept, dropped, text, format == "mindir")
+        return extract_domains(Path(model), Path(output), *choice, text, format == "mindir")
 
 
 @checked

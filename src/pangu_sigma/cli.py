@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
@@ -34,7 +34,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     *(api.prepare_data, api.train, api.launch, api.finetune, api.evaluate, api.benchmark, api.report, api.inherit),
     *(api.extend, api.extract, api.export, api.generate, api.chat, api.serve, api.inspect, api.plan, api.doctor),
 )
-POSITIONAL = ("model", "config", "what", "names", "shell")
+POSITIONAL = ("model", "config", "what", "names")
 """Parameters that are given without the name of an option."""
 ONLY_PYTHON = ("on_step",)
 SPELLED = {
@@ -122,24 +122,14 @@ def make_app(only: str = "") -> App:
         version=lambda: f"pangu-sigma {pangu_sigma.__version__}",
         default_parameter=Parameter(negative=()),
     )
-
-    def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
-        """Print a shell script that completes these commands.
-
-        Args:
-            shell: shell that will run the script.
-
-        Examples:
-            pangu-sigma completion bash > ~/.local/share/bash-completion/completions/pangu-sigma
-            pangu-sigma completion zsh > ~/.zfunc/_pangu-sigma
-        """
-        print(app.generate_completion(shell=shell))
-
     commands = {function.__name__.replace("_", "-"): function for function in COMMANDS}
-    functions = {only: commands[only]} if only in commands else commands | {"completion": completion}
+    functions = {only: commands[only]} if only in commands else commands
     for number, (name, function) in enumerate(functions.items()):
         text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
         app.command(_command(function, text), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
+    if only not in commands:
+        epilogue = "examples:\n    pangu-sigma completion\n    pangu-sigma completion --shell zsh -o ~/.zfunc/_pangu-sigma"
+        app.register_install_completion_command("completion", False, sort_key=len(commands), help_epilogue=epilogue)
     return app
 
 
