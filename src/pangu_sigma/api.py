@@ -610,27 +610,26 @@ def inspect(
     """
     from pangu_sigma.inspection import inspect as inspection
 
-    damaged: list[str] = []
     path = None if isinstance(what, Config) else Path(what)
-    if path is None or not (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
-        if verify:
-            without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
-        config: Config | None = (resolved := load_config(what, overrides))
-        text = inspection.format_inspection(tree := inspection.inspect(resolved))
-    else:
+    if path is not None and (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         if overrides:
             without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
         files = inspect_files(path, verify)
-        config, tree, text, damaged = files.config, files.as_dict(), format_file_inspection(files), files.damaged
-    if keep or drop:
-        if config is None:
-            without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
-        else:
-            tree["extract"] = inspection.extraction(config, arguments.texts(keep), arguments.texts(drop))
-            text += f"\n{inspection.format_extraction(tree['extract'])}"
-    return Result(tree, text, ok=not damaged)
+        config, result = files.config, Result(files.as_dict(), format_file_inspection(files), not files.damaged)
+    else:
+        if verify:
+            without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
+        config = load_config(what, overrides)
+        sizes = inspection.inspect(config)
+        result = Result(sizes, inspection.format_inspection(sizes))
+    if config is not None and (keep or drop):
+        result["extract"] = inspection.extraction(config, arguments.texts(keep), arguments.texts(drop))
+        result.table += f"\n{inspection.format_extraction(result['extract'])}"
+    elif keep or drop:
+        without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
+    return result
 
 
 @checked
