@@ -127,7 +127,7 @@ MISTAKES = {
     "chat RUN --domain xx": "unknown domain 'xx'",
     "serve nix --port 0": "is not a run folder",
     "serve RUN --port 99999999": "--port 99999999 is not allowed",
-    "serve RUN --set lanez=1": "there is no limit 'lanez'",
+    "serve RUN --set lanez=1": "lanez: unknown key (value 1); nearest valid key: lanes; allowed here: lanes, waiting",
     "serve RUN --host 203.0.113.7": "203.0.113.7",
     "serve RUN --api-key-file nix": "--api-key-file nix: No such file",
     "plan nix --devices 8": "nix",

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma import arguments
+from pangu_sigma import arguments, config_file
 from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Count, Overrides, Paths, Seconds, Text, Texts, checked
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import as_text
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument, without_effect
@@ -239,7 +238,7 @@ def launch(
     from pangu_sigma.checkpoint import run_folder
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    changes = [as_text(change) for change in arguments.overrides_of(overrides)]
+    changes = [config_file.as_text(change) for change in arguments.overrides_of(overrides)]
     resolved, folder = arguments.resolve_run(config, output, changes)
     (check_layout if device == "ascend" else check_cpu)(resolved)
     if nodes > 1 and not dry_run:
@@ -735,7 +734,8 @@ def serve(
     from pangu_sigma.serve import server
     from pangu_sigma.serve.served import Limits
 
-    changed, address = Limits.changed(arguments.texts(limits)), server.Address(host, port, arguments.texts(allow_host))
+    changed = config_file.validated(Limits, config_file.override({}, arguments.texts(limits)))
+    address = server.Address(host, port, arguments.texts(allow_host))
     key = server.read_key(None if api_key_file is None else Path(api_key_file))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
         decoder = open_engine(Path(model), changed.lanes, weights).decoder

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 import yaml
@@ -48,6 +48,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_INT, _INTEGERS, list("-+0123456789"))
 _Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
+_Section = TypeVar("_Section", bound=BaseModel)
 Override = str | tuple[str, Any]
 """Override of one configuration key: "key.path=value", whose value is YAML, or (key.path, value)."""
 
@@ -132,11 +133,16 @@ def _plain(value: Any) -> Any:
 
 def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a plain tree as a configuration. Raises ConfigError, which lists one problem per line."""
+    return validated(Config, tree)
+
+
+def validated(section: type[_Section], tree: dict[str, Any]) -> _Section:
+    """Validate a plain tree as a section. Raises as `parse_config`."""
     try:
-        return Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = [_explain(problem) for problem in problems[:_SHOWN_PROBLEMS]]
+        lines = [_explain(problem, section) for problem in problems[:_SHOWN_PROBLEMS]]
         lines += [f"… and {len(problems) - len(lines)} more problems"] * (len(problems) > len(lines))
         raise ConfigError("\n".join(lines)) from None
 
@@ -209,17 +215,17 @@ _WORDS = {
 """Patterns of pydantic's words, and ours."""
 
 
-def _explain(problem: Any) -> str:
-    """Return a line for one pydantic error that tells a user what to do."""
+def _explain(problem: Any, section: type[BaseModel]) -> str:
+    """Return a line for one pydantic error of a section that tells a user what to do."""
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind in ("extra_forbidden", "missing"):
         within = "".join(f"{0 if isinstance(key, int) else key}." for key in problem["loc"][:-1])
-        keys = [key.removeprefix(within) for key in _paths(Config) if key.startswith(within)]
+        keys = [key.removeprefix(within) for key in _paths(section) if key.startswith(within)]
         allowed = [key for key in keys if "." not in key]
         hint = "required key is missing; "
         if kind == "extra_forbidden":
-            near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
+            near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed, section)
             hint = f"unknown key (value {short(value)}); " + (f"nearest valid key: {near}; " if near else "")
         return f"{path}: {hint}allowed here: {', '.join(allowed)}"
     if kind == "value_error":
@@ -237,10 +243,10 @@ def in_words(problem: Any) -> str:
     return message
 
 
-def _nearest(name: str, allowed: list[str]) -> str:
+def _nearest(name: str, allowed: list[str], section: type[BaseModel]) -> str:
     """Return the key that a user may mean: one like `name` here, or the path of one called `name` elsewhere; "" for none."""
     like, less_like = (difflib.get_close_matches(name, allowed, n=1, cutoff=cutoff) for cutoff in (0.8, 0.6))
-    return " or ".join(like or [path for path in _paths(Config) if path.endswith(f".{name}")] or less_like)
+    return " or ".join(like or [path for path in _paths(section) if path.endswith(f".{name}")] or less_like)
 
 
 def _paths(section: type[BaseModel], within: str = "") -> Iterator[str]:
