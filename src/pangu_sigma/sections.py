@@ -13,7 +13,7 @@ from pangu_sigma.chips import Chip
 
 
 class Section(BaseModel):
-    """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
+    """Base class of what people write: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
