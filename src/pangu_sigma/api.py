@@ -502,20 +502,19 @@ def inherit(
         pangu-sigma inherit runs/alpha_tiny sigma_tiny -o runs/inherited
         pangu-sigma inherit pangu-alpha_2.6B mine.yaml --dry-run
     """
+    from pangu_sigma.inherit import from_alpha
+    from pangu_sigma.inherit.parent import open_parent
+
     resolved = load_config(config, overrides)
     folder = Path(output or f"runs/{resolved.name}")
     if not dry_run:
         check_folder_writable(folder, "--output")
-    from pangu_sigma.inherit import from_alpha
-    from pangu_sigma.inherit.parent import open_parent
-
-    if not dry_run:
         from_alpha.check_absent(folder)
     with mindspore_lock:
         parent = open_parent(Path(model), heads, activation)
-        if not dry_run:
-            return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
-        return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
+        if dry_run:
+            return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
+        return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
 
 
 @checked
