@@ -74,8 +74,8 @@ def prepare_data(
             are {"text": …, "domain": …} unless section `data` says otherwise. By default text from software packages.
         check: only examine the text, and print the table and all problems; a hidden stage beside data.path helps the next call.
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
-        reader: FILE.py:FUNCTION of yours, called with each record, a dict; it returns the record to use in its place, or None to
-            leave it out, which is counted.
+        reader: function of yours, FILE.py:FUNCTION, that takes each record, a dict, and returns the one to use in its place, or
+            None to leave it out, which is counted.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
         overrides: keys of the configuration to change, such as train.steps=10.

@@ -41,6 +41,7 @@ SPELLED = {
     "output": Parameter(alias="-o"),
     "overrides": Parameter("--set", metavar="KEY=VALUE"),
     "limits": Parameter("--set", metavar="KEY=VALUE"),
+    "reader": Parameter(metavar="FILE.py:FUNCTION"),
     "against": Parameter(consume_multiple=True),
     **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
 }
@@ -128,8 +129,8 @@ def make_app(only: str = "") -> App:
         text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
         app.command(_command(function, text), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
     if only not in commands:
-        epilogue = "examples:\n    pangu-sigma completion\n    pangu-sigma completion --shell zsh -o ~/.zfunc/_pangu-sigma"
-        app.register_install_completion_command("completion", False, sort_key=len(commands), help_epilogue=epilogue)
+        words, example = "Install completion of these commands in a shell.", "examples:\n    pangu-sigma completion"
+        app.register_install_completion_command("completion", False, help=words, help_epilogue=example)
     return app
 
 

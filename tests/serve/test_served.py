@@ -21,7 +21,7 @@ def test_changes_come_by_name():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("frobs=1", r"^frobs: unknown key \(value 1\); allowed here: lanes, waiting,"),
+        ("xyz=1", r"^xyz: unknown key \(value 1\); allowed here: lanes, waiting,"),
         ("n=0", "^n: 0 is not allowed: it must be greater than or equal to 1$"),
         ("n=1.5", "^n: 1.5 is not allowed: it must be a whole number$"),
         ("n=", "^n: None is not allowed: it must be a whole number$"),

@@ -35,9 +35,9 @@ def read_documents(
     """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
 
     domain: domain of all records; None if each record names its own. overrides: values of the keys that say how records are read;
-    other keys have no effect, which a warning says. reader: as in `Layout`. If no record has the text key of the model's configuration, the key `text` is
-    read, with a warning. Lines that cannot be used are left out with a warning. Raises the errors of `Layout.of` and `input_units`,
-    and DataError if no line can be used.
+    other keys have no effect, which a warning says. reader: as in `Layout`. If no record has the text key of the model's
+    configuration, the key `text` is read, with a warning. Lines that cannot be used are left out with a warning. Raises the errors
+    of `Layout.of` and `input_units`, and DataError if no line can be used.
     """
     for key in map(key_of, overrides):
         if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:

@@ -6,7 +6,7 @@ column `document` of every table, is that of its block times 2^24, plus its row:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from pangu_sigma.config import Config
@@ -47,7 +47,7 @@ class Work:
     stage: Stage
     size: int
     limit: int | None
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
 
     @cached_property
     def domains(self) -> Domains:

@@ -76,9 +76,9 @@ _STAGE_FORMAT = 11
 
 @dataclass(frozen=True)
 class Options:
-    """How a preparation is done; tokens depend on `reader` alone. workers: number of processes; None: as many as there are cores, fewer for
-    little text. ray: address of a Ray cluster that does the work. reader: as in `Layout`. sources: sources of input files, for the
-    manifest; a file that has none here is the user's."""
+    """How a preparation is done; tokens depend on `reader` alone. workers: number of processes; None: as many as there are cores,
+    fewer for little text. ray: address of a Ray cluster that does the work. reader: as in `Layout`. sources: sources of input
+    files, for the manifest; a file that has none here is the user's."""
 
     workers: int | None = None
     ray: str | None = None
@@ -282,9 +282,7 @@ def _read(
     return blocks, of_domains, quarantine
 
 
-def _decisive(
-    config: Config, layout: Layout, inputs: list[list[Any]], kept: KeptVocabulary | None
-) -> dict[str, Any]:
+def _decisive(config: Config, layout: Layout, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
     """Return all that decides the content of the folder: settings, the text, and versions of the programs that cut it.
 
     inputs: path and hash of each input file.
