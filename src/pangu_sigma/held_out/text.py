@@ -26,11 +26,7 @@ _RECORD_KEYS = ("data.text_key", "data.domain_of")
 
 
 def read_documents(
-    config: Config,
-    files: Sequence[Path],
-    domain: str | None,
-    overrides: Sequence[Override] = (),
-    reader: str | None = None,
+    config: Config, files: list[Path], domain: str | None, overrides: Sequence[Override] = (), reader: str | None = None
 ) -> list[Document]:
     """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
 

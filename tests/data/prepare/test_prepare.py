@@ -102,8 +102,8 @@ def test_text_that_another_reader_read_is_other_text(text, tmp_path, config):
     (tmp_path / "reads.py").write_text("def read(record):\n    return record\n")
     options = replace(ONE_PROCESS, reader=f"{tmp_path / 'reads.py'}:read")
     manifest = prepare(config, [text], tmp_path / "out", options)
-    assert manifest.config["reader"] == options.reader
-    with pytest.raises(ConfigError, match=r"prepared otherwise \(reader, reader_sha256\)"):
+    assert manifest.config["reader"][0] == options.reader
+    with pytest.raises(ConfigError, match=r"prepared otherwise \(reader\)"):
         prepare(config, [text], tmp_path / "out")
 
 

@@ -74,7 +74,7 @@ class Passes:
         """Read the units of the input into blocks."""
         decisive = self.decisive
         domains = [[domain.name, domain.format, domain.language] for domain in self.work.domains]
-        text = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "reader_sha256", "versions")]
+        text = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "versions")]
         near = self.work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
         self.begin("read", self.work.size, domains, text, near)
         self._map("read", read, units)

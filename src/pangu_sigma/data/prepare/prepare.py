@@ -294,8 +294,7 @@ def _decisive(config: Config, layout: Layout, inputs: list[list[Any]], kept: Kep
         "slot_rows": config.model.slot_rows,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
-        "reader": layout.reader,
-        "reader_sha256": layout.reader_sha256,
+        "reader": [layout.reader, layout.reader_sha256],
         "inputs": inputs,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
