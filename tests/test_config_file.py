@@ -13,7 +13,7 @@ import pytest
 from experiments.chaos.config_faults import FAULTS, arguments_of, file_of, missing_words
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import dump_config, load_config
+from pangu_sigma.config_file import as_text, dump_config, load_config
 
 SMALL = (
     "name: small\nmodel: { hidden: 8, ffn: 16, heads: 2, dense_layers: 1, rre_layers: 0 }\ndomains: [ { name: zh } ]\n"
@@ -42,6 +42,7 @@ def file(tmp_path: Path) -> Path:
 )
 def test_a_pair_is_the_same_as_its_text(file: Path, text: str, pair: tuple[str, Any]):
     assert load_config(file, [pair]) == load_config(file, [text]) != load_config(file)
+    assert load_config(file, [as_text(pair)]) == load_config(file, [text]), "as a launch hands it on"
 
 
 def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path, capsys):
