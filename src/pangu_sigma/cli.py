@@ -49,12 +49,10 @@ SPELLED = {
 
 
 def _as_typed(kind: Any, tokens: Any) -> Any:
-    """Return values as they were typed: functions check paths, and cyclopts would round 1.5."""
+    """Return values as they were typed: functions check paths, also blank ones, and cyclopts would round 1.5."""
     values = [int(token.value) if kind is int else token.value for token in tokens]
     if options := [value for value in values if str(value).startswith("--")]:
         raise ValueError(f"{options[0]} is an option")
-    if blank := [value for value in values if not str(value).strip()]:
-        raise ValueError(f"{blank[0]!r} is blank; name a file or folder")
     return values if get_origin(kind) is list else values[0]
 
 
