@@ -80,7 +80,7 @@ def evaluate(
         input: any other text, files or folders of documents as in `prepare_data`, in samples of model.seq_length tokens; all tokens
             of a document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning.
             "unigram" is None: no training text is read. Records are read by the run's keys of section `data`.
-        reader: FILE.py:FUNCTION for records of `input`, as in `prepare_data`.
+        reader: function of yours for records of `input`, as in `prepare_data`.
         text: or a text, as one document of `domain`.
         domain: domain of `text`, or of all records of `input`; by default records say it.
         passages: also continue this many passages of held-out text of each domain, and print how they and the model go on; in the
@@ -130,12 +130,7 @@ def evaluate(
 
 
 def _evaluate_other_text(
-    model: Model,
-    files: list[Path],
-    text: str | None,
-    domain: str | None,
-    reader: str | None,
-    overrides: list[Override],
+    model: Model, files: list[Path], text: str | None, domain: str | None, reader: str | None, overrides: list[Override]
 ) -> Result:
     from pangu_sigma.held_out.decoded import measure_documents
     from pangu_sigma.held_out.losses import format_losses
