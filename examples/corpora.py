@@ -1,4 +1,4 @@
-"""Readers of known corpora, for `--set data.reader=examples/corpora.py:wudao`: records become {"text": …, "domain": …}.
+"""Readers of known corpora, for `--reader examples/corpora.py:wudao`: records become {"text": …, "domain": …}.
 
 Change them to your domains: a label that decides the domain is one line more. A reader that returns None leaves a record out.
 """

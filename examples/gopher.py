@@ -1,4 +1,4 @@
-"""Quality filters by rule, for `--set data.reader=examples/gopher.py:keep`: a record that a rule drops is quarantined.
+"""Quality filters by rule, for `--reader examples/gopher.py:keep`: a record that a rule drops is quarantined.
 
 Rules and limits are those of Gopher (arXiv 2112.11446, tables A1 and A2). They count words; here a Han character is one. Change
 them to your text: 50 words drop most reviews in Chinese.

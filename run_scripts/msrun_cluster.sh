@@ -15,7 +15,7 @@
 # ranks on all nodes are stopped, and with --max-restarts started again from the last checkpoint. FOLDER/logs has a log a rank.
 #
 # Each process gets an NPU and its share of the cores: those near its NPU where msrun can tell, else the next ones in order. The chip
-# is that of --chip, or of CONFIG (parallel.chip); it decides how many NPUs a machine has, the
+# is that of the configuration (parallel.chip); it decides how many NPUs a machine has, the
 # 16-bit type, and HCCL's and CANN's settings (src/pangu_sigma/npu/host/environment.py). All options: pangu-sigma launch --help
 set -euo pipefail
 case " $* " in *" --help "* | *" -h "* | "  ") sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;; esac

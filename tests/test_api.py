@@ -157,7 +157,9 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
     ("call", "message"),
     [
         (lambda: ps.launch("sigma_tiny", nodes=2), "^node_rank is missing: with nodes 2 each is told its rank"),
-        (lambda: ps.launch("sigma_tiny", max_restarts=-1), "^max_restarts -1 is not allowed: 0 to 1000000$"),
+        (lambda: ps.launch("sigma_tiny", max_restarts=-1), "^max_restarts=-1 is not allowed: it must be greater than"),
+        (lambda: ps.launch("sigma_tiny", grace=float("nan")), "^grace=nan is not allowed: it must be"),
+        (lambda: ps.launch("sigma_tiny", wait=float("inf")), "^wait=inf is not allowed: it must be less than"),
         (lambda: ps.launch("sigma_tiny", master_port=80), "^master_port 80 is not allowed: 1024 to 65534$"),
         (lambda: ps.serve("nix", api_key_file="nix"), "^api_key_file nix: No such file"),
         (lambda: ps.train("sigma_tiny", overrides={"data.path": "nix"}), "or, if it was moved, set data.path$"),
@@ -190,7 +192,7 @@ def test_an_option_without_effect_is_warned_of(model, tmp_path, caplog):
     ps.inspect(model, overrides=["train.steps=3"])
     assert f"overrides has no effect: {model.path} is not a configuration" in caplog.messages
     model.evaluate(domain="en")
-    assert any(said.startswith("domain or overrides has no effect: held-out text") for said in caplog.messages)
+    assert any(said.startswith("domain, reader or overrides has no effect: held-out text") for said in caplog.messages)
     model.export(tmp_path / "hf", format="hf", weights="int8")
     assert "weights=int8 has no effect: format=hf has the weights as they are" in caplog.messages
 

@@ -9,7 +9,6 @@ import pytest
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.errors import UserError
 
 TREE: dict[str, Any] = {
     "name": "test",
@@ -82,13 +81,6 @@ def test_all_problems_are_reported_at_once():
         parse_config(tree(**{"model.hidden": "x", "model.what": 1, "train.steps": 0}))
     lines = str(error.value).splitlines()
     assert sorted(line.split(":")[0] for line in lines) == ["model.hidden", "model.what", "train.steps"]
-
-
-def test_a_config_cannot_be_changed_after_it_was_checked():
-    with pytest.raises(
-        UserError, match=r"hidden is frozen; load another: ps\.load_config\(…, {'SECTION\.hidden': 7}\)"
-    ):
-        parse_config(tree()).model.hidden = 7
 
 
 def test_derived_numbers():

@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 
 import pangu_sigma as ps
-from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.held_out.text import read_documents
-from pangu_sigma.sealed import check_folder, seal_folder
 from pangu_sigma.stored.open import open_model
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -225,38 +223,12 @@ def test_the_loss_of_a_file_is_that_of_its_documents_one_after_another(one, tmp_
     assert one.evaluate(input=file, domain="en").keys() == {"en"}
 
 
-@pytest.fixture(params=["run", "hf", "export"])
-def from_outside(request, tiny_run, tmp_path) -> Callable[[str], ps.Model]:
-    """Make a model of each kind, valid in every hash, whose configuration names a reader."""
-
-    def make(reader: str) -> ps.Model:
-        kind = request.param
-        source = request.getfixturevalue("tiny_export") if kind == "export" else tiny_run
-        folder = shutil.copytree(source, tmp_path / "downloaded")
-        write_config(folder, ps.load_config(tiny_run, {"data.reader": reader}), "export" if kind == "export" else "run")
-        if kind == "export":
-            facts = check_folder(source, "")
-            seal_folder(folder, facts.pop("files"), facts)
-        return ps.Model(ps.load(folder).export(tmp_path / "hf", format="hf") if kind == "hf" else folder)
-
-    return make
-
-
-@pytest.mark.parametrize("reader", ["subprocess:call", "reads.py:read"])
-def test_a_model_does_not_choose_code_that_reads_text(from_outside, tmp_path, monkeypatch, reader):
-    """The working folder is the download: `subprocess.call` of the keys of a record, or a module that lies there."""
+def test_a_function_that_the_call_names_reads_the_records(one, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("text.jsonl").write_text('{"touch": 1, "executed": 1, "text": "the cat sees", "domain": "en"}\n')
-    Path("reads.py").write_text("open('executed', 'w')\ndef read(record):\n    return {**record, 'domain': 'code'}\n")
-    model = from_outside(reader)
-    with pytest.raises(
-        ps.UserError, match=rf'data.reader={reader} is recorded .* overrides={{"data.reader": \'{reader}\'}}'
-    ):
-        model.evaluate(input="text.jsonl")
-    assert model.evaluate(input="text.jsonl", overrides={"data.reader": None}).keys() == {"en"}
-    assert not Path("executed").exists()
-    if reader.endswith(".py:read"):
-        assert model.evaluate(input="text.jsonl", overrides=[f"data.reader={reader}"]).keys() == {"code"}
+    Path("text.jsonl").write_text('{"text": "the cat sees", "domain": "en"}\n')
+    Path("reads.py").write_text("def read(record):\n    return {**record, 'domain': 'code'}\n")
+    assert one.evaluate(input="text.jsonl").keys() == {"en"}
+    assert one.evaluate(input="text.jsonl", reader="reads.py:read").keys() == {"code"}
 
 
 def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, tiny_data):
@@ -303,7 +275,7 @@ def test_what_has_no_effect_on_a_measure_is_warned_of(one, tmp_path, caplog):
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: one.evaluate("the", "en", all_samples=True), of_text),
         (lambda: ps.evaluate(one, one, input=file), of_text),
-        (lambda: one.evaluate(overrides=body), "domain or overrides has no effect: held-out text"),
+        (lambda: one.evaluate(overrides=body), "domain, reader or overrides has no effect: held-out text"),
         (lambda: one.evaluate("the", "en", overrides=body), "overrides has no effect: they say how"),
         (lambda: one.evaluate(input=file, overrides={"train.steps": 1}), "overrides train.steps has no"),
     ]

@@ -79,7 +79,7 @@ def test_bash_can_parse_each_script(name):
     [
         ("msrun_cpu.sh", ["--set", "parallel={expert: 2}"], 1),
         ("msrun_node.sh", ["--set", "parallel={tensor: 8}"], 1),
-        ("msrun_cluster.sh", ["--nodes", "64", "--chip", "910b3"], 64),
+        ("msrun_cluster.sh", ["--nodes", "64", "--set", "parallel.chip=910b3"], 64),
     ],
 )
 def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, options, commands, repository, folder):
@@ -94,7 +94,7 @@ def test_paths_of_a_launch_are_relative_to_the_folder_of_the_user(script, option
         assert "--log_dir=runs/x/logs/START" in words
     assert ("HCCL_CONNECT_TIMEOUT" in done.stdout) == (script != "msrun_cpu.sh")  # the settings for NPUs
     is_for_910b = "export MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE" in done.stdout
-    assert is_for_910b == ("--chip" in options) == ("--set parallel.chip=910b3" in done.stdout)
+    assert is_for_910b == ("parallel.chip=910b3" in options) == ("--set parallel.chip=910b3" in done.stdout)
     assert set(folder.rglob("*")) == before
 
 

@@ -54,8 +54,10 @@ def answer_test(model: Path, tuned: Path, test: Path, kept: Path, max_new_tokens
     stop = templates[config.finetune.domain].stop
     found = generate(open_engine(model, lanes=ASKED_AT_ONCE), prompts, max_new_tokens, stop=stop)
     answers, wanted = [each.text.strip() for each in found], [talk.messages[-1][1] for talk in talks]
+    is_translation = config.finetune.task.startswith("translation_")
+    metrics = ("bleu", "chrf") if is_translation else ("exact_match", "f1")
     result = {
-        "scores": scores_of(answers, wanted, config.finetune.metric, language_of(config)),
+        "scores": {name: TASK_METRICS[name](answers, wanted, language_of(config)) for name in metrics},
         "n": len(answers),
         "skipped": skipped,
         "unfinished": sum(not each.finished for each in found),
@@ -64,14 +66,6 @@ def answer_test(model: Path, tuned: Path, test: Path, kept: Path, max_new_tokens
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, f"{json.dumps(result, ensure_ascii=False, indent=1)}\n".encode())
     return result
-
-
-def scores_of(answers: Sequence[str], wanted: Sequence[str], metric: str, language: str) -> dict[str, float]:
-    """The values of metrics, from 0 to 100. metric: their names, with + between them. Raises ConfigError for an unknown one."""
-    names = metric.split("+")
-    if unknown := [name for name in names if name not in TASK_METRICS]:
-        raise ConfigError(f"finetune.metric={metric}: {unknown[0]} is not known here; known: {', '.join(TASK_METRICS)}")
-    return {name: TASK_METRICS[name](answers, wanted, language) for name in names}
 
 
 def language_of(config: Config) -> str:

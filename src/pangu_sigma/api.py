@@ -14,13 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ascend_ops.few_rows import Precision
-from pangu_sigma import arguments
-from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Overrides, Paths, Texts, checked, paths, texts
+from pangu_sigma import arguments, config_file
+from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Count, Overrides, Paths, Seconds, Text, Texts, checked
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
@@ -59,6 +58,7 @@ def prepare_data(
     check: bool = False,
     extend: bool = False,
     *,
+    reader: Text | None = None,
     workers: AtLeastOne | None = None,
     ray: str | None = None,
     overrides: Overrides = (),
@@ -74,8 +74,11 @@ def prepare_data(
             are {"text": …, "domain": …} unless section `data` says otherwise. By default text from software packages.
         check: only examine the text, and print the table and all problems; a hidden stage beside data.path helps the next call.
         extend: prepare only the domains that data.path lacks, and add their folders to it; what is there stays as it is.
+        reader: function of yours, FILE.py:FUNCTION, that takes each record, a dict, and returns the one to use in its place, or
+            None to leave it out, which is counted.
         workers: number of processes; by default one a core, as far as data.memory_gib allows, and one for a few MiB.
         ray: address of a Ray cluster that does the work, for several machines, or "auto" for the cluster of this machine.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma prepare-data sigma_tiny
@@ -87,7 +90,8 @@ def prepare_data(
     from pangu_sigma.data.prepare import prepare as preparation
     from pangu_sigma.data.prepare.overview import format_overview
 
-    resolved, files, options = load_config(config, overrides), paths(input), preparation.Options(workers, ray)
+    resolved, files = load_config(config, overrides), arguments.paths(input)
+    options = preparation.Options(workers, ray, reader)
     if not files:
         domains, folder = extended.added_domains(resolved) if extend else domains_of(resolved), Path(resolved.data.path)
         sources = packaged_files(domains, folder.parent / "packages", resolved.data.max_mib_per_domain)
@@ -131,6 +135,7 @@ def train(
         profile: write a timeline of five steps to profile/trace.json of the run folder.
         on_step: function that is called with each step's metrics, a dictionary (`step`, `loss`, `loss/en`, `learning_rate`, …:
             training/log/metrics.py); if it returns True, the training saves this step and stops, and the next call goes on.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma train sigma_tiny
@@ -195,13 +200,13 @@ def launch(
     from_step: int | None = None,
     allow_data_change: bool = False,
     nodes: AtLeastOne = 1,
-    node_rank: int | None = None,
+    node_rank: Count | None = None,
     master_address: str | None = None,
-    master_port: int = ranks_launch.DEFAULT_PORT,
-    max_restarts: int = 0,
-    grace: float = 10.0,
-    wait: float = 300.0,
-    hang_timeout: float = 1800.0,
+    master_port: Count = ranks_launch.DEFAULT_PORT,
+    max_restarts: Count = 0,
+    grace: Seconds = 10.0,
+    wait: Seconds = 300.0,
+    hang_timeout: Seconds = 1800.0,
     dry_run: bool = False,
     overrides: Overrides = (),
 ) -> int | str:
@@ -223,19 +228,17 @@ def launch(
         wait: seconds to wait for the other nodes.
         hang_timeout: seconds without progress that count as a hang; 0: never.
         dry_run: print what each node would start, and start nothing.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma launch sigma_tiny --set parallel.data=2
         pangu-sigma launch sigma_1t --device ascend --nodes 64 --node-rank 0 --master-address 10.0.0.1 --max-restarts 3
-        pangu-sigma launch sigma_1t --device ascend --chip 910b --nodes 64 --dry-run
+        pangu-sigma launch sigma_1t --device ascend --set parallel.chip=910b --nodes 64 --dry-run
     """
     from pangu_sigma.checkpoint import run_folder
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    changes = [
-        change if isinstance(change, str) else f"{change[0]}={dumps(change[1], ensure_ascii=False)}"
-        for change in arguments.overrides_of(overrides)
-    ]
+    changes = [config_file.as_text(change) for change in arguments.overrides_of(overrides)]
     resolved, folder = arguments.resolve_run(config, output, changes)
     (check_layout if device == "ascend" else check_cpu)(resolved)
     if nodes > 1 and not dry_run:
@@ -372,7 +375,7 @@ def benchmark(
     """
     from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
-    chosen, file = tuple(dict.fromkeys(texts(names))), None if json is None else Path(json)
+    chosen, file = tuple(dict.fromkeys(arguments.texts(names))), None if json is None else Path(json)
     folder, tasks = (None if path is None else str(path) for path in (files, include_path))
     request = BenchmarkRequest(
         chosen, folder, domain, limit, num_fewshot, temperature, samples_per_problem, allow_code_execution, tasks
@@ -400,7 +403,7 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     from pangu_sigma.data.prepared import is_prepared
     from pangu_sigma.inspection.prepared_report import report_prepared
 
-    run, others = Path(model), paths(against)
+    run, others = Path(model), arguments.paths(against)
     if is_prepared(run):
         if others:
             without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
@@ -449,6 +452,7 @@ def finetune(
         dev_file: lines as in train_file; the loss on them selects the best state, and stops the training early.
         learn: parameters that are trained, by default the task's.
         domain: domain of lines that name none, by default the task's.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma finetune runs/sigma_tiny --task qa --train-file train.jsonl --dev-file dev.jsonl -o runs/qa
@@ -492,25 +496,25 @@ def inherit(
         moments: also copy the Adam moments of a dense run.
         drop_rows: leave out embedding rows whose tokens the prepared text lacks: the same text then becomes other tokens.
         dry_run: print the origin of every tensor, and write nothing.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma inherit runs/alpha_tiny sigma_tiny -o runs/inherited
         pangu-sigma inherit pangu-alpha_2.6B mine.yaml --dry-run
     """
+    from pangu_sigma.inherit import from_alpha
+    from pangu_sigma.inherit.parent import open_parent
+
     resolved = load_config(config, overrides)
     folder = Path(output or f"runs/{resolved.name}")
     if not dry_run:
         check_folder_writable(folder, "--output")
-    from pangu_sigma.inherit import from_alpha
-    from pangu_sigma.inherit.parent import open_parent
-
-    if not dry_run:
         from_alpha.check_absent(folder)
     with mindspore_lock:
         parent = open_parent(Path(model), heads, activation)
-        if not dry_run:
-            return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
-        return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
+        if dry_run:
+            return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
+        return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
 
 
 @checked
@@ -535,6 +539,7 @@ def extend(
         output: new run folder, by default runs/NAME.
         from_domain: copy new domains from this domain of the run, with its experts and routing.
         from_scratch: initialise new domains at random.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma extend runs/sigma_tiny more.yaml -o runs/more --from-domain zh
@@ -578,9 +583,9 @@ def extract(
     check_folder_writable(Path(output), "--output")
     from pangu_sigma.inherit.extract import extract_domains
 
-    text = None if data is None else Path(data)
+    choice, text = (arguments.texts(keep), arguments.texts(drop)), None if data is None else Path(data)
     with mindspore_lock:
-        return extract_domains(Path(model), Path(output), texts(keep), texts(drop), text, format == "mindir")
+        return extract_domains(Path(model), Path(output), *choice, text, format == "mindir")
 
 
 @checked
@@ -594,6 +599,7 @@ def inspect(
         keep: also show the size that `extract` would leave with these domains.
         drop: or without these domains.
         verify: compare every file of a model with its hash; "damaged" has a message on each damaged file, and `ok` is then False.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma inspect sigma_1t --keep zh
@@ -602,27 +608,26 @@ def inspect(
     """
     from pangu_sigma.inspection import inspect as inspection
 
-    damaged: list[str] = []
     path = None if isinstance(what, Config) else Path(what)
-    if path is None or not (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
-        if verify:
-            without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
-        config: Config | None = (resolved := load_config(what, overrides))
-        text = inspection.format_inspection(tree := inspection.inspect(resolved))
-    else:
+    if path is not None and (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         if overrides:
             without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
         files = inspect_files(path, verify)
-        config, tree, text, damaged = files.config, files.as_dict(), format_file_inspection(files), files.damaged
-    if keep or drop:
-        if config is None:
-            without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
-        else:
-            tree["extract"] = inspection.extraction(config, texts(keep), texts(drop))
-            text += f"\n{inspection.format_extraction(tree['extract'])}"
-    return Result(tree, text, ok=not damaged)
+        config, result = files.config, Result(files.as_dict(), format_file_inspection(files), not files.damaged)
+    else:
+        if verify:
+            without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
+        config = load_config(what, overrides)
+        sizes = inspection.inspect(config)
+        result = Result(sizes, inspection.format_inspection(sizes))
+    if config is not None and (keep or drop):
+        result["extract"] = inspection.extraction(config, arguments.texts(keep), arguments.texts(drop))
+        result.table += f"\n{inspection.format_extraction(result['extract'])}"
+    elif keep or drop:
+        without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
+    return result
 
 
 @checked
@@ -643,11 +648,12 @@ def plan(
         devices: number of NPUs.
         compile: also compile the step for Ascend with MindSpore, and compare; takes minutes.
         scan: also find the fastest layouts on 8 to 4,096 NPUs.
+        overrides: keys of the configuration to change, such as train.steps=10.
 
     Examples:
         pangu-sigma plan sigma_1t --devices 512
         pangu-sigma plan sigma_1t --devices 512 --compile
-        pangu-sigma plan sigma_1t --chip 910b --scan
+        pangu-sigma plan sigma_1t --set parallel.chip=910b --scan
     """
     if devices is None and (not scan or compile):
         table = f"{argument('--scan')}, for a table of 8 to 4,096 NPUs"
@@ -701,7 +707,7 @@ def serve(
     model: AnyPath,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Count = 8000,
     allow_host: Texts = (),
     api_key_file: AnyPath | None = None,
     limits: Texts = (),
@@ -727,8 +733,9 @@ def serve(
     from pangu_sigma.serve import server
     from pangu_sigma.serve.served import Limits
 
-    changed, key = Limits.changed(texts(limits)), server.read_key(None if api_key_file is None else Path(api_key_file))
-    address = server.Address(host, port, texts(allow_host))
+    changed = config_file.validated(Limits, config_file.override({}, arguments.texts(limits)))
+    address = server.Address(host, port, arguments.texts(allow_host))
+    key = server.read_key(None if api_key_file is None else Path(api_key_file))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
         decoder = open_engine(Path(model), changed.lanes, weights).decoder
         return server.serve(decoder, listening, address, key, changed)

@@ -17,7 +17,7 @@ from pangu_sigma.checkpoint.model_files import CONFIG_FILE
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, config_path
-from pangu_sigma.errors import UserError, argument
+from pangu_sigma.errors import UserError, argument, keyword
 from pangu_sigma.generate.sampling import check_text
 
 _P = ParamSpec("_P")
@@ -75,6 +75,8 @@ AnyConfig = Annotated[Config | str | os.PathLike[str], _Config]
 Overrides = Annotated[Mapping[str, Any] | Iterable[Override], PlainValidator(overrides_of)]
 """Overrides of a configuration: values by key path, such as {"train.steps": 100}, or texts such as "train.steps=100"."""
 AtLeastOne = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=365 * 86_400)]
 
 
 def types_of(function: Callable[..., Any], names: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -108,7 +110,9 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 bound.arguments[name] = types()[name].validate_python(plain)
             except ValidationError as error:
                 rule = config_file.in_words(error.errors(include_url=False)[-1])
-                raise UserError(f"{name}={config_file.short(value)} is not allowed: {rule}") from None
+                is_option = signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+                option = keyword(name) if is_option else name
+                raise UserError(f"{option}={config_file.short(value)} is not allowed: {rule}") from None
         return function(*bound.args, **bound.kwargs)
 
     return call
@@ -131,8 +135,7 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> Config:
         return run_config(path, changes)
     if not (file := config_path(path)).exists():
         raise ConfigError(f"{path} is not there: neither a model nor a configuration; check the path")
-    read = config_file.load_config(file, changes)
-    return read.with_reader_named() if read.data.reader is not None else read
+    return config_file.load_config(file, changes)
 
 
 def resolve_run(config: AnyConfig, output: AnyPath | None, overrides: Overrides = ()) -> tuple[Config, Path]:

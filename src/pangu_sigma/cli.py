@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
@@ -24,9 +24,8 @@ import pangu_sigma
 from pangu_sigma import api
 from pangu_sigma.arguments import types_of
 from pangu_sigma.bars import Bar
-from pangu_sigma.chips import Chip
-from pangu_sigma.config_file import dump_config, key_of
-from pangu_sigma.errors import INTERRUPTED, exit_status, without_effect
+from pangu_sigma.config_file import dump_config
+from pangu_sigma.errors import INTERRUPTED, exit_status
 from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
 from pangu_sigma.results import Result
 from pangu_sigma.writable import check_file_writable
@@ -35,28 +34,25 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     *(api.prepare_data, api.train, api.launch, api.finetune, api.evaluate, api.benchmark, api.report, api.inherit),
     *(api.extend, api.extract, api.export, api.generate, api.chat, api.serve, api.inspect, api.plan, api.doctor),
 )
-POSITIONAL = ("model", "config", "what", "names", "shell")
+POSITIONAL = ("model", "config", "what", "names")
 """Parameters that are given without the name of an option."""
 ONLY_PYTHON = ("on_step",)
 SPELLED = {
     "output": Parameter(alias="-o"),
     "overrides": Parameter("--set", metavar="KEY=VALUE"),
     "limits": Parameter("--set", metavar="KEY=VALUE"),
+    "reader": Parameter(metavar="FILE.py:FUNCTION"),
     "against": Parameter(consume_multiple=True),
     **dict.fromkeys(("json", "prompts"), Parameter(allow_leading_hyphen=True)),  # - is a value of them
 }
 """Options that are spelled in another way than their parameters: `--set KEY=VALUE` may be repeated."""
-_SET_HELP = Parameter(help="keys of the configuration to change, such as train.steps=10.")
-"""Help of `--set` of functions whose docstring has none."""
 
 
 def _as_typed(kind: Any, tokens: Any) -> Any:
-    """Return values as they were typed: functions check paths, and cyclopts would round 1.5."""
+    """Return values as they were typed: functions check paths, also blank ones, and cyclopts would round 1.5."""
     values = [int(token.value) if kind is int else token.value for token in tokens]
     if options := [value for value in values if str(value).startswith("--")]:
         raise ValueError(f"{options[0]} is an option")
-    if blank := [value for value in values if not str(value).strip()]:
-        raise ValueError(f"{blank[0]!r} is blank; name a file or folder")
     return values if get_origin(kind) is list else values[0]
 
 
@@ -64,18 +60,18 @@ _AS_TYPED = Parameter(converter=_as_typed)
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("AnyPath", "AnyConfig", "AnyModel"), Annotated[Path, _AS_TYPED]),
     **dict.fromkeys(("Paths", "Models"), Annotated[list[Path], _AS_TYPED]),
-    **dict.fromkeys(("int", "AtLeastOne"), Annotated[int, _AS_TYPED]),
+    **dict.fromkeys(("int", "AtLeastOne", "Count"), Annotated[int, _AS_TYPED]),
+    "Seconds": float,
     **dict.fromkeys(("Texts", "Overrides"), list[str]),
     "Text": str,
 }
 """Types of options, by the names of types in the annotations of parameters, where these differ."""
-OF_THE_COMMAND_LINE: dict[str, tuple[Any, str, set[str]]] = {
-    "chip": (Chip, "type of the NPUs, as --set parallel.chip=…", {"nodes", "scan"}),
-    "print_config": (bool, "print the resolved configuration, as YAML, and stop", {"config", "what"}),
-    "json": (TYPES["AnyPath"], "also write the result as JSON, to a new file; -: instead, to standard output", set()),
-    "quiet": (bool, "print warnings, errors and the result only", set()),
+OF_THE_COMMAND_LINE: dict[str, tuple[Any, str]] = {
+    "print_config": (bool, "print the resolved configuration, as YAML, and stop"),
+    "json": (TYPES["AnyPath"], "also write the result as JSON, to a new file; -: instead, to standard output"),
+    "quiet": (bool, "print warnings, errors and the result only"),
 }
-"""Options that no function has: their types, help, and parameters of which a command must have one. --json needs a result."""
+"""Options that no function has: their types and help. --print-config needs a configuration, --json a result."""
 
 EXIT_STATUSES = """\
 exit status:
@@ -125,24 +121,14 @@ def make_app(only: str = "") -> App:
         version=lambda: f"pangu-sigma {pangu_sigma.__version__}",
         default_parameter=Parameter(negative=()),
     )
-
-    def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
-        """Print a shell script that completes these commands.
-
-        Args:
-            shell: shell that will run the script.
-
-        Examples:
-            pangu-sigma completion bash > ~/.local/share/bash-completion/completions/pangu-sigma
-            pangu-sigma completion zsh > ~/.zfunc/_pangu-sigma
-        """
-        print(app.generate_completion(shell=shell))
-
     commands = {function.__name__.replace("_", "-"): function for function in COMMANDS}
-    functions = {only: commands[only]} if only in commands else commands | {"completion": completion}
+    functions = {only: commands[only]} if only in commands else commands
     for number, (name, function) in enumerate(functions.items()):
         text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
         app.command(_command(function, text), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
+    if only not in commands:
+        words, example = "Install completion of these commands in a shell.", "examples:\n    pangu-sigma completion"
+        app.register_install_completion_command("completion", False, help=words, help_epilogue=example)
     return app
 
 
@@ -174,19 +160,18 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a function's command: positional parameters first, then options by keyword."""
     original = inspect.unwrap(function)
     hints, parameters = types_of(original, TYPES), inspect.signature(original).parameters
-    is_silent = original.__annotations__["return"] in ("int", "int | str", "None")
-    options: list[Any] = [(n, hints[n], parameters[n].default, None) for n in parameters if n not in ONLY_PYTHON]
-    if "overrides:" not in (original.__doc__ or ""):
-        options = [(*option[:3], _SET_HELP if option[0] == "overrides" else None) for option in options]
-    for name, (hint, help, companions) in OF_THE_COMMAND_LINE.items():
-        is_missing = name not in parameters and not (name == "json" and is_silent)
-        if is_missing and not (companions and companions.isdisjoint(parameters)):
-            options.append((name, hint, False if hint is bool else None, Parameter(help=help)))
-    return inspect.Signature(sorted((_option(*option) for option in options), key=lambda option: option.kind))
+    options = [_option(n, hints[n], parameters[n].default) for n in parameters if n not in ONLY_PYTHON]
+    has_config = not parameters.keys().isdisjoint(("config", "what"))
+    has_result = original.__annotations__["return"] not in ("int", "int | str", "None")
+    applies = {"print_config": has_config, "json": has_result and "json" not in parameters}
+    for name, (hint, help) in OF_THE_COMMAND_LINE.items():
+        if applies.get(name, True):
+            options.append(_option(name, hint, False if hint is bool else None, Parameter(help=help)))
+    return inspect.Signature(sorted(options, key=lambda option: option.kind))
 
 
-def _option(name: str, hint: Any, default: Any, help: Parameter | None) -> inspect.Parameter:
-    """Return the parameter of an option, with its spelling and help."""
+def _option(name: str, hint: Any, default: Any, help: Parameter | None = None) -> inspect.Parameter:
+    """Return the parameter of an option. help: of an option that no docstring has."""
     kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
     default_help = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
     hint = hint | None if default is None else hint  # cyclopts checks defaults, too
@@ -205,16 +190,11 @@ def _run(
     """Run a command, show its result and return the exit status."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     Bar.quiet = quiet
-    names, file = [*inspect.signature(function).parameters], None if json is None else Path(json)
+    file = None if json is None else Path(json)
     if json not in (None, "-"):
         check_file_writable(Path(json), "--json")
-        if "json" in names:  # the function writes it
+        if "json" in inspect.signature(function).parameters:  # the function writes it
             options["json"], file = file, None
-    if "chip" not in names and (chip := options.pop("chip", None)):
-        for change in options.get("overrides", ()):
-            if key_of(change) == "parallel.chip":
-                without_effect(f"--set {change}", f"--chip {chip} is given, too")
-        options["overrides"] = [*options.get("overrides", ()), f"parallel.chip={chip}"]
     if print_config:
         config = api.load_config(arguments[-1], options.get("overrides", ()))
         return _shown(Result(config.model_dump(mode="json"), dump_config(config).rstrip()), file)

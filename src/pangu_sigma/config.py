@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from pangu_sigma import sections
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
@@ -53,19 +53,6 @@ class Config(Section):
     parallel: ParallelConfig = ParallelConfig()
     chat: sections.ChatConfig = sections.ChatConfig()
     finetune: sections.FinetuneConfig | None = None
-    _reader_named: bool = PrivateAttr(default=False)
-
-    @property
-    def reader_named(self) -> bool:
-        """True if a person named `data.reader`; only then it is executed. A run or an export must not choose code."""
-        return self._reader_named
-
-    def with_reader_named(self) -> Config:
-        """Return a copy that says that a person named its `data.reader`, so that the file may be executed."""
-        copy = self.model_copy()
-        # a section refuses every assignment
-        BaseModel.__setattr__(copy, "_reader_named", True)
-        return copy
 
     @model_validator(mode="before")
     @classmethod

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 import yaml
@@ -47,6 +48,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_INT, _INTEGERS, list("-+0123456789"))
 _Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
+_Section = TypeVar("_Section", bound=BaseModel)
 Override = str | tuple[str, Any]
 """Override of one configuration key: "key.path=value", whose value is YAML, or (key.path, value)."""
 
@@ -100,8 +102,7 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
         key = key_of(change)
         subject = f"{option if isinstance(change, str) else 'override'} {key}"
         if not isinstance(change, str):
-            value = change[1].item() if isinstance(change[1], np.generic) else change[1]
-            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            value = _plain(change[1])
         elif not key or "=" not in change:
             example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
             raise ConfigError(f"{option} {short(change)} is not key.path=value, for example {example}")
@@ -117,24 +118,38 @@ def key_of(change: Override) -> str:
     return change.partition("=")[0] if isinstance(change, str) else str(change[0])
 
 
+def as_text(change: Override) -> str:
+    """Return an override as the text KEY=VALUE."""
+    if isinstance(change, str):
+        return change
+    return f"{change[0]}={json.dumps(change[1], ensure_ascii=False, default=_plain)}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, and a path as text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a plain tree as a configuration. Raises ConfigError, which lists one problem per line."""
+    return validated(Config, tree)
+
+
+def validated(section: type[_Section], tree: dict[str, Any]) -> _Section:
+    """Validate a plain tree as a section. Raises as `parse_config`."""
     try:
-        return Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = [_explain(problem) for problem in problems[:_SHOWN_PROBLEMS]]
+        lines = [_explain(problem, section) for problem in problems[:_SHOWN_PROBLEMS]]
         lines += [f"… and {len(problems) - len(lines)} more problems"] * (len(problems) > len(lines))
         raise ConfigError("\n".join(lines)) from None
 
 
 def changed(config: Config, overrides: Sequence[Override]) -> Config:
-    """Return a configuration with a person's overrides; if one sets `data.reader`, it may be executed. Raises ConfigError."""
-    if not overrides:
-        return config
-    tree = parse_config(override(config.model_dump(), overrides))
-    names_reader = any(key_of(change) in ("data", "data.reader") for change in overrides)
-    return tree.with_reader_named() if names_reader or config.reader_named else tree
+    """Return a configuration with overrides applied. Raises ConfigError."""
+    return parse_config(override(config.model_dump(), overrides)) if overrides else config
 
 
 def dump_config(config: Config) -> str:
@@ -200,17 +215,17 @@ _WORDS = {
 """Patterns of pydantic's words, and ours."""
 
 
-def _explain(problem: Any) -> str:
-    """Return a line for one pydantic error that tells a user what to do."""
+def _explain(problem: Any, section: type[BaseModel]) -> str:
+    """Return a line for one pydantic error of a section that tells a user what to do."""
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind in ("extra_forbidden", "missing"):
         within = "".join(f"{0 if isinstance(key, int) else key}." for key in problem["loc"][:-1])
-        keys = [key.removeprefix(within) for key in _paths(Config) if key.startswith(within)]
+        keys = [key.removeprefix(within) for key in _paths(section) if key.startswith(within)]
         allowed = [key for key in keys if "." not in key]
         hint = "required key is missing; "
         if kind == "extra_forbidden":
-            near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed)
+            near = _nearest(str(problem["loc"][-1])[:100].lower(), allowed, section)
             hint = f"unknown key (value {short(value)}); " + (f"nearest valid key: {near}; " if near else "")
         return f"{path}: {hint}allowed here: {', '.join(allowed)}"
     if kind == "value_error":
@@ -228,10 +243,10 @@ def in_words(problem: Any) -> str:
     return message
 
 
-def _nearest(name: str, allowed: list[str]) -> str:
+def _nearest(name: str, allowed: list[str], section: type[BaseModel]) -> str:
     """Return the key that a user may mean: one like `name` here, or the path of one called `name` elsewhere; "" for none."""
     like, less_like = (difflib.get_close_matches(name, allowed, n=1, cutoff=cutoff) for cutoff in (0.8, 0.6))
-    return " or ".join(like or [path for path in _paths(Config) if path.endswith(f".{name}")] or less_like)
+    return " or ".join(like or [path for path in _paths(section) if path.endswith(f".{name}")] or less_like)
 
 
 def _paths(section: type[BaseModel], within: str = "") -> Iterator[str]:

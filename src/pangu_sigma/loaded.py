@@ -16,11 +16,11 @@ from pydantic import PlainValidator, SkipValidation
 
 from ascend_ops.few_rows import Precision, StoredPrecision
 from pangu_sigma import arguments
-from pangu_sigma.arguments import AnyPath, Overrides, Paths, Text, Texts, checked, one_path, paths, several, texts
+from pangu_sigma.arguments import AnyPath, Count, Overrides, Paths, Text, Texts, checked, paths, several, texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.errors import argument, keyword, without_effect
-from pangu_sigma.generate.sampling import Sampling, check_count, check_request, check_text
+from pangu_sigma.generate.sampling import Sampling, check_count, check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
@@ -41,7 +41,7 @@ TextOrIds = SkipValidation[str | Sequence[int]]
 
 
 def _model(value: Any) -> Model | Path:
-    return value if isinstance(value, Model) else one_path(value)
+    return value if isinstance(value, Model) else arguments.one_path(value)
 
 
 def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
@@ -60,9 +60,10 @@ def evaluate(
     all_samples: bool = False,
     *,
     input: Paths = (),
+    reader: Text | None = None,
     text: Text | None = None,
     domain: Text | None = None,
-    passages: int = 0,
+    passages: Count = 0,
     overrides: Overrides = (),
 ) -> Result:
     """Measure the held-out loss of each domain, or of other text, or compare models on the same tokens.
@@ -78,8 +79,8 @@ def evaluate(
         all_samples: read all held-out samples, not only those that training evaluates.
         input: any other text, files or folders of documents as in `prepare_data`, in samples of model.seq_length tokens; all tokens
             of a document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning.
-            "unigram" is None: no training text is read. Records are read as the run's text was; a reader that a run recorded is
-            not executed.
+            "unigram" is None: no training text is read. Records are read by the run's keys of section `data`.
+        reader: function of yours for records of `input`, as in `prepare_data`.
         text: or a text, as one document of `domain`.
         domain: domain of `text`, or of all records of `input`; by default records say it.
         passages: also continue this many passages of held-out text of each domain, and print how they and the model go on; in the
@@ -95,7 +96,6 @@ def evaluate(
 
     models, others, files = several(model, _model), paths(against), paths(input)
     changes, is_other_text = arguments.overrides_of(overrides), bool(files) or text is not None
-    check_count("passages", passages)
     if (is_other_text or not others) and len(models) != 1:
         alone = argument("--against")
         raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
@@ -103,9 +103,9 @@ def evaluate(
         if all_samples or others or passages:
             names = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
             without_effect(names, "they are about held-out text, and this is other text")
-        return _evaluate_other_text(_opened(models[0]), files, text, domain, changes)
-    if domain is not None or changes:
-        names = f"{argument('--domain')} or {argument('--set', 'overrides')}"
+        return _evaluate_other_text(_opened(models[0]), files, text, domain, reader, changes)
+    if domain is not None or reader is not None or changes:
+        names = f"{argument('--domain')}, {argument('--reader')} or {argument('--set', 'overrides')}"
         without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
     folders = [Path(folder) for folder in models]
     with mindspore_lock:
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _evaluate_other_text(
-    model: Model, files: list[Path], text: str | None, domain: str | None, overrides: list[Override]
+    model: Model, files: list[Path], text: str | None, domain: str | None, reader: str | None, overrides: list[Override]
 ) -> Result:
     from pangu_sigma.held_out.decoded import measure_documents
     from pangu_sigma.held_out.losses import format_losses
@@ -138,13 +138,14 @@ def _evaluate_other_text(
     from pangu_sigma.text.documents import Document
 
     if text is None:
-        documents = read_documents(model.config, files, domain, overrides)
+        documents = read_documents(model.config, files, domain, overrides, reader)
     elif files or domain is None:
         file = f"the name of a file is {argument('--input')}=…"
         raise ConfigError(f"{argument('--text')}: give it a domain, {argument('--domain')}=…, and no input; {file}")
     else:
-        if overrides:
-            without_effect(argument("--set", "overrides"), "they say how records of input are read")
+        if overrides or reader is not None:
+            names = f"{argument('--reader')} or {argument('--set', 'overrides')}"
+            without_effect(names, "they say how records of input are read")
         documents = [Document(model.domains.named(domain).name, text)]
     losses = {name: loss.figures() for name, loss in measure_documents(model.engine, documents).items()}
     return _measured(losses, format_losses(losses, "nats per token"), [losses])
@@ -178,8 +179,8 @@ def generate(
     model: AnyModel,
     prompt: Texts = (),
     domain: Texts = (),
-    max_new_tokens: int = 64,
-    seed: int = 0,
+    max_new_tokens: Count = 64,
+    seed: Count = 0,
     stop: Texts = (),
     *,
     prompts: AnyPath | None = None,
@@ -231,7 +232,6 @@ def generate(
     if len(domains) != len(all_prompts):
         counts = f"{argument('--domain')} has {len(domains)} names for {len(all_prompts)} prompts"
         raise ConfigError(f"{counts}; give one for all, or one for each")
-    check_request(max_new_tokens, seed)
     options = _sampling(sampling, seed)
     from pangu_sigma.generate import text
 
@@ -379,7 +379,7 @@ class Model:
 
     @checked
     def stream(
-        self, prompt: Text, domain: Text, max_new_tokens: int = 64, seed: int = 0, stop: Texts = (), **sampling: Any
+        self, prompt: Text, domain: Text, max_new_tokens: Count = 64, seed: Count = 0, stop: Texts = (), **sampling: Any
     ) -> Iterator[str]:
         """Yield the text that `generate` returns for the same arguments, in parts, as tokens are generated."""
         from pangu_sigma.generate.text import stream

@@ -54,15 +54,12 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check of a host before launching. state: what the check saw. fix: advice to the user, empty if ok."""
+    """Result of one check of a host before launching. state: what the check saw. fix: advice to the user if it failed."""
 
     name: str
     ok: bool
     state: str
     fix: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fix", "" if self.ok else self.fix)
 
 
 def passed(state: str) -> Check:

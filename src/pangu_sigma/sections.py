@@ -10,16 +10,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from pangu_sigma.chips import Chip
-from pangu_sigma.errors import UserError
 
 
 class Section(BaseModel):
-    """Base class of the sections of the configuration tree: refuses unknown keys, silent type conversions, infinity and NaN."""
+    """Base class of what people write: refuses unknown keys, silent type conversions, infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise UserError(f"{name} is frozen; load another: ps.load_config(…, {{'SECTION.{name}': {value!r}}})")
 
 
 def matching(pattern: str, meaning: str, max_length: int = 4_000) -> AfterValidator:
@@ -277,9 +273,6 @@ class DataConfig(Section):
     domain_of: Annotated[dict[Glob, str], Field(max_length=100_000)] = {}
     """Glob of a file or of a folder → name of the domain of all records there, whose key `domain` is not read. A glob is compared
     with the end of the path: `books.jsonl`, `law/*.parquet`, `news` for all below folders of this name, `*` for every file."""
-    reader: Annotated[str, matching(r"[^\x00]+:\w+", "must be FILE.py:FUNCTION")] | None = None
-    """FILE.py:FUNCTION of yours, called with each record, a dict. It returns the record to use in its place, or None to leave it
-    out, which is counted. It is executed only if your own file or --set names it, not if a run or an export does. null: none."""
     max_mib_per_domain: PositiveFloat | None = None
     """Maximum MiB of UTF-8 text of a domain that `prepare-data` keeps; null keeps all of your own text, 6 MiB of packaged text."""
     held_out: HeldOutFraction = 0.05
@@ -411,12 +404,6 @@ class SpikesConfig(Section):
     skip: bool = False
     """true: a batch with a spike changes neither weights nor moments nor the loss scale; not on Ascend. false: only log spikes."""
 
-    @model_validator(mode="after")
-    def _combinations(self) -> SpikesConfig:
-        if self.skip and self.factor is None:
-            raise ValueError("skip=true needs a factor: without one nothing is a spike; set factor, or skip=false")
-        return self
-
 
 class TrainConfig(Section):
     """Section `train`: the training loop."""
@@ -499,5 +486,3 @@ class FinetuneConfig(Section):
     the prompt. `none`: cut nothing. A sample that is still too long is left out; answers are never cut."""
     patience: Positive = 3
     """Number of consecutive evaluations without a better loss after which the run ends (early stopping)."""
-    metric: Annotated[str, matching(r"[a-z0-9_+]+", "must have a to z, 0 to 9, _ and + only", 100)] = "loss"
-    """Name of the metric of the task."""

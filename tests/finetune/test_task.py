@@ -113,7 +113,6 @@ def test_a_shipped_task_is_named_as_its_file_and_says_all_that_a_task_should(nam
     parent = load_config(config_path("sigma_tiny"))
     config = read_task(name).config(parent, [], 1_000)
     assert config.finetune.task == name
-    assert (config.finetune.metric == "loss") == (name == "dialogue"), "no benchmark measures dialogues"
     assert None not in (config.chat.user, config.chat.assistant, config.chat.stop)
     assert config.train.steps == 375
     assert samples_of_evaluation(config) == samples_of_evaluation(parent), "evaluate reads as many of both"

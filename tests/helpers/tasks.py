@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 TASK: dict[str, Any] = {
-    "finetune": {"task": "test", "domain": "en", "epochs": 4, "cut": "messages", "metric": "loss"},
+    "finetune": {"task": "test", "domain": "en", "epochs": 4, "cut": "messages"},
     "chat": {"system": "{content} and", "user": " {content} then", "assistant": " {content}", "stop": ["\n"]},
     "train": {"batch_size": 4, "optimizer": {"peak_lr": 2e-2, "end_lr": 1e-3}},
 }

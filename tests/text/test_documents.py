@@ -57,10 +57,10 @@ def test_good_lines_become_documents_in_order(tmp_path, domains):
         (
             line(text="x", Domain="zh"),
             "domain missing or not a string",
-            "or a data.reader; the keys are 'text', 'Domain'",
+            "or a reader; the keys are 'text', 'Domain'",
         ),
         (line(text="x", domain="fr"), "unknown domain", "'fr'; text is prepared for zh, en, bilingual, code"),
-        (line(domain="zh"), "text missing or not a string", "'KEY'} or a data.reader; the keys are 'domain'"),
+        (line(domain="zh"), "text missing or not a string", "'KEY'} or a reader; the keys are 'domain'"),
         (line(domain="bilingual", text={"zh": "你", "en": ""}), "empty text", "text.en"),
         (line(domain="bilingual", text=[{"zh": "你"}, "x"]), "wrong sides", "this is 'x'"),
         (b'{"domain": "zh", "text": "ab\\ud800"}', "not Unicode text", "character 2"),

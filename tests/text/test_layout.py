@@ -13,24 +13,21 @@ import pytest
 from helpers.record_files import read_whole, write_records
 
 import pangu_sigma as ps
-from pangu_sigma.checkpoint.model_files import write_config
-from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import dump_config
+from pangu_sigma.config import ConfigError
 from pangu_sigma.data.prepared import preparation_settings
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document, RejectedLine
 from pangu_sigma.text.layout import Layout
 
 
-def layout_of(**data: Any) -> Layout:
-    return Layout.of(ps.load_config("sigma_tiny", [f"data.{key}={value}" for key, value in data.items()]))
+def layout_of(reader: str | None = None, **data: Any) -> Layout:
+    return Layout.of(ps.load_config("sigma_tiny", [f"data.{key}={value}" for key, value in data.items()]), reader)
 
 
 def test_the_default_is_text_and_domain_and_every_key_decides_the_result(config):
     assert layout_of() == Layout()
     assert pickle.loads(pickle.dumps(layout_of(domain_of="{a: zh}"))) == layout_of(domain_of="{a: zh}")
-    keys = {"text_key", "domain_of", "reader"}
-    assert keys <= preparation_settings(config).keys()
+    assert {"text_key", "domain_of"} <= preparation_settings(config).keys()
 
 
 WUDAO = [
@@ -144,11 +141,11 @@ def test_rules_that_contradict_each_other_are_an_error():
         ({"domain_of": "{'': zh}"}, r"data\.domain_of"),
         ({"text_key": "''"}, r"data\.text_key"),
         ({"text_keys": "[text]"}, r"data\.text_keys: unknown key"),
-        ({"reader": "no_colon"}, r"data\.reader"),
+        ({"reader": "no_colon"}, "^reader=no_colon: is not FILE.py:FUNCTION"),
         ({"reader": "subprocess:call"}, "reader=subprocess:call: .*; name the file, such as subprocess\\.py:call"),
-        ({"reader": "no_such.py:f"}, r"data\.reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
-        ({"reader": f"{textwrap.__file__}:no_such"}, r"data\.reader=.*:no_such: cannot be loaded: AttributeError"),
-        ({"reader": f"{textwrap.__file__}:__name__"}, r"data\.reader=.*:__name__: is not a function"),
+        ({"reader": "no_such.py:f"}, r"reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
+        ({"reader": f"{textwrap.__file__}:no_such"}, r"reader=.*:no_such: cannot be loaded: AttributeError"),
+        ({"reader": f"{textwrap.__file__}:__name__"}, r"reader=.*:__name__: is not a function"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(data, message):
@@ -179,9 +176,9 @@ def test_a_function_of_the_users_reads_records(tmp_path, domains, monkeypatch, n
     items = read_whole(path, domains, pickle.loads(pickle.dumps(layout)))
     assert [getattr(item, "text", "") for item in items] == ["WORD 0", "", "", "", "WORD 4"]
     assert [(item.reason, item.detail) for item in items[1:4]] == [
-        ("left out by data.reader", "it returned None"),
-        ("data.reader failed", "KeyError: 'two'"),
-        ("data.reader failed", "it returned a list, not a dict or None"),
+        ("left out by the reader", "it returned None"),
+        ("reader failed", "KeyError: 'two'"),
+        ("reader failed", "it returned a list, not a dict or None"),
     ]
     assert sys.path == before
 
@@ -191,37 +188,6 @@ def test_a_reader_that_was_edited_is_another_one(tmp_path):
     for word in ("one", "two"):  # of one size, in one second: a .pyc would be taken for fresh
         file.write_text(f"def read(record):\n    return {{'text': '{word}'}}\n")
         assert layout_of(reader=f"{file}:read").function()({}) == {"text": word}
-
-
-def test_a_reader_is_named_by_a_person_and_never_by_a_record(tmp_path, tiny_run):
-    own, copied, reader = tmp_path / "own.yaml", tmp_path / "copied.yaml", tmp_path / "marks.py"
-    reader.write_text(
-        "import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\ndef read(record):\n    return record\n"
-    )
-    recorded = ps.load_config(tiny_run, {"data.reader": f"{reader}:read"})
-    own.write_text(dump_config(recorded))
-    (run := tmp_path / "run").mkdir()
-    write_config(run, recorded, "run")
-    copied.write_bytes((run / "configuration.json").read_bytes())
-    with pytest.raises(ConfigError, match="kind: unknown key"):
-        ps.load_config(copied)
-    for config in (run, run / "configuration.json"):
-        for found in (ps.load_config(config), ps.load_config(config, {"data.held_out": 0.1})):
-            assert found.data.reader == f"{reader}:read"
-            with pytest.raises(
-                ConfigError, match=r'data.reader=.*marks.py:read is recorded .* overrides={"data.reader": .*None'
-            ):
-                Layout.of(found)
-        assert Layout.of(ps.load_config(config, {"data.reader": None})).function() is None
-    with pytest.raises(ConfigError, match="is recorded"):
-        Layout.of(Config.model_validate(recorded.model_dump()))
-    assert not reader.with_suffix(".ran").exists()
-    for config in (own, run):
-        named = ps.load_config(config, [f"data.reader={reader}:read"] if config == run else [])
-        assert Layout.of(pickle.loads(pickle.dumps(named.model_copy(update={"seed": 1})))).function()({"a": 1}) == {
-            "a": 1
-        }
-    assert reader.with_suffix(".ran").exists()
 
 
 def test_the_example_of_filters_keeps_good_text_and_leaves_out_the_rest():
@@ -244,9 +210,9 @@ def test_the_example_of_filters_keeps_good_text_and_leaves_out_the_rest():
     [
         (
             {"domain": "english", "title": "a", "content": "bcd", "n": 3},
-            "no key 'text'; add overrides={\"data.text_key\": 'content'} or a data.reader",
+            "no key 'text'; add overrides={\"data.text_key\": 'content'} or a reader",
         ),
-        ({"text": "b", "n": 1}, "no key 'domain'; add overrides={\"data.domain_of\": {\"*\": 'zh'}} or a data.reader"),
+        ({"text": "b", "n": 1}, "no key 'domain'; add overrides={\"data.domain_of\": {\"*\": 'zh'}} or a reader"),
     ],
 )
 def test_a_record_without_the_keys_is_told_the_argument_that_names_others(record, said, domains):

@@ -40,7 +40,7 @@ _FIX = "the prepared data is damaged or is of another preparation; remove the fo
 
 _KEYS = {"english_pieces": "vocabulary"} | dict.fromkeys(
     [
-        *("text_key", "domain_of", "reader", "max_mib_per_domain", "near_duplicates", "held_out", "max_overlap"),
+        *("text_key", "domain_of", "max_mib_per_domain", "near_duplicates", "held_out", "max_overlap"),
         *("boilerplate_documents", "max_boilerplate", "min_held_out_tokens", "max_held_out_tokens"),
     ],
     "data",

@@ -111,7 +111,6 @@ def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, An
             "train_file": training.facts,
             "dev_file": None if dev is None else dev.facts,
             **tuned,
-            "metric": config.tuning.metric,
             "forgetting": measure_forgetting(into, parent.path),
         }
         write_atomically(into / TUNING_RESULT, sealed(result, record=True))

@@ -21,24 +21,24 @@ logger = logging.getLogger(__name__)
 _SHOWN_LINES = 3
 """Maximum number of lines that cannot be used that the log shows."""
 
-_RECORD_KEYS = ("data.text_key", "data.domain_of", "data.reader")
+_RECORD_KEYS = ("data.text_key", "data.domain_of")
 """Keys that say how records are read."""
 
 
 def read_documents(
-    config: Config, files: Sequence[Path], domain: str | None, overrides: Sequence[Override] = ()
+    config: Config, files: list[Path], domain: str | None, overrides: Sequence[Override] = (), reader: str | None = None
 ) -> list[Document]:
     """Read the documents of files or folders, as `prepare-data` does with section `data` of a model's configuration.
 
     domain: domain of all records; None if each record names its own. overrides: values of the keys that say how records are read;
-    other keys have no effect, which a warning says. If no record has the text key of the model's configuration, the key `text` is
-    read, with a warning. Lines that cannot be used are left out with a warning. Raises the errors of `Layout.of` and `input_units`,
-    and DataError if no line can be used.
+    other keys have no effect, which a warning says. reader: as in `Layout`. If no record has the text key of the model's
+    configuration, the key `text` is read, with a warning. Lines that cannot be used are left out with a warning. Raises the errors
+    of `Layout.of` and `input_units`, and DataError if no line can be used.
     """
     for key in map(key_of, overrides):
         if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:
             without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {', '.join(_RECORD_KEYS)}")
-    layout, domains = Layout.of(changed(config, overrides)), domains_of(config)
+    layout, domains = Layout.of(changed(config, overrides), reader), domains_of(config)
     if domain is not None:
         layout = replace(layout, domain_of={"*": domains.named(domain).name})
     documents, rejected = _read(files, layout, domains)

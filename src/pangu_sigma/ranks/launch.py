@@ -37,7 +37,6 @@ DEFAULT_PORT = 8118
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
-_MAX_RESTARTS, _MAX_SECONDS = 1_000_000, 86_400.0 * 365
 _SHOWN_PREFIXES = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
 """Prefixes of environment variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
 
@@ -183,23 +182,19 @@ def check_ports(job: Job) -> None:
 
 
 def check_numbers(job: Job) -> None:
-    """Raise LaunchError if the numbers of ranks, nodes, ports or seconds of a job are wrong on any node."""
+    """Raise LaunchError if the numbers of ranks, nodes or ports of a job are wrong on any node."""
     if job.nodes < 1 or job.ranks % job.nodes:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among {job.nodes} nodes: every node runs the same number; use a divisor"
         )
     if job.devices:
         _check_devices(job, job.devices)
-    for name, value, minimum, maximum in (
+    for option, value, minimum, maximum in (
         ("--node-rank", job.node, 0, job.nodes - 1),
         ("--master-port", job.port, 1024, 65_534),  # the next one is used too
-        ("--max-restarts", job.restarts, 0, _MAX_RESTARTS),
-        ("--grace", job.grace, 0, _MAX_SECONDS),
-        ("--wait", job.wait, 0, _MAX_SECONDS),
-        ("--hang-timeout", job.hang_timeout, 0, _MAX_SECONDS),
     ):
-        if not minimum <= value <= maximum:  # NaN is refused, too
-            raise LaunchError(f"{argument(name)} {value:.9g} is not allowed: {minimum} to {maximum:.0f}")
+        if not minimum <= value <= maximum:
+            raise LaunchError(f"{argument(option)} {value} is not allowed: {minimum} to {maximum}")
 
 
 def _check_devices(job: Job, devices: Devices) -> None:

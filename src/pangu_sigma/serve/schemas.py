@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import Field, ValidationError, WrapValidator, model_validator
 
 from pangu_sigma.generate.sampling import LEAST_FACTOR, MOST_FACTOR
 from pangu_sigma.generate.structure import StructureKind
+from pangu_sigma.sections import Section
 
 
-class RequestBody(BaseModel):
-    """Base class of request bodies and their parts. It refuses unknown parameters, values of another type, infinity and NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+class RequestBody(Section):
+    """Base class of request bodies and their parts."""
 
     @model_validator(mode="before")
     @classmethod

@@ -3,50 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain, domains_of
-from pangu_sigma.errors import argument
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.structure import Structures
-from pangu_sigma.sections import MOST
+from pangu_sigma.sections import Positive, Section
 from pangu_sigma.serve.engine_thread import EngineThread
 from pangu_sigma.serve.logprobs import TokenTexts
 from pangu_sigma.serve.prometheus import Metrics
 from pangu_sigma.serve.prompts import PromptTokenizer
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of the HTTP server, each a whole number of at least 1. Limits of one request are in its schema.
+class Limits(Section):
+    """Limits of the HTTP server. Limits of one request are in its schema.
 
     lanes: texts in one batch; each takes memory for model.seq_length tokens. waiting: texts in the queue. body_kib: KiB of a
     request's body. connections: open ones. keep_alive_seconds: for the next request of a connection. stop_seconds: for running
     answers when the server stops.
     """
 
-    lanes: int = 8
-    waiting: int = 256
-    body_kib: int = 2048
-    connections: int = 512
-    keep_alive_seconds: int = 10
-    stop_seconds: int = 7
-
-    @classmethod
-    def changed(cls, changes: Sequence[str]) -> Limits:
-        """Return the default limits with changes, texts NAME=NUMBER. Raises ConfigError for unknown names and unfit numbers."""
-        limits, names, option = cls(), [field.name for field in fields(cls)], argument("--set", "limits")
-        for change in changes:
-            name, _, number = change.partition("=")
-            if name not in names:
-                raise ConfigError(f"{option} {change}: there is no limit {name!r}; there are {', '.join(names)}")
-            if not (number.isascii() and number.isdigit() and len(number) < 14 and 1 <= int(number) <= MOST):
-                raise ConfigError(f"{option} {change}: {number!r} is not a whole number from 1 to {MOST}")
-            limits = replace(limits, **{name: int(number)})
-        return limits
+    lanes: Positive = 8
+    waiting: Positive = 256
+    body_kib: Positive = 2048
+    connections: Positive = 512
+    keep_alive_seconds: Positive = 10
+    stop_seconds: Positive = 7
 
 
 PREFIX = "sigma-"  # of model names: `sigma-zh` is the domain zh

@@ -120,7 +120,7 @@ def known_domain(name: Any, domains: Domains) -> str:
         raise RejectedLine(
             "unknown domain",
             f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_of says the domain of "
-            "a file, a data.reader that of a record",
+            "a file, a reader that of a record",
         )
     return name
 

@@ -33,7 +33,8 @@ Record = dict[str, Any]
 class Layout:
     """Layout of records, by default {"text": …, "domain": …}. It can be sent to another process.
 
-    text_key, domain_of, reader: as in section `data`. reader_sha256: SHA-256 of the file of `reader`, which decides the result too.
+    text_key, domain_of: as in section `data`. reader: FILE.py:FUNCTION of the user's, called with each record, whose result is used
+    in its place. reader_sha256: SHA-256 of the file of `reader`, which decides the result too.
     """
 
     text_key: str = "text"
@@ -42,19 +43,13 @@ class Layout:
     reader_sha256: str | None = None
 
     @classmethod
-    def of(cls, config: Config) -> Layout:
-        """Return the layout that a configuration describes.
+    def of(cls, config: Config, reader: str | None = None) -> Layout:
+        """Return the layout that a configuration describes. reader: as in the class; code is named by a call, never by a file.
 
-        Raises ConfigError for a domain that the configuration lacks, and for a `data.reader` that cannot be loaded, or that only
-        a record names.
+        Raises ConfigError for a domain that the configuration lacks, and for a reader that cannot be loaded.
         """
-        data = config.data
-        layout = cls(
-            text_key=data.text_key,
-            domain_of=data.domain_of,
-            reader=data.reader,
-            reader_sha256=None if data.reader is None else _hash_of_reader(config, data.reader),
-        )
+        data, reader_sha256 = config.data, None if reader is None else _hash_of_reader(reader)
+        layout = cls(data.text_key, data.domain_of, reader, reader_sha256)
         names = [domain.name for domain in domains_of(config)]
         for glob, name in data.domain_of.items():
             if name not in names:
@@ -110,7 +105,7 @@ def _value(record: Record, key: str, domains: Domains) -> Any:
         if not isinstance(value, dict) or name not in value:
             role = "domain" if key == _DOMAIN else "text"
             fix, keys = _naming_advice(role, record, domains), ", ".join(map(repr, record))
-            problem = f"no key {key!r}; add {fix} or a data.reader; the keys are {keys}"
+            problem = f"no key {key!r}; add {fix} or {argument('--reader', 'a reader')}; the keys are {keys}"
             raise RejectedLine(f"{role} missing or not a string", problem)
         value = value[name]
     return value
@@ -127,28 +122,19 @@ def _naming_advice(role: str, record: Record, domains: Domains) -> str:
     return argument(f"--set 'data.domain_of={{\"*\": {name}}}'", f'overrides={{"data.domain_of": {{"*": {name!r}}}}}')
 
 
-def _hash_of_reader(config: Config, reader: str) -> str:
-    """Return the SHA-256 of the file FILE.py of a reader. Raises ConfigError if it cannot be read, or only a record names it."""
+def _hash_of_reader(reader: str) -> str:
+    """Return the SHA-256 of the file FILE.py of a reader. Raises ConfigError if it cannot be read."""
     file, _, name = reader.rpartition(":")
-    if not config.reader_named:
-        keep, none = (
-            argument(f"--set data.reader={value}", f'overrides={{"data.reader": {text}}}')
-            for value, text in ((reader, repr(reader)), ("null", "None"))
-        )
-        raise ConfigError(
-            f"data.reader={reader} is recorded in a run or an export, whose code is not executed unasked; add {keep} if you know "
-            f"this function, or {none} to use records as they are"
-        )
     if not file.endswith(".py"):
-        raise ConfigError(
-            f"data.reader={reader}: is not FILE.py:FUNCTION; name the file, such as {file.replace('.', '/')}.py:{name}"
-        )
+        raise _refused(reader, f"is not FILE.py:FUNCTION; name the file, such as {file.replace('.', '/')}.py:{name}")
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
-        raise ConfigError(
-            f"data.reader={reader}: {file}: {error.strerror}; relative paths begin in {Path.cwd()}"
-        ) from error
+        raise _refused(reader, f"{file}: {error.strerror}; relative paths begin in {Path.cwd()}") from error
+
+
+def _refused(reader: str, why: str) -> ConfigError:
+    return ConfigError(f"{argument('--reader')}={reader}: {why}")
 
 
 @cache
@@ -158,16 +144,16 @@ def _load_function(reader: str, sha256: str | None) -> Callable[[Record], Record
     file, _, name = reader.rpartition(":")
     source = Path(file).read_bytes()
     if hashlib.sha256(source).hexdigest() != sha256:
-        raise ConfigError(f"data.reader={reader}: {file} was changed meanwhile; call again")
+        raise _refused(reader, f"{file} was changed meanwhile; call again")
     module = sys.modules[f"reader_{sha256}"] = ModuleType(f"reader_{sha256}")
     module.__file__ = file
     try:
         exec(compile(source, file, "exec"), module.__dict__)  # no import, which may take a stale .pyc
         function = getattr(module, name)
     except Exception as error:  # the user's code, which may raise anything
-        raise ConfigError(f"data.reader={reader}: cannot be loaded: {type(error).__name__}: {error}") from error
+        raise _refused(reader, f"cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise ConfigError(f"data.reader={reader}: is not a function; it takes a record and returns one, or None")
+        raise _refused(reader, "is not a function; it takes a record and returns one, or None")
     return function
 
 
@@ -176,9 +162,9 @@ def _apply_reader(function: Callable[[Record], Record | None], record: Record) -
     try:
         result = function(record)
     except Exception as error:  # the user's code, which may raise anything
-        raise RejectedLine("data.reader failed", f"{type(error).__name__}: {error}") from error
+        raise RejectedLine("reader failed", f"{type(error).__name__}: {error}") from error
     if result is None:
-        raise RejectedLine("left out by data.reader", "it returned None")
+        raise RejectedLine("left out by the reader", "it returned None")
     if not isinstance(result, dict):
-        raise RejectedLine("data.reader failed", f"it returned a {type(result).__name__}, not a dict or None")
+        raise RejectedLine("reader failed", f"it returned a {type(result).__name__}, not a dict or None")
     return result

@@ -79,7 +79,7 @@ def _columns(path: Path, names: list[str], keys: list[str] | None) -> list[str]:
             raise DataError(
                 f"{argument('--input')} {path}: {problem} {name!r}; the columns are {', '.join(map(repr, names))}: name the one "
                 "with the text in data.text_key, or say the domain of the file with data.domain_of; a "
-                "data.reader reads columns of other names"
+                "reader reads columns of other names"
             )
     return list(dict.fromkeys(needed_names))
 

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import encoding, reading
-from pangu_sigma.data.prepare.prepare import _checked_before_reading, prepare
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, _checked_before_reading, prepare
 from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.text.layout import Layout
 from pangu_sigma.writable import NotWritable
 
 CHINESE = ["中国人民的希望。", "这本书很好，推荐给大家。", "今天天气不错，我们去公园。", "新年讲话", "他说：“你好。”"]
@@ -92,8 +94,17 @@ def test_unusable_lines_are_counted_and_kept(prepared, text):
 def test_a_rule_for_files_that_are_not_there_is_warned_of(text, tmp_path, config, caplog):
     rules = {"domain_of": {"books/*": "zh", "a.*": "en"}}
     config = with_data(config, **rules)
-    assert _checked_before_reading(config, [text], tmp_path / "out") == [text]
+    assert _checked_before_reading(config, Layout.of(config), [text], tmp_path / "out") == [text]
     assert caplog.messages == ["data.domain_of: 'books/*' matches no file of input, so this rule does nothing"]
+
+
+def test_text_that_another_reader_read_is_other_text(text, tmp_path, config):
+    (tmp_path / "reads.py").write_text("def read(record):\n    return record\n")
+    options = replace(ONE_PROCESS, reader=f"{tmp_path / 'reads.py'}:read")
+    manifest = prepare(config, [text], tmp_path / "out", options)
+    assert manifest.config["reader"][0] == options.reader
+    with pytest.raises(ConfigError, match=r"prepared otherwise \(reader\)"):
+        prepare(config, [text], tmp_path / "out")
 
 
 def test_running_again_does_nothing_and_gives_the_same_elsewhere(prepared, text, tmp_path, config, caplog):

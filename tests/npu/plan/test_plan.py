@@ -153,7 +153,7 @@ def test_the_command_prints_or_writes(capsys, tmp_path: Path, trillion: dict[str
         ((TINY,), "plan needs --devices N, for a plan on N NPUs; or --scan"),
         ((TINY, "--scan", "--compile"), "plan needs --devices N"),
         ((TINY, "--devices", 7), "The nearest numbers that can be are 4 or 8"),
-        ((TINY, "--devices", 0), "devices=0 is not allowed: it must be greater than or equal to 1"),
+        ((TINY, "--devices", 0), "--devices=0 is not allowed: it must be greater than or equal to 1"),
         (
             (TINY, "--devices", 12, "--set", "train.batch_size=12"),
             "MindSpore takes 1, 2, 4 or a multiple of 8",
@@ -187,7 +187,7 @@ def test_a_plan_that_does_not_fit_ends_with_status_1_and_the_least_number_is_nam
     arguments = (MODEL_CONFIGS / "sigma_38b.yaml", "--devices", 64)
     assert command(*arguments) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
-    assert command(*arguments, "--chip", "910b") == 0
+    assert command(*arguments, "--set", "parallel.chip=910b") == 0
     assert "DOES NOT FIT" not in capsys.readouterr().out
     plan = make_plan(load_config(TRILLION), 64)
     assert (plan["fits"], plan["what_fits"], plan["least_devices"]) == (False, None, 256)

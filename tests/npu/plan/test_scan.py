@@ -32,7 +32,7 @@ def test_rows_are_the_plans_of_suggested_layouts_on_8_to_4096():
 
 
 def test_the_command_writes_json_and_text(capsys):
-    assert main(["plan", str(TINY), "--chip", "910b", "--scan", "--json", "-"]) == 0
+    assert main(["plan", str(TINY), "--set", "parallel.chip=910b", "--scan", "--json", "-"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert (tree["name"], tree["chip"], tree["least_devices"]) == ("sigma_tiny", "910b", 1)
     assert [row["devices"] for row in tree["scan"]] == [8, 16], "it cannot be laid out on others"

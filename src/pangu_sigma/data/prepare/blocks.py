@@ -7,7 +7,7 @@ number of its block times 2^24, plus its row: documents are numbered in the orde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow.dataset as ds
@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.stages.stage import Stage
 from pangu_sigma.domains import Domains, domains_of
+from pangu_sigma.text.layout import Layout
 
 ROW_BITS, GROUP_BITS = 24, 16
 """Bits of a row's number in its row group, and of the row group's number in its file."""
@@ -24,11 +25,12 @@ UNIT_BITS = ROW_BITS + GROUP_BITS
 
 @dataclass(frozen=True)
 class Work:
-    """What every unit of a preparation needs to know. size: bytes of text of a block."""
+    """What every unit of a preparation needs to know. size: bytes of text of a block. layout: layout of the records."""
 
     config: Config
     stage: Stage
     size: int
+    layout: Layout = field(default_factory=Layout)
 
     @cached_property
     def domains(self) -> Domains:

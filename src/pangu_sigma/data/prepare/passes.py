@@ -119,7 +119,7 @@ class Passes:
         work, decisive, files = self.work, self._decisive, [Path(path) for path, *_ in stamps]
         units = input_units(files, work.size)
         domains = [[domain.name, domain.format, domain.language] for domain in work.domains]
-        text = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "reader_sha256", "versions")]
+        text = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "versions")]
         near = work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
         self._begin("read", work.size, domains, text, near)
         self._map("read", read, [*enumerate(units)])

@@ -54,12 +54,13 @@ _STAGE_FORMAT = 12
 
 @dataclass(frozen=True)
 class Options:
-    """How a preparation is done; no token depends on it. workers: number of processes; None: as many as there are cores, fewer for
-    little text. ray: address of a Ray cluster that does the work. sources: sources of input files, for the manifest; a file that
-    has none here is the user's."""
+    """How a preparation is done; tokens depend on `reader` alone. workers: number of processes; None: as many as there are cores,
+    fewer for little text. ray: address of a Ray cluster that does the work. reader: as in `Layout`. sources: sources of input
+    files, for the manifest; a file that has none here is the user's."""
 
     workers: int | None = None
     ray: str | None = None
+    reader: str | None = None
     sources: Mapping[Path, list[Source]] = field(default_factory=dict)
 
 
@@ -92,7 +93,7 @@ def preview(
     return _prepare(config, inputs, Path(config.data.path), options, old, writes=False)
 
 
-def _checked_before_reading(config: Config, inputs: list[Path], output: Path) -> list[Path]:
+def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
     """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
@@ -100,7 +101,6 @@ def _checked_before_reading(config: Config, inputs: list[Path], output: Path) ->
             raise ConfigError(
                 f"domains: prepared data has a folder {TOKENIZER_NAME} of its own; give the domain another name"
             )
-    layout = Layout.of(config)
     for path in inputs:
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise DataError(
@@ -117,7 +117,8 @@ def _prepare(
     config: Config, inputs: list[Path], output: Path, options: Options, old: KeptVocabulary | None, writes: bool
 ) -> tuple[Manifest, list[str]]:
     """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
-    inputs, kept = _checked_before_reading(config, inputs, output), old or KeptVocabulary.of(config)
+    layout, kept = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
+    inputs = _checked_before_reading(config, layout, inputs, output)
     if (conflict := "" if old else _conflict(config, output, {})) and writes:
         raise ConfigError(conflict)
     stamps = stamps_of(inputs)
@@ -129,7 +130,8 @@ def _prepare(
     ):
         stage.begin("hash", key_of([_STAGE_FORMAT, stamps]), [])
         hashes = [table["sha256"][0].as_py() for table in run_pass(executor, stage, "hash", hash_file, inputs)]
-        decisive = _decisive(config, [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)], kept)
+        hashed_inputs = [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)]
+        decisive = _decisive(config, layout, hashed_inputs, kept)
         conflict = "" if old else _conflict(config, output, decisive)
         if conflict and writes:
             raise ConfigError(conflict)
@@ -140,7 +142,7 @@ def _prepare(
             manifest, problems = data.manifest, list[str]()
         else:
             stage = replace(stage, preparation=key_of(decisive))
-            passes = Passes(Work(config, stage, block_size(size)), executor, kept, decisive)
+            passes = Passes(Work(config, stage, block_size(size), layout), executor, kept, decisive)
             sources, quarantine = passes.read(stamps, options.sources)
             manifest, problems = passes.complete(sources, quarantine, writes)
             problems = [conflict, *problems] if conflict else problems
@@ -161,7 +163,7 @@ def add_domains(folder: Path, output: Path) -> None:
         commit(folder / name, output / name)
 
 
-def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
+def _decisive(config: Config, layout: Layout, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
     """Return all that decides the content of the folder: settings, the text, and versions of the programs that cut it.
 
     inputs: path and hash of each input file.
@@ -173,7 +175,7 @@ def _decisive(config: Config, inputs: list[list[Any]], kept: KeptVocabulary | No
         "slot_rows": config.model.slot_rows,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
         "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
-        "reader_sha256": Layout.of(config).reader_sha256,
+        "reader": [layout.reader, layout.reader_sha256],
         "inputs": inputs,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }

@@ -16,7 +16,6 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import InputUnit, read_unit
-from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.segmentation import english_runs
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]
 
     def items_of_unit() -> Iterator[Document | Rejected]:
         nonlocal lines
-        lines = yield from read_unit(unit, Layout.of(work.config), work.domains)
+        lines = yield from read_unit(unit, work.layout, work.domains)
 
     def table() -> pa.Table:
         first = (number << GROUP_BITS | group) << ROW_BITS

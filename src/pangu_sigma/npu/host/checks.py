@@ -113,7 +113,7 @@ def _chip(listed: list[Npu], detected: Chip | None, chosen: ChosenChip | None) -
     planned = chosen.name if chosen else detected
     total, expected = min(npu.total for npu in listed), CHIP_DATA[planned].memory // _MB
     if total < expected:
-        fix = "plan for the chip that is here: --chip, whose memory `plan` counts with"
+        fix = "plan for the chip that is here: parallel.chip, whose memory `plan` counts with"
         return failed(f"{state}; HBM of {total} MB, and {planned} is planned with {expected} MB", fix)
     if chosen is None:
         return passed(state)
