@@ -263,7 +263,7 @@ def _watch(
     """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None."""
     is_reported = False
     while not peers.ended:
-        stop = _failure(processes, watchdog) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
+        stop = _failure(processes) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
@@ -273,36 +273,26 @@ def _watch(
     return None
 
 
-def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return the reason to stop if a process has failed, else None; log the last lines of the first that failed. The reason also
-    names ranks whose process is stopped, because the failed process may have waited for them."""
+def _failure(processes: Processes) -> Stop | None:
+    """Return the reason to stop if a process has failed, else None; log the last lines of the first that failed."""
     failures = processes.failures()
     if not failures:
         return None
     failure = failures[0]
     log = processes.log(failure.name)
     logger.error("%s (%s); the end of %s:\n%s", failure, socket.gethostname(), log, processes.last_lines(failure.name))
-    paused = watchdog.stopped(processes.ranks)
-    if paused is not None:
-        _log_last_lines(processes)
-    reason = f"{failure} and {paused}" if paused else f"{failure}"
-    return Stop(f"{reason} ({socket.gethostname()})", 2 if failure.status == 2 else 1)
+    return Stop(f"{failure} ({socket.gethostname()})", 2 if failure.status == 2 else 1)
 
 
 def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return the reason to stop if ranks hang, else None; log the ends of all logs."""
-    message = watchdog.hung(processes.ranks)
+    """Return the reason to stop if ranks hang, else None; log the last lines of all ranks, where their stacks are."""
+    message = watchdog.hang_message(processes.ranks)
     if message is None:
         return None
-    _log_last_lines(processes)
-    return Stop(f"{message} ({socket.gethostname()})", 1)
-
-
-def _log_last_lines(processes: Processes) -> None:
-    """Log the last lines of all ranks, where their stacks are."""
     for rank in processes.ranks:
         name = f"rank {rank}"
         logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
+    return Stop(f"{message} ({socket.gethostname()})", 1)
 
 
 def _end_ranks(processes: Processes, signals: _Signals, grace: float) -> bool:

@@ -106,9 +106,8 @@ def _check_node(chip: Chip, ranks: int) -> None:
 
 def main(arguments: list[str], host: Host) -> str:
     """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for the chip that the
-    first argument, else PANGU_SIGMA_CHIP, else the PCI devices name; else it is 910A. The chip and its source are printed to standard
-    error. Raises UnknownChip.
-    """
+    first argument, else PANGU_SIGMA_CHIP, else the PCI devices name; else it is 910A. Print the chip and its source to standard
+    error. Raises UnknownChip."""
     if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
         chosen = NamedChip(known_chip(arguments[0], "chip"), "the argument")
     else:
