@@ -19,7 +19,8 @@ from pangu_sigma.training.log.metrics import read_metrics
 _LAUNCH = [sys.executable, "-m", "pangu_sigma", "launch"]
 _STEPS, _SAVED = 160, 20
 _HANG = 20
-"""Seconds without progress that are a hang; the first step, which compiles, takes a third of them on a busy machine."""
+"""Seconds without progress that are a hang: more than the first step takes, which compiles, and less than the 30 s after which
+MindSpore's scheduler gives a paused rank up."""
 
 
 def killed(work: Path, full: bool) -> Sequence[Case]:
