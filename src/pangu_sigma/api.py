@@ -137,7 +137,6 @@ def train(
         pangu-sigma train sigma_tiny -o runs/short --set train.steps=100 --set routing.table=balanced
         pangu-sigma train runs/short --from-step 50 --set train.steps=200
     """
-    from pangu_sigma.training.finished import take_up_finished
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
     resolved, folder = arguments.resolve_run(config, output, overrides)
@@ -156,8 +155,6 @@ def train(
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder):
                 pass
-        if take_up_finished(folder, resolved, options):
-            return Model(folder, outcome=_summary(folder))
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
 

@@ -32,9 +32,10 @@ from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.feed import InputPipeline
-from pangu_sigma.training.finished import conclude
 from pangu_sigma.training.health import Health, examine
-from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean
+from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean, read_metrics
+from pangu_sigma.training.log.report import draw_report
+from pangu_sigma.training.log.summary import format_divergence
 from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.start import (
     DEFAULT_START,
@@ -321,16 +322,21 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                     trainer.save_in_turn(is_last or stopped)
             trainer.timeline.step_done(step)
     ranks.leave()  # no rank waits while the first one draws the report
-    if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
-        conclude(folder, config)
+    if ranks.first and trainer.finished and config.finetune is None:  # the report of a tuned run shows its result
+        draw_report(folder)
+        if divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr):
+            logger.warning("%s", divergence)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer
 
 
 def _remarks(trainer: Trainer) -> list[str]:
-    """Return the warnings to log before a training of this length begins."""
+    """Return the warnings to log before a training of this length begins; for a run that has taken all steps, that it has."""
     config, steps = trainer.config, trainer.config.train.steps
+    if trainer.finished and config.finetune is None:
+        step = trainer.progress.step
+        return [f"nothing to do: {trainer.run.path} is at step {step} of {steps}; raise train.steps to train on"]
     names, warmup = [domain.name for domain in config.domains], config.train.optimizer.warmup_steps
     remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
     if warmup > steps:
