@@ -4,7 +4,6 @@ over 8, 16, …, 4,096 NPUs. Pure Python."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +22,7 @@ from pangu_sigma.npu.plan.suggest import (
     what_fits,
     with_parallel,
 )
-from pangu_sigma.npu.plan.traffic import CollectiveCalls, collectives, link_bytes
+from pangu_sigma.npu.plan.traffic import collectives, link_bytes
 from pangu_sigma.npu.rows import chip_of, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
@@ -57,8 +56,7 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
     the NPU and of the host that need most; tight: less than a tenth is left. seconds: step time of the slowest stage.
     all_experts_seconds: step time if all experts are moved and updated, as in the paper's baseline; None if all are active.
     moved_gb: traffic by link of the NPU that has most. compiled, differences: see `compile_plan`. collectives and parameters are of
-    one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted; bytes as `CollectiveCalls.nbytes`;
-    slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
+    one rank of each stage; bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
     """
     layouts = fastest_layouts(config, devices)
     planned = laid_out(config, devices, layouts)
@@ -92,7 +90,7 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
         "all_experts_seconds": step_time_all_experts(planned).step if has_inactive_experts else None,
         "moved_gb": {link: nbytes / 1e9 for link, nbytes in busiest_links.items()},
         "stages": [_stage_section(planned, stage) for stage in stages],
-        **calls_of([collectives(planned, stage) for stage in stages]),
+        **_collective_sections(planned),
         "compiled": [],
         "differences": None,
         "parallel": planned.parallel.model_dump(),
@@ -123,18 +121,18 @@ def _stage_section(config: Config, stage: int) -> dict[str, Any]:
     return {"first_rank": first, "layers": [layers[0], layers[-1]], "rre_layers": routed, "npu_memory_gib": needed}
 
 
-def calls_of(collectives_of_stages: Iterable[Iterable[CollectiveCalls]]) -> dict[str, list[dict[str, Any]]]:
+def _collective_sections(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Return the two sections of a plan about collectives: `calls`, a row for each stage, operator and size of group, and
     `collectives`, a row for each phase and purpose as well."""
     rows, collective_rows = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
-    for stage, c in ((stage, c) for stage, of_stage in enumerate(collectives_of_stages) for c in of_stage):
-        empty_row = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
-        row = rows.setdefault((stage, c.op, c.group_size), empty_row | {"phases": dict.fromkeys(_PHASES, 0)})
-        row["calls"] += c.count
-        row["gb"] += c.nbytes / 1e9
-        row["phases"][c.phase] += c.count
-        plain_fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(c).items()}
-        collective_rows.append(plain_fields | {"stage": stage})
+    for stage in range(config.parallel.stages):
+        for c in collectives(config, stage):
+            empty_row = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
+            row = rows.setdefault((stage, c.op, c.group_size), empty_row | {"phases": dict.fromkeys(_PHASES, 0)})
+            row["calls"] += c.count
+            row["gb"] += c.nbytes / 1e9
+            row["phases"][c.phase] += c.count
+            collective_rows.append(asdict(c) | {"axes": list(c.axes), "stage": stage})
     return {"calls": [rows[key] for key in sorted(rows)], "collectives": collective_rows}
 
 
