@@ -44,7 +44,8 @@ _SHOWN_PREFIXES = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_"
 
 @dataclass(frozen=True)
 class Devices:
-    """Accelerators of the ranks, one for each, and what a launch does for them. Cores are bound to ranks.
+    """Accelerators of the ranks, one for each, and what a launch does for them. `msrun` binds each rank to the cores near its device
+    where it knows them.
 
     title: name for messages, such as `Ascend 910A`. key: the configuration's key and value that choose them.
     per_node: number of devices of one node. environment: variables of the ranks, unless they are set already.
@@ -106,7 +107,6 @@ class Job:
 
     def msrun(self, folder: Path) -> list[str]:
         """Return the command that starts this node's ranks with `msrun`, MindSpore's launcher. folder: folder of their logs."""
-        bind = ["--bind-cores", str(self.local)] if self.devices else []
         return [
             "msrun",
             f"--worker_num={self.ranks}",
@@ -117,7 +117,7 @@ class Job:
             f"--log_dir={folder}",
             "--join=False",  # it only starts the ranks: see `processes`
             *(["--bind_core=True"] if self.devices else []),
-            *["python", "-m", "pangu_sigma.ranks.worker", *bind, str(self.gate), *self.command],
+            *["python", "-m", "pangu_sigma.ranks.worker", str(self.gate), *self.command],
         ]
 
 
@@ -215,15 +215,14 @@ def _check_devices(job: Job, devices: Devices) -> None:
 
 def _environment(job: Job) -> dict[str, str]:
     """Return the environment of msrun and the ranks. In it the program `python` is this process's Python, and Python does not
-    buffer output, so that a rank's log has it at once."""
+    buffer output, so that a rank's log has it at once. Ranks share the cores of their node."""
     environment = {
         **child_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }
     if job.devices:
-        return {**job.devices.environment, **environment}
-    # ranks share the cores; on Ascend each is bound to its own
+        environment = {**job.devices.environment, **environment}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
     return environment
 

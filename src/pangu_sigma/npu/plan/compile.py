@@ -96,8 +96,8 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
             _wait(process, f"compile {config.name} for {config.parallel.ranks} ranks")
         if process.returncode < 0:
             raise PlanRefused(
-                f"compiling the step was killed by signal {-process.returncode}, perhaps for lack of memory, which grows with layers "
-                "times train.accumulation (6 GiB for 40 layers, 2 micro-batches); compile on a larger machine"
+                f"compiling the step was killed by signal {-process.returncode}, perhaps for lack of memory, which grows with "
+                "layers times train.accumulation (6 GiB for 40 layers, 2 micro-batches); compile on a larger machine"
             )
         if process.returncode or not (work / "result.json").exists():
             raise PlanRefused(_reason((work / "log").read_text(encoding="utf-8", errors="replace")))
