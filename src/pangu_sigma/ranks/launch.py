@@ -44,8 +44,8 @@ _SHOWN_PREFIXES = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_"
 
 @dataclass(frozen=True)
 class Devices:
-    """Accelerators of the ranks, one for each, and what a launch does for them. `msrun` binds each rank to the cores near its device
-    where it knows them.
+    """Accelerators of the ranks, one for each, and what a launch does for them. `msrun` binds each rank to the cores near its
+    device where it knows them.
 
     title: name for messages, such as `Ascend 910A`. key: the configuration's key and value that choose them.
     per_node: number of devices of one node. environment: variables of the ranks, unless they are set already.
