@@ -70,37 +70,18 @@ class ExchangePlan(RoutingPlan):
         return self.offsets_GA1[:, 1:]
 
 
-def exchange_plan(
-    layout: DispatchLayout,
-    experts_GT: np.ndarray,
-    ids_PA: np.ndarray,
-    active: tuple[np.ndarray, np.ndarray],
-    peer: int,
-    fit_GPK: np.ndarray,
-    room: Capacity,
-    dropped: int = 0,
-) -> ExchangePlan:
-    """Make the routing plan of a segment on one rank, for G micro-batches.
-
-    Args:
-        experts_GT: expert of each of the rank's tokens, by its number among all K.
-        ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
-        active: active_A and used_A1 of the rank's own active list.
-        peer: number of this rank in its group.
-        fit_GPK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.accepted`).
-        dropped: number of rows of the whole batch that do not fit.
-    """
-    pairs = zip(experts_GT, fit_GPK, strict=True)
-    micro_batches = [_plan_micro_batch(layout, experts_T, fit_PK, ids_PA, peer, room) for experts_T, fit_PK in pairs]
-    fields = (np.stack(arrays).astype(np.int32) for arrays in zip(*micro_batches, strict=True))
-    return ExchangePlan(*active, *fields, dropped=dropped)
-
-
-def _plan_micro_batch(
+def plan_micro_batch(
     layout: DispatchLayout, experts_T: np.ndarray, fit_PK: np.ndarray, ids_PA: np.ndarray, peer: int, room: Capacity
 ) -> tuple[np.ndarray, ...]:
-    """Return the array fields of `ExchangePlan` for one micro-batch, in their order: order_R, inverse_T, offsets_A1, arrive_W,
-    leave_R, sent_P, taken_P."""
+    """Return the array fields of `ExchangePlan` for one micro-batch of a segment on one rank, in their order: order_R, inverse_T,
+    offsets_A1, arrive_W, leave_R, sent_P, taken_P.
+
+    Args:
+        experts_T: expert of each of the rank's tokens, by its number among all K.
+        fit_PK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.accepted`).
+        ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
+        peer: number of this rank in its group.
+    """
     sent_PA = np.where(ids_PA >= 0, fit_PK[peer][ids_PA], 0)
     taken_PA = np.where(ids_PA[peer] >= 0, fit_PK[:, ids_PA[peer]], 0)
     if layout == "dropless":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.npu.capacity import Receivers, check_room, exchange_plan, sent_rows
+from pangu_sigma.npu.capacity import ExchangePlan, Receivers, check_room, plan_micro_batch, sent_rows
 from pangu_sigma.npu.rows import Room, dispatch_layout, even_rows_received, room_of
 from pangu_sigma.ranks.layout import Layout, active_in_group, data_rank_of, share_of, takers_of_group
 from pangu_sigma.rre.plan import RoutingPlan, active_list
@@ -68,7 +68,11 @@ class ExchangePlanner:
         lists = [active_list(segment, r[r >= 0]) for segment, r in zip(segments, rows, strict=True)]
         # the expert at each entry of each peer's list, -1 at unused entries
         ids_PA = np.stack([np.append(s.held, -1)[active_A] for s, (active_A, _) in zip(segments, lists, strict=True)])
-        return exchange_plan(self._layout, own_GT, ids_PA, lists[peer], peer, fit_GPK, room, dropped)
+        pairs = zip(own_GT, fit_GPK, strict=True)
+        micro_batches = [plan_micro_batch(self._layout, own_T, fit_PK, ids_PA, peer, room) for own_T, fit_PK in pairs]
+        fields = (np.stack(arrays).astype(np.int32) for arrays in zip(*micro_batches, strict=True))
+        active_A, used_A1 = lists[peer]
+        return ExchangePlan(active_A, used_A1, *fields, dropped=dropped)
 
     def _check(self, kind: Segment, numbers: list[int], sent_NGDK: np.ndarray, tokens: int) -> None:
         """Raise CapacityError if rows have no room and may not be dropped.

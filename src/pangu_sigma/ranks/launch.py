@@ -122,15 +122,13 @@ class Job:
 
 
 def launch(job: Job) -> int:
-    """Run a job to its end and return the exit status.
+    """Run a job to its end and return the exit status. `check_job` and `check_ports` come before.
 
     0: all ranks ended well, also if they were asked to stop.
     1: a failure remained after all restarts, or ranks that were asked to stop did not end in time.
     2: a rank reported an error that only the user can fix.
     Raises LaunchError for errors that are found before ranks start.
     """
-    check_job(job)
-    check_ports(job)
     launch_time = time.strftime("%Y%m%d-%H%M%S")
     for start in range(job.restarts + 1):
         if start > 0:

@@ -280,11 +280,9 @@ def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return mapping
 
 
-def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
-
-    steps: True to refuse `step` lines with the names of an earlier version. Raises FileNotFoundError without a metrics.jsonl.
-    """
+    Raises FileNotFoundError without a metrics.jsonl."""
     lines, texts = [], (folder / FILE).read_bytes().splitlines()
     for number, text in enumerate(texts, 1):
         try:
@@ -294,11 +292,6 @@ def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
             lines.append(line)
         except (DamagedFile, ValueError, TypeError, KeyError, RecursionError):
             logger.warning("%s: line %d was changed, or cut off by a crash; it is left out", folder / FILE, number)
-    if steps and any(line["kind"] == "step" and "per_domain_loss" in line for line in lines):
-        raise EmptyLogError(
-            f"{folder / FILE}: an earlier version logged steps there, under other names; commit e9a89c7e reports them. To train "
-            "on, move the file away: the run then begins another log"
-        )
     return lines
 
 
@@ -319,7 +312,7 @@ def metrics_columns(run: Path, kind: str) -> dict[str, Any]:
 def lines_by_kind(run: Path) -> defaultdict[str, list[dict[str, Any]]]:
     """Return the lines of a run's log by their kind, in order. Raises FileNotFoundError without a log."""
     lines = defaultdict(list)
-    for line in read_metrics(run, steps=True):
+    for line in read_metrics(run):
         lines[line["kind"]].append(line)
     return lines
 
@@ -375,7 +368,7 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
     """
     if not file.exists():
         return
-    lines = read_metrics(file.parent, steps=True) if step else []
+    lines = read_metrics(file.parent) if step else []
     lines = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
     logged = max((line["step"] for line in lines if line["kind"] == "step"), default=0)
     if logged < step:
