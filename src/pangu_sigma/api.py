@@ -40,7 +40,7 @@ from pangu_sigma.npu.host.environment import devices_of
 from pangu_sigma.npu.supported import check_machine
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.ranks import launch as ranks_launch
-from pangu_sigma.ranks.ranks import is_rank, started_ranks
+from pangu_sigma.ranks.ranks import check_started_ranks, is_rank
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.rre.own_table import Router, own_table
 from pangu_sigma.sections import Activation
@@ -145,7 +145,7 @@ def train(
         check_training_fits(resolved)
     else:
         check_machine()
-    started_ranks(resolved.parallel)
+    check_started_ranks(resolved.parallel)
     check_folder_writable(folder, "--output")
     if resolved.ecss.path is not None:
         check_folder_writable(Path(resolved.ecss.path), "ecss.path")

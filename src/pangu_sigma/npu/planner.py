@@ -11,7 +11,7 @@ import numpy as np
 
 from pangu_sigma.config import Config
 from pangu_sigma.npu.capacity import ExchangePlan, Receivers, check_room, plan_micro_batch, sent_rows
-from pangu_sigma.npu.rows import Room, dispatch_layout, even_rows_received, room_of
+from pangu_sigma.npu.row_counts import Room, dispatch_layout, even_rows_received, room_of
 from pangu_sigma.ranks.layout import Layout, active_in_group, data_rank_of, share_of, takers_of_group
 from pangu_sigma.rre.plan import RoutingPlan, active_list
 from pangu_sigma.sections import Segment

@@ -32,7 +32,7 @@ def saved_parts(
                 yield shard, name, parameter, Part.everything(tuple(parameter.shape)), rank == 0
             else:
                 part = part_of(array, config.parallel, rank, segment.held if segment else None)
-                yield shard, name, parameter, part, writes(array, config, rank)
+                yield shard, name, parameter, part, is_writer(array, config, rank)
 
 
 def part_of(array: Array, parallel: ParallelConfig, rank: int, held: np.ndarray | None = None) -> Part:
@@ -48,7 +48,7 @@ def part_of(array: Array, parallel: ParallelConfig, rank: int, held: np.ndarray 
     return Part(array.shape, ((first, first + array.kept[0]),), tuple(offset))
 
 
-def writes(array: Array, config: Config, rank: int) -> bool:
+def is_writer(array: Array, config: Config, rank: int) -> bool:
     """Return True if `rank` writes its part of the array to the checkpoint: the first of the ranks with the same part does."""
     if array.divided:
         return True  # no two ranks hold the same rows

@@ -248,7 +248,7 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
             if stop is None:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
-            peers.tell(stop)
+            peers.send_stop(stop)
             ended_well = _end_ranks(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
             follower.copy()
     return (stop.status, stop.status == 1) if stop.status else (int(not ended_well), False)
@@ -259,13 +259,13 @@ def _watch(
 ) -> Stop | None:
     """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None."""
     is_reported = False
-    while not peers.ended:
+    while not peers.all_done:
         stop = _failure(processes) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
-        if not is_reported and not processes.running:
-            peers.done()
+        if not is_reported and not processes.running_names:
+            peers.report_done()
             is_reported = True
     return None
 
@@ -298,14 +298,14 @@ def _end_ranks(processes: Processes, signals: _Signals, grace: float) -> bool:
     processes.terminate()
     deadline = time.monotonic() + grace
     failures = []
-    while processes.running and time.monotonic() < deadline and signals.times < 2:
+    while processes.running_names and time.monotonic() < deadline and signals.times < 2:
         time.sleep(_POLL_SECONDS)
         failures += processes.failures()
-    for name in processes.running:
+    for name in processes.running_names:
         logger.warning("%s did not end within %g s of SIGTERM: killed", name, grace)
     for failure in failures:
         logger.warning("%s when it was to end", failure)
-    return not failures and not processes.running
+    return not failures and not processes.running_names
 
 
 class _Signals:

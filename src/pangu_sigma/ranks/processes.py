@@ -86,7 +86,7 @@ class Processes:
         self._gate.close()
 
     @property
-    def running(self) -> list[str]:
+    def running_names(self) -> list[str]:
         """Names of the ranks that have not ended, and `msrun` until it has started all ranks."""
         return [name for name in self._names.values() if name != SCHEDULER]
 

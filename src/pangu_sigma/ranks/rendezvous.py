@@ -92,7 +92,7 @@ class Peers:
         self._node, self._links, self.folder = node, links, folder
         self._nodes = len(links) + 1
         self._finished_nodes: set[int] = set()
-        self.ended = False
+        self.all_done = False
 
     def __enter__(self) -> Peers:
         return self
@@ -119,18 +119,18 @@ class Peers:
             for message in messages or []:
                 if "stop" in message:
                     return Stop(*message["stop"])
-                self.ended |= "end" in message
+                self.all_done |= "end" in message
                 if "done" in message:
                     self._finish(link.node)
         return None
 
-    def tell(self, stop: Stop) -> None:
+    def send_stop(self, stop: Stop) -> None:
         """Send the reason to stop to all other nodes."""
         for link in self._links:
             link.send(stop=[stop.reason, stop.status])
 
-    def done(self) -> None:
-        """Report that the ranks of this node have ended well. `ended` becomes True once all nodes have reported it."""
+    def report_done(self) -> None:
+        """Report that the ranks of this node have ended well. `all_done` becomes True once all nodes have reported it."""
         if self._node == 0:
             self._finish(0)
         else:
@@ -141,7 +141,7 @@ class Peers:
         """On node 0: record that the ranks of a node have ended well, and tell all nodes once all have."""
         self._finished_nodes.add(node)
         if len(self._finished_nodes) == self._nodes:
-            self.ended = True
+            self.all_done = True
             for link in self._links:
                 link.send(end=True)
 

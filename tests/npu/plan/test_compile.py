@@ -15,12 +15,12 @@ from helpers.small_clusters import MODEL_CONFIGS
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import load_config
-from pangu_sigma.npu.cuts import accumulator_arrays, active_buffers, dense_weights, summed_alone
+from pangu_sigma.npu.cuts import accumulator_arrays, active_buffers, dense_weights, only_micro_batches_sum
 from pangu_sigma.npu.plan import compile as compile_module
 from pangu_sigma.npu.plan.compile import Compiled, PlanRefused, compile_step, read_graph
 from pangu_sigma.npu.plan.differences import compiled_sections
 from pangu_sigma.npu.plan.plan import laid_out
-from pangu_sigma.npu.rows import dispatch_layout, gather_operator
+from pangu_sigma.npu.row_counts import dispatch_layout, gather_operator
 from pangu_sigma.ranks.layout import rre_layers_of_stage
 
 TINY = MODEL_CONFIGS / "sigma_tiny.yaml"
@@ -47,7 +47,7 @@ def check(config: Config) -> list[Compiled]:
         routed = len(rre_layers_of_stage(config, stage)) * len(config.model.segments)
         # micro-batches, with stages or without, share the look-ups of a step
         of_worker = {"FetchStored": routed, "StartUpdate": routed}
-        if summed_alone(config):
+        if only_micro_batches_sum(config):
             of_worker["Add"] = len(active_buffers(config, stage))
         assert compiled.host_operators == (of_worker if routed else {})
         exchanges = 2 * routed * passes if parallel.expert > 1 else 0

@@ -12,7 +12,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.plan.memory import communicators, host_items, npu_items
 from pangu_sigma.npu.plan.suggest import with_parallel
 from pangu_sigma.npu.plan.traffic import collectives
-from pangu_sigma.npu.rows import capacity, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.row_counts import capacity, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import Layout
 
 TABLES = 16 * 4 + 2 * 4 * 4

@@ -23,7 +23,7 @@ from pangu_sigma.npu.plan.suggest import (
     with_parallel,
 )
 from pangu_sigma.npu.plan.traffic import collectives, link_bytes
-from pangu_sigma.npu.rows import chip_of, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.row_counts import chip_of, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.results import aligned

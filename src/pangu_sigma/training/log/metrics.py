@@ -170,7 +170,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self.write(**evaluation_line(step, losses))
         self.flush()
 
-    def changed(self, step: int, changes: Sequence[Change]) -> None:
+    def changes(self, step: int, changes: Sequence[Change]) -> None:
         """Log configuration changes with which a run resumes after `step`. A new log has the configuration in its first line."""
         if changes and not self._fresh:
             self.write("config", step=step, changes=list(changes))
@@ -248,7 +248,7 @@ class NoLog(AbstractContextManager["NoLog"]):
     def __exit__(self, *_: object, **__: object) -> None:
         """Write nothing."""
 
-    record = evaluation = changed = write = flush = __exit__
+    record = evaluation = changes = write = flush = __exit__
 
 
 def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
@@ -256,19 +256,20 @@ def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
     numbers = dict[str, Any]()
     for name in dict.fromkeys(name for step in steps for name in step if not name.endswith("seconds")):
         values = [step[name] for step in steps if name in step]
-        metric, finite = name.partition("/")[0], [value for value in values if math.isfinite(value)]
+        metric, finite_values = name.partition("/")[0], [value for value in values if math.isfinite(value)]
         if metric in LAST:
             numbers[name] = values[-1]
         elif metric in SUMMED:
             numbers[name] = sum(values)
         else:
-            numbers |= {name: math.fsum(finite) / len(finite)} if finite else {}
-            numbers |= {f"left_out/{name}": len(values) - len(finite)} if len(finite) < len(values) else {}
-    timed = [step for step in steps if "seconds" in step]
-    if seconds := sum(step["seconds"] for step in timed):
+            left_out = len(values) - len(finite_values)
+            numbers |= {name: math.fsum(finite_values) / len(finite_values)} if finite_values else {}
+            numbers |= {f"left_out/{name}": left_out} if left_out else {}
+    timed_steps = [step for step in steps if "seconds" in step]
+    if seconds := sum(step["seconds"] for step in timed_steps):
         rates = {name: name.removesuffix("_seconds") for name in steps[-1] if name.endswith("_seconds")}
         rates["tokens"] = "tokens_per_second"
-        numbers |= {rate: sum(step[name] for step in timed) / seconds for name, rate in rates.items()}
+        numbers |= {rate: sum(step[name] for step in timed_steps) / seconds for name, rate in rates.items()}
     return numbers
 
 

@@ -67,7 +67,7 @@ class RunLog:
     benchmarks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def evaluated(self) -> str:
+    def evaluation_set(self) -> str:
         """What evaluations read."""
         return "dev" if self.tuning else "held_out"
 
@@ -82,7 +82,7 @@ class RunLog:
         steps, evaluations = (columns(self.lines.get(kind, [])) for kind in ("step", "evaluation"))
         numbers = {name: points(steps, name) for name in steps if name != "step"}
         for name in [name for name in evaluations if name != "step"]:
-            numbers[f"{self.evaluated}_{name.removeprefix('per_domain_')}"] = points(evaluations, name)
+            numbers[f"{self.evaluation_set}_{name.removeprefix('per_domain_')}"] = points(evaluations, name)
         return {name: (step, values) for name, (step, values) in numbers.items() if values.size}
 
     @cached_property
@@ -111,7 +111,7 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
     panels: dict[str, dict[str, None]] = {"loss": {}}
     for run in runs:
         for name, (_, values) in run.numbers.items():
-            metric = name.partition("/")[0].removeprefix(f"{run.evaluated}_")
+            metric = name.partition("/")[0].removeprefix(f"{run.evaluation_set}_")
             if metric in ("loss", "unigram"):
                 panels["loss"][name] = None
             elif metric not in _NO_NUMBER and changes(name, values):
