@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,9 +25,6 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
-from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepare.overview import format_overview
-from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.training.log.metrics import FILE, EmptyLogError, columns, expert_load, flat, lines_by_kind, points
 from pangu_sigma.training.log.summary import PAGE, format_rows, read_tuning
@@ -56,14 +52,13 @@ _STYLES = ("-", "--", ":", "-.")
 class RunLog:
     """Metrics log of a run, for figures and tables. lines: by kind. config: configuration by key path. tuning: `read_tuning`.
 
-    data: overview of the prepared text; a tuned run has none but its parent's. benchmarks: by task. Any of them may be unknown.
+    benchmarks: by task. Any of them may be unknown.
     """
 
     name: str
     lines: Mapping[str, list[dict[str, Any]]]
     config: Mapping[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] | None = None
-    data: str = ""
     benchmarks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -263,16 +258,13 @@ def _read(folder: Path, name: str) -> RunLog:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
     if "run" not in lines:
         raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
-    config, data, benchmarks = dict[str, Any](), "", dict[str, Any]()
+    config, benchmarks = dict[str, Any](), dict[str, Any]()
     # what cannot be read is not shown; the figures are of the log
     with suppress(OSError, ValueError, LookupError, TypeError):
         config = leaves(json.loads((folder / CONFIG_FILE).read_bytes())["config"])
-    with suppress(DataError, LookupError):
-        names = [value for key, value in config.items() if re.fullmatch(r"domains\.\d+\.name", key)]
-        data = "" if tuning else format_overview(load_manifest(folder / config["data.path"], names))
     with suppress(OSError, ValueError):
         benchmarks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
-    return RunLog(name, lines, config, tuning, data, benchmarks)
+    return RunLog(name, lines, config, tuning, benchmarks)
 
 
 def _png(figure: Figure) -> str:
