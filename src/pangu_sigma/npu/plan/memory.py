@@ -97,7 +97,7 @@ def host_items(config: Config, host: int = 0) -> dict[str, int]:
         items["rows: all that can be met"] = len(stages) * row_bytes(config)
         items["rows: gradients of the batch"] = len(stages) * row_gradient_bytes(config)
     # of active experts: weights, placeholders (with `only_micro_batches_sum` a copy of them), and gradients twice
-    items["rows on their way"] = (4 + only_micro_batches_sum(config)) * sum(
+    items["experts: on their way"] = (4 + only_micro_batches_sum(config)) * sum(
         pcie_bytes(config, stage) for stage in stages
     )
     return items | {"processes": len(stages) * PROCESS_RESERVE, "operating system": HOST_RESERVE}

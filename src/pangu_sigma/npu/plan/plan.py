@@ -122,18 +122,20 @@ def _stage_section(config: Config, stage: int) -> dict[str, Any]:
 
 
 def _collective_sections(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """Return the two sections of a plan about collectives: `calls`, a row for each stage, operator and size of group, and
-    `collectives`, a row for each phase and purpose as well."""
-    rows, collective_rows = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
+    """Return the two sections of a plan about collectives: `calls`, a line for each stage, operator and size of group, and
+    `collectives`, a line for each phase and purpose as well."""
+    calls_by_group, collective_lines = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
     for stage in range(config.parallel.stages):
         for c in collectives(config, stage):
-            empty_row = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
-            row = rows.setdefault((stage, c.op, c.group_size), empty_row | {"phases": dict.fromkeys(_PHASES, 0)})
-            row["calls"] += c.count
-            row["gb"] += c.nbytes / 1e9
-            row["phases"][c.phase] += c.count
-            collective_rows.append(asdict(c) | {"axes": list(c.axes), "stage": stage})
-    return {"calls": [rows[key] for key in sorted(rows)], "collectives": collective_rows}
+            empty_line = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
+            line = calls_by_group.setdefault(
+                (stage, c.op, c.group_size), empty_line | {"phases": dict.fromkeys(_PHASES, 0)}
+            )
+            line["calls"] += c.count
+            line["gb"] += c.nbytes / 1e9
+            line["phases"][c.phase] += c.count
+            collective_lines.append(asdict(c) | {"axes": list(c.axes), "stage": stage})
+    return {"calls": [calls_by_group[key] for key in sorted(calls_by_group)], "collectives": collective_lines}
 
 
 def _array_section(array: Array, stage: int) -> dict[str, Any]:
@@ -152,20 +154,20 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 
 def format_tree(tree: dict[str, Any]) -> list[str]:
-    """Format a line for each value, and a table for each list of rows and for each group of values; nothing for None."""
+    """Format a line for each value, and a table for each list of lines and for each group of values; nothing for None."""
     lines = []
     for name, value in tree.items():
         title = name.replace("_", " ")
         if value in (None, [], {}):
             continue
         if isinstance(value, dict):
-            rows, sides = [[key.replace("_", " "), _text(content)] for key, content in value.items()], "<>"
+            cells, sides = [[key.replace("_", " "), _text(content)] for key, content in value.items()], "<>"
         elif isinstance(value, list) and isinstance(value[0], dict):
-            rows, sides = [[*value[0]], *([_text(cell) for cell in row.values()] for row in value)], ">"
+            cells, sides = [[*value[0]], *([_text(cell) for cell in line.values()] for line in value)], ">"
         else:
             lines.append(f"{title}: {_text(value)}")
             continue
-        lines += [title, *(f"  {line}" for line in aligned(rows, sides))]
+        lines += [title, *(f"  {line}" for line in aligned(cells, sides))]
     return lines
 
 
@@ -200,7 +202,7 @@ def scan(config: Config) -> dict[str, Any]:
 
     Raises ConfigError if the configuration cannot be laid out on any of them.
     """
-    rows, chip = [], chip_of(config)
+    layouts, chip = [], chip_of(config)
     for devices in SCANNED:
         try:
             planned = with_parallel(config, **suggest_layout(config, devices).model_dump())
@@ -210,7 +212,7 @@ def scan(config: Config) -> dict[str, Any]:
         npu_bytes, host_bytes = sum(npu_peak(planned).values()), sum(host_peak(planned).values())
         free = 1 - max(npu_bytes / chip.memory, host_bytes / chip.host_memory)  # the smaller fraction of both
         step_seconds = step_time(planned).step
-        row = {
+        layout = {
             "devices": devices,
             "fits": "no" if free < 0 else "tight" if free < TIGHT_FRACTION else "yes",
             "layout": layout_text(planned.parallel),
@@ -220,7 +222,7 @@ def scan(config: Config) -> dict[str, Any]:
             "tokens_per_second": planned.step_tokens / step_seconds,
             "tokens_per_npu": planned.step_tokens / step_seconds / devices,
         }
-        rows.append(row)
-    if not rows:
+        layouts.append(layout)
+    if not layouts:
         raise refusal
-    return {"name": config.name, "chip": config.parallel.chip, "least_devices": least_devices(config), "scan": rows}
+    return {"name": config.name, "chip": config.parallel.chip, "least_devices": least_devices(config), "scan": layouts}

@@ -33,7 +33,7 @@ from pangu_sigma.writable import refuse_link
 logger = logging.getLogger(__name__)
 
 Table = list[dict[str, Any]]
-"""Rows of a table of the page, each with its cells by their heads; a row may lack some."""
+"""Lines of a table of the page, each with its cells by their heads; a line may lack some."""
 
 BENCHMARKS = "benchmarks.json"
 """File of benchmark results in a run folder: metrics, counts, answering domain and checkpoint step of each task."""
@@ -111,10 +111,10 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
                 panels["loss"][name] = None
             elif metric not in _NO_NUMBER and changes(name, values):
                 panels.setdefault(metric, {})[name] = None
-    rows = 1 + math.ceil((len(panels) - 1) / 2)
-    figure = Figure(figsize=(12, 3 * rows), layout="constrained")
+    height = 1 + math.ceil((len(panels) - 1) / 2)  # in panels; the first is as wide as two
+    figure = Figure(figsize=(12, 3 * height), layout="constrained")
     for place, (metric, names) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(rows, 2, (1, 2) if place == 1 else place + 1)
+        axes = figure.add_subplot(height, 2, (1, 2) if place == 1 else place + 1)
         parts = list(dict.fromkeys(["", *(name.partition("/")[2] for name in names)]))
         for run, style in zip(runs, cycle(_STYLES), strict=False):
             for name in names:
@@ -169,16 +169,16 @@ def _unbalanced(run: RunLog) -> str:
 
 def _by_domain(run: RunLog) -> Table:
     """Return every number by domain: its last value in the log, or its sum for what counts steps."""
-    rows: dict[str, dict[str, Any]] = {name: {"domain": name} for name in run.domains}
+    lines: dict[str, dict[str, Any]] = {name: {"domain": name} for name in run.domains}
     for name, (_, values) in run.numbers.items():
         metric, _, domain = name.rpartition("/")
-        if domain in rows:
-            rows[domain][metric] = values.sum() if metric.startswith("left_out/") else values[-1]
-    return [*rows.values()]
+        if domain in lines:
+            lines[domain][metric] = values.sum() if metric.startswith("left_out/") else values[-1]
+    return [*lines.values()]
 
 
 def _tables(run: RunLog) -> dict[str, Table]:
-    """Return further tables by title; one without rows is not shown."""
+    """Return further tables by title; one without lines is not shown."""
     changed = [(line["step"], *change) for line in run.lines.get("config", []) for change in line["changes"]]
     tables: dict[str, Table] = {
         "Numbers": [],
@@ -203,7 +203,7 @@ def _tables(run: RunLog) -> dict[str, Table]:
             by_domain.setdefault(title.capitalize(), {}).setdefault(domain, {"domain": domain})[head] = value
         else:
             tables["Fine-tuning"].append({"key": name, "value": value})
-    return tables | {title: [*rows.values()] for title, rows in by_domain.items()}
+    return tables | {title: [*lines.values()] for title, lines in by_domain.items()}
 
 
 def draw_report(run: Path) -> None:
