@@ -18,7 +18,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -233,7 +234,7 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
         with (
-            _Signals(job.node) as signals,
+            _recorded_signals() as signals,
             Processes(
                 job.msrun(folder),
                 _environment(job) | {HEARTBEATS_VARIABLE: str(folder)},
@@ -244,7 +245,7 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
         ):
             watchdog = Watchdog(folder, job.hang_timeout)
             follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
-            stop = _watch(processes, peers, signals, watchdog, follower)
+            stop = _watch(job.node, processes, peers, signals, watchdog, follower)
             if stop is None:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
@@ -255,12 +256,19 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
 
 
 def _watch(
-    processes: Processes, peers: Peers, signals: _Signals, watchdog: Watchdog, follower: _Follower
+    node: int,
+    processes: Processes,
+    peers: Peers,
+    signals: list[signal.Signals],
+    watchdog: Watchdog,
+    follower: _Follower,
 ) -> Stop | None:
-    """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None."""
+    """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None.
+    node: number of this node. signals: `_recorded_signals`."""
     is_reported = False
     while not peers.all_done:
-        stop = _failure(processes) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
+        request = Stop(f"node {node} ({socket.gethostname()}) got {signals[-1].name}", 0) if signals else None
+        stop = _failure(processes) or request or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
@@ -292,13 +300,13 @@ def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
     return Stop(f"{message} ({socket.gethostname()})", 1)
 
 
-def _end_ranks(processes: Processes, signals: _Signals, grace: float) -> bool:
+def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float) -> bool:
     """Ask the ranks to end, and wait for them until `grace` seconds are over or a second signal comes; `Processes` kills the others
     when it is left. Returns True if all ended well."""
     processes.terminate()
     deadline = time.monotonic() + grace
     failures = []
-    while processes.running_names and time.monotonic() < deadline and signals.times < 2:
+    while processes.running_names and time.monotonic() < deadline and len(signals) < 2:
         time.sleep(_POLL_SECONDS)
         failures += processes.failures()
     for name in processes.running_names:
@@ -308,32 +316,19 @@ def _end_ranks(processes: Processes, signals: _Signals, grace: float) -> bool:
     return not failures and not processes.running_names
 
 
-class _Signals:
-    """Records signals that ask the launcher to stop while ranks run. Outside of this context they simply end the launcher.
-
-    times: number of signals. stop: reason to stop; None without a signal."""
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    def __init__(self, node: int):
-        self._node, self.times = node, 0
-        self.stop: Stop | None = None
-
-    def __enter__(self) -> _Signals:
-        # A signal that is ignored stays ignored: `nohup` means it.
-        self._handlers = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
-        for number in self._handlers:
-            signal.signal(number, self._record)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
+@contextmanager
+def _recorded_signals() -> Iterator[list[signal.Signals]]:
+    """Yield a list to which signals that ask the launcher to stop add themselves in a `with` statement, instead of ending it."""
+    received: list[signal.Signals] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # a signal that is ignored stays ignored: `nohup` means it
+            signal.signal(number, lambda number, _: received.append(signal.Signals(number)))
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-
-    def _record(self, number: int, _: object) -> None:
-        """Handle a signal."""
-        self.times += 1
-        self.stop = Stop(f"node {self._node} ({socket.gethostname()}) got {signal.Signals(number).name}", 0)
 
 
 class _Follower:
