@@ -25,6 +25,7 @@ import numpy as np
 from pangu_sigma.errors import UserError
 from pangu_sigma.rre.plan import RoutingPlan
 
+Factor = Literal["capacity_factor", "arrival_factor"]
 DispatchLayout = Literal["compacted", "dropless"]
 """Layout of the dispatched rows of an RRE layer; the group of ranks may be a single one."""
 
@@ -208,20 +209,20 @@ class Receivers:
 _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
 
 
-def check_room(rows: np.ndarray, limit: int, even: float, names: Sequence[str], sent: bool) -> None:
+def check_room(rows: np.ndarray, limit: int, even: float, names: Sequence[str], factor: Factor) -> None:
     """Raise CapacityError if any number of `rows` exceeds `limit`. The message names the factor that would be enough.
 
     Args:
         rows: row counts, segments first: of each sender and expert [N, …, K], or of each receiver.
         even: number of rows under an even load.
         names: names of the N segments.
-        sent: True if `rows` are the result of `sent_rows`, False if that of `Receivers.arrived`.
+        factor: key from which the limit follows: "capacity_factor" for `sent_rows`, "arrival_factor" for `Receivers.arrived`.
     """
     most = int(rows.max())
     if most > limit:
         segment, *_, expert = np.unravel_index(rows.argmax(), rows.shape)
-        problem, key = f"{most} rows arrive where {limit} have room", "arrival_factor"
-        if sent:
-            problem, key = f"a rank has {most} rows for expert {expert}, whose capacity is {limit}", "capacity_factor"
+        problem = f"{most} rows arrive where {limit} have room"
+        if factor == "capacity_factor":
+            problem = f"a rank has {most} rows for expert {expert}, whose capacity is {limit}"
         needed = math.ceil(round(100 * most / even, 6)) / 100
-        raise CapacityError(f"{names[int(segment)]}: {problem}; set parallel.{key} to {needed:g} or more {_ADVICE}")
+        raise CapacityError(f"{names[int(segment)]}: {problem}; set parallel.{factor} to {needed:g} or more {_ADVICE}")

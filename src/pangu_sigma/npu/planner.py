@@ -47,7 +47,7 @@ class ExchangePlanner:
         for kind in self._config.model.kinds:
             numbers = [n for n, segment_kind in enumerate(self._config.model.routed) if segment_kind == kind]
             sent_NGDK = sent_rows(experts_NGBS[numbers], taker_B, self._takers, self._config.stored_experts(kind))
-            self._check(kind, numbers, sent_NGDK, tokens)
+            self._refuse_overflow(kind, numbers, sent_NGDK, tokens)
             fit_NGDK = self._receivers[kind].accepted(sent_NGDK, self._room[kind])
             # every copy of a common expert is updated alike, if any group has tokens for it
             counted_B = np.isin(taker_B, self._group) | (kind == "common")
@@ -74,7 +74,7 @@ class ExchangePlanner:
         active_A, used_A1 = lists[peer]
         return ExchangePlan(active_A, used_A1, *fields, dropped=dropped)
 
-    def _check(self, kind: Segment, numbers: list[int], sent_NGDK: np.ndarray, tokens: int) -> None:
+    def _refuse_overflow(self, kind: Segment, numbers: list[int], sent_NGDK: np.ndarray, tokens: int) -> None:
         """Raise CapacityError if rows have no room and may not be dropped.
 
         numbers: all segments of the kind. sent_NGDK: result of `sent_rows` for them. tokens: number of tokens of one rank."""
@@ -83,9 +83,9 @@ class ExchangePlanner:
             return
         names = [config.model.segment_name(n) for n in numbers]
         if room.sent is not None:
-            check_room(sent_NGDK, room.sent, tokens / active_in_group(config, kind), names, sent=True)
+            check_room(sent_NGDK, room.sent, tokens / active_in_group(config, kind), names, "capacity_factor")
         arrived, even = self._receivers[kind].arrived(sent_NGDK), even_rows_received(config, kind)
-        check_room(arrived, room.arrived, even, names, sent=False)
+        check_room(arrived, room.arrived, even, names, "arrival_factor")
 
     def _receivers_of(self, kind: Segment) -> Receivers:
         """Return which rank of a group stores each expert of a kind: the peers divide each domain's own experts, or all common
