@@ -25,7 +25,7 @@ from pangu_sigma.npu.plan.suggest import (
 from pangu_sigma.npu.plan.traffic import collectives, link_bytes
 from pangu_sigma.npu.row_counts import chip_of, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.npu.supported import check_ascend
-from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
+from pangu_sigma.ranks.layout import axes_text, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.results import aligned
 from pangu_sigma.sections import ParallelConfig
 
@@ -185,10 +185,8 @@ def _text(value: Any) -> str:
 
 
 def layout_text(parallel: ParallelConfig) -> str:
-    """Format a layout in words: its axes of several ranks, and recompute, such as `4 groups x 16 expert x 8 tensor, recompute`."""
-    sizes = ((getattr(parallel, name), name) for name in AXES)
-    axes = " x ".join(f"{size} {name}" for size, name in sizes if size > 1) or "a single rank"
-    return axes + (", recompute" if parallel.recompute else "")
+    """Format a layout and whether it recomputes, such as `groups=4 · expert=16 · data=1 · tensor=8 · recompute`."""
+    return axes_text(parallel) + " · recompute" * parallel.recompute
 
 
 SCANNED = tuple(8 << power for power in range(10))
