@@ -27,7 +27,7 @@ from pangu_sigma.errors import argument
 from pangu_sigma.process import child_environment
 from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
 from pangu_sigma.ranks.processes import LaunchError, Processes
-from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
+from pangu_sigma.ranks.rendezvous import Peers, Stop, listening_socket, rendezvous
 from pangu_sigma.ranks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -172,13 +172,7 @@ def check_ports(job: Job) -> None:
     """Raise LaunchError if a port of the job, on node 0, is in use. Another program may hold it for a moment only."""
     if job.node == 0:
         for port in (job.port, job.port + 1)[: job.nodes]:
-            try:
-                socket.create_server((job.address, port)).close()
-            except OSError as error:
-                raise LaunchError(
-                    f"{job.address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port "
-                    f"must be free there: choose another {argument('--master-port')}"
-                ) from error
+            listening_socket(job.address, port).close()
 
 
 def check_numbers(job: Job) -> None:

@@ -180,7 +180,7 @@ class _MeetingPoint:
         """Wait for all nodes at an address, tell them to go or why not, and return their connections. Raises LaunchError if nodes
         are missing or differ."""
         with (
-            _listening_socket(address, port, self._nodes) as server,
+            listening_socket(address, port) as server,
             Bar(total=self._nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
         ):
             while len(self._present) < self._nodes - 1 and time.monotonic() < self._deadline:
@@ -249,12 +249,14 @@ class _MeetingPoint:
         self._problems.append(problem)
 
 
-def _listening_socket(address: str, port: int, nodes: int) -> socket.socket:
+def listening_socket(address: str, port: int) -> socket.socket:
+    """Return a socket that listens at a port of node 0. Raises LaunchError if the port is in use."""
     try:
-        return socket.create_server((address, port), backlog=nodes)
+        return socket.create_server((address, port))
     except OSError as error:
         raise LaunchError(
-            f"cannot listen at {address}:{port}: {error.strerror}; choose another {argument('--master-port')}"
+            f"{address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port must be free "
+            f"there: choose another {argument('--master-port')}"
         ) from error
 
 
