@@ -6,7 +6,6 @@ A process of its own compiles (`python -m pangu_sigma.npu.plan.compile`); cann_s
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
@@ -32,8 +31,6 @@ from pangu_sigma.npu.plan.cann_stub import ascend_environment, name_soc
 from pangu_sigma.npu.plan.traffic import CollectiveCalls
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.ranks.worker import end_with_parent
-
-logger = logging.getLogger(__name__)
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "AlltoAllV", "ReduceScatter", "Send", "Receive")
 
