@@ -39,8 +39,6 @@ _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
 _MAX_RESTARTS, _MAX_SECONDS = 1_000_000, 86_400.0 * 365
-_SHOWN_PREFIXES = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
-"""Prefixes of environment variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +142,12 @@ def launch(job: Job) -> int:
 
 
 def dry_run(job: Job) -> str:
-    """Return a shell script of the commands that `launch` would start on each node. Raises LaunchError for wrong numbers."""
+    """Return a shell script of the commands that `launch` would start on each node, with the variables that it sets beside those of
+    this shell. Raises LaunchError for wrong numbers."""
     check_numbers(job)
-    all_variables = sorted(_environment(job).items())
-    environment = {k: v for k, v in all_variables if k.startswith(_SHOWN_PREFIXES) or os.environ.get(k) != v}
-    lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
+    device_names = job.devices.environment.keys() if job.devices else ()
+    variables = {k: v for k, v in _environment(job).items() if k in device_names or os.environ.get(k) != v}
+    lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))]
     if job.devices:
         lines[0] += f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server"
     for node in range(job.nodes):
