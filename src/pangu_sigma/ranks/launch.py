@@ -142,8 +142,8 @@ def launch(job: Job) -> int:
 
 
 def dry_run(job: Job) -> str:
-    """Return a shell script of the commands that `launch` would start on each node, with the variables that it sets beside those of
-    this shell. Raises LaunchError for wrong numbers."""
+    """Return a shell script of the commands that `launch` would start on each node, with the variables that it adds to this
+    shell's. Raises LaunchError for wrong numbers."""
     check_numbers(job)
     device_names = job.devices.environment.keys() if job.devices else ()
     variables = {k: v for k, v in _environment(job).items() if k in device_names or os.environ.get(k) != v}
