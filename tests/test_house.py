@@ -19,7 +19,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2007,
+    ".": 2005,
     "checkpoint": 1000,
     "convert": 667,
     "data": 2503,
@@ -33,14 +33,14 @@ BUDGETS = {
     "inspection": 301,
     "mindformers_adapter": 333,
     "model": 373,
-    "npu": 2494,
+    "npu": 2333,
     "optimizer": 97,
-    "ranks": 1007,
+    "ranks": 940,
     "rre": 409,
     "serve": 1062,
     "stored": 677,
     "text": 947,
-    "training": 1442,
+    "training": 1421,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""
