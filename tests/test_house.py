@@ -19,7 +19,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2005,
+    ".": 2007,
     "checkpoint": 1000,
     "convert": 667,
     "data": 2503,
