@@ -139,7 +139,7 @@ def test_who_shares_a_sequence_changes_no_sample_and_padding_none():
     def losses(batch: Batch, starts: list[tuple[int, int, int]]) -> dict[int, float]:
         """Loss of samples; starts: number, sequence and first position of each."""
         nats_BS = nats_of(logits_by(graph, store, batch.arrays()), batch.labels_GBS[0]) * (batch.weights_GBS[0] > 0)
-        by_graph = step.of(batch) * batch.counted
+        by_graph = step.block_losses(batch) * batch.counted
         assert by_graph == pytest.approx(nats_BS.sum(axis=1), rel=1e-6), "the loss of training is the one of NumPy"
         return {n: nats_BS[b, s : s + len(samples()[n].ids_T) - 1].sum() / samples()[n].counted for n, b, s in starts}
 
