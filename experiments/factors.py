@@ -29,7 +29,7 @@ from pangu_sigma.config_file import config_path, load_config
 from pangu_sigma.data.order import Mixture
 from pangu_sigma.data.prepared import data_of
 from pangu_sigma.npu.plan.plan import laid_out
-from pangu_sigma.npu.rows import dispatch_layout, even_rows_received, tokens_of_rank
+from pangu_sigma.npu.row_counts import dispatch_layout, even_rows_received, tokens_of_rank
 from pangu_sigma.ranks.layout import active_in_group
 from pangu_sigma.rre.table import draw_tables, shares_of_experts
 from pangu_sigma.sections import Segment

@@ -2,7 +2,7 @@
 #
 #   source run_scripts/ascend_env.sh [910a|910b|910b1…4|910_93]
 #
-# Without an argument PANGU_SIGMA_CHIP names the chip; else npu-smi does, if it is here; else it is 910A. Which one it is, and by whom,
+# Without an argument PANGU_SIGMA_CHIP names the chip; else the PCI devices do; else it is 910A. Which one it is, and by whom,
 # is said on standard error. Each line gives way to a value that is set already. The settings and their reasons are in
 # src/pangu_sigma/npu/host/environment.py, and `pangu-sigma launch --device ascend` gives the same ones to its ranks.
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)

@@ -14,7 +14,7 @@
 # vocabulary, routing tables, prepared data and versions, over the port after the master's. When a rank fails, or a node is lost, all
 # ranks on all nodes are stopped, and with --max-restarts started again from the last checkpoint. FOLDER/logs has a log a rank.
 #
-# Each process gets an NPU and its share of the cores: those near its NPU where msrun can tell, else the next ones in order. The chip
+# Each process gets an NPU and its share of the cores as threads (OMP_NUM_THREADS), near its NPU where msrun can tell. The chip
 # is that of the configuration (parallel.chip); it decides how many NPUs a machine has, the
 # 16-bit type, and HCCL's and CANN's settings (src/pangu_sigma/npu/host/environment.py). All options: pangu-sigma launch --help
 set -euo pipefail

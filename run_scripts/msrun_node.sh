@@ -6,7 +6,7 @@
 #   bash run_scripts/msrun_node.sh sigma_small --set parallel.tensor=8 --max-restarts 3
 #
 # CONFIG is a YAML file or the name of a shipped configuration. Paths are relative to the folder where you start it.
-# Each process gets an NPU and its share of the cores: those near its NPU where msrun can tell, else the next ones in order. The chip
+# Each process gets an NPU and its share of the cores as threads (OMP_NUM_THREADS), near its NPU where msrun can tell. The chip
 # is that of the configuration (parallel.chip); it decides how many NPUs a machine has, the
 # 16-bit type, and HCCL's and CANN's settings (src/pangu_sigma/npu/host/environment.py). All options: pangu-sigma launch --help
 set -euo pipefail

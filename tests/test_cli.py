@@ -356,7 +356,8 @@ def test_a_launch_is_for_the_chip_of_the_configuration_whatever_the_host_has(
     arguments, chip, file, tmp_path, monkeypatch, capsys
 ):
     """`devices_of` refuses a host of another family when ranks are started."""
-    monkeypatch.setenv("PATH", f"{AscendHost(tmp_path / 'host', '910_93', 2).tools}:{os.environ['PATH']}")
+    host = AscendHost(tmp_path / "host", "910_93", 2).host
+    monkeypatch.setattr("pangu_sigma.npu.host.environment.Host", lambda: host)
     monkeypatch.delenv("MS_ASCEND_CHECK_OVERFLOW_MODE", raising=False)
     printed = prints(capsys, "launch", file, "--device", "ascend", "--dry-run", *arguments)
     assert f"MS_ASCEND_CHECK_OVERFLOW_MODE={'INFNAN' if chip else 'SATURATION'}_MODE" in printed

@@ -19,7 +19,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 1987,
+    ".": 1985,
     "checkpoint": 917,
     "convert": 669,
     "data": 2352,
@@ -33,14 +33,14 @@ BUDGETS = {
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 373,
-    "npu": 2494,
+    "npu": 2333,
     "optimizer": 97,
-    "ranks": 1002,
+    "ranks": 935,
     "rre": 410,
     "serve": 1034,
     "stored": 673,
     "text": 926,
-    "training": 1441,
+    "training": 1421,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

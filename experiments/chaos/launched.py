@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pangu_sigma.ranks.processes import children_of, environment_of
+import psutil
 
 T = TypeVar("T")
 
@@ -80,8 +80,8 @@ class Launched:
 
     def left(self) -> list[int]:
         """Processes, the launcher excepted, that are still there."""
-        everything = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
-        return [p for p in everything if p != self.process.pid and environment_of(p).get(MARK) == self.mark]
+        others = (process for process in psutil.process_iter() if process.pid != self.process.pid)
+        return [process.pid for process in others if environment_of(process).get(MARK) == self.mark]
 
     def rank(self, rank: int, start: int = 0) -> int:
         """Process id of a rank, once it has printed something. start: 1 after the first restart."""
@@ -91,7 +91,8 @@ class Launched:
     def pid(self, rank: int) -> int:
         """Process id of a rank that runs, whether it says something or not."""
         wanted = {"MS_ROLE": "MS_WORKER", "RANK_ID": str(rank)}.items()
-        return next(pid for pid in children_of(self.process.pid) if wanted <= environment_of(pid).items())
+        children = psutil.Process(self.process.pid).children()
+        return next(child.pid for child in children if wanted <= environment_of(child).items())
 
     def texts(self, rank: int) -> list[str]:
         """What a rank has written at each start."""
@@ -112,6 +113,14 @@ def eventually(condition: Callable[[], T], seconds: float = PATIENCE) -> T:
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
     return value
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """The variables that a process was started with; none if it has ended."""
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
 
 
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

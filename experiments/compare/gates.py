@@ -135,7 +135,7 @@ class GateBackend(Backend):
 class GateTrainer(Trainer):
     """A run whose load is the gate's."""
 
-    def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
+    def expert_load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
         load_NK = received(self.network)
         return load_NK, [list(range(load_NK.shape[1]))] * len(load_NK)
 

@@ -39,7 +39,7 @@ from pangu_sigma.npu.host.environment import devices_of
 from pangu_sigma.npu.supported import check_machine
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.ranks import launch as ranks_launch
-from pangu_sigma.ranks.ranks import is_rank, started_ranks
+from pangu_sigma.ranks.ranks import check_started_ranks, is_rank
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.rre.own_table import Router, own_table
 from pangu_sigma.sections import Activation
@@ -142,7 +142,6 @@ def train(
         pangu-sigma train sigma_tiny -o runs/short --set train.steps=100 --set routing.table=balanced
         pangu-sigma train runs/short --from-step 50 --set train.steps=200
     """
-    from pangu_sigma.training.finished import take_up_finished
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
     resolved, folder = arguments.resolve_run(config, output, overrides)
@@ -151,7 +150,7 @@ def train(
         check_training_fits(resolved)
     else:
         check_machine()
-    started_ranks(resolved.parallel)
+    check_started_ranks(resolved.parallel)
     check_folder_writable(folder, "--output")
     if resolved.ecss.path is not None:
         check_folder_writable(Path(resolved.ecss.path), "ecss.path")
@@ -161,8 +160,6 @@ def train(
         if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
             with folder_lock(folder):
                 pass
-        if take_up_finished(folder, resolved, options):
-            return Model(folder, outcome=_summary(folder))
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
 

@@ -18,7 +18,7 @@ from pangu_sigma.ecss.rows import ROW_ARRAYS, RowStore
 from pangu_sigma.ecss.store import build, make_store
 from pangu_sigma.ecss.tiers import FileTier, HostTier, StoreError
 from pangu_sigma.sections import FinetuneConfig
-from pangu_sigma.training.step import EXPERTS, ROWS, TrainStep
+from pangu_sigma.training.step import E_ARGUMENT, EXPERTS_ARGUMENT, TrainStep
 
 EXPERTS_LEARN = FinetuneConfig(task="test", domain="d0", domains=["d0"], learn="experts")
 HYPER = np.array([1e-2, 1.0, 1.0, 0.9, 0.99, 1e-12], np.float32)
@@ -162,4 +162,4 @@ def test_without_a_row_that_learns_a_step_has_no_gradient_of_rows():
         config = toy_config(model={"rows": [{"order": 2, "rows": 30, "width": 16, "kind": kind}]})
         config = config.model_copy(update={"finetune": EXPERTS_LEARN})
         step = TrainStep(config, *build(config))
-        assert (step.learns_rows, step.learning_input) == (learns, ROWS if learns else EXPERTS)
+        assert (step.learns_rows, step.learning_input) == (learns, E_ARGUMENT if learns else EXPERTS_ARGUMENT)

@@ -29,7 +29,7 @@ from pangu_sigma.data.batches import Batch
 from pangu_sigma.finetune.task_batches import EncodedSample, TaskBatches, TaskSamples, pack
 from pangu_sigma.held_out.evaluator import EvaluationStep
 from pangu_sigma.model.declare import as_input
-from pangu_sigma.training.step import EXPERTS, ScaledLoss
+from pangu_sigma.training.step import EXPERTS_ARGUMENT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -87,7 +87,7 @@ def test_prompts_have_no_gradient_and_answers_that_of_their_mean_loss():
     batches = batches_of(True)
     network, store = toy_network(batches.config)
     dense = ParameterTuple(network.trainable_params())
-    function = ms.value_and_grad(ScaledLoss(network), EXPERTS, dense, has_aux=True)
+    function = ms.value_and_grad(ScaledLoss(network), EXPERTS_ARGUMENT, dense, has_aux=True)
     arrays = batch_of(batches, [0, 1, 2, 2]).arrays()
     active = active_weights(store, arrays.active_A)
 
@@ -139,7 +139,7 @@ def test_who_shares_a_sequence_changes_no_sample_and_padding_none():
     def losses(batch: Batch, starts: list[tuple[int, int, int]]) -> dict[int, float]:
         """Loss of samples; starts: number, sequence and first position of each."""
         nats_BS = nats_of(logits_by(graph, store, batch.arrays()), batch.labels_GBS[0]) * (batch.weights_GBS[0] > 0)
-        by_graph = step.of(batch) * batch.counted
+        by_graph = step.block_losses(batch) * batch.counted
         assert by_graph == pytest.approx(nats_BS.sum(axis=1), rel=1e-6), "the loss of training is the one of NumPy"
         return {n: nats_BS[b, s : s + len(samples()[n].ids_T) - 1].sum() / samples()[n].counted for n, b, s in starts}
 

@@ -7,11 +7,11 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import NextTokenLoss
-from pangu_sigma.training.step import EXPERTS, ScaledLoss
+from pangu_sigma.training.step import EXPERTS_ARGUMENT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
-BLOCKS, TOKENS, ROWS = 2, 6, 5
+BLOCKS, TOKENS, E_ARGUMENT = 2, 6, 5
 
 
 class FixedLogits(nn.Cell):
@@ -19,13 +19,13 @@ class FixedLogits(nn.Cell):
 
     def __init__(self, logits_MTR: np.ndarray):
         super().__init__()
-        self.value = Parameter(Tensor(logits_MTR.reshape(-1, ROWS)), name="value")
+        self.value = Parameter(Tensor(logits_MTR.reshape(-1, E_ARGUMENT)), name="value")
 
     def construct(self, rows, positions, documents, draws, order, inverse, offsets, e, experts):
         return self.value + 0.0 * ops.cast(rows.sum(), ms.float32)
 
     def logits(self, hidden_TR, slots_M):
-        return ops.reshape(hidden_TR, (BLOCKS, -1, ROWS))
+        return ops.reshape(hidden_TR, (BLOCKS, -1, E_ARGUMENT))
 
 
 def inputs(weights_BS: np.ndarray, labels_BS: np.ndarray, scale: float = 1.0) -> list[Tensor]:
@@ -49,7 +49,11 @@ def case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     weights = rng.random((4, 3), np.float32)
     weights[1, 2] = 0
-    return rng.normal(0, 3, (BLOCKS, TOKENS, ROWS)).astype(np.float32), rng.integers(0, ROWS, (4, 3), np.int32), weights
+    return (
+        rng.normal(0, 3, (BLOCKS, TOKENS, E_ARGUMENT)).astype(np.float32),
+        rng.integers(0, E_ARGUMENT, (4, 3), np.int32),
+        weights,
+    )
 
 
 def test_it_is_the_weighted_cross_entropy_of_each_block(case):
@@ -61,7 +65,7 @@ def test_it_is_the_weighted_cross_entropy_of_each_block(case):
         total, per_block = loss(*inputs(weights, labels, scale))
         np.testing.assert_allclose(per_block.asnumpy(), expected.sum(axis=1), rtol=1e-6)
         assert float(total.asnumpy()) == pytest.approx(scale * expected.sum(), rel=1e-6)
-    large = np.zeros((BLOCKS * TOKENS, ROWS), np.float32)
+    large = np.zeros((BLOCKS * TOKENS, E_ARGUMENT), np.float32)
     large[:, 0] = 1e4
     network.value.set_data(Tensor(large))
     total, _ = loss(*inputs(weights, np.ones_like(labels)))
@@ -79,11 +83,11 @@ def test_it_is_told_by_sequence_where_that_is_asked_for(graph_mode, case):
 def test_the_gradient_is_softmax_minus_label(graph_mode, case):
     logits, labels, weights = case
     network = FixedLogits(logits)
-    assert len(inputs(weights, labels)) == EXPERTS + 1, "experts are the last argument"
+    assert len(inputs(weights, labels)) == EXPERTS_ARGUMENT + 1, "experts are the last argument"
     _, gradient = ms.value_and_grad(ScaledLoss(network), None, network.trainable_params(), has_aux=True)(
         *inputs(weights, labels, 8.0)
     )
-    chances = np.exp(logits.astype(np.float64).reshape(-1, ROWS))
+    chances = np.exp(logits.astype(np.float64).reshape(-1, E_ARGUMENT))
     chances /= chances.sum(axis=-1, keepdims=True)
-    expected = 8 * weights.reshape(-1, 1) * (chances - np.eye(ROWS)[labels.reshape(-1)])
+    expected = 8 * weights.reshape(-1, 1) * (chances - np.eye(E_ARGUMENT)[labels.reshape(-1)])
     np.testing.assert_allclose(gradient[0].asnumpy(), expected, rtol=1e-4, atol=1e-6)

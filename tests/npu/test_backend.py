@@ -18,7 +18,7 @@ from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect
 from pangu_sigma.npu import backend as ascend
 from pangu_sigma.npu.backend import AscendBackend
 from pangu_sigma.npu.cuts import HOST, _dense_array, _expert_array
-from pangu_sigma.npu.saved_parts import part_of, writes
+from pangu_sigma.npu.saved_parts import is_writer, part_of
 from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.layout import share_of
 from pangu_sigma.sections import ParallelConfig
@@ -70,7 +70,7 @@ def test_ranks_together_write_every_number_once(axes: dict):
             part = part_of(dense, parallel, rank)
             assert part.whole == shape
             columns = slice(part.offset[0], part.offset[0] + dense.computed[1]) if part.offset else ...
-            if writes(dense, config, rank):
+            if is_writer(dense, config, rank):
                 written[part.numbers(), columns] += 1
         assert (written == 1).all(), name
     tensors = [("w1", (8, 6)), ("b1.moment", (8,)), ("b2", (6,)), ("step", ())]
@@ -85,7 +85,7 @@ def test_ranks_together_write_every_number_once(axes: dict):
             assert array.kept == (len(held), *own)
             assert part.whole == (experts, *shape)
             columns = slice(part.offset[0], part.offset[0] + own[0]) if shape else ...
-            if writes(array, config, rank):
+            if is_writer(array, config, rank):
                 written[part.numbers(), columns] += 1
         assert (written == 1).all(), (number, name)
 

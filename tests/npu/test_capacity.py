@@ -40,15 +40,15 @@ def test_refuse_names_the_layer_the_expert_and_the_factor_that_is_needed():
     sent, names = np.zeros((2, 1, 2, 4), np.int64), ["RRE layer 0", "RRE layer 1"]
     sent[1, 0, 1, 2], sent[0, 0, 0, 0] = 7, 4
     arrived = Receivers("compacted", 1, np.array([0, 0, 1, 1])).arrived(sent)
-    check_room(sent, 7, 3, names, sent=True)
-    check_room(arrived, 7, 3, names, sent=False)
+    check_room(sent, 7, 3, names, "capacity_factor")
+    check_room(arrived, 7, 3, names, "arrival_factor")
     with pytest.raises(
         CapacityError, match=r"RRE layer 1: a rank has 7 rows for expert 2, whose capacity is 3"
     ) as error:
-        check_room(sent, 3, 3, names, sent=True)
+        check_room(sent, 3, 3, names, "capacity_factor")
     assert "parallel.capacity_factor to 2.34 or more" in str(error.value), "7 rows of an even 3, rounded up"
     with pytest.raises(CapacityError, match=r"RRE layer 1: 7 rows arrive where 5 have room") as error:
-        check_room(arrived, 5, 3, names, sent=False)
+        check_room(arrived, 5, 3, names, "arrival_factor")
     assert "parallel.arrival_factor to 2.34 or more" in str(error.value)
 
 

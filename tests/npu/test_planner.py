@@ -21,7 +21,7 @@ from hypothesis import given, settings
 
 from pangu_sigma.npu.capacity import Capacity, CapacityError, ExchangePlan
 from pangu_sigma.npu.planner import ExchangePlanner
-from pangu_sigma.npu.rows import Room, capacity, dispatch_layout, equalized_rows
+from pangu_sigma.npu.row_counts import Room, capacity, dispatch_layout, equalized_rows
 from pangu_sigma.ranks.layout import Layout, active_entries, data_rank_of_sequences
 from pangu_sigma.rre.plan import RoutingPlan
 

@@ -202,7 +202,7 @@ def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(
     batch = exchanged.next(exchanged.start())
     kinds = [p for p in step.get_parameters() if not p.name.startswith(("active", "used", "rate", "learns"))]
     before = [p.asnumpy().copy() for p in kinds]
-    loss_M = step.of(batch)
+    loss_M = step.block_losses(batch)
     for parameter, was in zip(kinds, before, strict=True):
         assert np.array_equal(parameter.asnumpy(), was), parameter.name
     taken_M, *_ = step.take(RATE, batch, step.store.rows_of(batch.own_row_keys))

@@ -36,13 +36,13 @@ def test_the_last_beat_is_read(tmp_path, monkeypatch):
     heart.beat("step 1")
     heart.beat("the save after step 1")
     beat = last_beat(tmp_path, 2)
-    assert (beat.number, beat.doing) == (2, "the save after step 1")
+    assert (beat.number, beat.activity) == (2, "the save after step 1")
     assert 0 <= time.monotonic() - beat.at < 60
     assert last_beat(tmp_path, 0) is None
     heart.beat("step 2")
-    assert last_beat(tmp_path, 2).doing == "step 2", "and nothing of the longer one before"
+    assert last_beat(tmp_path, 2).activity == "step 2", "and nothing of the longer one before"
     heart.beat("é" * 1000)
-    assert last_beat(tmp_path, 2).doing.startswith("é" * 100)
+    assert last_beat(tmp_path, 2).activity.startswith("é" * 100)
 
 
 def test_a_rank_that_is_stopped_at_any_moment_leaves_a_whole_beat(tmp_path):

@@ -240,7 +240,6 @@ def test_a_dry_run_prints_what_each_of_64_hosts_of_a_chip_would_start(monkeypatc
             "--master_addr=10.0.0.1",
             "--bind_core=True",
         } <= set(command)
-        assert command[command.index("--bind-cores") + 1] == str(per_host)
         assert command[-2:] == ["train", "a b.yaml"]
     assert list(tmp_path.iterdir()) == [], "nothing is started or written"
 

@@ -46,8 +46,8 @@ def test_nodes_that_agree_meet_and_use_the_log_folder_of_node_0(three):
 def test_one_node_meets_nobody():
     with rendezvous(0, 1, "127.0.0.1", 1, FACTS, "folder", 1.0) as peers:
         assert peers.wait(0.0) is None
-        peers.done()
-        assert peers.ended
+        peers.report_done()
+        assert peers.all_done
 
 
 def test_nodes_that_differ_are_all_refused_with_what_differs_and_where():
@@ -106,9 +106,9 @@ def connected(port: int) -> socket.socket | None:
 
 def test_a_stop_reaches_every_node_through_node_0(three):
     stop = Stop("rank 9 was killed", 1)
-    three[2].tell(stop)
+    three[2].send_stop(stop)
     assert three[0].wait(PATIENCE) == stop
-    three[0].tell(stop)
+    three[0].send_stop(stop)
     assert three[1].wait(PATIENCE) == stop
 
 
@@ -123,19 +123,19 @@ def test_a_stop_that_comes_with_the_go_is_heard():
                 assert peers.wait(0.1) == Stop("rank 0 was killed", 1)
                 host.sendall(b": true}\n")
                 assert peers.wait(PATIENCE) is None
-                assert peers.ended
+                assert peers.all_done
 
 
 def test_the_run_ends_when_all_nodes_are_done(three):
-    three[0].done()
-    three[1].done()
+    three[0].report_done()
+    three[1].report_done()
     assert three[0].wait(PATIENCE) is None
     assert three[1].wait(0.1) is None
-    assert not any(peers.ended for peers in three)
-    three[2].done()
+    assert not any(peers.all_done for peers in three)
+    three[2].report_done()
     for peers in three:
         assert peers.wait(PATIENCE) is None
-    assert all(peers.ended for peers in three)
+    assert all(peers.all_done for peers in three)
 
 
 def test_a_node_that_is_lost_stops_the_others(three):
@@ -146,7 +146,7 @@ def test_a_node_that_is_lost_stops_the_others(three):
 
 
 def test_a_node_may_leave_once_it_is_done(three):
-    three[1].done()
+    three[1].report_done()
     three[1].__exit__()
     assert three[0].wait(PATIENCE) is None
     assert three[0].wait(0.2) is None

@@ -24,7 +24,7 @@ from pangu_sigma.checkpoint.checkpoint import UnhealthyState, way_on
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.sections import SpikesConfig, TrainConfig
-from pangu_sigma.training.health import DomainHealth, Health, UnhealthyRun, examine, unhealthy_arrays
+from pangu_sigma.training.health import DomainHealth, Health, UnhealthyRun, check_health, unhealthy_arrays
 from pangu_sigma.training.log.metrics import NoLog, read_metrics
 from pangu_sigma.training.log.summary import format_summary, summarise
 from pangu_sigma.training.loop import Trainer, train
@@ -75,7 +75,7 @@ def test_a_state_goes_on_exactly_where_it_was(losses: list[float], data: st.Data
         found = []
         for health in dict.fromkeys((whole, resumed)):
             health.observe(step, {"ab"[step % 2]: loss}, "", skip)
-            found.append((health.spikes, health.stuck, health.suspect))
+            found.append((health.spikes, health.stuck_domain, health.has_nonfinite_loss))
         assert found[0] == found[-1]
     assert whole.state() == resumed.state()
 
@@ -85,23 +85,23 @@ def test_skipped_steps_are_counted_by_domain_and_one_after_another():
     health = Health(TrainConfig(max_skipped_steps=3), ["good", "bad", "rare"])
     for step, stuck in ((1, None), (3, None), (5, "bad")):
         health.observe(step, {"good": 3.0, "bad": 3.0}, "", True)
-        assert health.stuck == stuck
+        assert health.stuck_domain == stuck
         if not stuck:
             health.observe(step + 1, {"good": 3.0}, "", False)
-            assert health.stuck is None
+            assert health.stuck_domain is None
     assert Health(TrainConfig(), ["bad", "new"], health.state()).state()["domains"]["bad"]["skipped"] == 3
     assert [domain.skipped for domain in health.domains.values()] == [1, 3, 0]
     health.observe(7, {"bad": 3.0}, "", False)
-    assert (health.stuck, health.domains["bad"].skipped) == (None, 0)
+    assert (health.stuck_domain, health.domains["bad"].skipped) == (None, 0)
 
 
 def test_a_loss_that_is_not_finite_is_suspect_and_stays_out_of_the_mean():
     health = Health(TrainConfig(), ["a", "b"])
     health.observe(1, {"a": 2.0, "b": 4.0}, "", False)
-    assert not health.suspect
+    assert not health.has_nonfinite_loss
     for loss in (math.nan, math.inf):
         health.observe(2, {"a": loss, "b": 4.0}, "", True)
-        assert health.suspect
+        assert health.has_nonfinite_loss
         assert health.spikes == []
     assert (health.domains["a"].mean, health.domains["a"].seen, health.domains["b"].seen) == (2.0, 1, 3)
 
@@ -162,7 +162,7 @@ def well(patient: Trainer) -> Iterator[Trainer]:
 def step_and_examine(trainer: Trainer, steps: int) -> None:
     for _ in range(steps):
         batch, *_ = trainer.advance()
-        examine(trainer.health, trainer.built, trainer.run, trainer.progress.step, batch.active_A, NoLog())
+        check_health(trainer.health, trainer.setup, trainer.run, trainer.progress.step, batch.active_A, NoLog())
 
 
 def poison(parameter: Parameter, row: int, value: float) -> None:
@@ -213,14 +213,14 @@ def test_a_variance_that_is_infinite_shows_in_no_step_and_stops_the_run_at_its_n
 
 
 def test_a_run_whose_values_are_all_finite_is_left_alone(well):
-    assert unhealthy_arrays(well.built) == []
+    assert unhealthy_arrays(well.setup) == []
     step_and_examine(well, 3)
 
 
 def test_all_experts_are_looked_at_unless_some_are_asked_for(well):
     poison(well.shards["experts_layer_1"]["w1"], 4, math.nan)
-    assert unhealthy_arrays(well.built, np.array([[0, 1, 6, 6], [0, 5, 6, 6]])) == []
-    assert [array.experts for array in unhealthy_arrays(well.built)] == [(4,)]
+    assert unhealthy_arrays(well.setup, np.array([[0, 1, 6, 6], [0, 5, 6, 6]])) == []
+    assert [array.experts for array in unhealthy_arrays(well.setup)] == [(4,)]
 
 
 def test_an_expert_is_named_with_its_segment_and_a_common_one_without_a_domain(tiny_data, tmp_path):
@@ -228,7 +228,7 @@ def test_an_expert_is_named_with_its_segment_and_a_common_one_without_a_domain(t
     trainer = Trainer(config, tmp_path / "run")
     poison(trainer.shards["experts_layer_2"]["w1"], 3, math.nan)
     poison(trainer.shards["experts_layer_3"]["w2.moment"], 6, math.nan)
-    own, common = unhealthy_arrays(trainer.built)
+    own, common = unhealthy_arrays(trainer.setup)
     assert (own.name, own.count, common.name, common.count) == ("w1", 1, "w2.moment", 1)
     one, other = describe([own, common], trainer.run.identity.config)
     assert one.endswith("(layer 1, own segment 0, expert 3 of domain en)")
@@ -243,7 +243,7 @@ def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
         for _ in range(12):
             well.step.scale.value.set_data(Tensor(2.0**126, ms.float32))
             batch, *_ = well.advance()
-            examine(well.health, well.built, well.run, well.progress.step, batch.active_A, NoLog())
+            check_health(well.health, well.setup, well.run, well.progress.step, batch.active_A, NoLog())
     for part in ("the last 3 steps with domain", "train.max_skipped_steps", "all weights and moments are finite"):
         assert part in str(stopped.value)
     assert max(domain.skipped for domain in well.health.domains.values()) == 3

@@ -353,7 +353,7 @@ def test_metrics_are_means_per_token_of_each_domain(trainer):
         )
     assert metrics["tokens"] == 4 * 32
     assert all(isinstance(value, int | float) for value in metrics.values()), "a record is numbers alone"
-    load_NK, reachable_N = trainer.load(batch)
+    load_NK, reachable_N = trainer.expert_load(batch)
     assert metrics["load_max_over_mean"] == load_max_over_mean(load_NK, reachable_N)
     assert (load_NK.sum(axis=1) == 4 * 32).all()
     for load_K, reachable in zip(load_NK, reachable_N, strict=True):

@@ -15,7 +15,7 @@ from pangu_sigma.data.step_arrays import draws_of
 from pangu_sigma.held_out.evaluator import EvaluationStep
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS
-from pangu_sigma.training.step import EXPERTS, ScaledLoss
+from pangu_sigma.training.step import EXPERTS_ARGUMENT, ScaledLoss
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -70,7 +70,9 @@ def gradients(shared) -> dict[str, np.ndarray]:
     """Gradients of the mean loss of the first batch by MindSpore's own value_and_grad, outside of the step; experts as [K, …]."""
     shared.reset()
     dense, arrays = dict(shared.network.parameters_and_names()), first_batch(shared).arrays()
-    function = ms.value_and_grad(ScaledLoss(shared.network), EXPERTS, ParameterTuple(dense.values()), has_aux=True)
+    function = ms.value_and_grad(
+        ScaledLoss(shared.network), EXPERTS_ARGUMENT, ParameterTuple(dense.values()), has_aux=True
+    )
     experts, stored = active_weights(shared.store, arrays.active_A), shared.config.experts
     _, (of_experts, of_dense) = function(Tensor(1.0, ms.float32), *map(as_input, [*arrays.of_micro_batch(0), experts]))
     by_name = {f"dense/{name}": g.asnumpy() for name, g in zip(dense, of_dense, strict=True)}

@@ -83,7 +83,7 @@ class Tuner(Trainer):
         """True if the run is at its last step, or the dev loss has not improved for too long."""
         return super().finished or self.best.stale >= self.config.tuning.patience
 
-    def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
+    def after_evaluation(self, losses: dict[str, HeldOutLoss]) -> None:
         """Update the best state with the dev loss."""
         step, best = self.progress.step, self.best
         if losses:

@@ -37,8 +37,8 @@ from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.training.finished import draw_report
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.log.report import draw_report
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ class EvaluationStep(nn.Cell):
         """Return the weighted loss of each sequence, [B]. active_A: for each segment, rows of the active experts in the store."""
         return self.loss(*batch, self.store.fetch(active_A))
 
-    def of(self, batch: Batch) -> np.ndarray:
+    def block_losses(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each sequence of a batch, [B]."""
         arrays = batch.arrays(self.store.rows_of(batch.own_row_keys))
         self.store.settle()
@@ -96,7 +96,7 @@ class Evaluator:
         with Bar(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
             for i in range(passes):
                 held_out = self._batches[min(i, count - 1)]  # a rank with fewer batches repeats its last one
-                loss_U = self._step.of(held_out.batch)
+                loss_U = self._step.block_losses(held_out.batch)
                 if self._adds_losses and i < count:
                     units_U = self._first_D[held_out.domains_U] + held_out.units_U
                     np.add.at(nats_U, units_U, loss_U.astype(float) * held_out.batch.counted)

@@ -24,9 +24,9 @@ from pangu_sigma.model.arrays import expert_shapes
 from pangu_sigma.model.declare import Zero
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS, NextTokenLoss
 from pangu_sigma.npu.communicators import OF_COPIES
-from pangu_sigma.npu.cuts import active_buffers, summed_alone
+from pangu_sigma.npu.cuts import active_buffers, only_micro_batches_sum
 from pangu_sigma.npu.inputs import StepSettings
-from pangu_sigma.npu.rows import dispatch_layout
+from pangu_sigma.npu.row_counts import dispatch_layout
 from pangu_sigma.ranks.connect import Groups
 from pangu_sigma.ranks.reduce import split_segments
 
@@ -43,7 +43,7 @@ class FetchExperts(nn.Cell):
         sizes = [len(experts.weights) for experts in store.segments]
         self.segments = nn.CellList([FetchStored(worker, n, size) for n, size in enumerate(sizes)])
         # MindSpore may need standard operators between parameters and ours: the host adds 1.0 to the parameters, which nobody reads
-        self.adds = summed_alone(config)
+        self.adds = only_micro_batches_sum(config)
         self.w1, self.b1, self.w2, self.b2 = (ops.Add() for _ in FFN_TENSORS)
         for add in (self.w1, self.b1, self.w2, self.b2):
             add.set_device("CPU")
@@ -107,7 +107,8 @@ class ActiveExperts(nn.Cell):
         # experts of other stages stay parameters: MindSpore removes all that reads them
         experts = active[: self.begin] + self.fetch(active[self.begin : self.end]) + active[self.end :]
         batch = (rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS)
-        loss_M = self.loss(*batch, None, order, inverse, ends, e_TH, experts)
+        no_draws = None  # the Ascend step has no dropout
+        loss_M = self.loss(*batch, no_draws, order, inverse, ends, e_TH, experts)
         return self.multiply(loss_M, self.scale)
 
     def by_segment(self, plans):

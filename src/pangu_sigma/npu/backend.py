@@ -43,21 +43,21 @@ class AscendBackend(Backend):
         step.fill(config.seed)
         return TrainingSetup(config, ranks, step.network.loss.network, step.store, step)
 
-    def traffic(self, built: TrainingSetup, batch: Batch) -> dict[str, float]:
+    def traffic(self, setup: TrainingSetup, batch: Batch) -> dict[str, float]:
         return {}  # `pangu-sigma plan` predicts the traffic of NPUs
 
     def take_step(
-        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
+        self, setup: TrainingSetup, rate: float, step_input: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
-        """Take one training step. rate: learning rate. fed: the batch and the rows of its tokens. limit_D: unused, because
+        """Take one training step. rate: learning rate. step_input: the batch and the rows of its tokens. limit_D: unused, because
         `check_ascend` refuses to skip spikes."""
-        loss_M, norm, applied, scale, *row_results = built.step.take(rate, fed.batch, fed.e_GTH)
+        loss_M, norm, applied, scale, *row_results = setup.step.take(rate, step_input.batch, step_input.e_GTH)
         if not row_results:
             return StepResult((loss_M,), norm, applied, scale)
         rows_TH, hyper = row_results
         result = StepResult((loss_M,), norm, applied, scale, rows_GTH=(rows_TH,), rows_hyper=hyper)
         # a tensor rank has a part of the gradient, and a stage has the gradient of its layers: the sum goes over all ranks
-        update_rows(built.store, built.ranks, fed.batch, result)
+        update_rows(setup.store, setup.ranks, step_input.batch, result)
         return result
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
@@ -65,38 +65,38 @@ class AscendBackend(Backend):
         coordinates = Layout(config.parallel).coordinates(ranks.rank)
         return coordinates.tensor == 0 and coordinates.stage == config.parallel.stages - 1
 
-    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
+    def evaluator(self, setup: TrainingSetup, held_out: BatchLoader) -> Evaluator:
         """Return the held-out evaluator. It runs the training graph, because another graph would have to be compiled: all ranks
         take part in each pass."""
-        ranks, limit = built.ranks, samples_of_evaluation(built.config)
-        adds = self.adds_losses(built.config, ranks)
-        return Evaluator(held_out, limit, built.step, built.network, ranks, training_shaped=True, adds_losses=adds)
+        ranks, limit = setup.ranks, samples_of_evaluation(setup.config)
+        adds = self.adds_losses(setup.config, ranks)
+        return Evaluator(held_out, limit, setup.step, setup.network, ranks, training_shaped=True, adds_losses=adds)
 
-    def checkpoint_files(self, built: TrainingSetup) -> Files:
-        rank = built.ranks.rank
-        built.store.settle()
+    def checkpoint_files(self, setup: TrainingSetup) -> Files:
+        rank = setup.ranks.rank
+        setup.store.settle()
         files: Files = {}
-        for shard, name, parameter, part, writes_part in saved_parts(built.shards, built.store, built.config, rank):
+        for shard, name, parameter, part, writes_part in saved_parts(setup.shards, setup.store, setup.config, rank):
             if writes_part:
                 files.setdefault(file_of_rank(shard, rank), {})[name] = SavedArray(part, parameter.asnumpy())
-        return files | row_files(built.store.rows, built.ranks)
+        return files | row_files(setup.store.rows, setup.ranks)
 
     def cannot_copy(self, config: Config) -> str | None:
         return "the experts fill the host's memory, and no save behind training was tried on a device"
 
-    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
-        built.step.compile(*step_inputs(built.config))  # MindSpore divides the parameters when it compiles
-        built.store.settle()
+    def restore(self, setup: TrainingSetup, checkpoint: Checkpoint) -> None:
+        setup.step.compile(*step_inputs(setup.config))  # MindSpore divides the parameters when it compiles
+        setup.store.settle()
         parts: Parts = {}
-        for shard, name, _, part, _ in saved_parts(built.shards, built.store, built.config, built.ranks.rank):
+        for shard, name, _, part, _ in saved_parts(setup.shards, setup.store, setup.config, setup.ranks.rank):
             parts.setdefault(shard, {})[name] = part
 
         def put(parameter: Parameter, values: np.ndarray) -> None:
             parameter.set_data(Tensor(values), slice_shape=True)
 
-        expert_shards = {shard: arrays for shard, arrays in built.shards.items() if shard.startswith(EXPERTS)}
+        expert_shards = {shard: arrays for shard, arrays in setup.shards.items() if shard.startswith(EXPERTS)}
         restore(expert_shards, checkpoint, parts=parts)
-        dense_shards = {shard: arrays for shard, arrays in built.shards.items() if shard not in expert_shards}
+        dense_shards = {shard: arrays for shard, arrays in setup.shards.items() if shard not in expert_shards}
         restore(dense_shards, checkpoint, parts=parts, put=put)
-        restore_rows(built.store.rows, checkpoint)
-        built.step.copy_scale()
+        restore_rows(setup.store.rows, checkpoint)
+        setup.step.copy_scale()

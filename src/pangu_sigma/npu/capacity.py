@@ -25,6 +25,7 @@ import numpy as np
 from pangu_sigma.errors import UserError
 from pangu_sigma.rre.plan import RoutingPlan
 
+Factor = Literal["capacity_factor", "arrival_factor"]
 DispatchLayout = Literal["compacted", "dropless"]
 """Layout of the dispatched rows of an RRE layer; the group of ranks may be a single one."""
 
@@ -70,37 +71,18 @@ class ExchangePlan(RoutingPlan):
         return self.offsets_GA1[:, 1:]
 
 
-def exchange_plan(
-    layout: DispatchLayout,
-    experts_GT: np.ndarray,
-    ids_PA: np.ndarray,
-    active: tuple[np.ndarray, np.ndarray],
-    peer: int,
-    fit_GPK: np.ndarray,
-    room: Capacity,
-    dropped: int = 0,
-) -> ExchangePlan:
-    """Make the routing plan of a segment on one rank, for G micro-batches.
-
-    Args:
-        experts_GT: expert of each of the rank's tokens, by its number among all K.
-        ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
-        active: active_A and used_A1 of the rank's own active list.
-        peer: number of this rank in its group.
-        fit_GPK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.accepted`).
-        dropped: number of rows of the whole batch that do not fit.
-    """
-    pairs = zip(experts_GT, fit_GPK, strict=True)
-    micro_batches = [_plan_micro_batch(layout, experts_T, fit_PK, ids_PA, peer, room) for experts_T, fit_PK in pairs]
-    fields = (np.stack(arrays).astype(np.int32) for arrays in zip(*micro_batches, strict=True))
-    return ExchangePlan(*active, *fields, dropped=dropped)
-
-
-def _plan_micro_batch(
+def plan_micro_batch(
     layout: DispatchLayout, experts_T: np.ndarray, fit_PK: np.ndarray, ids_PA: np.ndarray, peer: int, room: Capacity
 ) -> tuple[np.ndarray, ...]:
-    """Return the array fields of `ExchangePlan` for one micro-batch, in their order: order_R, inverse_T, offsets_A1, arrive_W,
-    leave_R, sent_P, taken_P."""
+    """Return the array fields of `ExchangePlan` for one micro-batch of a segment on one rank, in their order: order_R, inverse_T,
+    offsets_A1, arrive_W, leave_R, sent_P, taken_P.
+
+    Args:
+        experts_T: expert of each of the rank's tokens, by its number among all K.
+        fit_PK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.accepted`).
+        ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
+        peer: number of this rank in its group.
+    """
     sent_PA = np.where(ids_PA >= 0, fit_PK[peer][ids_PA], 0)
     taken_PA = np.where(ids_PA[peer] >= 0, fit_PK[:, ids_PA[peer]], 0)
     if layout == "dropless":
@@ -227,20 +209,20 @@ class Receivers:
 _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
 
 
-def check_room(rows: np.ndarray, limit: int, even: float, names: Sequence[str], sent: bool) -> None:
+def check_room(rows: np.ndarray, limit: int, even: float, names: Sequence[str], factor: Factor) -> None:
     """Raise CapacityError if any number of `rows` exceeds `limit`. The message names the factor that would be enough.
 
     Args:
         rows: row counts, segments first: of each sender and expert [N, …, K], or of each receiver.
         even: number of rows under an even load.
         names: names of the N segments.
-        sent: True if `rows` are the result of `sent_rows`, False if that of `Receivers.arrived`.
+        factor: key from which the limit follows: "capacity_factor" for `sent_rows`, "arrival_factor" for `Receivers.arrived`.
     """
     most = int(rows.max())
     if most > limit:
         segment, *_, expert = np.unravel_index(rows.argmax(), rows.shape)
-        problem, key = f"{most} rows arrive where {limit} have room", "arrival_factor"
-        if sent:
-            problem, key = f"a rank has {most} rows for expert {expert}, whose capacity is {limit}", "capacity_factor"
+        problem = f"{most} rows arrive where {limit} have room"
+        if factor == "capacity_factor":
+            problem = f"a rank has {most} rows for expert {expert}, whose capacity is {limit}"
         needed = math.ceil(round(100 * most / even, 6)) / 100
-        raise CapacityError(f"{names[int(segment)]}: {problem}; set parallel.{key} to {needed:g} or more {_ADVICE}")
+        raise CapacityError(f"{names[int(segment)]}: {problem}; set parallel.{factor} to {needed:g} or more {_ADVICE}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from pangu_sigma.chips import CHIP_DATA, family
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.npu.rows import tokens_of_rank
+from pangu_sigma.npu.row_counts import tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, Layout, axes_text
 from pangu_sigma.sections import ParallelConfig
 

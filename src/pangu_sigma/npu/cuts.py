@@ -164,8 +164,8 @@ def active_elements(config: Config, stage: int = 0) -> int:
     return layer_elements * len(rre_layers_of_stage(config, stage))
 
 
-def summed_alone(config: Config) -> bool:
-    """Return True if the gradients of experts are summed over micro-batches only, neither over ranks nor stages. MindSpore 2.9 then
+def only_micro_batches_sum(config: Config) -> bool:
+    """Return True if gradients of experts are summed over micro-batches, but neither over ranks nor over stages. MindSpore 2.9 then
     returns the sums only behind a standard operator, so the Ascend step has one (npu/active_experts.py)."""
     return config.train.accumulation > 1 and config.parallel.stages == config.parallel.data == 1
 

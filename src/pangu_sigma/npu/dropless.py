@@ -178,6 +178,7 @@ class LocalFFN(ActivatedFFN):
     def product(self, x, w, ends):
         """Multiply the rows of x [W, in] by the matrices w of their experts [A, in, out]. ends: row after the last row of each
         expert. Return [W, out]."""
+        # the five without a value: bias, scale, offset, and scale and offset of quantised weights
         return self.grouped([x], [w], None, None, None, None, None, ends)[0]
 
 

@@ -8,13 +8,13 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch
-from pangu_sigma.npu.rows import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.row_counts import dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import active_entries
 from pangu_sigma.rre.plan import RoutedSegment
 from pangu_sigma.sections import Segment
 
-ROWS = 6
-"""Index of the rows of the tokens (`model.rows`) among the inputs of the Ascend step, behind the arrays of the batch."""
+E_INPUT = 6
+"""Index of e, the rows of the tokens (`model.rows`), among the inputs of the Ascend step, behind the arrays of the batch."""
 
 
 def input_strategies(config: Config) -> tuple[tuple[int, ...], ...]:

@@ -14,7 +14,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, nn, ops
 
 from pangu_sigma.config import Config
-from pangu_sigma.npu.inputs import ROWS
+from pangu_sigma.npu.inputs import E_INPUT
 from pangu_sigma.sections import ParallelConfig
 
 
@@ -60,7 +60,7 @@ class GradientAccumulation(nn.Cell):
         all_weights = ParameterTuple([*weights, *received])
         forward = network if micro_batches == 1 else MicroBatches(network, micro_batches, config.parallel)
         self.has_rows = bool(config.model.rows)
-        self.loss_and_grads = ms.value_and_grad(forward, ROWS if self.has_rows else None, weights=all_weights)
+        self.loss_and_grads = ms.value_and_grad(forward, E_INPUT if self.has_rows else None, weights=all_weights)
         # in the dtypes of the weights; MindSpore finds them by the weights' names, which must be final
         self.accumulators = None if micro_batches == 1 else all_weights.clone("accu_grads", "zeros")
         for accumulator in self.accumulators or ():

@@ -11,25 +11,18 @@ import os
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore._c_expression import MSContext
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
 from pangu_sigma.chips import CHIP_DATA, Chip
 from pangu_sigma.optimizer.update import is_finite
 from pangu_sigma.sections import ParallelConfig
 
-INFINITY = ("ascend910b", "ascend910_93", "ascend950")
-"""Chips, by MindSpore's names, whose overflow is infinity unless MS_ASCEND_CHECK_OVERFLOW_MODE says otherwise."""
-
 
 def saturates(chip: Chip) -> bool:
-    """Return True if the NPU saturates on overflow instead of giving infinity. chip: the configured chip, which decides if
-    MindSpore does not know the NPU's name, as when it compiles without an NPU."""
-    if ms.get_context("device_target") != "Ascend":
-        return False
-    soc_version = MSContext.get_instance().get_ascend_soc_version()
-    saturates_by_default = soc_version not in INFINITY if soc_version else CHIP_DATA[chip].saturates
-    return saturates_by_default or os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
+    """Return True if overflow in the step gives the largest number and a flag, not infinity: on NPUs of a chip that saturates, or
+    that MS_ASCEND_CHECK_OVERFLOW_MODE lets saturate. chip: the configured chip."""
+    by_setting = os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
+    return ms.get_context("device_target") == "Ascend" and (CHIP_DATA[chip].saturates or by_setting)
 
 
 class OverflowFlag(nn.Cell):

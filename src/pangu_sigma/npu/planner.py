@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.npu.capacity import Receivers, check_room, exchange_plan, sent_rows
-from pangu_sigma.npu.rows import Room, dispatch_layout, even_rows_received, room_of
+from pangu_sigma.npu.capacity import ExchangePlan, Receivers, check_room, plan_micro_batch, sent_rows
+from pangu_sigma.npu.row_counts import Room, dispatch_layout, even_rows_received, room_of
 from pangu_sigma.ranks.layout import Layout, active_in_group, data_rank_of, share_of, takers_of_group
 from pangu_sigma.rre.plan import RoutingPlan, active_list
 from pangu_sigma.sections import Segment
@@ -47,7 +47,7 @@ class ExchangePlanner:
         for kind in self._config.model.kinds:
             numbers = [n for n, segment_kind in enumerate(self._config.model.routed) if segment_kind == kind]
             sent_NGDK = sent_rows(experts_NGBS[numbers], taker_B, self._takers, self._config.stored_experts(kind))
-            self._check(kind, numbers, sent_NGDK, tokens)
+            self._refuse_overflow(kind, numbers, sent_NGDK, tokens)
             fit_NGDK = self._receivers[kind].accepted(sent_NGDK, self._room[kind])
             # every copy of a common expert is updated alike, if any group has tokens for it
             counted_B = np.isin(taker_B, self._group) | (kind == "common")
@@ -68,9 +68,13 @@ class ExchangePlanner:
         lists = [active_list(segment, r[r >= 0]) for segment, r in zip(segments, rows, strict=True)]
         # the expert at each entry of each peer's list, -1 at unused entries
         ids_PA = np.stack([np.append(s.held, -1)[active_A] for s, (active_A, _) in zip(segments, lists, strict=True)])
-        return exchange_plan(self._layout, own_GT, ids_PA, lists[peer], peer, fit_GPK, room, dropped)
+        pairs = zip(own_GT, fit_GPK, strict=True)
+        micro_batches = [plan_micro_batch(self._layout, own_T, fit_PK, ids_PA, peer, room) for own_T, fit_PK in pairs]
+        fields = (np.stack(arrays).astype(np.int32) for arrays in zip(*micro_batches, strict=True))
+        active_A, used_A1 = lists[peer]
+        return ExchangePlan(active_A, used_A1, *fields, dropped=dropped)
 
-    def _check(self, kind: Segment, numbers: list[int], sent_NGDK: np.ndarray, tokens: int) -> None:
+    def _refuse_overflow(self, kind: Segment, numbers: list[int], sent_NGDK: np.ndarray, tokens: int) -> None:
         """Raise CapacityError if rows have no room and may not be dropped.
 
         numbers: all segments of the kind. sent_NGDK: result of `sent_rows` for them. tokens: number of tokens of one rank."""
@@ -79,9 +83,9 @@ class ExchangePlanner:
             return
         names = [config.model.segment_name(n) for n in numbers]
         if room.sent is not None:
-            check_room(sent_NGDK, room.sent, tokens / active_in_group(config, kind), names, sent=True)
+            check_room(sent_NGDK, room.sent, tokens / active_in_group(config, kind), names, "capacity_factor")
         arrived, even = self._receivers[kind].arrived(sent_NGDK), even_rows_received(config, kind)
-        check_room(arrived, room.arrived, even, names, sent=False)
+        check_room(arrived, room.arrived, even, names, "arrival_factor")
 
     def _receivers_of(self, kind: Segment) -> Receivers:
         """Return which rank of a group stores each expert of a kind: the peers divide each domain's own experts, or all common

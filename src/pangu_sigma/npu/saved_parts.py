@@ -32,23 +32,24 @@ def saved_parts(
                 yield shard, name, parameter, Part.everything(tuple(parameter.shape)), rank == 0
             else:
                 part = part_of(array, config.parallel, rank, segment.held if segment else None)
-                yield shard, name, parameter, part, writes(array, config, rank)
+                yield shard, name, parameter, part, is_writer(array, config, rank)
 
 
 def part_of(array: Array, parallel: ParallelConfig, rank: int, held: np.ndarray | None = None) -> Part:
     """Return the part of an array that a rank holds. held: numbers of the experts that the rank stores; None for a dense array."""
     sizes = zip(array.computed, array.shape, strict=True)
     # where the rank's slice begins on each axis, under tensor parallelism
-    first, *offset = (rank % parallel.tensor * size if size < full_size else 0 for size, full_size in sizes)
+    first_row, *offset = (rank % parallel.tensor * size if size < full_size else 0 for size, full_size in sizes)
     if held is not None:
         return Part(array.shape, Part.of_rows(array.shape, held).rows, tuple(offset))
     if array.divided:
-        rank %= parallel.stage_ranks
-        first += (rank // parallel.tensor if array.computed != array.shape else rank) * array.kept[0]
-    return Part(array.shape, ((first, first + array.kept[0]),), tuple(offset))
+        rank_of_stage = rank % parallel.stage_ranks
+        is_cut_by_tensor_ranks = array.computed != array.shape
+        first_row += (rank_of_stage // parallel.tensor if is_cut_by_tensor_ranks else rank_of_stage) * array.kept[0]
+    return Part(array.shape, ((first_row, first_row + array.kept[0]),), tuple(offset))
 
 
-def writes(array: Array, config: Config, rank: int) -> bool:
+def is_writer(array: Array, config: Config, rank: int) -> bool:
     """Return True if `rank` writes its part of the array to the checkpoint: the first of the ranks with the same part does."""
     if array.divided:
         return True  # no two ranks hold the same rows

@@ -38,7 +38,7 @@ from pangu_sigma.npu.exchange import compacted_experts
 from pangu_sigma.npu.inputs import StepSettings, inputs_of
 from pangu_sigma.npu.micro_batches import GradientAccumulation
 from pangu_sigma.npu.overflow import OverflowCheck
-from pangu_sigma.npu.rows import dispatch_layout, gather_operator
+from pangu_sigma.npu.row_counts import dispatch_layout, gather_operator
 from pangu_sigma.npu.sharding import apply_strategies, parameters_of_stage, received_by_stage
 from pangu_sigma.npu.supported import check_ascend
 from pangu_sigma.optimizer.update import Hyper, LossScale, gradient_factor
@@ -117,7 +117,7 @@ class AscendStep(nn.Cell):
             self.store.settle()
         return result
 
-    def of(self, batch: Batch) -> np.ndarray:
+    def block_losses(self, batch: Batch) -> np.ndarray:
         """Return the weighted loss of each block (sequences of one domain) of the rank. The training graph runs without updating.
 
         A graph for losses alone would need another compilation, and auto-parallel would shard its operators outside the network.

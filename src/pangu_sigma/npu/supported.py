@@ -11,7 +11,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.host.access import Host, missing_for_ascend
-from pangu_sigma.npu.rows import dispatch_layout
+from pangu_sigma.npu.row_counts import dispatch_layout
 
 
 def check_ascend(config: Config) -> None:

@@ -12,7 +12,7 @@ from mindspore import Tensor, communication, nn, ops
 
 from pangu_sigma.process import plain_graphs
 from pangu_sigma.ranks.layout import Layout
-from pangu_sigma.ranks.ranks import PAUSE, SINGLE_PROCESS, Ranks, started_ranks
+from pangu_sigma.ranks.ranks import PAUSE, SINGLE_PROCESS, Ranks, check_started_ranks
 from pangu_sigma.sections import ParallelConfig
 
 
@@ -52,7 +52,7 @@ class ConnectedRanks(Ranks):
             return self._sum(Tensor(values.astype(np.float32).reshape(-1))).asnumpy().reshape(values.shape)
 
     def leave(self) -> None:
-        self.any(False)
+        self.any(False)  # a barrier
         time.sleep(PAUSE)
 
 
@@ -63,12 +63,12 @@ def connect(parallel: ParallelConfig) -> Ranks:
     Call it after `use_cpu` and before any tensor is made.
     Raises ConfigError if the `parallel` section has another number of ranks than the run.
     """
-    started_count = started_ranks(parallel)
-    if started_count > 1 and not communication.GlobalComm.INITED:
+    check_started_ranks(parallel)
+    if parallel.ranks > 1 and not communication.GlobalComm.INITED:
         communication.init()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         sys.exit(0)
-    if started_count == 1:
+    if parallel.ranks == 1:
         return SINGLE_PROCESS
     ranks = ConnectedRanks(parallel)
     if not ranks.first:

@@ -53,18 +53,18 @@ class Heartbeat:
 @dataclass(frozen=True)
 class Beat:
     """Content of a rank's heartbeat file. number: number of beats so far. at: `time.monotonic()` of the last beat; all processes
-    of a machine share this clock. doing: activity that began then."""
+    of a machine share this clock. activity: the one that began then."""
 
     number: int
     at: float
-    doing: str
+    activity: str
 
 
 def last_beat(folder: Path, rank: int) -> Beat | None:
     """Read the last beat of a rank from its heartbeat file in `folder`. Returns None before the first beat."""
     try:
-        number, at, doing = _file(folder, rank).read_text(encoding="utf-8", errors="replace").split(" ", 2)
-        return Beat(int(number), float(at), doing.rstrip())
+        number, at, activity = _file(folder, rank).read_text(encoding="utf-8", errors="replace").split(" ", 2)
+        return Beat(int(number), float(at), activity.rstrip())
     except (OSError, ValueError):
         return None
 

@@ -18,7 +18,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from pangu_sigma.errors import argument
 from pangu_sigma.process import child_environment
 from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
 from pangu_sigma.ranks.processes import LaunchError, Processes
-from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
+from pangu_sigma.ranks.rendezvous import Peers, Stop, listening_socket, rendezvous
 from pangu_sigma.ranks.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,12 @@ DEFAULT_PORT = 8118
 _POLL_SECONDS = 0.1
 _FAILED_GRACE_SECONDS = 3.0
 """Seconds between SIGTERM and SIGKILL after a failure: ranks that wait for the lost one can only be killed."""
-_SHOWN_PREFIXES = ("ASCEND_", "GLOG_", "HCCL_", "LD_LIBRARY_PATH", "MS_", "OMP_", "PYTHONPATH")
-"""Prefixes of environment variables that MindSpore, CANN and HCCL read; `dry_run` prints them and those set here."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Accelerators of the ranks, one for each, and what a launch does for them. Cores are bound to ranks.
+    """Accelerators of the ranks, one for each, and what a launch does for them. `msrun` binds each rank to the cores near its
+    device where it knows them.
 
     title: name for messages, such as `Ascend 910A`. key: the configuration's key and value that choose them.
     per_node: number of devices of one node. environment: variables of the ranks, unless they are set already.
@@ -105,7 +105,6 @@ class Job:
 
     def msrun(self, folder: Path) -> list[str]:
         """Return the command that starts this node's ranks with `msrun`, MindSpore's launcher. folder: folder of their logs."""
-        bind = ["--bind-cores", str(self.local)] if self.devices else []
         return [
             "msrun",
             f"--worker_num={self.ranks}",
@@ -116,20 +115,18 @@ class Job:
             f"--log_dir={folder}",
             "--join=False",  # it only starts the ranks: see `processes`
             *(["--bind_core=True"] if self.devices else []),
-            *["python", "-m", "pangu_sigma.ranks.worker", *bind, str(self.gate), *self.command],
+            *["python", "-m", "pangu_sigma.ranks.worker", str(self.gate), *self.command],
         ]
 
 
 def launch(job: Job) -> int:
-    """Run a job to its end and return the exit status.
+    """Run a job to its end and return the exit status. `check_job` and `check_ports` come before.
 
     0: all ranks ended well, also if they were asked to stop.
     1: a failure remained after all restarts, or ranks that were asked to stop did not end in time.
     2: a rank reported an error that only the user can fix.
     Raises LaunchError for errors that are found before ranks start.
     """
-    check_job(job)
-    check_ports(job)
     launch_time = time.strftime("%Y%m%d-%H%M%S")
     for start in range(job.restarts + 1):
         if start > 0:
@@ -144,11 +141,12 @@ def launch(job: Job) -> int:
 
 
 def dry_run(job: Job) -> str:
-    """Return a shell script of the commands that `launch` would start on each node. Raises LaunchError for wrong numbers."""
+    """Return a shell script of the commands that `launch` would start on each node, with the variables that it adds to this
+    shell's. Raises LaunchError for wrong numbers."""
     check_numbers(job)
-    all_variables = sorted(_environment(job).items())
-    environment = {k: v for k, v in all_variables if k.startswith(_SHOWN_PREFIXES) or os.environ.get(k) != v}
-    lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in environment.items())]
+    device_names = job.devices.environment.keys() if job.devices else ()
+    variables = {k: v for k, v in _environment(job).items() if k in device_names or os.environ.get(k) != v}
+    lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))]
     if job.devices:
         lines[0] += f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server"
     for node in range(job.nodes):
@@ -172,13 +170,7 @@ def check_ports(job: Job) -> None:
     """Raise LaunchError if a port of the job, on node 0, is in use. Another program may hold it for a moment only."""
     if job.node == 0:
         for port in (job.port, job.port + 1)[: job.nodes]:
-            try:
-                socket.create_server((job.address, port)).close()
-            except OSError as error:
-                raise LaunchError(
-                    f"{job.address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port "
-                    f"must be free there: choose another {argument('--master-port')}"
-                ) from error
+            listening_socket(job.address, port).close()
 
 
 def check_numbers(job: Job) -> None:
@@ -210,15 +202,14 @@ def _check_devices(job: Job, devices: Devices) -> None:
 
 def _environment(job: Job) -> dict[str, str]:
     """Return the environment of msrun and the ranks. In it the program `python` is this process's Python, and Python does not
-    buffer output, so that a rank's log has it at once."""
+    buffer output, so that a rank's log has it at once. Ranks share the cores of their node."""
     environment = {
         **child_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }
     if job.devices:
-        return {**job.devices.environment, **environment}
-    # ranks share the cores; on Ascend each is bound to its own
+        environment = {**job.devices.environment, **environment}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
     return environment
 
@@ -231,7 +222,7 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
         with (
-            _Signals(job.node) as signals,
+            _recorded_signals() as signals,
             Processes(
                 job.msrun(folder),
                 _environment(job) | {HEARTBEATS_VARIABLE: str(folder)},
@@ -242,106 +233,90 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
         ):
             watchdog = Watchdog(folder, job.hang_timeout)
             follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
-            stop = _watch(processes, peers, signals, watchdog, follower)
+            stop = _watch(job.node, processes, peers, signals, watchdog, follower)
             if stop is None:
                 return 0, False
             logger.error("%s; stopping all ranks", stop.reason)
-            peers.tell(stop)
+            peers.send_stop(stop)
             ended_well = _end_ranks(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
             follower.copy()
     return (stop.status, stop.status == 1) if stop.status else (int(not ended_well), False)
 
 
 def _watch(
-    processes: Processes, peers: Peers, signals: _Signals, watchdog: Watchdog, follower: _Follower
+    node: int,
+    processes: Processes,
+    peers: Peers,
+    signals: list[signal.Signals],
+    watchdog: Watchdog,
+    follower: _Follower,
 ) -> Stop | None:
-    """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None."""
+    """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None.
+    node: number of this node. signals: `_recorded_signals`."""
     is_reported = False
-    while not peers.ended:
-        stop = _failure(processes, watchdog) or signals.stop or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
+    while not peers.all_done:
+        request = Stop(f"node {node} ({socket.gethostname()}) got {signals[-1].name}", 0) if signals else None
+        stop = _failure(processes) or request or _hang(processes, watchdog) or peers.wait(_POLL_SECONDS)
         follower.copy()
         if stop:
             return stop
-        if not is_reported and not processes.running:
-            peers.done()
+        if not is_reported and not processes.running_names:
+            peers.report_done()
             is_reported = True
     return None
 
 
-def _failure(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return the reason to stop if a process has failed, else None; log the last lines of the first that failed. The reason also
-    names ranks whose process is stopped, because the failed process may have waited for them."""
+def _failure(processes: Processes) -> Stop | None:
+    """Return the reason to stop if a process has failed, else None; log the last lines of the first that failed."""
     failures = processes.failures()
     if not failures:
         return None
     failure = failures[0]
     log = processes.log(failure.name)
     logger.error("%s (%s); the end of %s:\n%s", failure, socket.gethostname(), log, processes.last_lines(failure.name))
-    paused = watchdog.stopped(processes.ranks)
-    if paused is not None:
-        _log_last_lines(processes)
-    reason = f"{failure} and {paused}" if paused else f"{failure}"
-    return Stop(f"{reason} ({socket.gethostname()})", 2 if failure.status == 2 else 1)
+    return Stop(f"{failure} ({socket.gethostname()})", 2 if failure.status == 2 else 1)
 
 
 def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
-    """Return the reason to stop if ranks hang, else None; log the ends of all logs."""
-    message = watchdog.hung(processes.ranks)
+    """Return the reason to stop if ranks hang, else None; log the last lines of all ranks, where their stacks are."""
+    message = watchdog.hang_message(processes.ranks)
     if message is None:
         return None
-    _log_last_lines(processes)
-    return Stop(f"{message} ({socket.gethostname()})", 1)
-
-
-def _log_last_lines(processes: Processes) -> None:
-    """Log the last lines of all ranks, where their stacks are."""
     for rank in processes.ranks:
         name = f"rank {rank}"
         logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
+    return Stop(f"{message} ({socket.gethostname()})", 1)
 
 
-def _end_ranks(processes: Processes, signals: _Signals, grace: float) -> bool:
+def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float) -> bool:
     """Ask the ranks to end, and wait for them until `grace` seconds are over or a second signal comes; `Processes` kills the others
     when it is left. Returns True if all ended well."""
     processes.terminate()
     deadline = time.monotonic() + grace
     failures = []
-    while processes.running and time.monotonic() < deadline and signals.times < 2:
+    while processes.running_names and time.monotonic() < deadline and len(signals) < 2:
         time.sleep(_POLL_SECONDS)
         failures += processes.failures()
-    for name in processes.running:
+    for name in processes.running_names:
         logger.warning("%s did not end within %g s of SIGTERM: killed", name, grace)
     for failure in failures:
         logger.warning("%s when it was to end", failure)
-    return not failures and not processes.running
+    return not failures and not processes.running_names
 
 
-class _Signals:
-    """Records signals that ask the launcher to stop while ranks run. Outside of this context they simply end the launcher.
-
-    times: number of signals. stop: reason to stop; None without a signal."""
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    def __init__(self, node: int):
-        self._node, self.times = node, 0
-        self.stop: Stop | None = None
-
-    def __enter__(self) -> _Signals:
-        # A signal that is ignored stays ignored: `nohup` means it.
-        self._handlers = {s: signal.getsignal(s) for s in self._SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
-        for number in self._handlers:
-            signal.signal(number, self._record)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
+@contextmanager
+def _recorded_signals() -> Iterator[list[signal.Signals]]:
+    """Yield a list to which signals that ask the launcher to stop add themselves in a `with` statement, instead of ending it."""
+    received: list[signal.Signals] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # a signal that is ignored stays ignored: `nohup` means it
+            signal.signal(number, lambda number, _: received.append(signal.Signals(number)))
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-
-    def _record(self, number: int, _: object) -> None:
-        """Handle a signal."""
-        self.times += 1
-        self.stop = Stop(f"node {self._node} ({socket.gethostname()}) got {signal.Signals(number).name}", 0)
 
 
 class _Follower:

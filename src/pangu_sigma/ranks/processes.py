@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from pangu_sigma.errors import UserError
 from pangu_sigma.ranks.worker import end_with_parent
 
@@ -86,7 +88,7 @@ class Processes:
         self._gate.close()
 
     @property
-    def running(self) -> list[str]:
+    def running_names(self) -> list[str]:
         """Names of the ranks that have not ended, and `msrun` until it has started all ranks."""
         return [name for name in self._names.values() if name != SCHEDULER]
 
@@ -130,9 +132,10 @@ class Processes:
     def kill(self) -> None:
         """Kill all descendant processes, and wait until they are gone, or log an error after _KILL_SECONDS."""
         deadline = time.monotonic() + _KILL_SECONDS
-        while children := list(children_of(os.getpid())):
-            for pid in children:
-                _kill_with_group(pid)
+        while children := psutil.Process().children():
+            for child in children:  # what they started becomes a child of the launcher, and is killed in the next round
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
             time.sleep(0.01)
             for pid, status in _ended_children():
                 if self._names.pop(pid, None) == _MSRUN:
@@ -144,16 +147,19 @@ class Processes:
     def _adopt(self) -> list[str]:
         """Read the rank of each process from the environment that msrun set, and open the gate. Returns the names of missing
         ranks."""
-        for pid in children_of(os.getpid()):
-            variables = environment_of(pid)
+        for child in psutil.Process().children():
+            try:
+                variables = child.environ()
+            except psutil.Error:  # it has ended
+                continue
             role = variables.get("MS_ROLE")
             if role == "MS_WORKER":
-                self._names[pid] = f"rank {variables['MS_NODE_ID']}"
+                self._names[child.pid] = f"rank {variables['MS_NODE_ID']}"
             elif role == "MS_SCHED" and self._ranks.start == 0:
-                self._names[pid] = SCHEDULER
+                self._names[child.pid] = SCHEDULER
             elif role == "MS_SCHED":
                 # msrun starts one wherever the master's address is; "nodes" that share a machine need only node 0's.
-                os.kill(pid, signal.SIGKILL)
+                child.kill()
         fcntl.flock(self._gate, fcntl.LOCK_UN)
         return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
 
@@ -183,32 +189,3 @@ def _ended_children() -> Iterator[tuple[int, int]]:
         if pid == 0:
             return
         yield pid, os.waitstatus_to_exitcode(status)
-
-
-def children_of(parent: int) -> Iterator[int]:
-    """Yield the process ids of a process's children. Reads all of /proc, as not every Linux has `/proc/<id>/task/<id>/children`."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()  # behind the name: state, parent, …
-            if int(fields[1]) == parent:
-                yield int(folder.name)
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """Return the environment variables that a process was started with; empty if the process has ended."""
-    try:
-        content = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return {}
-    pairs = (entry.partition("=") for entry in content.decode(errors="replace").split("\0"))
-    return {name: value for name, _, value in pairs}
-
-
-def _kill_with_group(pid: int) -> None:
-    """Kill a process and its process group, unless that is the launcher's own group."""
-    with contextlib.suppress(ProcessLookupError):
-        group = os.getpgid(pid)
-        if group == os.getpgrp():
-            os.kill(pid, signal.SIGKILL)
-        else:
-            os.killpg(group, signal.SIGKILL)

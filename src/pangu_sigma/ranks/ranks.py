@@ -96,15 +96,14 @@ class Ranks:
         """Wait at the end of a run until no rank needs another. Call this method last."""
 
 
-def started_ranks(parallel: ParallelConfig) -> int:
-    """Return the number of ranks that msrun's variables say were started. Raises ConfigError if `parallel` has another number."""
+def check_started_ranks(parallel: ParallelConfig) -> None:
+    """Raise ConfigError if msrun's variables say that another number of ranks was started than `parallel` lays out."""
     started = int(os.environ.get("MS_WORKER_NUM", "1"))
     if started != parallel.ranks:
         raise ConfigError(
             f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
             f"{parallel.ranks} with `pangu-sigma launch`, or change the section"
         )
-    return started
 
 
 def is_rank() -> bool:

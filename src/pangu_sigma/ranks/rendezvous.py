@@ -92,7 +92,7 @@ class Peers:
         self._node, self._links, self.folder = node, links, folder
         self._nodes = len(links) + 1
         self._finished_nodes: set[int] = set()
-        self.ended = False
+        self.all_done = False
 
     def __enter__(self) -> Peers:
         return self
@@ -119,18 +119,18 @@ class Peers:
             for message in messages or []:
                 if "stop" in message:
                     return Stop(*message["stop"])
-                self.ended |= "end" in message
+                self.all_done |= "end" in message
                 if "done" in message:
                     self._finish(link.node)
         return None
 
-    def tell(self, stop: Stop) -> None:
+    def send_stop(self, stop: Stop) -> None:
         """Send the reason to stop to all other nodes."""
         for link in self._links:
             link.send(stop=[stop.reason, stop.status])
 
-    def done(self) -> None:
-        """Report that the ranks of this node have ended well. `ended` becomes True once all nodes have reported it."""
+    def report_done(self) -> None:
+        """Report that the ranks of this node have ended well. `all_done` becomes True once all nodes have reported it."""
         if self._node == 0:
             self._finish(0)
         else:
@@ -141,7 +141,7 @@ class Peers:
         """On node 0: record that the ranks of a node have ended well, and tell all nodes once all have."""
         self._finished_nodes.add(node)
         if len(self._finished_nodes) == self._nodes:
-            self.ended = True
+            self.all_done = True
             for link in self._links:
                 link.send(end=True)
 
@@ -180,7 +180,7 @@ class _MeetingPoint:
         """Wait for all nodes at an address, tell them to go or why not, and return their connections. Raises LaunchError if nodes
         are missing or differ."""
         with (
-            _listening_socket(address, port, self._nodes) as server,
+            listening_socket(address, port) as server,
             Bar(total=self._nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
         ):
             while len(self._present) < self._nodes - 1 and time.monotonic() < self._deadline:
@@ -249,12 +249,14 @@ class _MeetingPoint:
         self._problems.append(problem)
 
 
-def _listening_socket(address: str, port: int, nodes: int) -> socket.socket:
+def listening_socket(address: str, port: int) -> socket.socket:
+    """Return a socket that listens at a port of node 0. Raises LaunchError if the port is in use."""
     try:
-        return socket.create_server((address, port), backlog=nodes)
+        return socket.create_server((address, port))
     except OSError as error:
         raise LaunchError(
-            f"cannot listen at {address}:{port}: {error.strerror}; choose another {argument('--master-port')}"
+            f"{address}:{port} cannot be used: {error.strerror}; the master's address is one of node 0, and the port must be free "
+            f"there: choose another {argument('--master-port')}"
         ) from error
 
 

@@ -11,13 +11,11 @@ No thread and no process is needed to watch, so a rank that computes for minutes
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import fcntl
 import os
 import signal
 import sys
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import init; init()"]
@@ -25,39 +23,26 @@ SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import 
 
 
 def main(arguments: list[str]) -> None:
-    """Wait at the gate (a locked file), then exec the rank's command. Raises SystemExit if the launcher has ended."""
-    parser = argparse.ArgumentParser(description="started by msrun, see `pangu-sigma launch`")
-    parser.add_argument("--bind-cores", type=int, metavar="RANKS", help="divide the cores among the node's ranks")
-    parser.add_argument("gate", type=Path, help="file with the launcher's process id, locked until ranks may start")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    options = parser.parse_args(arguments)
-    with open(options.gate) as gate:
-        fcntl.flock(gate, fcntl.LOCK_SH)
-        launcher = int(gate.read())
+    """Wait at the gate, then exec the rank's command. Raises SystemExit if the launcher has ended.
+
+    arguments: path of the gate, a file with the launcher's process id that is locked until ranks may start; and the rank's command.
+    """
+    gate, *command = arguments
+    with open(gate) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        launcher = int(file.read())
     end_with_parent()
     if os.getppid() != launcher:  # it died before the kernel was asked
         raise SystemExit(f"launcher {launcher} is gone")
     if os.environ["MS_ROLE"] == "MS_SCHED":
         os.execv(SCHEDULER_COMMAND[0], SCHEDULER_COMMAND)
-    if options.bind_cores:
-        _bind_cores(launcher, options.bind_cores)
-    os.execvp(options.command[0], options.command)
+    os.execvp(command[0], command)
 
 
 def end_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies. It works only on Linux, like MindSpore on Ascend."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-
-
-def _bind_cores(launcher: int, ranks: int) -> None:
-    """Bind this rank to its share of the cores, in the order of devices, unless `msrun` has bound it near its NPU, for which it
-    needs the cpuset of cgroup v1."""
-    cores = sorted(os.sched_getaffinity(0))
-    if set(cores) == os.sched_getaffinity(launcher) and len(cores) >= ranks:
-        cores_of_rank = len(cores) // ranks
-        first = int(os.environ["DEVICE_ID"]) * cores_of_rank
-        os.sched_setaffinity(0, cores[first : first + cores_of_rank])
 
 
 if __name__ == "__main__":

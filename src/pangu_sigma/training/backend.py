@@ -76,51 +76,51 @@ class Backend:
         return TrainingSetup(config, ranks, network, store, TrainStep(config, network, store, ranks))
 
     def take_step(
-        self, built: TrainingSetup, rate: float, fed: StepInput, limit_D: np.ndarray | None = None
+        self, setup: TrainingSetup, rate: float, step_input: StepInput, limit_D: np.ndarray | None = None
     ) -> StepResult:
-        """Take one training step. rate: learning rate. fed: its batch.
+        """Take one training step. rate: learning rate. step_input: its batch.
 
         limit_D: limits from `Health.limits`; a batch with a loss above its limit is a loss spike and is skipped. None: no limits.
         """
         limits = None
         if limit_D is not None:
-            blocks_MD = np.eye(len(limit_D), dtype=np.float32)[fed.batch.domains_M[fed.batch.blocks]]
+            blocks_MD = np.eye(len(limit_D), dtype=np.float32)[step_input.batch.domains_M[step_input.batch.blocks]]
             limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
-        result = built.step.take(rate, fed.arrays, limits)
+        result = setup.step.take(rate, step_input.arrays, limits)
         if result.rows_hyper is not None:
-            update_rows(built.store, built.ranks, fed.batch, result)
+            update_rows(setup.store, setup.ranks, step_input.batch, result)
         return result
 
-    def traffic(self, built: TrainingSetup, batch: Batch) -> dict[str, float]:
+    def traffic(self, setup: TrainingSetup, batch: Batch) -> dict[str, float]:
         """Return `ExpertStore.traffic` of a step; nothing if it is not known."""
-        return built.store.traffic(batch.active_A)
+        return setup.store.traffic(batch.active_A)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
         """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""
         return True  # no two ranks see the same tokens
 
-    def evaluator(self, built: TrainingSetup, held_out: BatchLoader) -> Evaluator:
+    def evaluator(self, setup: TrainingSetup, held_out: BatchLoader) -> Evaluator:
         """Make the evaluator of the network's losses on held-out batches."""
-        step, samples = EvaluationStep(built.network, built.store), samples_of_evaluation(built.config)
-        return Evaluator(held_out, samples, step, built.network, built.ranks)
+        step, samples = EvaluationStep(setup.network, setup.store), samples_of_evaluation(setup.config)
+        return Evaluator(held_out, samples, step, setup.network, setup.ranks)
 
-    def checkpoint_files(self, built: TrainingSetup) -> Files:
+    def checkpoint_files(self, setup: TrainingSetup) -> Files:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
-        built.store.settle()
-        config, rank, segments = built.config, built.ranks.rank, [experts.segment for experts in built.store.segments]
+        setup.store.settle()
+        config, rank, segments = setup.config, setup.ranks.rank, [experts.segment for experts in setup.store.segments]
         of_others = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
-        shards = {shard: parameters for shard, parameters in built.shards.items() if shard not in of_others}
-        return files_of(shards, parts_of(built.store), built.ranks) | row_files(built.store.rows, built.ranks)
+        shards = {shard: parameters for shard, parameters in setup.shards.items() if shard not in of_others}
+        return files_of(shards, parts_of(setup.store), setup.ranks) | row_files(setup.store.rows, setup.ranks)
 
     def cannot_copy(self, config: Config) -> str | None:
         """Return why the arrays of `checkpoint_files` cannot be copied to be saved in the background; None if they can."""
         return "ecss.store=file keeps more experts than memory holds" if config.ecss.store == "file" else None
 
-    def restore(self, built: TrainingSetup, checkpoint: Checkpoint) -> None:
+    def restore(self, setup: TrainingSetup, checkpoint: Checkpoint) -> None:
         """Load the parameters of this rank from a checkpoint. Raises CheckpointError if it is of another configuration."""
-        built.store.settle()
-        restore(built.shards, checkpoint, built.store.tier.release, parts_of(built.store))
-        restore_rows(built.store.rows, checkpoint)
+        setup.store.settle()
+        restore(setup.shards, checkpoint, setup.store.tier.release, parts_of(setup.store))
+        restore_rows(setup.store.rows, checkpoint)
 
 
 def update_rows(store: ExpertStore, ranks: Ranks, batch: Batch, result: StepResult) -> None:

@@ -85,7 +85,7 @@ class DomainHealth:
 
 
 class Health:
-    """Health monitor of a training run. `spikes`, `stuck` and `suspect` are findings about the last step."""
+    """Health monitor of a training run. `spikes`, `stuck_domain` and `has_nonfinite_loss` are findings about the last step."""
 
     def __init__(self, options: TrainConfig, domains: list[str], state: dict[str, Any] | None = None):
         """state: earlier result of `state`; None for a new run. A domain that is missing in it begins anew."""
@@ -93,15 +93,15 @@ class Health:
         states = (state or {}).get("domains", {})
         self.domains = {name: DomainHealth(**states.get(name, {})) for name in domains}
         self.spikes: list[Spike] = []
-        self.stuck: str | None = None
+        self.stuck_domain: str | None = None
         """Domain of which train.max_skipped_steps steps in a row were skipped; None if there is none."""
-        self.suspect = False
+        self.has_nonfinite_loss = False
         """True if a loss was not finite, which may be due to a weight."""
 
     @property
     def needs_check(self) -> bool:
         """True if the last step gave a reason to check weights and moments."""
-        return self.suspect or self.stuck is not None
+        return self.has_nonfinite_loss or self.stuck_domain is not None
 
     def state(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, as plain data."""
@@ -117,46 +117,48 @@ class Health:
         weighted = [limit * weight if weight > 0 else math.inf for limit, weight in zip(limits, weight_D, strict=True)]
         return np.array(weighted, np.float32)
 
-    def observe(self, step: int, losses: dict[str, float], samples: str, skipped: bool, spiked: bool = False) -> None:
+    def observe(
+        self, step: int, losses: dict[str, float], samples: str, skipped: bool, has_spike: bool = False
+    ) -> None:
         """Update the health after a step.
 
-        losses: loss of each domain in its batch, in nats per token. samples: hash of the batch (`Batch.digest`). spiked: True if
+        losses: loss of each domain in its batch, in nats per token. samples: hash of the batch (`Batch.digest`). has_spike: True if
         the step itself found a spike and skipped the batch. If no loss is above its limit by the numbers of this call, which are
         rounded otherwise, the loss nearest to its limit is recorded as the spike.
         """
         options = self.options.spikes
-        self.spikes, self.stuck, self.suspect = [], None, False
+        self.spikes, self.stuck_domain, self.has_nonfinite_loss = [], None, False
         limits = {name: self.domains[name].limit(options) for name in losses}
         above = [name for name, loss in losses.items() if loss > limits[name]]
-        if spiked and not above and limits:
+        if has_spike and not above and limits:
             above = [max(losses, key=lambda name: losses[name] / limits[name])]
         for name, loss in losses.items():
             domain = self.domains[name]
             domain.skipped = domain.skipped + 1 if skipped else 0
             if domain.skipped >= self.options.max_skipped_steps:
-                self.stuck = self.stuck or name
+                self.stuck_domain = self.stuck_domain or name
             if not math.isfinite(loss):
-                self.suspect = True
+                self.has_nonfinite_loss = True
                 continue
             if name in above:
                 self.spikes.append(Spike(step, name, loss, domain.mean, limits[name], samples, skipped))
             domain.take(loss, options)
 
 
-def unhealthy_arrays(built: TrainingSetup, active_A: Sequence[np.ndarray] | None = None) -> list[NotFinite]:
+def unhealthy_arrays(setup: TrainingSetup, active_A: Sequence[np.ndarray] | None = None) -> list[NotFinite]:
     """Find this rank's dense parameters, experts and Adam moments with values that are not finite.
 
     active_A: store rows of the experts to check, as in `Batch.active_A`; None checks all experts of the rank.
     """
-    built.store.settle()
+    setup.store.settle()
     not_finite = find_not_finite(
         {
             shard: {name: SavedArray.whole(parameter.asnumpy()) for name, parameter in parameters.items()}
-            for shard, parameters in built.shards.items()
+            for shard, parameters in setup.shards.items()
             if not shard.startswith(EXPERTS)
         }
     )
-    for experts in built.store.segments:
+    for experts in setup.store.segments:
         segment, arrays = experts.segment, dict[str, SavedArray]()
         for name, parameter in experts.named.items():
             values, held = parameter.asnumpy(), segment.held
@@ -166,13 +168,13 @@ def unhealthy_arrays(built: TrainingSetup, active_A: Sequence[np.ndarray] | None
             if len(held):
                 arrays[name] = SavedArray(Part.of_rows((segment.experts, *values.shape[1:]), held), values)
         not_finite += find_not_finite({f"{EXPERTS}{segment.number}": arrays})
-        built.store.tier.release()
+        setup.store.tier.release()
     return not_finite
 
 
-def examine(
+def check_health(
     health: Health,
-    built: TrainingSetup,
+    setup: TrainingSetup,
     run: StoredRun,
     step: int,
     active_A: Sequence[np.ndarray],
@@ -187,29 +189,29 @@ def examine(
     """
     for spike in health.spikes:
         log.write("spike", **asdict(spike))
-        if built.ranks.first:
+        if setup.ranks.first:
             logger.warning("%s", _text_of(spike))
     if not health.needs_check:
         return
-    not_finite = unhealthy_arrays(built, active_A if health.stuck is None else None)
+    not_finite = unhealthy_arrays(setup, active_A if health.stuck_domain is None else None)
     log.write("unhealthy", step=step, tensors=[asdict(array) for array in not_finite])
     own_texts = "\n".join(describe(not_finite, run.identity.config))
     unhealthy = dict.fromkeys(
-        text for of_rank in built.ranks.texts(own_texts) for text in of_rank.splitlines()
+        text for of_rank in setup.ranks.texts(own_texts) for text in of_rank.splitlines()
     )  # replicas have the same
     if unhealthy:
         texts = "\n  ".join(unhealthy)
         raise UnhealthyRun(
             f"step {step}: values that are not finite in\n  {texts}\nNo step that uses them can change anything, so the run stops. "
-            f"{way_on(run.checkpoints, built.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out "
+            f"{way_on(run.checkpoints, setup.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out "
             "with train.spikes.skip=true."
         )
-    if health.stuck is not None:
-        scale = float(built.step.scale.value.asnumpy())
+    if (domain := health.stuck_domain) is not None:
+        scale = float(setup.step.scale.value.asnumpy())
         raise UnhealthyRun(
-            f"step {step}: the last {health.domains[health.stuck].skipped} steps with domain {health.stuck} were skipped, which is "
+            f"step {step}: the last {health.domains[domain].skipped} steps with domain {domain} were skipped, which is "
             f"train.max_skipped_steps; all weights and moments are finite, the loss scale is {scale:g}. "
-            f"{way_on(run.checkpoints, built.ranks)} Lower train.optimizer.peak_lr, or in float16 train.loss_scale.initial if "
+            f"{way_on(run.checkpoints, setup.ranks)} Lower train.optimizer.peak_lr, or in float16 train.loss_scale.initial if "
             "the run has just begun, or raise train.spikes.factor if they were spikes that train.spikes.skip left out."
         )
 

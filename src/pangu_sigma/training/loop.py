@@ -32,9 +32,10 @@ from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.feed import InputPipeline
-from pangu_sigma.training.finished import conclude
-from pangu_sigma.training.health import Health, examine
-from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean
+from pangu_sigma.training.health import Health, check_health
+from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean, read_metrics
+from pangu_sigma.training.log.report import draw_report
+from pangu_sigma.training.log.summary import format_divergence
 from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.start import (
     DEFAULT_START,
@@ -76,9 +77,9 @@ class Trainer:
         self.heart.beat("the start")
         self.run = self.open_run(folder, start_options)
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
-        self.built = backend.build(config, self.ranks, self.run)
-        self.network, self.store, self.step = self.built.network, self.built.store, self.built.step
-        self.shards = self.built.shards
+        self.setup = backend.build(config, self.ranks, self.run)
+        self.network, self.store, self.step = self.setup.network, self.setup.store, self.setup.step
+        self.shards = self.setup.shards
         self.step.set_train()
         self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
@@ -88,10 +89,10 @@ class Trainer:
         self.resumed: dict[str, Any] = {} if checkpoint is None else checkpoint.state
         """State of the checkpoint that the run resumed from; empty if there is none."""
         if checkpoint is not None:
-            backend.restore(self.built, checkpoint)
+            backend.restore(self.setup, checkpoint)
         self.changes = changes_since_checkpoint(checkpoint, self.run)
         self.feed = InputPipeline(self.batches, self.progress.cursor, self.store)
-        self._counts = backend.adds_losses(config, self.ranks)
+        self._adds_losses = backend.adds_losses(config, self.ranks)
         self.saver = self._open_saver()
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
@@ -110,14 +111,14 @@ class Trainer:
 
     def evaluator(self) -> Evaluator:
         """Make the evaluator of the network's held-out losses."""
-        return self.backend.evaluator(self.built, self.open_batches("held_out"))
+        return self.backend.evaluator(self.setup, self.open_batches("held_out"))
 
     @property
     def finished(self) -> bool:
         """True if the run has taken all of its steps."""
         return self.progress.step >= self.config.train.steps
 
-    def evaluated(self, losses: dict[str, HeldOutLoss]) -> None:
+    def after_evaluation(self, losses: dict[str, HeldOutLoss]) -> None:
         """Hook for subclasses, called with the held-out losses of each evaluation. This class does nothing."""
 
     def advance(self) -> tuple[Batch, float, StepResult]:
@@ -125,27 +126,27 @@ class Trainer:
         step = self.progress.step + 1
         self.heart.beat(f"the batch of step {step}")
         with self.timeline.span("feed"):
-            fed = self.feed.take()
+            step_input = self.feed.take()
         self.heart.beat(f"step {step}")
         rate = self.schedule(self.progress.updates + 1)
-        weight_M = fed.batch.block_weights_GM.sum(axis=0)
-        limit_D = self.health.limits(fed.batch.domains_M, weight_M) if self.config.train.spikes.skip else None
+        weight_M = step_input.batch.block_weights_GM.sum(axis=0)
+        limit_D = self.health.limits(step_input.batch.domains_M, weight_M) if self.config.train.spikes.skip else None
         with self.timeline.span("step"):
-            result = self.backend.take_step(self.built, rate, fed, limit_D)
+            result = self.backend.take_step(self.setup, rate, step_input, limit_D)
             applied = bool(result.applied.asnumpy())
         if self.store.worker is not None:
             self._worked, spans = self.store.worker.read()
-            self.timeline.worked(spans)
-        self.progress.advance(applied, fed.cursor)
-        self.loss, self.losses = self._losses(fed.batch, weight_M, result)
-        spiked = not applied and bool(np.isfinite(result.norm.asnumpy()))
-        self.health.observe(self.progress.step, self.losses, fed.batch.digest, not applied, spiked)
-        return fed.batch, rate, result
+            self.timeline.add_worker_spans(spans)
+        self.progress.advance(applied, step_input.cursor)
+        self.loss, self.losses = self._losses(step_input.batch, weight_M, result)
+        has_spike = not applied and bool(np.isfinite(result.norm.asnumpy()))
+        self.health.observe(self.progress.step, self.losses, step_input.batch.digest, not applied, has_spike)
+        return step_input.batch, rate, result
 
     def _losses(self, batch: Batch, weight_M: np.ndarray, result: StepResult) -> tuple[float, dict[str, float]]:
         """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank."""
         loss_M = np.zeros_like(weight_M)
-        if self._counts:
+        if self._adds_losses:
             loss_M[batch.blocks] = sum(loss.asnumpy() for loss in result.block_loss_GM)
         loss_M = self.ranks.sum(loss_M)
         per_domain = {}
@@ -155,7 +156,7 @@ class Trainer:
             per_domain[name] = float(loss_M[of_domain_M].sum() / weight_M[of_domain_M].sum())
         return float(loss_M.sum()), per_domain
 
-    def load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
+    def expert_load(self, batch: Batch) -> tuple[np.ndarray, list[list[int]]]:
         """Return the tokens of each expert in a batch, and for each segment the experts that its domains can reach. Subclasses with
         another routing override it."""
         return batch.load_NK, self.config.reachable_experts(batch.domains_M.tolist())
@@ -166,7 +167,7 @@ class Trainer:
         applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
         norms = {"gradient_norm/dense": result.norm_dense, "gradient_norm/experts": result.norm_experts}
         epochs = zip(self.batches.domains, self.batches.order.epochs(self.progress.cursor), strict=True)
-        balance, worked = load_max_over_mean(*self.load(batch)), self._worked
+        balance, worked = load_max_over_mean(*self.expert_load(batch)), self._worked
         return {
             "step": self.progress.step,
             "loss": self.loss,
@@ -181,7 +182,7 @@ class Trainer:
             **{f"epochs/{domain.name}": epoch for domain, epoch in epochs},
             "dropped": batch.dropped,
             **({} if balance is None else {"load_max_over_mean": balance}),
-            **self.backend.traffic(self.built, batch),
+            **self.backend.traffic(self.setup, batch),
             **({} if worked is None else {"update_busy_seconds": worked.busy, "update_stall_seconds": worked.waited}),
         }
 
@@ -191,7 +192,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the last step synchronously. Raises CheckpointError, or UnhealthyState for values not finite."""
-        return self.saver.save(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
+        return self.saver.save(self.progress.step, self.backend.checkpoint_files(self.setup), self.state())
 
     def save_in_turn(self, last: bool) -> None:
         """Write a checkpoint after the last step, in the background if train.async_save is set and more steps follow.
@@ -205,7 +206,7 @@ class Trainer:
             self.save()
             return
         with self.log_disk_errors():
-            self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.built), self.state())
+            self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.setup), self.state())
 
     def complete_save(self) -> None:
         """Wait for the checkpoint that is written in the background, if there is one. An error of the disk is logged. Raises
@@ -289,7 +290,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     for remark in _remarks(trainer) if ranks.first else ():
         logger.warning("%s", remark)
     with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
-        log.changed(start, trainer.changes)
+        log.changes(start, trainer.changes)
         if start == 0:
             _evaluate(trainer, evaluator, log)
         stopped = False
@@ -299,10 +300,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             step, is_last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 metrics = trainer.metrics(batch, rate, result)
-                log.record(metrics, trainer.load(batch)[0], batch.digest, time.perf_counter() - started)
+                log.record(metrics, trainer.expert_load(batch)[0], batch.digest, time.perf_counter() - started)
                 if trainer.health.needs_check:
                     trainer.complete_save()  # it may be the checkpoint to go back to
-                examine(trainer.health, trainer.built, trainer.run, step, batch.active_A, log)
+                check_health(trainer.health, trainer.setup, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
             stops, written = ranks.sum(np.array([stop.is_set(), trainer.saver.is_written], np.float32))
@@ -322,16 +323,21 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                     trainer.save_in_turn(is_last or stopped)
             trainer.timeline.step_done(step)
     ranks.leave()  # no rank waits while the first one draws the report
-    if ranks.first and trainer.finished and trainer.config.finetune is None:  # that of a tuned run shows its result
-        conclude(folder, config)
+    if ranks.first and trainer.finished and config.finetune is None:  # the report of a tuned run shows its result
+        draw_report(folder)
+        if divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr):
+            logger.warning("%s", divergence)
     elif not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer
 
 
 def _remarks(trainer: Trainer) -> list[str]:
-    """Return the warnings to log before a training of this length begins."""
+    """Return the warnings to log before a training of this length begins; for a run that has taken all steps, that it has."""
     config, steps = trainer.config, trainer.config.train.steps
+    if trainer.finished and config.finetune is None:
+        step = trainer.progress.step
+        return [f"nothing to do: {trainer.run.path} is at step {step} of {steps}; raise train.steps to train on"]
     names, warmup = [domain.name for domain in config.domains], config.train.optimizer.warmup_steps
     remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
     if warmup > steps:
@@ -350,7 +356,7 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
         first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
         scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
         log.write("rows", step=trainer.progress.step, entries=dict(enumerate(rows.figures())), scales=scales)
-    trainer.evaluated(losses)
+    trainer.after_evaluation(losses)
 
 
 @contextmanager

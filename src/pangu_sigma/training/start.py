@@ -104,8 +104,14 @@ def start_run(
                 write_model_files(path, config, prepared, table)
     with ranks.fail_together(f"reading {path}"):
         run = StoredRun(path, text_hash=data_hash)
-        run.config, _ = config, (run.tokenizer, run.table)
+        run.config = config
+        check_model_files(run)
     return run
+
+
+def check_model_files(run: StoredRun) -> None:
+    """Read the tokenizer and the routing tables, which the run keeps in memory. Raises DamagedFile."""
+    _ = run.tokenizer, run.table
 
 
 @dataclass
@@ -194,7 +200,7 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     if saved is None:
         refuse_spare_rows(config)
         return []
-    _ = (run := StoredRun(path)).tokenizer, run.table  # their damage is told before anything is changed
+    check_model_files(StoredRun(path))  # before anything is changed
     return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
 
 

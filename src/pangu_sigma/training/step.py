@@ -75,10 +75,10 @@ class ScaledLoss(nn.Cell):
         return scale * ops.ReduceSum()(loss_M, 0), loss_M
 
 
-EXPERTS = 1 + len(MICRO_BATCH_FIELDS)
+EXPERTS_ARGUMENT = 1 + len(MICRO_BATCH_FIELDS)
 """Index of the experts among the arguments of `ScaledLoss`."""
-ROWS = EXPERTS - 1
-"""Index of the rows of the tokens."""
+E_ARGUMENT = EXPERTS_ARGUMENT - 1
+"""Index of e, the rows of the tokens (`model.rows`)."""
 
 
 class TrainStep(nn.Cell):
@@ -100,10 +100,10 @@ class TrainStep(nn.Cell):
         self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
         self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
         self.has_rows, self.learns_rows = bool(config.model.rows), store.rows is not None and any(store.rows.learns)
-        self.learning_input = ROWS if self.learns_rows else EXPERTS if self.sparse else None
+        self.learning_input = E_ARGUMENT if self.learns_rows else EXPERTS_ARGUMENT if self.sparse else None
         self.loss_and_grads = ms.value_and_grad(
             self.loss,
-            grad_position=(ROWS, EXPERTS) if self.learns_rows and self.sparse else self.learning_input,
+            grad_position=(E_ARGUMENT, EXPERTS_ARGUMENT) if self.learns_rows and self.sparse else self.learning_input,
             weights=ParameterTuple(dense) if dense else None,
             has_aux=True,
         )

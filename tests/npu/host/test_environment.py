@@ -14,6 +14,7 @@ import pytest
 from helpers.ascend_host import AscendHost
 
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES
+from pangu_sigma.npu.host import environment
 from pangu_sigma.npu.host.environment import (
     UnknownChip,
     chip_environment,
@@ -47,12 +48,12 @@ def test_a_chip_is_known_by_its_name_only():
     assert known_chip("910_93", "x") == "910_93"
 
 
-def test_the_argument_wins_then_the_variable_then_npu_smi(tmp_path, capsys):
+def test_the_argument_wins_then_the_variable_then_the_pci_devices(tmp_path, capsys):
     machine = AscendHost(tmp_path, "910b", 1)
     for arguments, variable, chip, by in (
         (["910a"], "910_93", "910a", "the argument"),
         ([], "910_93", "910_93", "PANGU_SIGMA_CHIP"),
-        ([""], "", "910b3", "npu-smi info"),
+        ([""], "", "910b", "the PCI devices"),
     ):
         machine.environment |= {"PANGU_SIGMA_CHIP": variable, "HCCL_BUFFSIZE": "400"}
         printed = main(arguments, machine.host).splitlines()
@@ -60,7 +61,7 @@ def test_the_argument_wins_then_the_variable_then_npu_smi(tmp_path, capsys):
         assert "export HCCL_CONNECT_TIMEOUT=1800" in printed
         assert not [line for line in printed if "HCCL_BUFFSIZE" in line], "it is set already"
         assert f"chip {chip} ({CHIP_DATA[chip].title}), said by {by}" in capsys.readouterr().err
-    machine.remove("tools/npu-smi")
+    machine.pci_devices("910a", "910b")
     assert "export PANGU_SIGMA_CHIP=910a" in main([], machine.host)
     assert "said by nobody" in capsys.readouterr().err
 
@@ -71,17 +72,17 @@ def test_ascend_env_sh_sets_it_for_a_shell_that_stands_anywhere(tmp_path, strict
     machine.write(
         "usr/local/Ascend/cann-9.0.0/set_env.sh", 'export FROM_CANN="$UNSET"yes; export PYTHONPATH=/cann:$UNSET'
     )
-    path = f"{machine.tools}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     variables = {"PATH": path, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HCCL_EXEC_TIMEOUT": "680"}
     variables["ASCEND_TOOLKIT_HOME"] = str(machine.cann)
     script = os.path.relpath(ROOT / "run_scripts/ascend_env.sh", tmp_path)
-    code = f"{strict}; source {shlex.quote(script)}; env"
+    code = f"{strict}; source {shlex.quote(script)} 910b3; env"
     done = subprocess.run(["bash", "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = set(done.stdout.splitlines())
     assert {"HCCL_EXEC_TIMEOUT=680", "HCCL_CONNECT_TIMEOUT=1800", "MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE"} <= lines
     assert {"PANGU_SIGMA_CHIP=910b3", "FROM_CANN=yes", "PYTHONPATH=/cann"} <= lines, "and no empty entry"
-    assert "chip 910b3 (Ascend 910B3), said by npu-smi info" in done.stderr
+    assert "chip 910b3 (Ascend 910B3), said by the argument" in done.stderr
     code = f"source {shlex.quote(script)} 911 || echo refused"
     done = subprocess.run(["bash", "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, "chip=911 is not a chip" in done.stderr) == ("refused\n", True)
@@ -98,8 +99,12 @@ def test_the_page_and_the_container_file_name_what_is_there():
 
 
 def test_a_host_of_another_family_is_refused_with_the_chip_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PATH", f"{AscendHost(tmp_path, '910b', 1).tools}:{os.environ['PATH']}")
+    machine = AscendHost(tmp_path, "910b", 1)
+    monkeypatch.setattr(environment, "Host", lambda: machine.host)
+    devices_of("910b3").check(1)
+    with pytest.raises(LaunchError, match="has 1 NPUs and is to run 2 ranks"):
+        devices_of("910b").check(2)
     with pytest.raises(
-        LaunchError, match=r"^parallel\.chip=910a: .* has Ascend 910B3 .*; use parallel\.chip=910b3, or"
+        LaunchError, match=r"^parallel\.chip=910a: .* has NPUs of the family 910b, .*; use parallel\.chip=910b, or"
     ):
         devices_of("910a").check(1)

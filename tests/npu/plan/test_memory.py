@@ -12,7 +12,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.plan.memory import communicators, host_items, npu_items
 from pangu_sigma.npu.plan.suggest import with_parallel
 from pangu_sigma.npu.plan.traffic import collectives
-from pangu_sigma.npu.rows import capacity, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.row_counts import capacity, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import Layout
 
 TABLES = 16 * 4 + 2 * 4 * 4
@@ -92,12 +92,12 @@ def test_a_host_counted_by_hand():
     assert host_items(by_hand()) == {
         "experts: weights": 4 * stored + 4 * 4 * 2,
         "experts: moments": 8 * stored,
-        "rows on their way": 4 * 4 * 2 * FFN_SLICE,
+        "experts: on their way": 4 * 4 * 2 * FFN_SLICE,
         "processes": 4 * 4 * GIB,
         "operating system": 16 * GIB,
     }
     assert host_items(by_hand(ecss={"moments": "bfloat16"}))["experts: moments"] == 4 * stored
-    assert host_items(by_hand(train={"accumulation": 2}))["rows on their way"] == 4 * 5 * 2 * FFN_SLICE
+    assert host_items(by_hand(train={"accumulation": 2}))["experts: on their way"] == 4 * 5 * 2 * FFN_SLICE
 
 
 def test_experts_in_files_take_at_most_their_cache():

@@ -16,7 +16,6 @@ import pangu_sigma as ps
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.training.log import metrics
 from pangu_sigma.training.log.metrics import (
-    EmptyLogError,
     Metrics,
     MetricsLog,
     load_max_over_mean,
@@ -320,17 +319,6 @@ def test_arrays_are_arrays_and_lists_of_several_lengths_stay_lists(logged):
         "the finite values with their steps"
     )
     assert not any(points(steps, name)[1].size for name in ("norm", "samples", "none"))
-
-
-def test_steps_of_an_earlier_version_are_refused_with_the_commit_that_reads_them(tmp_path):
-    lines = [{"kind": "run", "step": 0}, {"kind": "step", "step": 5, "per_domain_loss": {"a": 3.0}}]
-    (tmp_path / "metrics.jsonl").write_text("".join(map(sealed_line, lines)))
-    told = r"metrics\.jsonl: .*under other names; commit e9a89c7e reports them\. To train on, move the file away"
-    with pytest.raises(EmptyLogError, match=told):
-        metrics_columns(tmp_path, "step")
-    with pytest.raises(EmptyLogError, match=told):
-        MetricsLog(tmp_path, ["a"], 10, 5, 5)
-    assert read_metrics(tmp_path) == lines, "evaluations are read as ever"
 
 
 def test_the_face_gives_a_table_that_prints_and_that_pandas_takes(logged):

@@ -1,37 +1,40 @@
-"""A host of NPUs for its checks: its files, tools and environment, and what it lacks for NPUs, from files and without loading
-libraries."""
+"""A host of NPUs as its checks and the launcher see it, and what it lacks for NPUs: from files and without loading libraries."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pangu_sigma.chips import Chip
 from pangu_sigma.results import Check, failed, passed
+
+COMPUTE_UNITS = {"910a": "ascend910", "910b": "ascend910b", "910_93": "ascend910_93"}
+"""CANN's name, in folders of compiled operators, for each family of chips."""
 
 _CANN_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 """Environment variables that CANN's set_env.sh sets to its folder."""
 _DRIVER_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 """Device nodes of the NPUs' driver: its manager, memory shared with the host, and the channel to the NPUs."""
-_TOOL_FOLDERS = ("usr/local/Ascend/driver/tools", "usr/local/sbin", "usr/local/bin")
-"""Folders where the driver's package puts its tools; not every PATH has them."""
+_PCI_CHIPS: dict[str, Chip] = {
+    "pci:v000019E5d0000D801": "910a",
+    "pci:v000019E5d0000D802": "910b",
+    "pci:v000019E5d0000D803": "910_93",
+}
+"""Chip by the first letters of a PCI device's `modalias`: vendor and device, by which the scripts of the NPUs' driver tell chips
+apart (`lspci -d 19e5:`). Bins of 910B are one device."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """Host to check. root: folder that stands for / of the host. environment: variables of this shell, with the PATH of the tools.
-
-    mindspore: folder of MindSpore; None for the installed one. mindspore_version: MindSpore's version; empty if not installed.
-    """
+    """Host to check. root: folder that stands for / of the host. environment: variables of this shell. mindspore: folder of
+    MindSpore; None for the installed one."""
 
     root: Path = Path("/")
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     mindspore: Path | None = None
-    mindspore_version: str = field(default_factory=lambda: _version("mindspore"))
 
     @property
     def npus(self) -> list[str]:
@@ -39,14 +42,16 @@ class Host:
         return sorted(path.name for path in (self.root / "dev").glob("davinci[0-9]*"))
 
     @property
+    def chip(self) -> Chip | None:
+        """Chip of the NPUs among the PCI devices; None if there are no NPUs that this project knows, or of several chips."""
+        modaliases = [path.read_text()[:22] for path in (self.root / "sys/bus/pci/devices").glob("*/modalias")]
+        chips = {_PCI_CHIPS[modalias] for modalias in modaliases if modalias in _PCI_CHIPS}
+        return chips.pop() if len(chips) == 1 else None
+
+    @property
     def cann(self) -> Path | None:
         """Folder of CANN from the environment, which may be missing; None if CANN is not set up."""
         return next((Path(self.environment[name]) for name in _CANN_VARIABLES if self.environment.get(name)), None)
-
-    def tool(self, name: str) -> str | None:
-        """Return the path of a tool; None if it is neither on PATH nor in the NPU driver's folders."""
-        folders = [self.environment.get("PATH", os.defpath), *(str(self.root / folder) for folder in _TOOL_FOLDERS)]
-        return shutil.which(name, path=os.pathsep.join(folders))
 
     def paths(self, variable: str) -> list[Path]:
         """Return the folders that an environment variable lists."""
@@ -74,7 +79,7 @@ def devices(host: Host) -> Check:
 
 
 def toolkit(host: Host) -> Check:
-    """Check that programs of this shell can use CANN."""
+    """Check that programs of this shell can use CANN. MindSpore itself warns of a version of CANN that it does not fit."""
     if host.cann is None:
         fix = "install CANN, then `source <its folder>/set_env.sh` in this shell"
         return failed(f"no CANN: neither {' nor '.join(_CANN_VARIABLES)} is set", fix)
@@ -92,12 +97,4 @@ def plugin(host: Host) -> Check:
     if not any(folder.glob("libmindspore_ascend.so*")):
         fix = "install the wheel of MindSpore for this CPU and Python that has it: pip install -r requirements.txt"
         return failed(f"MindSpore has no plugin for Ascend in {folder}", fix)
-    return passed(f"of MindSpore {host.mindspore_version}")
-
-
-def _version(package: str) -> str:
-    """Return the version of an installed Python package; "" if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    return passed(f"in {folder}")

@@ -20,15 +20,11 @@ from pathlib import Path
 from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip, family
 from pangu_sigma.errors import UserError
 from pangu_sigma.npu.host.access import Host
-from pangu_sigma.npu.host.npu_smi import Unanswered, chip_called, list_npus
 from pangu_sigma.ranks.launch import Devices
 from pangu_sigma.ranks.processes import LaunchError
 
 CHIP_VARIABLE = "PANGU_SIGMA_CHIP"
 """Environment variable with the name of the Ascend chip."""
-
-KERNELS_VARIABLE = "MS_COMPILER_CACHE_PATH"
-"""Environment variable with the folder that MindSpore compiles calls of operators into."""
 
 _EVERY_CHIP = {
     # Seconds that a rank waits for the others when a group is first used. They come there after compiling, which takes minutes and
@@ -44,7 +40,7 @@ _EVERY_CHIP = {
     "ASCEND_PROCESS_LOG_PATH": str(Path(tempfile.gettempdir()) / f"ascend_log_{os.getuid()}"),
     # Every rank runs g++ for each of our operators, into rank_N of this folder: without it, into ./custom_kernel_meta, which on a
     # cluster is on the storage that all nodes share.
-    KERNELS_VARIABLE: str(Path(tempfile.gettempdir()) / f"mindspore_kernels_{os.getuid()}"),
+    "MS_COMPILER_CACHE_PATH": str(Path(tempfile.gettempdir()) / f"mindspore_kernels_{os.getuid()}"),
 }
 
 
@@ -53,8 +49,8 @@ class UnknownChip(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class ChosenChip:
-    """Chip of the NPUs on this node. by: source that named it, such as `npu-smi info`, for messages."""
+class NamedChip:
+    """Chip that the NPUs of a run should have. by: source that named it, such as --chip, for messages."""
 
     name: Chip
     by: str
@@ -71,10 +67,10 @@ def chip_environment(chip: Chip) -> dict[str, str]:
     return _EVERY_CHIP | {"MS_ASCEND_CHECK_OVERFLOW_MODE": "INFNAN_MODE", "HCCL_DETERMINISTIC": "true"}
 
 
-def chip_in_environment(environment: Mapping[str, str]) -> ChosenChip | None:
+def chip_in_environment(environment: Mapping[str, str]) -> NamedChip | None:
     """Return the chip that PANGU_SIGMA_CHIP names; None if it is not set. Raises UnknownChip."""
     name = environment.get(CHIP_VARIABLE)
-    return ChosenChip(known_chip(name, CHIP_VARIABLE), CHIP_VARIABLE) if name else None
+    return NamedChip(known_chip(name, CHIP_VARIABLE), CHIP_VARIABLE) if name else None
 
 
 def known_chip(name: str, source: str) -> Chip:
@@ -82,16 +78,6 @@ def known_chip(name: str, source: str) -> Chip:
     if chip := next((chip for chip in CHIP_NAMES if name == chip), None):
         return chip
     raise UnknownChip(f"{source}={name} is not a chip: {', '.join(CHIP_NAMES)}")
-
-
-def chip_of_host(host: Host) -> ChosenChip | None:
-    """Return the chip of the NPUs that npu-smi lists; None without npu-smi, or if the NPUs are unknown or of several chips."""
-    try:
-        names = {npu.name for npu in list_npus(host)}
-    except Unanswered:
-        return None
-    chip = chip_called(names.pop()) if len(names) == 1 else None
-    return ChosenChip(chip, "npu-smi info") if chip else None
 
 
 def devices_of(chip: Chip) -> Devices:
@@ -103,13 +89,13 @@ def devices_of(chip: Chip) -> Devices:
 
 
 def _check_node(chip: Chip, ranks: int) -> None:
-    """Raise LaunchError if npu-smi lists NPUs of another family, or if this node has fewer NPUs than `ranks`."""
+    """Raise LaunchError if this node has NPUs of another family, or fewer of them than `ranks`."""
     host, name = Host(), socket.gethostname()
-    detected = chip_of_host(host)
-    if detected is not None and family(detected.name) != family(chip):
+    detected = host.chip
+    if detected is not None and family(detected) != family(chip):
         raise LaunchError(
-            f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {name} has "
-            f"{CHIP_DATA[detected.name].title} ({detected.by}); use parallel.chip={detected.name}, or other nodes"
+            f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {name} has NPUs of the family "
+            f"{detected}, by their PCI devices; use parallel.chip={detected}, or other nodes"
         )
     npus = len(host.npus)
     if npus < ranks:
@@ -120,13 +106,14 @@ def _check_node(chip: Chip, ranks: int) -> None:
 
 def main(arguments: list[str], host: Host) -> str:
     """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for the chip that the
-    first argument, else PANGU_SIGMA_CHIP, else npu-smi names; else it is 910A. It is printed to standard error. Raises UnknownChip.
-    """
+    first argument, else PANGU_SIGMA_CHIP, else the PCI devices name; else it is 910A. Print the chip and its source to standard
+    error. Raises UnknownChip."""
     if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
-        chosen = ChosenChip(known_chip(arguments[0], "chip"), "the argument")
+        chosen = NamedChip(known_chip(arguments[0], "chip"), "the argument")
     else:
-        fallback = ChosenChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor npu-smi")
-        chosen = chip_in_environment(host.environment) or chip_of_host(host) or fallback
+        fallback = NamedChip("910a", f"nobody: neither an argument, nor {CHIP_VARIABLE}, nor a PCI device")
+        detected = NamedChip(host.chip, "the PCI devices") if host.chip else fallback
+        chosen = chip_in_environment(host.environment) or detected
     print(f"chip {chosen.name} ({CHIP_DATA[chosen.name].title}), said by {chosen.by}", file=sys.stderr)
     variables = {CHIP_VARIABLE: chosen.name} | chip_environment(chosen.name)
     unset = {name: value for name, value in variables.items() if name == CHIP_VARIABLE or name not in host.environment}

@@ -19,7 +19,7 @@ from pathlib import Path
 from ascend_ops.errors import BuildError
 from ascend_ops.library import cache_folder
 from pangu_sigma.chips import CHIP_DATA, Chip, family
-from pangu_sigma.npu.host.software_checks import COMPUTE_UNITS
+from pangu_sigma.npu.host.access import COMPUTE_UNITS
 from pangu_sigma.process import child_environment
 
 MINDSPORE_LIB = Path(sysconfig.get_paths()["purelib"]) / "mindspore" / "lib"

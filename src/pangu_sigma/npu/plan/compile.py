@@ -6,7 +6,6 @@ A process of its own compiles (`python -m pangu_sigma.npu.plan.compile`); cann_s
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
@@ -16,41 +15,28 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, load_config
 from pangu_sigma.errors import UserError
-from pangu_sigma.host_memory import available_memory
 from pangu_sigma.npu.communicators import OF_COPIES
 from pangu_sigma.npu.cuts import HOST, ITEM_SIZE, NPU
 from pangu_sigma.npu.plan.cann_stub import ascend_environment, name_soc
 from pangu_sigma.npu.plan.traffic import CollectiveCalls
 from pangu_sigma.npu.supported import check_ascend
-from pangu_sigma.ranks.layout import Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.ranks.worker import end_with_parent
-
-logger = logging.getLogger(__name__)
 
 COLLECTIVES = ("AllReduce", "AllGather", "AlltoAll", "AlltoAllV", "ReduceScatter", "Send", "Receive")
 
 
 class PlanRefused(UserError, RuntimeError):
     """Error of a plan that MindSpore does not compile; the message holds MindSpore's reason."""
-
-
-@dataclass(frozen=True)
-class CompiledCollective(CollectiveCalls):
-    """Identical calls of a collective that MindSpore placed in a compiled step. ranks: the first ones of the group; for a Send or a
-    Receive, the rank at the other end."""
-
-    ranks: list[int] = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,8 +53,8 @@ class PlacedParameter:
 class Compiled:
     """Training step of one rank that MindSpore compiled without a device.
 
-    peak_gib: peak memory of the compiling process in GiB. parameters: of the graph. stored: arrays of the store of experts,
-        which must not be in the graph: MindSpore would copy them to the NPU in each step.
+    peak_gib: peak memory of the compiling process in GiB. collectives: those that MindSpore placed. parameters: of the graph.
+    stored: arrays of the store of experts, which must not be in the graph: MindSpore would copy them to the NPU in each step.
     host_operators: number of operators that are pinned to the host, by name. operators: of all operators of the step.
     additions: number of times that the step adds a gradient to the accumulator of a weight, by the weight's name.
     handed: shapes of the gradients of experts that the step hands to the host, sorted.
@@ -79,7 +65,7 @@ class Compiled:
     rank: int
     seconds: float
     peak_gib: float
-    collectives: list[CompiledCollective]
+    collectives: list[CollectiveCalls]
     parameters: list[PlacedParameter]
     stored: list[PlacedParameter]
     host_operators: dict[str, int]
@@ -89,31 +75,13 @@ class Compiled:
     early_writes: list[str]
 
 
-def compile_memory(config: Config, rank: int = 0) -> int:
-    """Estimate the bytes of memory that compiling the step of `rank` takes: for MindSpore, for every layer, and for the graph,
-    which repeats every layer for each micro-batch. The factors, in GiB, are fitted to measured compilations."""
-    stage = Layout(config.parallel).coordinates(rank).stage
-    routed = len(rre_layers_of_stage(config, stage))
-    dense = len(layers_of_stage(config, stage)) - routed
-    in_micro_batch = 0.043 * dense + (0.06 + 0.04 * (len(config.model.segments) - 1)) * routed  # recomputed or not
-    return int((0.62 + 0.025 * dense + 0.05 * routed + config.train.accumulation * in_micro_batch) * GIB)
-
-
 def compile_step(config: Config, rank: int = 0) -> Compiled:
-    """Compile the training step of `rank` under `config.parallel`. Before it starts, the log says how much memory it takes.
+    """Compile the training step of `rank` under `config.parallel`.
 
-    Raises ConfigError if the Ascend step does not support the configuration, and PlanRefused with MindSpore's reason. The largest
-    plans take minutes and gigabytes; a progress bar counts the seconds.
+    Raises ConfigError if the Ascend step does not support the configuration, and PlanRefused with MindSpore's reason, or if the
+    compiling process was killed. The largest plans take minutes and gigabytes; a progress bar counts the seconds.
     """
     check_ascend(config)
-    needed, free = compile_memory(config, rank), available_memory()
-    free_text = "" if free is None else f"; {free / GIB:.1f} GiB are free here"
-    is_short = free is not None and needed > free
-    logger.log(
-        logging.WARNING if is_short else logging.INFO,
-        "compiling %s for %d ranks takes about %.1f GiB of memory%s%s",
-        *(config.name, config.parallel.ranks, needed / GIB, free_text, ", and it may be killed" if is_short else ""),
-    )
     with tempfile.TemporaryDirectory(prefix="pangu_sigma_plan_") as folder:
         work = Path(folder)
         (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -123,6 +91,11 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
         with open(work / "log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
             _wait(process, f"compile {config.name} for {config.parallel.ranks} ranks")
+        if process.returncode < 0:
+            raise PlanRefused(
+                f"compiling the step was killed by signal {-process.returncode}, perhaps for lack of memory, which grows with "
+                "layers times train.accumulation (6 GiB for 40 layers, 2 micro-batches); compile on a larger machine"
+            )
         if process.returncode or not (work / "result.json").exists():
             raise PlanRefused(_reason((work / "log").read_text(encoding="utf-8", errors="replace")))
         result = json.loads((work / "result.json").read_text())
@@ -136,7 +109,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     """Read a graph that MindSpore saved. Return the fields of `Compiled` that describe the graph, by name.
 
     lines: lines of the `*.ir` file. ranks: number of all ranks, the size of a group whose size the graph does not say."""
-    bytes_of_calls: dict[tuple[Any, ...], list[int]] = {}
+    bytes_of_calls: dict[tuple[str, str, int], list[int]] = {}
     host_operators, additions, operators = Counter[str](), Counter[str](), Counter[str]()
     shapes: dict[str, tuple[list[int], str]] = {}
     on_host, on_device, loaded_from = set[str](), set[str](), dict[str, str]()
@@ -169,12 +142,12 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
         if operator == "AssignAdd":
             additions.update(name.removesuffix(".accumulated") for name in parameters)
         if operator in COLLECTIVES:
-            *key, nbytes = _collective(operator, line, next(lines), ranks)
-            bytes_of_calls.setdefault(tuple(key), []).append(nbytes)
+            phase, size = _phase(operator, line), _group_size(operator, line, ranks)
+            bytes_of_calls.setdefault((operator, phase, size), []).append(_collective_bytes(operator, next(lines)))
     return {
         "collectives": [
-            CompiledCollective(op, phase, size, len(sizes), sum(sizes), list(first))
-            for (op, phase, size, first), sizes in sorted(bytes_of_calls.items())
+            CollectiveCalls(op, phase, size, len(nbytes), sum(nbytes))
+            for (op, phase, size), nbytes in sorted(bytes_of_calls.items())
         ],
         "parameters": [
             PlacedParameter(name, shape, dtype, HOST if name in on_host - on_device else NPU)
@@ -261,27 +234,31 @@ _PHASE_OF_NAME = (
 """Prefixes of the names that MindSpore gives its collectives, and the phase of the step for each."""
 
 
-def _collective(op: str, line: str, types: str, ranks: int) -> tuple[Any, ...]:
-    """Parse a collective of the graph: return operator, phase, size of the group, its first four ranks, and bytes of the larger of
-    input and output. line: the operator. types: the next line, its types. ranks: number of all ranks."""
-    input_bytes, output_bytes = map(_nbytes_of, types.split("->"))
+def _group_size(op: str, line: str, ranks: int) -> int:
+    """Return the number of ranks in the group of a collective. line: the operator in the graph. ranks: number of all ranks."""
     if op in ("Send", "Receive"):
-        other_rank = re.search(rf"{'dest' if op == 'Send' else 'src'}_rank: I64\((\d+)\)", line)
-        phase = "backward" if "forward_node_name" in line else "forward"
-        return op, phase, 2, (int(other_rank[1]),) if other_rank else (), output_bytes
-    phase = _phase(op, line)
-    members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
-    group = re.search(r'group: "(\d*)-?[^"]*"', line)
-    first_ranks = tuple(int(r) for r in members[1].split(",") if r.strip()) if members else ()
+        return 2
     # groups of ranks/connect.py have their ranks in their names; for those that it does not use itself MindSpore notes all ranks
-    ranks_in_name = re.search(r'group: "[a-z]+((?:_\d+)+)"', line)
-    first_ranks = tuple(map(int, ranks_in_name[1][1:].split("_"))) if ranks_in_name else first_ranks
-    size = len(first_ranks) or (int(group[1]) if group and group[1] else ranks)
-    return op, phase, size, first_ranks[:4], max(input_bytes, output_bytes)
+    if in_name := re.search(r'group: "[a-z]+((?:_\d+)+)"', line):
+        return in_name[1].count("_")
+    members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
+    if members and (count := len(re.findall(r"\d+", members[1]))):
+        return count
+    group = re.search(r'group: "(\d+)', line)
+    return int(group[1]) if group else ranks
+
+
+def _collective_bytes(op: str, types: str) -> int:
+    """Return the bytes of a collective: of the larger of input and output, for a Send or a Receive of the output. types: the line
+    behind the operator in the graph, its types."""
+    input_bytes, output_bytes = map(_nbytes_of, types.split("->"))
+    return output_bytes if op in ("Send", "Receive") else max(input_bytes, output_bytes)
 
 
 def _phase(op: str, line: str) -> str:
-    """Return the phase of the step that a collective belongs to. op: not Send or Receive. line: the operator in the graph."""
+    """Return the phase of the step that a collective belongs to. line: the operator in the graph."""
+    if op in ("Send", "Receive"):
+        return "backward" if "forward_node_name" in line else "forward"
     if "duplicated: Bool(1)" in line:
         return "recompute"
     if op == "AlltoAllV":  # its gradient is written by hand, and has no id of a node of the forward pass

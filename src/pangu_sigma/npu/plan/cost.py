@@ -37,7 +37,7 @@ from pangu_sigma.npu.plan.traffic import (
     spread,
     sums_of_rows,
 )
-from pangu_sigma.npu.rows import chip_of, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.row_counts import chip_of, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
 
 MATMUL_EFFICIENCY = 0.457

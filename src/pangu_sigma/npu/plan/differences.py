@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 from pangu_sigma.config import Config
 from pangu_sigma.npu.cuts import Array, arrays_of_step
 from pangu_sigma.npu.plan.compile import Compiled, compile_step
-from pangu_sigma.npu.plan.plan import calls_of, laid_out, make_plan
+from pangu_sigma.npu.plan.plan import laid_out, make_plan
 from pangu_sigma.npu.plan.traffic import CollectiveCalls, collectives
 
 
@@ -19,20 +18,18 @@ def compile_plan(config: Config, devices: int) -> dict[str, Any]:
     do not trust a plan with differences. Raises the errors of `make_plan` and `compile_step`."""
     planned = laid_out(config, devices)
     ranks = range(0, devices, planned.parallel.stage_ranks)
-    return add_compiled(make_plan(config, devices), planned, [compile_step(planned, rank) for rank in ranks])
+    return make_plan(config, devices) | compiled_sections(planned, [compile_step(planned, rank) for rank in ranks])
 
 
-def add_compiled(plan: dict[str, Any], config: Config, steps: list[Compiled]) -> dict[str, Any]:
-    """Return the plan with collectives and parameters as MindSpore compiled them, in place of the predicted ones, and the sections
-    `compiled` and `differences`. config: the planned configuration. steps: the step of the first rank of each stage."""
-    return plan | {
-        **calls_of([step.collectives for step in steps]),
+def compiled_sections(config: Config, steps: list[Compiled]) -> dict[str, Any]:
+    """Return the sections `compiled` and `differences` of a plan. config: the planned configuration. steps: the step of the first
+    rank of each stage."""
+    return {
         "compiled": [
             {"rank": step.rank, "seconds": step.seconds, "peak_gib": step.peak_gib, "on_the_host": step.host_operators}
             for step in steps
         ],
         "differences": [text for stage, step in enumerate(steps) for text in differences(config, stage, step)],
-        "parameters": [asdict(p) | {"stage": stage} for stage, step in enumerate(steps) for p in step.parameters],
     }
 
 

@@ -36,11 +36,11 @@ from pangu_sigma.npu.cuts import (
     accumulator_arrays,
     dense_weights,
     expert_arrays,
-    summed_alone,
+    only_micro_batches_sum,
     word_table,
 )
 from pangu_sigma.npu.plan.traffic import pcie_bytes, row_gradient_bytes
-from pangu_sigma.npu.rows import chip_of, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.row_counts import chip_of, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
 
 MIB = 1 << 20
@@ -96,8 +96,10 @@ def host_items(config: Config, host: int = 0) -> dict[str, int]:
     if config.model.rows:
         items["rows: all that can be met"] = len(stages) * row_bytes(config)
         items["rows: gradients of the batch"] = len(stages) * row_gradient_bytes(config)
-    # of active experts: weights, placeholders (with `summed_alone` a copy of them), and gradients twice
-    items["rows on their way"] = (4 + summed_alone(config)) * sum(pcie_bytes(config, stage) for stage in stages)
+    # of active experts: weights, placeholders (with `only_micro_batches_sum` a copy of them), and gradients twice
+    items["experts: on their way"] = (4 + only_micro_batches_sum(config)) * sum(
+        pcie_bytes(config, stage) for stage in stages
+    )
     return items | {"processes": len(stages) * PROCESS_RESERVE, "operating system": HOST_RESERVE}
 
 

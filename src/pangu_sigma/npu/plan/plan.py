@@ -4,7 +4,6 @@ over 8, 16, …, 4,096 NPUs. Pure Python."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +22,10 @@ from pangu_sigma.npu.plan.suggest import (
     what_fits,
     with_parallel,
 )
-from pangu_sigma.npu.plan.traffic import CollectiveCalls, collectives, link_bytes
-from pangu_sigma.npu.rows import chip_of, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.plan.traffic import collectives, link_bytes
+from pangu_sigma.npu.row_counts import chip_of, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.npu.supported import check_ascend
-from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
+from pangu_sigma.ranks.layout import axes_text, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.results import aligned
 from pangu_sigma.sections import ParallelConfig
 
@@ -57,8 +56,7 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
     the NPU and of the host that need most; tight: less than a tenth is left. seconds: step time of the slowest stage.
     all_experts_seconds: step time if all experts are moved and updated, as in the paper's baseline; None if all are active.
     moved_gb: traffic by link of the NPU that has most. compiled, differences: see `compile_plan`. collectives and parameters are of
-    one rank of each stage, as MindSpore placed them if the plan is compiled, else as predicted; bytes as `CollectiveCalls.nbytes`;
-    slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
+    one rank of each stage; bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
     """
     layouts = fastest_layouts(config, devices)
     planned = laid_out(config, devices, layouts)
@@ -92,7 +90,7 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
         "all_experts_seconds": step_time_all_experts(planned).step if has_inactive_experts else None,
         "moved_gb": {link: nbytes / 1e9 for link, nbytes in busiest_links.items()},
         "stages": [_stage_section(planned, stage) for stage in stages],
-        **calls_of([collectives(planned, stage) for stage in stages]),
+        **_collective_sections(planned),
         "compiled": [],
         "differences": None,
         "parallel": planned.parallel.model_dump(),
@@ -123,19 +121,21 @@ def _stage_section(config: Config, stage: int) -> dict[str, Any]:
     return {"first_rank": first, "layers": [layers[0], layers[-1]], "rre_layers": routed, "npu_memory_gib": needed}
 
 
-def calls_of(collectives_of_stages: Iterable[Iterable[CollectiveCalls]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the two sections of a plan about collectives: `calls`, a row for each stage, operator and size of group, and
-    `collectives`, a row for each phase and purpose as well."""
-    rows, collective_rows = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
-    for stage, c in ((stage, c) for stage, of_stage in enumerate(collectives_of_stages) for c in of_stage):
-        empty_row = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
-        row = rows.setdefault((stage, c.op, c.group_size), empty_row | {"phases": dict.fromkeys(_PHASES, 0)})
-        row["calls"] += c.count
-        row["gb"] += c.nbytes / 1e9
-        row["phases"][c.phase] += c.count
-        plain_fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(c).items()}
-        collective_rows.append(plain_fields | {"stage": stage})
-    return {"calls": [rows[key] for key in sorted(rows)], "collectives": collective_rows}
+def _collective_sections(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """Return the two sections of a plan about collectives: `calls`, a line for each stage, operator and size of group, and
+    `collectives`, a line for each phase and purpose as well."""
+    calls_by_group, collective_lines = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
+    for stage in range(config.parallel.stages):
+        for c in collectives(config, stage):
+            empty_line = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
+            line = calls_by_group.setdefault(
+                (stage, c.op, c.group_size), empty_line | {"phases": dict.fromkeys(_PHASES, 0)}
+            )
+            line["calls"] += c.count
+            line["gb"] += c.nbytes / 1e9
+            line["phases"][c.phase] += c.count
+            collective_lines.append(asdict(c) | {"axes": list(c.axes), "stage": stage})
+    return {"calls": [calls_by_group[key] for key in sorted(calls_by_group)], "collectives": collective_lines}
 
 
 def _array_section(array: Array, stage: int) -> dict[str, Any]:
@@ -154,20 +154,20 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 
 def format_tree(tree: dict[str, Any]) -> list[str]:
-    """Format a line for each value, and a table for each list of rows and for each group of values; nothing for None."""
+    """Format a line for each value, and a table for each list of lines and for each group of values; nothing for None."""
     lines = []
     for name, value in tree.items():
         title = name.replace("_", " ")
         if value in (None, [], {}):
             continue
         if isinstance(value, dict):
-            rows, sides = [[key.replace("_", " "), _text(content)] for key, content in value.items()], "<>"
+            cells, sides = [[key.replace("_", " "), _text(content)] for key, content in value.items()], "<>"
         elif isinstance(value, list) and isinstance(value[0], dict):
-            rows, sides = [[*value[0]], *([_text(cell) for cell in row.values()] for row in value)], ">"
+            cells, sides = [[*value[0]], *([_text(cell) for cell in line.values()] for line in value)], ">"
         else:
             lines.append(f"{title}: {_text(value)}")
             continue
-        lines += [title, *(f"  {line}" for line in aligned(rows, sides))]
+        lines += [title, *(f"  {line}" for line in aligned(cells, sides))]
     return lines
 
 
@@ -185,10 +185,8 @@ def _text(value: Any) -> str:
 
 
 def layout_text(parallel: ParallelConfig) -> str:
-    """Format a layout in words: its axes of several ranks, and recompute, such as `4 groups x 16 expert x 8 tensor, recompute`."""
-    sizes = ((getattr(parallel, name), name) for name in AXES)
-    axes = " x ".join(f"{size} {name}" for size, name in sizes if size > 1) or "a single rank"
-    return axes + (", recompute" if parallel.recompute else "")
+    """Format a layout and whether it recomputes, such as `groups=4 · expert=16 · data=1 · tensor=8 · recompute`."""
+    return axes_text(parallel) + " · recompute" * parallel.recompute
 
 
 SCANNED = tuple(8 << power for power in range(10))
@@ -202,7 +200,7 @@ def scan(config: Config) -> dict[str, Any]:
 
     Raises ConfigError if the configuration cannot be laid out on any of them.
     """
-    rows, chip = [], chip_of(config)
+    layouts, chip = [], chip_of(config)
     for devices in SCANNED:
         try:
             planned = with_parallel(config, **suggest_layout(config, devices).model_dump())
@@ -212,7 +210,7 @@ def scan(config: Config) -> dict[str, Any]:
         npu_bytes, host_bytes = sum(npu_peak(planned).values()), sum(host_peak(planned).values())
         free = 1 - max(npu_bytes / chip.memory, host_bytes / chip.host_memory)  # the smaller fraction of both
         step_seconds = step_time(planned).step
-        row = {
+        layout = {
             "devices": devices,
             "fits": "no" if free < 0 else "tight" if free < TIGHT_FRACTION else "yes",
             "layout": layout_text(planned.parallel),
@@ -222,7 +220,7 @@ def scan(config: Config) -> dict[str, Any]:
             "tokens_per_second": planned.step_tokens / step_seconds,
             "tokens_per_npu": planned.step_tokens / step_seconds / devices,
         }
-        rows.append(row)
-    if not rows:
+        layouts.append(layout)
+    if not layouts:
         raise refusal
-    return {"name": config.name, "chip": config.parallel.chip, "least_devices": least_devices(config), "scan": rows}
+    return {"name": config.name, "chip": config.parallel.chip, "least_devices": least_devices(config), "scan": layouts}

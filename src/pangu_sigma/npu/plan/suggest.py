@@ -16,7 +16,7 @@ from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.plan.cost import step_time
 from pangu_sigma.npu.plan.memory import host_peak, npu_peak
 from pangu_sigma.npu.plan.traffic import link_bytes
-from pangu_sigma.npu.rows import chip_of
+from pangu_sigma.npu.row_counts import chip_of
 from pangu_sigma.sections import MOST_RANKS, ParallelConfig
 
 _MOST_TRIED = 4_096

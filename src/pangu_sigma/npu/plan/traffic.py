@@ -45,7 +45,7 @@ from pangu_sigma.npu.cuts import (
     expert_arrays,
     word_table,
 )
-from pangu_sigma.npu.rows import chip_of, dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
+from pangu_sigma.npu.row_counts import chip_of, dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
 

@@ -170,7 +170,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self.write(**evaluation_line(step, losses))
         self.flush()
 
-    def changed(self, step: int, changes: Sequence[Change]) -> None:
+    def changes(self, step: int, changes: Sequence[Change]) -> None:
         """Log configuration changes with which a run resumes after `step`. A new log has the configuration in its first line."""
         if changes and not self._fresh:
             self.write("config", step=step, changes=list(changes))
@@ -248,7 +248,7 @@ class NoLog(AbstractContextManager["NoLog"]):
     def __exit__(self, *_: object, **__: object) -> None:
         """Write nothing."""
 
-    record = evaluation = changed = write = flush = __exit__
+    record = evaluation = changes = write = flush = __exit__
 
 
 def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
@@ -256,19 +256,20 @@ def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
     numbers = dict[str, Any]()
     for name in dict.fromkeys(name for step in steps for name in step if not name.endswith("seconds")):
         values = [step[name] for step in steps if name in step]
-        metric, finite = name.partition("/")[0], [value for value in values if math.isfinite(value)]
+        metric, finite_values = name.partition("/")[0], [value for value in values if math.isfinite(value)]
         if metric in LAST:
             numbers[name] = values[-1]
         elif metric in SUMMED:
             numbers[name] = sum(values)
         else:
-            numbers |= {name: math.fsum(finite) / len(finite)} if finite else {}
-            numbers |= {f"left_out/{name}": len(values) - len(finite)} if len(finite) < len(values) else {}
-    timed = [step for step in steps if "seconds" in step]
-    if seconds := sum(step["seconds"] for step in timed):
+            left_out = len(values) - len(finite_values)
+            numbers |= {name: math.fsum(finite_values) / len(finite_values)} if finite_values else {}
+            numbers |= {f"left_out/{name}": left_out} if left_out else {}
+    timed_steps = [step for step in steps if "seconds" in step]
+    if seconds := sum(step["seconds"] for step in timed_steps):
         rates = {name: name.removesuffix("_seconds") for name in steps[-1] if name.endswith("_seconds")}
         rates["tokens"] = "tokens_per_second"
-        numbers |= {rate: sum(step[name] for step in timed) / seconds for name, rate in rates.items()}
+        numbers |= {rate: sum(step[name] for step in timed_steps) / seconds for name, rate in rates.items()}
     return numbers
 
 
@@ -280,11 +281,9 @@ def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return mapping
 
 
-def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read a run's metrics.jsonl: objects with a kind and a step, in order. Truncated or damaged lines are left out with a warning.
-
-    steps: True to refuse `step` lines with the names of an earlier version. Raises FileNotFoundError without a metrics.jsonl.
-    """
+    Raises FileNotFoundError without a metrics.jsonl."""
     lines, texts = [], (folder / FILE).read_bytes().splitlines()
     for number, text in enumerate(texts, 1):
         try:
@@ -294,11 +293,6 @@ def read_metrics(folder: Path, steps: bool = False) -> list[dict[str, Any]]:
             lines.append(line)
         except (DamagedFile, ValueError, TypeError, KeyError, RecursionError):
             logger.warning("%s: line %d was changed, or cut off by a crash; it is left out", folder / FILE, number)
-    if steps and any(line["kind"] == "step" and "per_domain_loss" in line for line in lines):
-        raise EmptyLogError(
-            f"{folder / FILE}: an earlier version logged steps there, under other names; commit e9a89c7e reports them. To train "
-            "on, move the file away: the run then begins another log"
-        )
     return lines
 
 
@@ -319,7 +313,7 @@ def metrics_columns(run: Path, kind: str) -> dict[str, Any]:
 def lines_by_kind(run: Path) -> defaultdict[str, list[dict[str, Any]]]:
     """Return the lines of a run's log by their kind, in order. Raises FileNotFoundError without a log."""
     lines = defaultdict(list)
-    for line in read_metrics(run, steps=True):
+    for line in read_metrics(run):
         lines[line["kind"]].append(line)
     return lines
 
@@ -375,7 +369,7 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
     """
     if not file.exists():
         return
-    lines = read_metrics(file.parent, steps=True) if step else []
+    lines = read_metrics(file.parent) if step else []
     lines = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
     logged = max((line["step"] for line in lines if line["kind"] == "step"), default=0)
     if logged < step:

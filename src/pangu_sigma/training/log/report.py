@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,16 +25,15 @@ from matplotlib.figure import Figure  # without pyplot: draws with Agg, needs no
 
 from pangu_sigma.checkpoint.changes import leaves
 from pangu_sigma.checkpoint.run_folder import CONFIG_FILE
-from pangu_sigma.data.manifest import load_manifest
-from pangu_sigma.data.prepare.overview import format_overview
-from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import write_atomically
 from pangu_sigma.training.log.metrics import FILE, EmptyLogError, columns, expert_load, flat, lines_by_kind, points
 from pangu_sigma.training.log.summary import PAGE, format_rows, read_tuning
 from pangu_sigma.writable import refuse_link
 
+logger = logging.getLogger(__name__)
+
 Table = list[dict[str, Any]]
-"""Rows of a table of the page, each with its cells by their heads; a row may lack some."""
+"""Lines of a table of the page, each with its cells by their heads; a line may lack some."""
 
 BENCHMARKS = "benchmarks.json"
 """File of benchmark results in a run folder: metrics, counts, answering domain and checkpoint step of each task."""
@@ -53,18 +52,17 @@ _STYLES = ("-", "--", ":", "-.")
 class RunLog:
     """Metrics log of a run, for figures and tables. lines: by kind. config: configuration by key path. tuning: `read_tuning`.
 
-    data: overview of the prepared text; a tuned run has none but its parent's. benchmarks: by task. Any of them may be unknown.
+    benchmarks: by task. Any of them may be unknown.
     """
 
     name: str
     lines: Mapping[str, list[dict[str, Any]]]
     config: Mapping[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] | None = None
-    data: str = ""
     benchmarks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def evaluated(self) -> str:
+    def evaluation_set(self) -> str:
         """What evaluations read."""
         return "dev" if self.tuning else "held_out"
 
@@ -79,7 +77,7 @@ class RunLog:
         steps, evaluations = (columns(self.lines.get(kind, [])) for kind in ("step", "evaluation"))
         numbers = {name: points(steps, name) for name in steps if name != "step"}
         for name in [name for name in evaluations if name != "step"]:
-            numbers[f"{self.evaluated}_{name.removeprefix('per_domain_')}"] = points(evaluations, name)
+            numbers[f"{self.evaluation_set}_{name.removeprefix('per_domain_')}"] = points(evaluations, name)
         return {name: (step, values) for name, (step, values) in numbers.items() if values.size}
 
     @cached_property
@@ -108,15 +106,15 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
     panels: dict[str, dict[str, None]] = {"loss": {}}
     for run in runs:
         for name, (_, values) in run.numbers.items():
-            metric = name.partition("/")[0].removeprefix(f"{run.evaluated}_")
+            metric = name.partition("/")[0].removeprefix(f"{run.evaluation_set}_")
             if metric in ("loss", "unigram"):
                 panels["loss"][name] = None
             elif metric not in _NO_NUMBER and changes(name, values):
                 panels.setdefault(metric, {})[name] = None
-    rows = 1 + math.ceil((len(panels) - 1) / 2)
-    figure = Figure(figsize=(12, 3 * rows), layout="constrained")
+    height = 1 + math.ceil((len(panels) - 1) / 2)  # in panels; the first is as wide as two
+    figure = Figure(figsize=(12, 3 * height), layout="constrained")
     for place, (metric, names) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(rows, 2, (1, 2) if place == 1 else place + 1)
+        axes = figure.add_subplot(height, 2, (1, 2) if place == 1 else place + 1)
         parts = list(dict.fromkeys(["", *(name.partition("/")[2] for name in names)]))
         for run, style in zip(runs, cycle(_STYLES), strict=False):
             for name in names:
@@ -171,16 +169,16 @@ def _unbalanced(run: RunLog) -> str:
 
 def _by_domain(run: RunLog) -> Table:
     """Return every number by domain: its last value in the log, or its sum for what counts steps."""
-    rows: dict[str, dict[str, Any]] = {name: {"domain": name} for name in run.domains}
+    lines: dict[str, dict[str, Any]] = {name: {"domain": name} for name in run.domains}
     for name, (_, values) in run.numbers.items():
         metric, _, domain = name.rpartition("/")
-        if domain in rows:
-            rows[domain][metric] = values.sum() if metric.startswith("left_out/") else values[-1]
-    return [*rows.values()]
+        if domain in lines:
+            lines[domain][metric] = values.sum() if metric.startswith("left_out/") else values[-1]
+    return [*lines.values()]
 
 
 def _tables(run: RunLog) -> dict[str, Table]:
-    """Return further tables by title; one without rows is not shown."""
+    """Return further tables by title; one without lines is not shown."""
     changed = [(line["step"], *change) for line in run.lines.get("config", []) for change in line["changes"]]
     tables: dict[str, Table] = {
         "Numbers": [],
@@ -205,7 +203,15 @@ def _tables(run: RunLog) -> dict[str, Table]:
             by_domain.setdefault(title.capitalize(), {}).setdefault(domain, {"domain": domain})[head] = value
         else:
             tables["Fine-tuning"].append({"key": name, "value": value})
-    return tables | {title: [*rows.values()] for title, rows in by_domain.items()}
+    return tables | {title: [*lines.values()] for title, lines in by_domain.items()}
+
+
+def draw_report(run: Path) -> None:
+    """Write the report of a finished run. A log without lines to draw is logged as a warning, and no error."""
+    try:
+        write_report(run)
+    except EmptyLogError as problem:
+        logger.warning("no report is drawn: %s", problem)
 
 
 def write_report(run_folder: Path, others: Sequence[Path] = (), compared: str = "") -> Path:
@@ -252,16 +258,13 @@ def _read(folder: Path, name: str) -> RunLog:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
     if "run" not in lines:
         raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
-    config, data, benchmarks = dict[str, Any](), "", dict[str, Any]()
+    config, benchmarks = dict[str, Any](), dict[str, Any]()
     # what cannot be read is not shown; the figures are of the log
     with suppress(OSError, ValueError, LookupError, TypeError):
         config = leaves(json.loads((folder / CONFIG_FILE).read_bytes())["config"])
-    with suppress(DataError, LookupError):
-        names = [value for key, value in config.items() if re.fullmatch(r"domains\.\d+\.name", key)]
-        data = "" if tuning else format_overview(load_manifest(folder / config["data.path"], names))
     with suppress(OSError, ValueError):
         benchmarks = json.loads((folder / BENCHMARKS).read_text(encoding="utf-8"))
-    return RunLog(name, lines, config, tuning, data, benchmarks)
+    return RunLog(name, lines, config, tuning, benchmarks)
 
 
 def _png(figure: Figure) -> str:

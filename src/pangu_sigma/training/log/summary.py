@@ -106,10 +106,10 @@ def _over_run(steps: Mapping[str, Any], name: str) -> float | None:
 def format_summary(summary: dict[str, Any]) -> str:
     """Format a summary as the table that `pangu-sigma report` prints."""
     keys = ("loss_before", "loss_after", "se", "unigram", "bits_per_byte", "epochs")
-    rows = [["domain", "before", "after", "±", "unigram", "bits/byte", "epochs"]]
+    table = [["domain", "before", "after", "±", "unigram", "bits/byte", "epochs"]]
     for name, domain in summary["domains"].items():
-        rows.append([name, *format_numbers([domain[key] for key in keys], (3, 3, 3, 3, 3, 2))])
-    lines = aligned(rows, "<>", f"{summary['losses']}, nats per token")
+        table.append([name, *format_numbers([domain[key] for key in keys], (3, 3, 3, 3, 3, 2))])
+    lines = aligned(table, "<>", f"{summary['losses']}, nats per token")
     if not summary["same_samples"]:
         lines.append("before       is of other held-out samples: the run was begun on other data")
     if summary["evaluated_at"] not in (None, summary["checkpoint_step"]):

@@ -62,7 +62,7 @@ class Timeline(AbstractContextManager["Timeline"]):
         yield
         self._add(0, name, started, time.time() - started)
 
-    def worked(self, spans: Sequence[Span]) -> None:
+    def add_worker_spans(self, spans: Sequence[Span]) -> None:
         """Record stretches of the worker that updates experts."""
         since_1970 = time.time() - time.perf_counter()
         for span in spans:
