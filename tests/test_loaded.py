@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,17 @@ def test_a_function_that_the_call_names_reads_the_records(one, tmp_path, monkeyp
     Path("reads.py").write_text("def read(record):\n    return {**record, 'domain': 'code'}\n")
     assert one.evaluate(input="text.jsonl").keys() == {"en"}
     assert one.evaluate(input="text.jsonl", reader="reads.py:read").keys() == {"code"}
+
+
+def test_records_of_a_run_whose_text_a_reader_read_are_read_as_they_are_with_a_warning(
+    one, tmp_path, monkeypatch, caplog
+):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "the cat sees", "domain": "en"}\n')
+    prepared = SimpleNamespace(manifest=SimpleNamespace(config={"reader": ["reads.py:read", "a hash"]}))
+    monkeypatch.setattr("pangu_sigma.held_out.text.data_of", lambda config: prepared)
+    assert one.evaluate(input=file).keys() == {"en"}
+    assert "to read them by it, add reader='reads.py:read'" in caplog.text
 
 
 def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, tiny_data):

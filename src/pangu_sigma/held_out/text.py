@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.config import Config
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, key_of
+from pangu_sigma.data.prepared import data_of
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError, argument, without_effect
 from pangu_sigma.text.documents import Document, Rejected
@@ -38,6 +39,11 @@ def read_documents(
     for key in map(key_of, overrides):
         if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:
             without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {', '.join(_RECORD_KEYS)}")
+    if reader is None and (reader_of_run := _reader_of_run(config)):
+        logger.warning(
+            "the run's text was read by %s, and these records are read as they are; to read them by it, add %s",
+            *(reader_of_run, argument(f"--reader {reader_of_run}", f"reader={reader_of_run!r}")),
+        )
     layout, domains = Layout.of(changed(config, overrides), reader), domains_of(config)
     if domain is not None:
         layout = replace(layout, domain_of={"*": domains.named(domain).name})
@@ -56,6 +62,14 @@ def read_documents(
         fix = f"; say with {argument('--domain')} which domain reads them" if missing_domain else ""
         raise DataError(f"{file_names}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
     return documents
+
+
+def _reader_of_run(config: Config) -> str | None:
+    """Return the reader by which the prepared text of a run was read; None without one, or if the text is not there."""
+    try:
+        return data_of(config).manifest.config["reader"][0]
+    except (ConfigError, DataError):
+        return None
 
 
 def _read(files: Sequence[Path], layout: Layout, domains: Domains) -> tuple[list[Document], list[Rejected]]:
