@@ -127,6 +127,8 @@ def _run_folder(host: Host, folder: Path) -> Check:
         fix = "put it on storage that all nodes mount: NFS, Lustre, …"
         return failed(f"{folder} is on {kind or 'an unknown file system'}, a disk of this host", fix)
     if local_lock_options := sorted(_OWN_LOCKS & {*options.strip().split(",")}):
-        fix = "mount it with locks that all nodes see: NFS without nolock and local_lock, Lustre with flock"
+        fix = (
+            "mount it with locks that all nodes see: NFS without nolock and local_lock=all or flock, Lustre with flock"
+        )
         return failed(f"{folder} is on {kind}, mounted with {', '.join(local_lock_options)}", fix)
     return passed(f"{folder} on {kind}, with locks")
