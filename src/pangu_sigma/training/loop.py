@@ -304,11 +304,14 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 check_health(trainer.health, trainer.setup, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
-            stops, written = ranks.sum(np.array([stop.is_set(), trainer.saver.is_written], np.float32))
+            saver = trainer.saver
+            stops, written, broken = ranks.sum(np.array([stop.is_set(), saver.is_written, saver.is_broken], np.float32))
             stopped = bool(stops)
+            if broken:
+                trainer.complete_save()
             if written == ranks.world:
                 with trainer.log_disk_errors():
-                    trainer.saver.commit()
+                    saver.commit()
             if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
