@@ -112,8 +112,8 @@ COMBINATIONS = [
     ),
 ]
 OVERRIDES = [
-    _set("train.steps", "--set 'train.steps' is not key.path=value"),
-    _set("=3", "is not key.path=value"),
+    _set("train.steps", "--set 'train.steps' is not KEY=VALUE"),
+    _set("=3", "is not KEY=VALUE"),
     _set("train.steps=[", "--set train.steps: '[' is not a YAML value"),
     _set("model.hidden.x=3", "--set model.hidden.x: hidden holds the value 24, not a section"),
     _set("domains.9.name=x", "--set domains.9.name: '9' is not an index of a list of 3; use 0 … 2"),

@@ -121,9 +121,10 @@ def train(
 ) -> Model:
     """Train a configuration in a run folder, or resume a run, and return the trained model.
 
-    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step is only opened. Metrics,
-    checkpoints and a report are in the run folder. The model's `outcome` is the summary of the training, or None if SIGTERM or
-    `on_step` stopped it. Raises UserError if data or a changed key do not fit, or if another process trains in the folder.
+    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step takes none.
+    Metrics, checkpoints and a report are in the run folder. The model's `outcome` is the summary of the training, or None if
+    SIGTERM or `on_step` stopped it. Raises UserError if data or a changed key do not fit, or if another process trains in the
+    folder.
 
     Args:
         config: a configuration, or a run folder to resume.
@@ -149,7 +150,7 @@ def train(
         check_cpu(resolved)
         check_training_fits(resolved)
     else:
-        check_machine()
+        check_machine(resolved)
     check_started_ranks(resolved.parallel)
     check_folder_writable(folder, "--output")
     if resolved.ecss.path is not None:
@@ -168,8 +169,12 @@ def train(
         from pangu_sigma.npu.backend import AscendBackend
 
         backend = AscendBackend()
-    with mindspore_lock:
-        trainer = train_run(resolved, folder, backend, options, profile, on_step=on_step)
+    try:
+        with mindspore_lock:
+            trainer = train_run(resolved, folder, backend, options, profile, on_step=on_step)
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a write that fails names no file
+        raise
     outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
     return Model(folder, outcome=outcome, stopped=not trainer.finished)
 

@@ -104,8 +104,7 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
         if not isinstance(change, str):
             value = _plain(change[1])
         elif not key or "=" not in change:
-            example = argument("--set train.steps=100", 'overrides={"train.steps": 100}')
-            raise ConfigError(f"{option} {short(change)} is not key.path=value, for example {example}")
+            raise ConfigError(f"{option} {short(change)} is not KEY=VALUE, such as {short(key or 'KEY')[1:-1]}=10")
         else:
             text = change.partition("=")[2]
             value = _parse_yaml(text, f"{subject}: {short(text)} is not a YAML value")

@@ -404,6 +404,12 @@ class SpikesConfig(Section):
     skip: bool = False
     """true: a batch with a spike changes neither weights nor moments nor the loss scale; not on Ascend. false: only log spikes."""
 
+    @model_validator(mode="after")
+    def _combinations(self) -> SpikesConfig:
+        if self.skip and self.factor is None:
+            raise ValueError("skip=true needs a factor: with factor=null nothing is a spike; set it, or skip=false")
+        return self
+
 
 class TrainConfig(Section):
     """Section `train`: the training loop."""

@@ -138,6 +138,22 @@ def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
     assert newest_checkpoint(tmp_path).step == 3
 
 
+def test_an_error_after_all_ranks_have_written_is_told_by_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with opened(tmp_path) as behind:
+        behind.begin(1, arrays(), {})
+        eventually(lambda: behind.is_written, 30)
+        monkeypatch.setattr("pangu_sigma.checkpoint.saver.seal_folder", full)
+        assert not behind.is_broken
+        behind.commit()
+        eventually(lambda: behind.is_broken, 30)
+        with pytest.raises(CheckpointError, match=r"cannot save checkpoint .*No space"):
+            behind.wait()
+        assert not behind.is_broken and list(tmp_path.iterdir()) == []
+
+
 def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
     files = arrays()
     with opened(tmp_path) as behind:

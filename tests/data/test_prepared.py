@@ -20,6 +20,7 @@ from pangu_sigma.data.prepared import (
     PreparedData,
     data_of,
     encodes,
+    is_prepared,
     read_prepared_tokenizer,
     unlike_prepared,
 )
@@ -158,10 +159,10 @@ def test_a_vocabulary_that_is_whole_but_of_other_data_is_refused(copy):
 
 
 def test_a_manifest_of_another_format_is_refused(copy):
-    reseal(copy, format=8)
+    reseal(copy, format=9)
     with pytest.raises(
         DataError,
-        match=r"en/manifest\.json: data format 8, this version reads 7; remove the folder and run prepare-data again",
+        match=r"en/manifest\.json: data format 9, this version reads 8; remove the folder and run prepare-data again",
     ):
         PreparedData(copy, ["en"])
 
@@ -172,14 +173,14 @@ def test_a_folder_of_an_older_format_is_refused_with_the_version_that_reads_it(t
     for name in ("manifest.json", "frequencies.npy", "zh.train.bin", "tokenizer/english.model"):
         (old / name).parent.mkdir(parents=True, exist_ok=True)
         (old / name).write_text("{}")
-    said = r"old/manifest\.json: data of format 5 or older, this version reads 7; prepare the text again, .*commit 677a3e74"
+    said = r"old/manifest\.json: data of format 5 or older, this version reads 8; prepare the text again, .*commit 677a3e74"
     with pytest.raises(DataError, match=said):
         PreparedData(old)
     with pytest.raises(DataError, match=said):
         read_prepared_tokenizer(tiny_config(old))
     with pytest.raises(DataError, match=said):
         prepare(tiny_config(old), [], old)
-    assert (old / "zh.train.bin").exists()
+    assert (old / "zh.train.bin").exists() and is_prepared(old)
 
 
 def test_text_in_shards_is_the_same_samples(tiny_data, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import config_path, load_config, shipped_configs
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.benchmarks import TASKS
-from pangu_sigma.finetune.task import learned, read_task
+from pangu_sigma.finetune.task import read_task
+from pangu_sigma.finetune.tuning import learned
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.held_out.batches import samples_of_evaluation
 

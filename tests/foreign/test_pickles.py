@@ -108,6 +108,7 @@ DAMAGED = {
     "a mark that is not there": b"\x80\x02t.",
     "a text that is longer than the file": b"\x80\x02X\xff\xff\xff\x7fab.",
     "bytes of 2**60": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b".",
+    "keys that are deep tuples": b"\x80\x02}" + b")" + b"\x85" * 500_000 + b"K\x01s.",
     "a long decimal": b"L" + b"9" * 100_000 + b"L\n.",
     "an unknown instruction": b"\x80\x02\xf0.",
 }

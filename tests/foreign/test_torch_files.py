@@ -11,7 +11,7 @@ from helpers.foreign_files import FakeTensor, torch_zip
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.file_tensors import WholeTensor, map_tensor
-from pangu_sigma.foreign.torch_files import open_torch_file
+from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
 
 VALUES = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.arange(5, dtype=np.float16)}
 
@@ -116,3 +116,20 @@ def test_a_view_of_a_storage_is_read_as_its_strides_say(tmp_path: Path):
     content, file = VALUES["a"].reshape(-1).view(np.uint8), tmp_path / "a.pt"
     found = WholeTensor.from_part(map_tensor(file, "a", "float32", (4, 2), content, 1, (1, 4))).lazy_array("a").read()
     np.testing.assert_array_equal(found, np.lib.stride_tricks.as_strided(VALUES["a"].reshape(-1)[1:], (4, 2), (4, 16)))
+
+
+def test_dictionaries_that_only_a_hostile_file_has_are_refused(tmp_path: Path):
+    (tmp_path / "a.pt").write_bytes(torch_zip(value()))
+    tensor = open_torch_file(tmp_path / "a.pt")["a"]
+    itself: dict[str, Any] = {}
+    itself["a"] = itself
+    doubled: dict[str, Any] = {}
+    for _ in range(30):
+        doubled = {"a": doubled, "b": doubled}
+    for tree, message in (
+        (itself, "is a dict, and no tensor"),
+        (doubled, "is a dict, and no tensor"),
+        ({"a.b": tensor, "a": {"b": tensor}}, r"a\.b is twice in it"),
+    ):
+        with pytest.raises(LayoutError, match=message):
+            named_tensors(Path("a.pt"), tree)

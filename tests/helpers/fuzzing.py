@@ -339,7 +339,7 @@ def overrides_target(folder: Path) -> Target:
     return Target(
         st.one_of(st.tuples(some_key, values).map("=".join), st.tuples(some_key, JUNK)),
         load,
-        "is not key|not a YAML value",
+        "is not KEY|not a YAML value",
         st.one_of(st.text(max_size=30), st.tuples(st.text(max_size=12), values).map("=".join)),
     )
 

@@ -5,6 +5,7 @@ That the rest compiles is in tests/npu/plan/test_compile.py.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_machine_without_npus_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr(supported, "missing_for_ascend", lambda host: failed("no NPU", "install the driver"))
     message = r"^device ascend: no NPU; install the driver, or train on the CPU\. `pangu-sigma doctor --device"
     with pytest.raises(ConfigError, match=message):
-        check_machine()
+        check_machine(by_hand())
     monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")
-    check_machine()
+    check_machine(by_hand())
+
+
+def test_a_chip_of_another_family_is_refused(monkeypatch):
+    monkeypatch.delenv("MS_SIMULATION_LEVEL", raising=False)
+    monkeypatch.setattr(supported, "missing_for_ascend", lambda host: None)
+    monkeypatch.setattr(supported, "Host", lambda: SimpleNamespace(chip="910b"))
+    check_machine(by_hand(parallel={"chip": "910b4"}))
+    with pytest.raises(
+        ConfigError, match=r"^parallel\.chip=910a: the NPUs of this machine are 910b; set parallel\.chip=910b$"
+    ):
+        check_machine(by_hand(parallel={"chip": "910a"}))

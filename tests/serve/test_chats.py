@@ -115,7 +115,7 @@ def test_an_answer_comes_back_with_the_nulls_that_a_client_adds(client):
         ({"messages": [{"role": "user", "content": "x"}] * 257}, "messages: it must have at most 256 items, not 257"),
         ({"top_logprobs": 1}, "top_logprobs is only allowed with logprobs=true"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "mean the same and differ"),
-        ({"max_tokens": LENGTH + 1}, f"of which {LENGTH + 1} are for the answer"),
+        ({"max_tokens": LENGTH + 1}, f"max_tokens: {LENGTH + 1} leaves no room for a prompt"),
         ({"tools": [{}]}, "tools: these models call no tools; response_format"),
         ({"tool_choice": "auto"}, "tool_choice: these models call no tools; response_format"),
         ({"response_format": {"type": "grammar"}}, "response_format"),

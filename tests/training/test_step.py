@@ -10,8 +10,7 @@ import pytest
 from helpers.toy import Toy, active_weights, bits, scaled_weights, toy_config, toy_network
 from mindspore import ParameterTuple, Tensor
 
-from pangu_sigma.data.batches import Batch
-from pangu_sigma.data.step_arrays import draws_of
+from pangu_sigma.data.batches import Batch, draws_of
 from pangu_sigma.held_out.evaluator import EvaluationStep
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import FFN_TENSORS

@@ -209,7 +209,7 @@ def way_on(root: Path, ranks: Ranks) -> str:
     """
     try:
         healthy = newest_checkpoint(root, ranks=ranks)
-    except CheckpointError:
+    except (CheckpointError, OSError):
         healthy = None
     if healthy is None:
         return f"There is no whole checkpoint in {root}: start again in another folder, with {argument('--output')}."
@@ -284,7 +284,11 @@ def keep_only(root: Path, step: int) -> None:
 def prune(root: Path, keep: int | None = None, spared: Collection[int] = ()) -> None:
     """Remove all but the `keep` newest checkpoints and the steps `spared`, and what interrupted saves have left. keep: None to keep
     all. No process may save then. A failure is logged, not raised. A link is removed, and what it points to is left alone."""
-    old = [] if keep is None else [path for path in checkpoints(root) if step_of(path) not in spared][keep:]
+    try:
+        old = [] if keep is None else [path for path in checkpoints(root) if step_of(path) not in spared][keep:]
+    except OSError as error:
+        old = []
+        logger.warning("cannot list %s: %s; older checkpoints stay", root, error)
     for path in [*old, *root.glob(f"{UNFINISHED}*")]:
         try:
             if path.is_dir() and not path.is_symlink():

@@ -29,7 +29,7 @@ from pangu_sigma.sealed import (
 )
 from pangu_sigma.text.tokenizer import Tokenizer
 
-FILES_FORMAT = 3
+FILES_FORMAT = 4
 """Format version of these files; others are refused."""
 CONFIG_FILE = "configuration.json"
 ROUTING_FILE = "routing.npz"

@@ -121,6 +121,11 @@ class Saver:
         nothing."""
         return self._pending is not None and self._pending.written.done()
 
+    @property
+    def is_broken(self) -> bool:
+        """True if the thread of this rank failed to complete the committed checkpoint: `wait` raises the error."""
+        return self._committed is not None and self._committed[1].done() and self._committed[1].exception() is not None
+
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
         """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""
         self.wait()

@@ -25,7 +25,7 @@ from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.data.samples import Samples, open_samples
 from pangu_sigma.data.sequences import documents_and_positions
-from pangu_sigma.data.step_arrays import StepArrays, draws_of
+from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
@@ -275,3 +275,13 @@ class Lookahead:
 def _numbers(micro: int, batch: int, blocks: int) -> np.ndarray:
     """Return the number of each sequence [G, B] among the samples of its update, which come block by block."""
     return np.arange(micro * batch).reshape(blocks, micro, -1).swapaxes(0, 1).reshape(micro, batch)
+
+
+def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:
+    """Return the dropout seeds of samples for `CounterDropout`, int32 [*, 4]: run seed and sample number, two 32-bit words each.
+
+    samples: number of each sample in the order in which the run takes samples, int64 [*].
+    """
+    numbers = np.stack([np.full(samples.shape, seed % (1 << 64), np.uint64), samples.astype(np.uint64)], axis=-1)
+    words = np.stack([numbers & 0xFFFFFFFF, numbers >> 32], axis=-1)  # low word first, on any machine
+    return words.astype(np.uint32).view(np.int32).reshape(*samples.shape, 4)

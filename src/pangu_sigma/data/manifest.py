@@ -19,7 +19,7 @@ from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import DamagedFile, sealed, unsealed, write_atomically
 
 MANIFEST_FILE = "manifest.json"
-DATA_FORMAT = 7
+DATA_FORMAT = 8
 """Format version of a domain's folder; others are refused."""
 
 _FIX = "remove the folder and run prepare-data again"

@@ -196,8 +196,8 @@ def _text(value: Any) -> str:
 
 
 def is_prepared(path: Path) -> bool:
-    """Return True for a folder that `prepare-data` wrote."""
-    return (path / TOKENIZER_NAME).is_dir() and any(path.glob(f"*/{MANIFEST_FILE}"))
+    """Return True for a folder that `prepare-data` wrote, also in an older format."""
+    return (path / TOKENIZER_NAME).is_dir() and any([*path.glob(MANIFEST_FILE), *path.glob(f"*/{MANIFEST_FILE}")])
 
 
 def data_of(config: Config) -> PreparedData:

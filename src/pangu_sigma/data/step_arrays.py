@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 
 class StepArrays(NamedTuple):
     """Input arrays of a training step, in the order of `TrainStep.construct` after the learning rate: NumPy arrays or tensors."""
@@ -49,13 +47,3 @@ class StepArrays(NamedTuple):
 
 MICRO_BATCH_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_A")]
 """Fields of `StepArrays` that have an axis for micro-batches."""
-
-
-def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:
-    """Return the dropout seeds of samples for `CounterDropout`, int32 [*, 4]: run seed and sample number, two 32-bit words each.
-
-    samples: number of each sample in the order in which the run takes samples, int64 [*].
-    """
-    numbers = np.stack([np.full(samples.shape, seed % (1 << 64), np.uint64), samples.astype(np.uint64)], axis=-1)
-    words = np.stack([numbers & 0xFFFFFFFF, numbers >> 32], axis=-1)  # low word first, on any machine
-    return words.astype(np.uint32).view(np.int32).reshape(*samples.shape, 4)

@@ -18,7 +18,6 @@ from typing import Any
 from pangu_sigma.checkpoint.changes import absolute_paths, changed_keys, leaves, refuse_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, config_path, override, parse_config, read_tree
-from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import argument
 from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.sections import ParallelConfig
@@ -123,20 +122,3 @@ def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(tree.get(key), dict)
         tree[key] = _merged(tree[key], value) if both else deepcopy(value)
     return tree
-
-
-def learned(config: Config) -> dict[str, Any]:
-    """Return what a fine-tuning run trains, as values for JSON: its choice, the number of parameters that its samples reach and of
-    all, of experts of common segments that keep their bits, and for each kind of `model.rows` if those that samples meet learn."""
-    options, model, count = config.tuning, config.model, config.num_params()
-    named = {domains_of(config).named(name).slot for name in options.domains}
-    slots = len(named) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
-    learn, experts = config.domain_experts * len(options.domains) + slots, len(config.domains) * config.domain_experts
-    if options.learn == "all":
-        learn = count.total - experts + config.domain_experts * len(options.domains)
-    return {
-        "learn": options.learn,
-        "parameters": {"learn": learn, "all": count.total},
-        "common_kept": 0 if config.learns("common") else count.experts - experts,
-        "rows": {entry.kind: config.learns(entry.kind) for entry in model.rows},
-    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pangu_sigma.data.batches import BatchLoader
@@ -16,7 +15,6 @@ from pangu_sigma.held_out.losses import HeldOutLoss, finite_or_none
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.health import UnhealthyRun
 from pangu_sigma.training.loop import Trainer, train_to_end
-from pangu_sigma.training.start import StartOptions
 
 
 @dataclass
@@ -52,14 +50,10 @@ class Tuner(Trainer):
         """run: run folder with a checkpoint. dev: the dev set; without one the last state is the best, and only the first and the
         last are evaluated, on training samples."""
         nothing = TaskSamples(run.config, [[] for _ in run.config.domains], run.tokenizer)
-        self._opened, self._training, self._dev = run, training, nothing if dev is None else dev
-        super().__init__(run.config, run.path)
+        self._training, self._dev = training, nothing if dev is None else dev
+        super().__init__(run.config, run.path, run=run)
         self.best = BestState(**self.resumed.get("best", {}))
         self.saver.spared = frozenset([self.best.step])
-
-    def open_run(self, folder: Path, asked: StartOptions) -> StoredRun:
-        """Return the run folder that is already open."""
-        return self._opened
 
     def open_batches(self, split: str) -> BatchLoader:
         """Return the batches of the training samples or the dev set."""

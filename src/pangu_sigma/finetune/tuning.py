@@ -22,9 +22,10 @@ from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
 from pangu_sigma.data.prepare.quarantine import write_quarantine
+from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
-from pangu_sigma.finetune.task import learned, read_task
+from pangu_sigma.finetune.task import read_task
 from pangu_sigma.held_out.compare import compare_runs
 from pangu_sigma.held_out.losses import format_numbers
 from pangu_sigma.host_memory import check_training_fits
@@ -159,6 +160,23 @@ def _begin(
     child.options = {**config.tuning.model_dump(mode="json"), **hashes}
     child.parameters = {"learns": learns, "stays as it was": total - learns}
     new_run_from(child, folder, data_hash)
+
+
+def learned(config: Config) -> dict[str, Any]:
+    """Return what a fine-tuning run trains, as values for JSON: its choice, the number of parameters that its samples reach and of
+    all, of experts of common segments that keep their bits, and for each kind of `model.rows` if those that samples meet learn."""
+    options, model, count = config.tuning, config.model, config.num_params()
+    named = {domains_of(config).named(name).slot for name in options.domains}
+    slots = len(named) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
+    learn, experts = config.domain_experts * len(options.domains) + slots, len(config.domains) * config.domain_experts
+    if options.learn == "all":
+        learn = count.total - experts + config.domain_experts * len(options.domains)
+    return {
+        "learn": options.learn,
+        "parameters": {"learn": learn, "all": count.total},
+        "common_kept": 0 if config.learns("common") else count.experts - experts,
+        "rows": {entry.kind: config.learns(entry.kind) for entry in model.rows},
+    }
 
 
 def learns_text(result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -31,6 +32,11 @@ _OPAQUE_NAMES = re.compile(
     r"torch\.(device|Generator|serialization\._get_layout|bool|u?int\d*|short|long|half|b?float\d*|double)"
 )
 """Names of which an OpaqueObject is made. The last but one are trainers', states of their loss scalers and optimizers."""
+
+
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_MOST_TUPLES = 30_000
+"""Maximum number of tuples, of which a tensor has four or five: nested ones have a hash that takes the stack of the process."""
 
 
 class OpaqueObject:
@@ -82,6 +88,8 @@ def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> 
     Raises LayoutError, which names the file and the problem.
     """
     try:
+        if sum(code.name in _TUPLES for code, _, _ in pickletools.genops(content)) > _MOST_TUPLES:
+            raise LayoutError(f"{file}: its pickle has more than {_MOST_TUPLES:,} tuples; save the weights alone")
         return _WeightsUnpickler(content, file, storages).load()
     except LayoutError:
         raise

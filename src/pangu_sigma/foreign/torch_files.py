@@ -63,17 +63,19 @@ def open_torch_file(path: Path) -> Any:
     return load_pickle(_content(stored["data.pkl"]), path, storages)
 
 
-def named_tensors(file: Path, tree: dict[Any, Any], prefix: str = "") -> dict[str, FileTensor]:
-    """Return the tensors in nested dictionaries of a file by dotted name. Raises LayoutError for anything else there.
-
-    prefix: beginning of all names."""
+def named_tensors(file: Path, tree: dict[Any, Any]) -> dict[str, FileTensor]:
+    """Return the tensors in nested dictionaries of a file by dotted name. Raises LayoutError for anything else there, and for what
+    only a hostile file has: names twice, dictionaries within themselves."""
     tensors: dict[str, FileTensor] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
+    pending: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while pending:
+        name, value, depth = pending.pop()
         if isinstance(value, FileTensor):
+            if name in tensors:
+                raise LayoutError(f"{file}: {name[:120]} is twice in it; the file is damaged")
             tensors[name] = replace(value, name=name)
-        elif isinstance(value, dict):
-            tensors |= named_tensors(file, value, f"{name}.")
+        elif isinstance(value, dict) and depth < 8 and len(pending) + len(value) < 100_000:
+            pending += [(f"{name}.{key}".lstrip("."), item, depth + 1) for key, item in value.items()]
         else:
             opaque = isinstance(value, OpaqueObject)
             kind = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"

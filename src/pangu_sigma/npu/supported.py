@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from pangu_sigma.chips import family
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.npu.communicators import check_layout
@@ -47,11 +48,17 @@ def check_ascend(config: Config) -> None:
         )
 
 
-def check_machine() -> None:
-    """Raise ConfigError if this machine has no NPUs, or no driver for them."""
-    missing = None if "MS_SIMULATION_LEVEL" in os.environ else missing_for_ascend(Host())
-    if missing is not None:
+def check_machine(config: Config) -> None:
+    """Raise ConfigError if this machine has no NPUs of the family of `parallel.chip`, or no driver for them."""
+    if "MS_SIMULATION_LEVEL" in os.environ:
+        return
+    host, chip = Host(), config.parallel.chip
+    if (missing := missing_for_ascend(host)) is not None:
         raise ConfigError(
             f"{argument('--device')} ascend: {missing.state}; {missing.fix}, or train on the CPU. `pangu-sigma doctor --device "
             "ascend` checks all of it"
+        )
+    if host.chip is not None and family(host.chip) != family(chip):
+        raise ConfigError(
+            f"parallel.chip={chip}: the NPUs of this machine are {host.chip}; set parallel.chip={host.chip}"
         )

@@ -146,6 +146,8 @@ def dry_run(job: Job) -> str:
     check_numbers(job)
     device_names = job.devices.environment.keys() if job.devices else ()
     variables = {k: v for k, v in _environment(job).items() if k in device_names or os.environ.get(k) != v}
+    if job.devices:
+        variables.pop("OMP_NUM_THREADS", None)  # each node has it of its own cores
     lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))]
     if job.devices:
         lines[0] += f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server"

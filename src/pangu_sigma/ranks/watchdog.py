@@ -27,7 +27,7 @@ class Watchdog:
         self._next_look = 0.0
 
     def hang_message(self, pids: dict[int, int]) -> str | None:
-        """Return a message if ranks hang, else None. It names the ranks with the fewest beats, which the others wait for. With a
+        """Return a message if ranks hang, else None. It names the ranks with the fewest beats. With a
         message, all ranks were asked to write their call stacks to their logs.
 
         pids: process ids of this node's ranks, by rank. A rank is watched from its first heartbeat on: imports do not hang.

@@ -68,6 +68,9 @@ class PromptTokenizer:
         last message always stay. Raises ApiError if these alone do not fit.
         """
         reserved = max_tokens or max(self.length // 4, 1)
+        if reserved >= self.length:
+            reason = f"{reserved} leaves no room for a prompt: the model can read {self.length} tokens; lower it"
+            raise ApiError.invalid("max_tokens", reason, TOO_LONG)
         fix = "lower max_tokens" if max_tokens else "set max_tokens, which keeps less for the answer"
         capacity = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
 

@@ -126,11 +126,13 @@ def _hash_of_reader(reader: str) -> str:
     """Return the SHA-256 of the file FILE.py of a reader. Raises ConfigError if it cannot be read."""
     file, _, name = reader.rpartition(":")
     if not file.endswith(".py"):
-        raise _refused(reader, f"is not FILE.py:FUNCTION; name the file, such as {file.replace('.', '/')}.py:{name}")
+        example = f"{file.replace('.', '/')}.py:{name}" if file else "my_corpora.py:read"
+        raise _refused(reader, f"is not FILE.py:FUNCTION; name file and function, such as {example}")
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError as error:
-        raise _refused(reader, f"{file}: {error.strerror}; relative paths begin in {Path.cwd()}") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise _refused(reader, f"{file}: {why}; relative paths begin in {Path.cwd()}") from error
 
 
 def _refused(reader: str, why: str) -> ConfigError:

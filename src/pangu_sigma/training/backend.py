@@ -27,7 +27,6 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma
 from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import writes_experts
-from pangu_sigma.ranks.plans import make_planner
 from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.feed import StepInput
@@ -57,9 +56,9 @@ class TrainingSetup:
 class Backend:
     """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py."""
 
-    def planner(self, config: Config, rank: int) -> MakesPlans:
-        """Return the maker of the routing plans of a rank."""
-        return make_planner(config, rank)
+    def planner(self, config: Config, rank: int) -> MakesPlans | None:
+        """Return the maker of the routing plans of a rank; None: `BatchLoader` makes that of a process on CPUs."""
+        return None
 
     def connect(self, config: Config) -> Ranks:
         """Set MindSpore up for the device, and connect this process with the other ranks of the run.

@@ -66,16 +66,18 @@ class Trainer:
         backend: Backend = CPU,
         start_options: StartOptions = DEFAULT_START,
         ranks: Ranks | None = None,
+        run: StoredRun | None = None,
     ):
         """folder: run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
-        start_options: further start options of the user. ranks: already connected ranks; None to connect them here.
+        start_options: further start options of the user. ranks: already connected ranks; None to connect them here. run: the run
+        folder if it is open; None to create or open it. Raises the errors of `start_run`.
         """
         self.config, self.backend = config, backend
         self.ranks = ranks or backend.connect(config)
         self.heart = Heartbeat(self.ranks.rank)
         self.heart.beat("the start")
-        self.run = self.open_run(folder, start_options)
+        self.run = run or start_run(folder, config, self.ranks, start_options)
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.setup = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.setup.network, self.setup.store, self.setup.step
@@ -98,10 +100,6 @@ class Trainer:
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = Timeline()
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
-
-    def open_run(self, folder: Path, start_options: StartOptions) -> StoredRun:
-        """Create or open the run folder. Raises the errors of `start_run`."""
-        return start_run(folder, self.config, self.ranks, start_options)
 
     def open_batches(self, split: str) -> BatchLoader:
         """Open this rank's share of the batches of one split of the prepared data."""
@@ -306,11 +304,14 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 check_health(trainer.health, trainer.setup, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
-            stops, written = ranks.sum(np.array([stop.is_set(), trainer.saver.is_written], np.float32))
+            saver = trainer.saver
+            stops, written, broken = ranks.sum(np.array([stop.is_set(), saver.is_written, saver.is_broken], np.float32))
             stopped = bool(stops)
+            if broken:
+                trainer.complete_save()
             if written == ranks.world:
                 with trainer.log_disk_errors():
-                    trainer.saver.commit()
+                    saver.commit()
             if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):

@@ -14,11 +14,11 @@ from helpers.prepared import exchange_lengths
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, parse_config
-from pangu_sigma.data.manifest import load_manifest
+from pangu_sigma.data.manifest import load_manifest, read_manifest
 from pangu_sigma.data.prepare import extended
 from pangu_sigma.data.prepare import prepare as prepare_module
 from pangu_sigma.data.prepare.extended import prepare_extension
-from pangu_sigma.data.prepare.prepare import prepare
+from pangu_sigma.data.prepare.prepare import prepare, preview
 from pangu_sigma.data.prepared import PreparedData, data_of, read_prepared_tokenizer
 from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
@@ -134,6 +134,26 @@ def test_a_killed_move_is_ended_by_the_same_call(data, text, monkeypatch, place)
     assert len((data / "quarantine.jsonl").read_bytes().splitlines()) == len(quarantine.splitlines()) + 720
     data_of(config).verify_all()
     assert [path.name for path in data.parent.iterdir()] == ["data"]
+
+
+def test_new_domains_with_other_token_ids_are_not_moved_and_nothing_else_takes_their_stage(data, text, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare_module, "write_atomically", killed)
+        prepare_extension(extending(data), [text])
+    old_domains = law_tree(data)
+    old_domains["domains"].pop(0)
+    with pytest.raises(ConfigError, match="call prepare-data with extend first, which moves them"):
+        preview(parse_config(old_domains), [text])
+    folder = data.parent / ".data.stage" / "write" / "output"
+    law = read_manifest(folder / "law")
+    models = {name: record.model_copy(update={"xxh3_128": "0" * 32}) for name, record in law.models.items()}
+    law.model_copy(update={"models": models}).save(folder)
+    with pytest.raises(DataError, match=rf"{folder}/law: it has other token ids than {data}; remove"):
+        prepare_extension(extending(data), [text])
+    assert not (data / "law").exists()
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ The other archives have gettext catalogues."""
 PACKAGED_MIB = 6.0
 """Maximum MiB of packaged text of a domain, unless data.max_mib_per_domain is set; packaged text is for demonstration."""
 
-_VERSION = 1
+_VERSION = 2
 """Part of the names of files: raise it when the same archives would give other text."""
 
 _PASSAGE = 8_000

@@ -13,9 +13,9 @@ from pathlib import Path
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import Manifest, load_manifest
 from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, add_domains, prepare, preview
-from pangu_sigma.data.prepare.stages.stage import stage_folder, staged
-from pangu_sigma.data.prepared import QUARANTINE_NAME, PreparedData
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, add_domains, moves_domains, prepare, preview
+from pangu_sigma.data.prepare.stages.stage import staged
+from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.vocabulary import Vocabulary
@@ -38,7 +38,7 @@ def _extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
     """Return the configuration of the domains that data.path lacks, and the vocabulary that they keep. Raises ConfigError if
     data.path does not go with the configuration, DataError if it is damaged."""
     path = Path(config.data.path)
-    if path.exists() and (stage_folder(path) / "write/output" / QUARANTINE_NAME).exists():  # a move that was killed
+    if path.exists() and moves_domains(path):
         with staged(path, removed=True) as stage:
             add_domains(stage.path("write/output"), path)
     try:

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import Manifest, Source, domains_in, read_manifest, refuse_older
+from pangu_sigma.data.manifest import Manifest, Source, domains_in, load_manifest, read_manifest, refuse_older
 from pangu_sigma.data.prepare.blocks import Work, block_size
 from pangu_sigma.data.prepare.kept import KeptVocabulary
 from pangu_sigma.data.prepare.overview import warnings_of
 from pangu_sigma.data.prepare.passes import Passes, key_of
 from pangu_sigma.data.prepare.reading import hash_file, sha256_of, stamps_of
 from pangu_sigma.data.prepare.stages.executors import executor_of, run_pass
-from pangu_sigma.data.prepare.stages.stage import staged
+from pangu_sigma.data.prepare.stages.stage import stage_folder, staged
 from pangu_sigma.data.prepared import (
     QUARANTINE_NAME,
     TOKENIZER_NAME,
@@ -121,6 +121,11 @@ def _prepare(
     inputs = _checked_before_reading(config, layout, inputs, output)
     if (conflict := "" if old else _conflict(config, output, {})) and writes:
         raise ConfigError(conflict)
+    if not old and _has_content(output) and moves_domains(output):
+        raise ConfigError(
+            f"data.path={output}: domains that are being added are in {stage_folder(output)}; call prepare-data with "
+            f"{argument('--extend')} first, which moves them"
+        )
     stamps = stamps_of(inputs)
     size = sum(stamp[1] for stamp in stamps)
     with (
@@ -153,8 +158,18 @@ def _prepare(
     return manifest, problems
 
 
+def moves_domains(output: Path) -> bool:
+    """Return True if the stage holds a complete folder: if there is prepared data, the move of new domains was killed."""
+    return (stage_folder(output) / "write/output" / QUARANTINE_NAME).exists()
+
+
 def add_domains(folder: Path, output: Path) -> None:
-    """Move the folders of domains in `folder` to the prepared data `output`, and add its unusable lines. Raises OSError."""
+    """Move the folders of domains in `folder` to the prepared data `output`, and add its unusable lines. Raises OSError, and
+    DataError before anything is moved if token ids differ."""
+    models = load_manifest(output).models
+    for name in domains_in(folder):
+        if read_manifest(folder / name).models != models:
+            raise DataError(f"{folder / name}: it has other token ids than {output}; remove {folder.parents[1]}")
     lines, quarantine = (folder / QUARANTINE_NAME).read_bytes(), output / QUARANTINE_NAME
     earlier_lines = quarantine.read_bytes() if quarantine.exists() else b""
     if not earlier_lines.endswith(lines):  # else a process was killed after this

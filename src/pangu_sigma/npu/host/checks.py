@@ -121,12 +121,17 @@ def _run_folder(host: Host, folder: Path) -> Check:
     if not folder.is_dir():
         return failed(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
     command = ["findmnt", "--noheadings", "--output", "FSTYPE,OPTIONS", "--target", str(folder)]
-    mount = subprocess.run(command, env=dict(host.environment), capture_output=True, text=True).stdout
+    try:
+        mount = subprocess.run(command, env=dict(host.environment), capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        return failed("findmnt is not on PATH", "install util-linux")
     kind, _, options = mount.strip().partition(" ")
     if not _SHARED.search(kind):
         fix = "put it on storage that all nodes mount: NFS, Lustre, …"
         return failed(f"{folder} is on {kind or 'an unknown file system'}, a disk of this host", fix)
     if local_lock_options := sorted(_OWN_LOCKS & {*options.strip().split(",")}):
-        fix = "mount it with locks that all nodes see: NFS without nolock and local_lock, Lustre with flock"
+        fix = (
+            "mount it with locks that all nodes see: NFS without nolock and local_lock=all or flock, Lustre with flock"
+        )
         return failed(f"{folder} is on {kind}, mounted with {', '.join(local_lock_options)}", fix)
-    return passed(f"{folder} on {kind}, with locks")
+    return passed(f"{folder} on {kind}, mounted with locks")

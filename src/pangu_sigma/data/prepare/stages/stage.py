@@ -170,9 +170,8 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
         if isinstance(error, FileNotFoundError) and folder in Path(error.filename or "").parents:
             raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
         stays = f"; {remark}" if folder.exists() else ""
-        raise DataError(
-            f"cannot write {output}: {error.strerror or error}; nothing was changed there{stays}"
-        ) from error
+        untouched = "" if output.exists() else "; nothing was changed there"
+        raise DataError(f"cannot write {output}: {error.strerror or error}{untouched}{stays}") from error
     except Exception:
         logger.info("%s", remark)
         raise
