@@ -25,7 +25,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
-from pangu_sigma.errors import argument, without_effect
+from pangu_sigma.errors import argument, warn_without_effect
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.loaded import Model
@@ -403,7 +403,7 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     run, others = Path(model), arguments.paths(against)
     if is_prepared(run):
         if others:
-            without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
+            warn_without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
         return Result(*report_prepared(run))
     from pangu_sigma.training.log.report import write_report
     from pangu_sigma.training.log.summary import compare_logs, format_summary, summarise
@@ -610,12 +610,12 @@ def inspect(
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         if overrides:
-            without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
+            warn_without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
         files = inspect_files(path, verify)
         config, result = files.config, Result(files.as_dict(), format_file_inspection(files), not files.damaged)
     else:
         if verify:
-            without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
+            warn_without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
         config = load_config(what, overrides)
         sizes = inspection.inspect(config)
         result = Result(sizes, inspection.format_inspection(sizes))
@@ -623,7 +623,7 @@ def inspect(
         result["extract"] = inspection.extraction(config, arguments.texts(keep), arguments.texts(drop))
         result.table += f"\n{inspection.format_extraction(result['extract'])}"
     elif keep or drop:
-        without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
+        warn_without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
     return result
 
 
