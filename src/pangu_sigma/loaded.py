@@ -156,7 +156,7 @@ def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, 
     if names := dict.fromkeys(name for row in losses for name, figures in row.items() if figures["loss"] is None):
         why = "weights are NaN, infinite or too large to compute with"
         logger.error("the loss of %s is not finite: %s", ", ".join(names), why)
-    return Result(values, table, not names)
+    return Result(values, table, ok=not names)
 
 
 @checked
@@ -301,16 +301,19 @@ def export(
 
 
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
-    """Return sampling options given as keywords. Warns of options without effect. Raises ConfigError for an unknown one."""
+    """Convert keyword arguments to sampling options. Warns of an option or a seed that has no effect. Raises ConfigError for an
+    unknown option."""
     names = [field.name for field in fields(Sampling)]
     if unknown := [name for name in options if name not in names]:
         allowed = ", ".join(["max_new_tokens", "seed", "stop", *names])
         raise ConfigError(f"{unknown[0]}: unknown argument; allowed here: {allowed}")
     sampling = Sampling(**options)
     if sampling.temperature == 0:
+        values = {**options, "seed": seed}
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
-            if (value := {**options, "seed": seed}.get(name, default)) != default:
-                warn_without_effect(f"{keyword(name)}={value}", f"{keyword('temperature')}=0 takes the likeliest token")
+            if values.get(name, default) != default:
+                why = f"{keyword('temperature')}=0 takes the likeliest token"
+                warn_without_effect(f"{keyword(name)}={values[name]}", why)
     return sampling
 
 
@@ -430,7 +433,7 @@ class Model:
         _check_below("segment", segment, len(routed), "the RRE layers have the segments")
         stored = self.config.stored_experts(routed[segment])
         _check_below("number", number, stored, f"segment {segment} has the experts")
-        names = ("w1", "b1", "w2") if self.config.model.in_layer(segment)[1] else ("w1", "b1", "w2", "b2")
+        names = ("w1", "b1", "w2") if self.config.model.in_layer(segment).number else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 
     @checked

@@ -45,7 +45,7 @@ def doctor(
         warn_without_effect(options, f"it is about NPUs: add {argument('--device')} ascend")
     run = None if model is None else Path(model)
     checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any)
-    return Results(checks, format_checks(checks), all(check.ok for check in checks))
+    return Results(checks, format_checks(checks), ok=all(check.ok for check in checks))
 
 
 def run_checks(devices: CheckMaker) -> list[Check]:
