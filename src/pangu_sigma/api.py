@@ -25,7 +25,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
-from pangu_sigma.errors import argument, without_effect
+from pangu_sigma.errors import argument, warn_without_effect
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.loaded import Model
@@ -100,9 +100,11 @@ def prepare_data(
         preview = extended.preview_extension if extend else preparation.preview
         manifest, problems = preview(resolved, files, options)
         table = "\n".join([format_overview(manifest), *problems])
-        return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, not problems)
-    addition = extended.prepare_extension(resolved, files, options) if extend else None
-    manifest = addition or preparation.prepare(resolved, files, Path(resolved.data.path), options)
+        return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, ok=not problems)
+    if extend:
+        manifest = extended.prepare_extension(resolved, files, options)
+    else:
+        manifest = preparation.prepare(resolved, files, Path(resolved.data.path), options)
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 
@@ -214,6 +216,8 @@ def launch(
 ) -> int | str:
     """Train on the processes that section `parallel` lays out, on NPUs or nodes, watch them, and return the exit status.
 
+    With `dry_run` it returns a shell script of the commands that each node would run.
+
     Args:
         config: a shipped name or a YAML file, which each node loads; or a run folder to resume.
         output: run folder of a configuration, by default runs/NAME.
@@ -248,12 +252,19 @@ def launch(
             if value in (None, ""):
                 why = f"with {argument('--nodes')} {nodes} each is told its rank and where node 0 is"
                 raise ConfigError(f"{argument(name)} is missing: {why}")
-    command = training_command(Path(config), folder, changes, device, allow_data_change)
-    devices = devices_of(resolved.parallel.chip) if device == "ascend" else None
-    node, address = node_rank or 0, master_address or ("MASTER" if nodes > 1 else "127.0.0.1")
-    limits = (max_restarts, grace, wait, hang_timeout)
     job = ranks_launch.Job(
-        command, folder / "logs", resolved.parallel.ranks, nodes, node, address, master_port, devices, *limits
+        command=training_command(Path(config), folder, changes, device, allow_data_change),
+        logs=folder / "logs",
+        ranks=resolved.parallel.ranks,
+        nodes=nodes,
+        node=node_rank or 0,
+        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
+        port=master_port,
+        devices=devices_of(resolved.parallel.chip) if device == "ascend" else None,
+        restarts=max_restarts,
+        grace=grace,
+        wait=wait,
+        hang_timeout=hang_timeout,
     )
     if dry_run:
         return ranks_launch.dry_run(job)
@@ -262,13 +273,16 @@ def launch(
     refuse_link(job.logs)
     if not job.devices:
         check_training_fits(resolved, job.local)
-    for change in check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step)):
+    planned_changes = check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step))
+    for change in planned_changes:
         logger.info("%s", change)
     ranks_launch.check_ports(job)
     if (start_over or from_step is not None) and job.node == 0:
         with run_folder.one_writer(folder):  # before ranks start, so that a restart after a failure resumes
             run_folder.start_over(folder) if from_step is None else run_folder.go_back(folder, from_step)
-    return ranks_launch.launch(replace(job, facts=training_facts(resolved)) if nodes > 1 else job)
+    if nodes > 1:  # launchers compare the facts, and start no rank if the nodes differ
+        job = replace(job, facts=training_facts(resolved))
+    return ranks_launch.launch(job)
 
 
 def training_command(
@@ -408,7 +422,7 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     run, others = Path(model), arguments.paths(against)
     if is_prepared(run):
         if others:
-            without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
+            warn_without_effect(argument("--against"), f"it compares runs, and {run} is prepared data")
         return Result(*report_prepared(run))
     from pangu_sigma.training.log.report import write_report
     from pangu_sigma.training.log.summary import compare_logs, format_summary, summarise
@@ -615,12 +629,12 @@ def inspect(
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         if overrides:
-            without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
+            warn_without_effect(argument("--set", "overrides"), f"{what} is not a configuration")
         files = inspect_files(path, verify)
-        config, result = files.config, Result(files.as_dict(), format_file_inspection(files), not files.damaged)
+        config, result = files.config, Result(files.as_dict(), format_file_inspection(files), ok=not files.damaged)
     else:
         if verify:
-            without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
+            warn_without_effect(argument("--verify"), "it is about files of weights, and this is a configuration")
         config = load_config(what, overrides)
         sizes = inspection.inspect(config)
         result = Result(sizes, inspection.format_inspection(sizes))
@@ -628,7 +642,7 @@ def inspect(
         result["extract"] = inspection.extraction(config, arguments.texts(keep), arguments.texts(drop))
         result.table += f"\n{inspection.format_extraction(result['extract'])}"
     elif keep or drop:
-        without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
+        warn_without_effect(f"{argument('--keep')}, {argument('--drop')}", f"{what} has no domains that can be read")
     return result
 
 

@@ -74,7 +74,7 @@ def keyword(name: str) -> str:
     return argument(f"--{name.replace('_', '-')}")
 
 
-def without_effect(option: str, why: str) -> None:
+def warn_without_effect(option: str, why: str) -> None:
     """Warn of an option that was given and does nothing. why: a sentence without its full stop."""
     logger.warning("%s has no effect: %s", option, why)
 

@@ -19,7 +19,7 @@ from pangu_sigma import arguments
 from pangu_sigma.arguments import AnyPath, Count, Overrides, Paths, Text, Texts, checked, paths, several, texts
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.errors import argument, keyword, without_effect
+from pangu_sigma.errors import argument, keyword, warn_without_effect
 from pangu_sigma.generate.sampling import Sampling, check_count, check_text
 from pangu_sigma.generate.score import Score
 from pangu_sigma.process import mindspore_lock
@@ -102,16 +102,16 @@ def evaluate(
     if is_other_text:
         if all_samples or others or passages:
             names = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
-            without_effect(names, "they are about held-out text, and this is other text")
+            warn_without_effect(names, "they are about held-out text, and this is other text")
         return _evaluate_other_text(_opened(models[0]), files, text, domain, reader, changes)
     if domain is not None or reader is not None or changes:
         names = f"{argument('--domain')}, {argument('--reader')} or {argument('--set', 'overrides')}"
-        without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
+        warn_without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
     folders = [Path(folder) for folder in models]
     with mindspore_lock:
         if others:
             if passages:
-                without_effect(argument("--passages"), "runs are compared by their losses")
+                warn_without_effect(argument("--passages"), "runs are compared by their losses")
             from pangu_sigma.held_out.compare import compare_runs, format_differences
 
             comparison = compare_runs(folders, others, all_samples)
@@ -145,7 +145,7 @@ def _evaluate_other_text(
     else:
         if overrides or reader is not None:
             names = f"{argument('--reader')} or {argument('--set', 'overrides')}"
-            without_effect(names, "they say how records of input are read")
+            warn_without_effect(names, "they say how records of input are read")
         documents = [Document(model.domains.named(domain).name, text)]
     losses = {name: loss.figures() for name, loss in measure_documents(model.engine, documents).items()}
     return _measured(losses, format_losses(losses, "nats per token"), [losses])
@@ -156,7 +156,7 @@ def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, 
     if names := dict.fromkeys(name for row in losses for name, figures in row.items() if figures["loss"] is None):
         why = "weights are NaN, infinite or too large to compute with"
         logger.error("the loss of %s is not finite: %s", ", ".join(names), why)
-    return Result(values, table, not names)
+    return Result(values, table, ok=not names)
 
 
 @checked
@@ -282,7 +282,7 @@ def export(
     """
     source, path, kind = Path(model).absolute(), Path(output), argument("--format")
     if weights != "float32" and format != "mindir":
-        without_effect(f"{argument('--weights')}={weights}", f"{kind}={format} has the weights as they are")
+        warn_without_effect(f"{argument('--weights')}={weights}", f"{kind}={format} has the weights as they are")
     if path.suffix == ".safetensors":
         raise ConfigError(f"{path} is named as a file; choose a folder's name: {kind}=hf has safetensors inside")
     from pangu_sigma.convert.conversion import convert_model
@@ -301,16 +301,19 @@ def export(
 
 
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
-    """Return sampling options given as keywords. Warns of options without effect. Raises ConfigError for an unknown one."""
+    """Convert keyword arguments to sampling options. Warns of an option or a seed that has no effect. Raises ConfigError for an
+    unknown option."""
     names = [field.name for field in fields(Sampling)]
     if unknown := [name for name in options if name not in names]:
         allowed = ", ".join(["max_new_tokens", "seed", "stop", *names])
         raise ConfigError(f"{unknown[0]}: unknown argument; allowed here: {allowed}")
     sampling = Sampling(**options)
     if sampling.temperature == 0:
+        values = {**options, "seed": seed}
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
-            if (value := {**options, "seed": seed}.get(name, default)) != default:
-                without_effect(f"{keyword(name)}={value}", f"{keyword('temperature')}=0 takes the likeliest token")
+            if values.get(name, default) != default:
+                why = f"{keyword('temperature')}=0 takes the likeliest token"
+                warn_without_effect(f"{keyword(name)}={values[name]}", why)
     return sampling
 
 
@@ -430,7 +433,7 @@ class Model:
         _check_below("segment", segment, len(routed), "the RRE layers have the segments")
         stored = self.config.stored_experts(routed[segment])
         _check_below("number", number, stored, f"segment {segment} has the experts")
-        names = ("w1", "b1", "w2") if self.config.model.in_layer(segment)[1] else ("w1", "b1", "w2", "b2")
+        names = ("w1", "b1", "w2") if self.config.model.in_layer(segment).number else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 
     @checked

@@ -13,7 +13,7 @@ import numpy as np
 
 from pangu_sigma.arguments import AnyPath, checked
 from pangu_sigma.chips import Chip
-from pangu_sigma.errors import argument, without_effect
+from pangu_sigma.errors import argument, warn_without_effect
 from pangu_sigma.results import Check, Results, aligned
 
 _TOLERANCE = 1e-4
@@ -42,10 +42,10 @@ def doctor(
 
     if device != "ascend" and (model is not None or chip is not None):
         options = argument("MODEL or --chip", "model or chip")
-        without_effect(options, f"it is about NPUs: add {argument('--device')} ascend")
+        warn_without_effect(options, f"it is about NPUs: add {argument('--device')} ascend")
     run = None if model is None else Path(model)
     checks = run_checks(partial(node_checks, Host(), chip, run) if device == "ascend" else npus_if_any)
-    return Results(checks, format_checks(checks), all(check.ok for check in checks))
+    return Results(checks, format_checks(checks), ok=all(check.ok for check in checks))
 
 
 def run_checks(devices: CheckMaker) -> list[Check]:

@@ -61,12 +61,14 @@ def sealed(body: dict[str, Any], record: bool = False) -> bytes:
     return as_json({**body, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record))}, record)
 
 
-def unsealed(file: Path, fix: str, record: bool = False) -> dict[str, Any]:
-    """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed. record: as in `as_json`."""
+def unsealed(file: Path, fix: str) -> dict[str, Any]:
+    """Read a JSON file that `sealed` wrote, without its hash. Raises DamagedFile if a byte was changed."""
     try:
         content = file.read_bytes()
-        body = {key: value for key, value in json.loads(content).items() if key != _OWN_HASH}
-        again = sealed(body, record)
+        tree = json.loads(content)
+        body = {key: value for key, value in tree.items() if key != _OWN_HASH}
+        # the keys keep the order of the file, sorted or not, so the same bytes result if nothing was changed
+        again = as_json({**tree, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record=True))}, record=True)
     except OSError as error:
         raise DamagedFile(in_words(error, file, fix)) from error
     except (ValueError, AttributeError, RecursionError) as error:
@@ -167,5 +169,5 @@ def sync(path: Path) -> None:
 
 def as_json(tree: dict[str, Any], record: bool = False) -> bytes:
     """Return a tree as JSON with sorted keys, equal for equal trees. Raises ValueError or TypeError if JSON cannot represent it.
-    record: True for a record of measured values that people read: keys keep their order, and NaN is allowed."""
+    record: True for a file that people read: keys keep their order instead, and NaN is allowed, a measured value."""
     return json.dumps(tree, indent=1, sort_keys=not record, allow_nan=record).encode() + b"\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -72,6 +72,13 @@ class RowsConfig(Section):
     """`common`: all domains share the rows. `own`: each domain has rows of its own, which leave with it."""
 
 
+class SegmentPlace(NamedTuple):
+    """Place of a segment: its RRE layer, and its number among the segments of that layer."""
+
+    layer: int
+    number: int
+
+
 class ModelConfig(Section):
     """Section `model`, the network: dense layers inherited from PanGu-α, then RRE layers, whose FFNs are Random Routed Experts."""
 
@@ -131,9 +138,9 @@ class ModelConfig(Section):
         count = len(self.segments)
         return range(layer * count, (layer + 1) * count)
 
-    def in_layer(self, segment: int) -> tuple[int, int]:
+    def in_layer(self, segment: int) -> SegmentPlace:
         """Return the RRE layer of a segment, and the segment's number there. segment: number over all RRE layers."""
-        return divmod(segment, len(self.segments))
+        return SegmentPlace(*divmod(segment, len(self.segments)))
 
     def segment_name(self, segment: int) -> str:
         """Return the name of a segment for messages. segment: number over all RRE layers."""

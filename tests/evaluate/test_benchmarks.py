@@ -182,7 +182,7 @@ def test_options_that_do_nothing_are_warned_of(tiny_run, data, caplog, monkeypat
         ("allow_code_execution", "programs"),
         ("temperature", "generated answers"),
     ):
-        assert f"{option} has no effect: it is for benchmarks of {kind}, and not for ocnli" in caplog.text
+        assert f"{option} has no effect: it is for benchmarks of {kind}, not for ocnli" in caplog.text
 
 
 def test_a_temperature_is_that_of_the_answers(tiny_run, data, monkeypatch):

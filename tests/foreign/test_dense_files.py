@@ -130,7 +130,7 @@ BLOCK, OF_BLOCK = "backbone.blocks.1.output.mapping.weight", r"backbone\.blocks\
 QUERY, BIAS = "transformer.wqe.weight", "transformer.ln_f.bias"
 GAIN, STEP = VALUES["norm.gain"], "iter_0000007"
 RANK, TRACKER = f"{STEP}/mp_rank_01/model_optim_rng.pt", "latest_checkpointed_iteration.txt"
-NO_NAME, NO_STEP = "no name of a file in this folder", "must have the number of a step"
+NO_NAME, NO_STEP = "not a name in this folder", "must have the number of a step"
 
 REFUSED: dict[str, tuple[Make, str]] = {
     # nothing that is known

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign import file_tensors as module
-from pangu_sigma.foreign.file_tensors import FileTensor, WholeTensor, map_tensor, npy_source, plain_name
+from pangu_sigma.foreign.file_tensors import FileTensor, WholeTensor, map_tensor, npy_source, path_in_folder
 
 
 def written(folder: Path, values: np.ndarray, name: str = "a") -> FileTensor:
@@ -111,8 +111,8 @@ def test_a_small_view_that_is_read_as_a_large_tensor_is_refused():
     "name", ["../b", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "a\0b", "c:x", 3, None, "x" * 300]
 )
 def test_a_name_that_leads_out_of_a_folder_is_refused(tmp_path: Path, name: object):
-    with pytest.raises(LayoutError, match="no name of a file in this folder"):
-        plain_name(tmp_path, name, "a file")
+    with pytest.raises(LayoutError, match="not a name in this folder"):
+        path_in_folder(tmp_path, name, "a file")
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_lost_record_of_the_origin_is_damage(run):
 
 
 def test_a_format_of_the_future_is_told_from_damage(run):
-    body = unsealed(run / "configuration.json", "", record=True)
+    body = unsealed(run / "configuration.json", "")
     (run / "configuration.json").write_bytes(sealed(body | {"format": 5}, record=True))
     with pytest.raises(ConfigError, match="says format 5, this version reads 4: use the version that wrote it"):
         opened_whole(run, "run")

@@ -65,15 +65,16 @@ def write_config(folder: Path, config: Config, kind: str) -> None:
         write_atomically(file, content)
 
 
-def read_config(folder: Path, kind: str, fix: str) -> Config:
-    """Read configuration.json of a run folder or an export. kind: "run" or "export". fix: advice to the user for an edited file.
+def read_config(folder: Path, wanted_kind: str, fix: str) -> Config:
+    """Read configuration.json of a folder of the wanted kind, "run" or "export". fix: advice to the user for an edited file.
 
     Raises DamagedFile for a file that was edited or damaged; ConfigError for another kind of folder or an invalid configuration.
     """
-    body = unsealed(folder / CONFIG_FILE, fix, record=True)
-    if body.get("kind") != kind:
-        lost = "an export without its graph; copy it again, or name the run that it came from"
-        raise ConfigError(f"{folder} is {lost if kind == 'run' else 'an ordinary run, not an export'}")
+    body = unsealed(folder / CONFIG_FILE, fix)
+    if wanted_kind == "run" and body.get("kind") != "run":
+        raise ConfigError(f"{folder} is an export without its graph; copy it again, or name the run that it came from")
+    if wanted_kind == "export" and body.get("kind") != "export":
+        raise ConfigError(f"{folder} is an ordinary run, not an export")
     if body["format"] != FILES_FORMAT:
         raise ConfigError(
             f"{folder / CONFIG_FILE} says format {body['format']}, this version reads {FILES_FORMAT}: {ITS_VERSION}"

@@ -216,7 +216,7 @@ def segment_arrays(config: Config, segment: RoutedSegment) -> list[ArraySpec]:
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
     replicated, drawn = config.model.expert_init == "replicated", tuple((segment.row_of >= 0).tolist())
     n, rows, specs = segment.number, segment.stored, []
-    for name, shape, init, decay in ffn_tensors(config.model, config.model.in_layer(n)[1]):
+    for name, shape, init, decay in ffn_tensors(config.model, config.model.in_layer(n).number):
         full = (rows, *shape)
         specs += [
             ArraySpec(n, name, "weight", full, "float32", init, replicated, decay, drawn),

@@ -15,7 +15,7 @@ from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
-from pangu_sigma.errors import DataError, argument, without_effect
+from pangu_sigma.errors import DataError, argument, warn_without_effect
 from pangu_sigma.evaluate.result_cache import ResultCache
 from pangu_sigma.generate.text import open_engine
 from pangu_sigma.sealed import as_json, write_atomically
@@ -191,7 +191,7 @@ def _apply_options(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
         ("--temperature", request.temperature is not None, generating, "generated answers"),
     ):
         if is_given and not users:
-            without_effect(argument(option), f"it is for benchmarks of {kind}, and not for {', '.join(request.tasks)}")
+            warn_without_effect(argument(option), f"it is for benchmarks of {kind}, not for {', '.join(request.tasks)}")
     if (temperature := request.temperature) is not None:
         for task in generating:
             generation_options = {"temperature": temperature, "do_sample": temperature > 0}

@@ -36,12 +36,12 @@ def open_dense_model(path: Path) -> DenseModel:
     for fits, open_layout in _OPENERS if path.exists() else ():
         if fits(path):
             return open_layout(path)
-    problem = f"is in no layout that is read: {contents(path)}" if path.exists() else "does not exist"
+    problem = f"is in no layout that is read: {describe_contents(path)}" if path.exists() else "does not exist"
     raise LayoutError(f"{path} {problem}; give one of these: {'; '.join(map(': '.join, LAYOUTS.items()))}")
 
 
-def contents(path: Path, hidden_names: Collection[str] = ()) -> str:
-    """Describe the contents of a path that is no model for a message. hidden_names: names in a folder that are not told."""
+def describe_contents(path: Path, hidden_names: Collection[str] = ()) -> str:
+    """Describe, for an error message, what is at a path that is no model. hidden_names: names in a folder to leave out."""
     if is_prepared(path):
         return "prepared data"
     if path.suffix in (".yaml", ".yml"):

@@ -165,14 +165,14 @@ class WholeTensor:
             yield values.T if transposed else values
 
 
-def plain_name(path: Path, name: object, entry: str) -> Path:
-    """Return the path of the file `name` in the folder `path`. entry: description of the entry that has the name, for messages.
-    Raises LayoutError if `name` is a path, or there is no such file."""
+def path_in_folder(folder: Path, name: object, entry: str) -> Path:
+    """Return the path of the existing file or folder `name` in a folder. name: as read from another file, so anything may be there.
+    entry: description of what has the name, for messages. Raises LayoutError if `name` is not a mere name, or nothing has it."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0:") or len(name) > 255:
-        raise LayoutError(f"{path}: {entry} is {str(name)[:80]!r}, no name of a file in this folder; download it again")
-    if not (path / name).exists():
-        raise LayoutError(f"{path}: {entry} is {name}, which is not there; take the whole release")
-    return path / name
+        raise LayoutError(f"{folder}: {entry} is {str(name)[:80]!r}, not a name in this folder; download it again")
+    if not (folder / name).exists():
+        raise LayoutError(f"{folder}: {entry} is {name}, which is not there; take the whole release")
+    return folder / name
 
 
 _HEADER_ERRORS = (

@@ -11,7 +11,7 @@ from pangu_sigma.checkpoint.lazy import map_file
 from pangu_sigma.checkpoint.safetensors_file import array_extents
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import Activation, DenseModel, Facts, dense_model_of
-from pangu_sigma.foreign.file_tensors import FileTensor, WholeTensor, map_tensor, plain_name
+from pangu_sigma.foreign.file_tensors import FileTensor, WholeTensor, map_tensor, path_in_folder
 from pangu_sigma.foreign.names import counterparts
 from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
 from pangu_sigma.sealed import DamagedFile
@@ -97,7 +97,7 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
         raise LayoutError(f"{file}: it has no weight_map; download it again")
     tensors: dict[str, FileTensor] = {}
     for name in sorted({str(name) for name in index.values()}):
-        file_tensors = _tensors(plain_name(path, name, f"a file that {file.name} names"))
+        file_tensors = _tensors(path_in_folder(path, name, f"a file that {file.name} names"))
         if duplicates := tensors.keys() & file_tensors.keys():
             raise LayoutError(f"{path / name}: {min(duplicates)[:120]} is in another file, too; download both")
         tensors |= file_tensors

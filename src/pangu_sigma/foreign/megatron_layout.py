@@ -16,7 +16,7 @@ from typing import Any
 
 from pangu_sigma.errors import LayoutError
 from pangu_sigma.foreign.dense_model import DenseModel, Facts, dense_model_of
-from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, WholeTensor, plain_name
+from pangu_sigma.foreign.file_tensors import MIXED, FileTensor, WholeTensor, path_in_folder
 from pangu_sigma.foreign.names import WORD_TABLE, Counterpart, counterparts
 from pangu_sigma.foreign.strategy_file import Cut
 from pangu_sigma.foreign.torch_files import named_tensors, open_torch_file
@@ -71,7 +71,7 @@ def _find_files(path: Path) -> tuple[list[Path], dict[str, str]]:
     folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if name in other_names), None)
     steps = [item for item in path.iterdir() if item.is_dir() and re.match(r"iter_\d+$|release$", item.name)]
     if tracker is not None:
-        folder = plain_name(path, _checkpoint_folder_name(path, tracker), f"the folder that {tracker} names")
+        folder = path_in_folder(path, _checkpoint_folder_name(path, tracker), f"the folder that {tracker} names")
     elif len(steps) > 1:
         raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
     elif steps:

@@ -53,7 +53,7 @@ class Engine:
         self._queue: deque[RunningText] = deque()
         self._texts: list[RunningText] = []
         self._free = list(range(decoder.lanes))[::-1]
-        self._queueing, self._stepping = threading.Lock(), threading.RLock()
+        self._queue_lock, self._step_lock = threading.Lock(), threading.RLock()
 
     @property
     def running(self) -> int:
@@ -77,7 +77,7 @@ class Engine:
         """
         self.check(request)
         text = RunningText(Answer(request), self.decoder, on_change)
-        with self._queueing:
+        with self._queue_lock:
             if len(self._queue) >= self._most_waiting:
                 raise QueueFull(f"{len(self._queue)} requests wait already, which is the most; ask again later")
             self._queue.append(text)
@@ -94,7 +94,7 @@ class Engine:
         An error of the decoder ends all running texts as "cancelled" and is raised again; queued requests are still answered. An
         error of one text, such as logits that are not finite, ends that text alone, and is not raised.
         """
-        with self._stepping:
+        with self._step_lock:
             has_changed = self._drop_cancelled()
             has_changed |= self._admit()
             reading = self._reading()
@@ -156,10 +156,10 @@ class Engine:
         Raises ConfigError for ids that the model cannot read.
         """
         self.check(Request(domain, tuple(ids)))
-        with self._stepping:
+        with self._step_lock:
             while not self._free:
                 self.step()
-            lane = self._free[-1]
+            lane = self._free[-1]  # it may stay in the list: other threads take lanes with this lock only
             self.decoder.begin(lane, domain)
             yield lane
 
@@ -173,7 +173,7 @@ class Engine:
             return logits_WR
 
     def _drop_cancelled(self) -> bool:
-        with self._queueing:
+        with self._queue_lock:
             dropped = [text for text in self._queue if text.answer.cancelled]
             for text in dropped:
                 self._queue.remove(text)
@@ -188,7 +188,7 @@ class Engine:
         """Give free lanes to the requests in the queue, in their order of arrival."""
         admitted = False
         while self._free:
-            with self._queueing:
+            with self._queue_lock:
                 if not self._queue:
                     break
                 text = self._queue.popleft()

@@ -12,7 +12,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, changed, key_of
 from pangu_sigma.data.prepared import data_of
 from pangu_sigma.domains import Domains, domains_of
-from pangu_sigma.errors import DataError, argument, without_effect
+from pangu_sigma.errors import DataError, argument, warn_without_effect
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import input_units, read_unit
 from pangu_sigma.text.layout import Layout
@@ -38,7 +38,7 @@ def read_documents(
     """
     for key in map(key_of, overrides):
         if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:
-            without_effect(f"{argument('--set', 'overrides')} {key}", f"the text is read by {', '.join(_RECORD_KEYS)}")
+            warn_without_effect(f"{argument('--set', 'overrides')} {key}", f"text is read by {', '.join(_RECORD_KEYS)}")
     if reader is None and (reader_of_run := _reader_of_run(config)):
         logger.warning(
             "the run's text was read by %s, and these records are read as they are; to read them by it, add %s",

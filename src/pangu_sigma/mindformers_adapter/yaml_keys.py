@@ -137,7 +137,8 @@ def _callbacks_by_type(yaml: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, value) of all keys that are in a table or are no section; items of lists have their index as key."""
+    """Yield (path, value): a key of KEYS or FIXED with everything below it, or else each scalar. An item of a list has its index as
+    key."""
     if path in KEYS or path in FIXED:
         yield path, _plain(node)
     elif isinstance(node, dict | list):

@@ -73,6 +73,6 @@ def stored_shapes(config: Config) -> Shapes:
     """Return the weights of all stored experts, [experts, …], segment by segment over all RRE layers."""
     shapes: Shapes = {}
     for n, kind in enumerate(config.model.routed):
-        of_expert = expert_shapes(config.model, config.model.in_layer(n)[1])
+        of_expert = expert_shapes(config.model, config.model.in_layer(n).number)
         shapes |= {f"experts.{n}.{name}": (config.stored_experts(kind), *shape) for name, shape in of_expert.items()}
     return shapes

@@ -103,15 +103,16 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
     device = HOST if config.ecss.enabled else NPU
     moments = config.ecss.moments if config.ecss.enabled else "float32"
     layers = rre_layers_of_stage(config, stage)
-    count = len(layers) if alike and layers else 1
+    count = len(layers) if alike else 1  # with `alike`, the arrays of the first layer represent all layers
     arrays = []
-    for n in (n for layer in layers[::count] for n in config.model.segments_of(layer)):
-        experts = config.stored_experts(config.model.routed[n])
-        for name, shape in expert_shapes(config.model, config.model.in_layer(n)[1]).items():
-            weight = _expert_array(config, count, n, name, (experts, *shape), device)
-            arrays += [weight, *_moments([weight], moments)]
-        step = _expert_array(config, count, n, "step", (experts,), device)
-        arrays.append(replace(step, kind="step", dtype="int32"))
+    for layer in layers[:1] if alike else layers:
+        for s, n in enumerate(config.model.segments_of(layer)):
+            experts = config.stored_experts(config.model.routed[n])
+            for name, shape in expert_shapes(config.model, s).items():
+                weight = _expert_array(config, count, n, name, (experts, *shape), device)
+                arrays += [weight, *_moments([weight], moments)]
+            step = _expert_array(config, count, n, "step", (experts,), device)
+            arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
 
 

@@ -126,10 +126,10 @@ def end_as_rank(command: Callable[[], int]) -> NoReturn:
 
 
 def end_process(status: int) -> NoReturn:
-    """End the process without its exit handlers; everything must have been written.
+    """End the process without its exit handlers. All files must be written before; the log and the streams are flushed here.
 
-    Taking down MindSpore's threads and sockets ends in SIGSEGV now and then, and the launcher would report the whole run as failed;
-    without memory it aborts.
+    The exit handlers take down MindSpore's threads and sockets. Now and then that ends in SIGSEGV, and the launcher would report
+    the whole run as failed. Without free memory it aborts.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

@@ -221,10 +221,10 @@ LINEAGE_FIX = "take it from a copy, or make the model again with the command tha
 def read_lineage(folder: Path) -> dict[str, Any] | None:
     """Read lineage.json, the record of the weights' origin; None if the folder has none. Raises DamagedFile if it was changed."""
     file = folder / LINEAGE_FILE
-    return unsealed(file, LINEAGE_FIX, record=True) if file.exists() else None
+    return unsealed(file, LINEAGE_FIX) if file.exists() else None
 
 
 def read_tuning_result(run: Path) -> dict[str, Any] | None:
     """Read the result of a fine-tuning; None if it is not finished. Raises DamagedFile if the file was changed."""
     file, fix = run / TUNING_RESULT, "take it from a copy, or tune again in another folder"
-    return unsealed(file, fix, record=True) if file.exists() else None
+    return unsealed(file, fix) if file.exists() else None

@@ -126,28 +126,29 @@ def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
 
 
 def choose_rows(
-    vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int, kept: Sequence[int] = ()
+    vocabulary: Vocabulary, domains: list[Domain], counts: np.ndarray, rows: int, kept_ids: Sequence[int] = ()
 ) -> np.ndarray:
-    """Choose the token id of each row of one embedding slot, int32 [rows]: special ids, characters, frequent pieces, then -1.
+    """Choose the token id of each row of one embedding slot, int32 [rows]: kept ids, special ids, characters, frequent pieces, -1.
 
-    counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary. kept: ids that have
-    rows in any case, and come first.
+    counts: [V] token counts of the training text of the slot's domains, encoded with the whole vocabulary. kept_ids: ids that have
+    rows in any case.
 
     A word without a row is spelled by its characters, so characters come before frequent words (see `_characters`). Pieces are
     taken by frequency, then by id, among all that the slot's languages can produce. Raises ConfigError for too few rows.
     """
     special = special_ids(domains)
-    chosen_ids = list(dict.fromkeys([*kept, *special]))
-    for required, least, contents in (
-        (len(special), 2 * len(special), "control pieces, tags and bytes alone"),
-        (len(chosen_ids), len(chosen_ids), "vocabulary.keep, control pieces, tags and bytes"),
-    ):
-        if rows < least:
-            problem = f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)}"
-            raise ConfigError(f"{problem} needs {required} rows for {contents}; raise it to {least} or more")
-    first = set(chosen_ids)
-    characters = [i for i in _characters(vocabulary, counts) if i not in first] if WORD_MARK in special else []
-    chosen_ids += characters[: (rows - len(chosen_ids)) // 2]
+    chosen_ids = list(dict.fromkeys([*kept_ids, *special]))
+    needs = f"model.slot_rows={rows}: the slot of {', '.join(d.name for d in domains)} needs"
+    if rows < 2 * len(special):  # our choice: half of the rows are left for longer pieces than bytes
+        purpose = "control pieces, tags and bytes alone"
+        raise ConfigError(f"{needs} {len(special)} rows for {purpose}; raise it to {2 * len(special)} or more")
+    if rows < len(chosen_ids):
+        purpose = "vocabulary.keep, control pieces, tags and bytes"
+        raise ConfigError(f"{needs} {len(chosen_ids)} rows for {purpose}; raise it to {len(chosen_ids)} or more")
+    if WORD_MARK in special:  # a domain of the slot has Chinese text
+        required_ids = set(chosen_ids)
+        characters = [i for i in _characters(vocabulary, counts) if i not in required_ids]
+        chosen_ids += characters[: (rows - len(chosen_ids)) // 2]
     producible = vocabulary.producible(domain.language for domain in domains)
     others = np.array(sorted(producible.difference(chosen_ids)), dtype=np.int32)
     by_frequency = others[np.argsort(-counts[others], kind="stable")]

@@ -43,7 +43,7 @@ from pangu_sigma.data.prepared import (
     unlike_prepared,
 )
 from pangu_sigma.errors import argument
-from pangu_sigma.foreign.dense_files import contents
+from pangu_sigma.foreign.dense_files import describe_contents
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.sealed import SEAL, UNFINISHED
 from pangu_sigma.stored.open import KIND_NAMES, kind_of
@@ -223,8 +223,8 @@ def refuse_foreign(path: Path) -> None:
     own_files = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
     own_files |= {name for name in names if name.startswith(UNFINISHED)}
     if kind != "run" and names - own_files:
-        contents_name = contents(path, own_files) if kind == "alpha" else KIND_NAMES[kind]
-        raise ConfigError(f"{path} is {contents_name}, not a run folder; {fix}")
+        contents = describe_contents(path, own_files) if kind == "alpha" else KIND_NAMES[kind]
+        raise ConfigError(f"{path} is {contents}, not a run folder; {fix}")
 
 
 def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:

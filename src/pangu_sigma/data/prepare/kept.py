@@ -33,7 +33,7 @@ class KeptVocabulary:
             return None
         run = Path(config.vocabulary.keep)
         try:
-            body = unsealed(run / "configuration.json", "name another folder", record=True)
+            body = unsealed(run / "configuration.json", "name another folder")
             return cls(run, Tokenizer.load(run / TOKENIZER_NAME), domains_of(parse_config(body["config"])))
         except (ConfigError, DataError, DamagedFile) as error:
             raise ConfigError(f"vocabulary.keep={run}: is no run folder ({error}); name one") from error

@@ -8,6 +8,8 @@ Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a la
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ascend_ops.few_rows import (
@@ -30,6 +32,16 @@ PASS_TOKENS = 512
 """Maximum number of tokens of all lanes in one pass; more make no product faster and need larger buffers."""
 
 
+class _AttentionOperators(NamedTuple):
+    """Operators of a layer's attention. project_all: queries, keys and values in one call. project_output: adds to the residual."""
+
+    project_all: Projections
+    project_queries: Projections
+    project_keys_values: Projections
+    attend: LaneAttention
+    project_output: Projections
+
+
 class CpuOperators(Operators):
     """CPU operators of the network, with a KV cache that has a lane for each text.
 
@@ -39,8 +51,9 @@ class CpuOperators(Operators):
     def __init__(
         self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool, e_TH: np.ndarray | None
     ):
-        """mapped: True to read float32 matrices in place, without copies in large pages. e: as in `MetRows`."""
-        model, self._e_TH = config.model, e_TH
+        """mapped: True to read float32 matrices in place, without copies in large pages. e_TH: buffer with the vectors of
+        `model.rows` of a pass's tokens (`MetRows.e`); None for a model without rows."""
+        model = config.model
         self._model, self._room = model, LargePages()
         self._weights = Matrices(weights, precision, mapped, self._room)
         self._words = self._weights.matrix("embedding")
@@ -62,8 +75,10 @@ class CpuOperators(Operators):
         ]
         self.cache_bytes = sum(array.nbytes for layer in self._cache_LnSd for array in layer)
         self._norms = {"norm": (NormRows(self._x_TH, *self._norm_weights("norm"), self._y_TH), self._y_TH)}
+        for i in range(model.layers):
+            self._norms |= self._layer_norms(i, e_TH)
         numbers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
-        self._layers = [self._layer(i) for i in numbers]
+        self._attentions = [self._attention_operators(i) for i in numbers]
         self._ffns = [
             FFN([self._weights.ffn(i)], model.activation, *self._buffers(i)[::-1]) for i in range(model.dense_layers)
         ]
@@ -100,7 +115,7 @@ class CpuOperators(Operators):
         return self._mixed_TH
 
     def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        return residual  # the norm that follows adds them (`_layer`)
+        return residual  # the norm that follows adds them (`_layer_norms`)
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         norm, y = self._norms[name]
@@ -111,17 +126,16 @@ class CpuOperators(Operators):
         self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
     ) -> np.ndarray:
         """Add causal attention over the KV cache to `residual`, and return it; tokens `asking_A` only, which move to the front."""
-        project, ask, remember, attend, output = self._layers[layer]
-        tokens, where = self._tokens, self._where
+        operators, tokens, where = self._attentions[layer], self._tokens, self._where
         if asking_A is None:
-            project(tokens)
+            operators.project_all(tokens)
         else:
-            remember(tokens)
+            operators.project_keys_values(tokens)
             where = self._keep_only(asking_A, (residual, query))
-            ask(self._tokens)
+            operators.project_queries(self._tokens)
         lanes, at, _ = self._where
-        attend(tokens, lanes, at, self._tokens, *where)
-        output(self._tokens)
+        operators.attend(tokens, lanes, at, self._tokens, *where)
+        operators.project_output(self._tokens)
         return residual
 
     def _keep_only(self, asking_A: np.ndarray, hidden_states: tuple[np.ndarray, ...]) -> tuple[int, ...]:
@@ -147,28 +161,39 @@ class CpuOperators(Operators):
         """Return the buffers (residual, normed) of a layer. The norm before the query layer has swapped them."""
         return (self._y_TH, self._x_TH) if layer == self._model.layers - 1 else (self._x_TH, self._y_TH)
 
-    def _layer(self, layer: int) -> tuple[Projections, Projections, Projections, LaneAttention, Projections]:
-        at = f"layers.{layer}.attention"
+    def _layer_norms(self, layer: int, e_TH: np.ndarray | None) -> dict[str, tuple[NormRows, np.ndarray]]:
+        """Return the norms of a layer and their output buffers, by cell. The first norm adds the scaled `e_TH` before it."""
         residual_TH, normed_TH = self._buffers(layer)
-        scaled_e = None if self._e_TH is None else (self._weights.vector(f"layers.{layer}.row_scale"), self._e_TH)
-        for name, added in (("attention_norm", scaled_e), ("ffn_norm", None)):
-            cell = f"layers.{layer}.{name}"
-            self._norms[cell] = NormRows(residual_TH, *self._norm_weights(cell), normed_TH, added), normed_TH
+        scaled_e = None if e_TH is None else (self._weights.vector(f"layers.{layer}.row_scale"), e_TH)
+        cells = {f"layers.{layer}.attention_norm": scaled_e, f"layers.{layer}.ffn_norm": None}
+        return {
+            cell: (NormRows(residual_TH, *self._norm_weights(cell), normed_TH, added), normed_TH)
+            for cell, added in cells.items()
+        }
+
+    def _attention_operators(self, layer: int) -> _AttentionOperators:
+        """Return the attention operators of a layer. The query layer projects the vectors of `queries` to queries, the others
+        their normed hidden states."""
+        residual_TH, normed_TH = self._buffers(layer)
         query_TH = self._mixed_TH if layer == self._model.layers - 1 else normed_TH
-        ask, key, value, output = (
-            Projection(
-                x_TH, self._weights.matrix(f"{at}.{name}.weight"), self._weights.vector(f"{at}.{name}.bias"), y_TH, adds
-            )
-            for name, x_TH, y_TH, adds in (
-                ("query", query_TH, self._q_TH, False),
-                ("key", normed_TH, self._k_TH, False),
-                ("value", normed_TH, self._v_TH, False),
-                ("output", self._mixed_TH, residual_TH, True),
-            )
+        query = self._projection(layer, "query", query_TH, self._q_TH)
+        key = self._projection(layer, "key", normed_TH, self._k_TH)
+        value = self._projection(layer, "value", normed_TH, self._v_TH)
+        output = self._projection(layer, "output", self._mixed_TH, residual_TH, adds=True)
+        return _AttentionOperators(
+            project_all=Projections([query, key, value]),
+            project_queries=Projections([query]),
+            project_keys_values=Projections([key, value]),
+            attend=LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer]),
+            project_output=Projections([output]),
         )
-        attend = LaneAttention(self._q_TH, self._k_TH, self._v_TH, self._mixed_TH, *self._cache_LnSd[layer])
-        project, remember = Projections([ask, key, value]), Projections([key, value])
-        return project, Projections([ask]), remember, attend, Projections([output])
+
+    def _projection(self, layer: int, name: str, x_TH: np.ndarray, y_TH: np.ndarray, adds: bool = False) -> Projection:
+        """Return a linear layer of a layer's attention, with its weights. adds: True to add the result to `y_TH`."""
+        cell = f"layers.{layer}.attention.{name}"
+        return Projection(
+            x_TH, self._weights.matrix(f"{cell}.weight"), self._weights.vector(f"{cell}.bias"), y_TH, adds
+        )
 
     def _routed_ffns(self, layer: int, config: Config) -> list[FFN]:
         """Return the FFN of each segment of an RRE layer; each adds to the residual. layer: index among the RRE layers."""

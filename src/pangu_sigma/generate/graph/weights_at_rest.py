@@ -70,7 +70,7 @@ class KeptExperts(nn.Cell):
         scales: list[Parameter] = []
         self.sizes: tuple[int, ...] = ()  # number of tensors of each segment
         for n, kind in enumerate(config.model.routed):
-            names = expert_shapes(config.model, config.model.in_layer(n)[1])
+            names = expert_shapes(config.model, config.model.in_layer(n).number)
             for name in names:
                 values = np.stack([weights.expert(n, number, name) for number in range(config.stored_experts(kind))])
                 parameter, *scale = _at_rest(f"{n}.{name}", values, at_rest if name in _MATRICES else "float32")

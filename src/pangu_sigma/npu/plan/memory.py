@@ -137,14 +137,18 @@ def _dense_items(config: Config, stage: int) -> dict[str, int]:
         "dense: moments": 2 * weight_bytes,
         "dense: weights in use": used_bytes,
         "dense: embedding in use": embedding_bytes,
-        "dense: gradients being summed": _summed_bytes(config, other_weights),
+        "dense: gradients being summed": _largest_reduction_bytes(config, other_weights),
     }
 
 
-def _summed_bytes(config: Config, weights: list[Array]) -> int:
-    """Return the most bytes of gradients that are all-reduced at once. The embedding's comes last, when activations are freed."""
+def _largest_reduction_bytes(config: Config, weights: list[Array]) -> int:
+    """Return the most bytes of float32 gradients that one collective (AllReduce or ReduceScatter) sums over ranks.
+
+    weights: dense weights of a stage without the embedding, whose gradient is summed last, when activations are freed.
+    """
     sizes = [(a.count, math.prod(a.computed) * ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
     largest, total = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
+    # one collective sums up to fusion_mib of gradients; a gradient larger than that has a collective of its own
     return max(largest, min(total, config.parallel.fusion_mib * MIB))
 
 

@@ -10,15 +10,15 @@ document is held out changes no overlap.
 Other domains do not count, so that the held-out set of a domain depends on its own text only. Windows are compared by hashes of 64
 bits: different windows with the same hash count as equal, never the other way round.
 
-Shape suffixes: T tokens of some documents end to end, C candidates, K their windows, U their distinct windows, P pairs of a
-candidate and a window that occurs in it.
+Shape suffixes: T tokens of some documents end to end, G n-grams of documents, C candidates, K their windows, U their distinct
+windows, P pairs of a document and a distinct window that occurs in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -126,28 +126,29 @@ class Finder:
         """Yield, in parts, the windows of candidates: for each window its candidate, the position of its first token in the tokens
         of all candidates, and its hash. Windows have WINDOW tokens; a shorter candidate has one window, of its own length."""
         sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
-        for length, document_K, start_K, hash_K in _stretches(candidates, self._lengths):
-            is_own_K = length == np.minimum(sizes_C, WINDOW)[document_K]
-            yield document_K[is_own_K], start_K[is_own_K], hash_K[is_own_K]
+        for ngrams in _ngrams(candidates, self._lengths):
+            is_window_G = ngrams.length == np.minimum(sizes_C, WINDOW)[ngrams.document_G]
+            yield ngrams.document_G[is_window_G], ngrams.start_G[is_window_G], ngrams.hash_G[is_window_G]
 
-    def search(self, hash_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions in hash_K of windows of candidates, and the index of each window in `hashes_U`."""
-        positions = np.flatnonzero(self._has_prefix[(hash_K >> self._shift).astype(np.int64)])
-        windows = np.searchsorted(self.hashes_U, hash_K[positions])
-        is_equal = self.hashes_U[np.minimum(windows, len(self.hashes_U) - 1)] == hash_K[positions]
+    def match(self, hash_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which n-grams are windows of candidates: their positions in `hash_G`, and the index of each in `hashes_U`."""
+        positions = np.flatnonzero(self._has_prefix[(hash_G >> self._shift).astype(np.int64)])
+        windows = np.searchsorted(self.hashes_U, hash_G[positions])
+        is_equal = self.hashes_U[np.minimum(windows, len(self.hashes_U) - 1)] == hash_G[positions]
         return positions[is_equal], windows[is_equal].astype(np.int32)
 
-    def find(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Find the windows in documents. Yields the index of a document and of a window in it, each pair once."""
-        for _, document_K, _, hash_K in _stretches(documents, self._lengths):
-            positions, windows = self.search(hash_K)
-            pairs_P = np.unique(document_K[positions].astype(np.int64) << 32 | windows)
+    def occurrences(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Find the windows of the candidates in documents. Yields, in parts, document_P and window_P, int32 [P]: the index of a
+        document in `documents`, and the index in `hashes_U` of a window that occurs in it. No pair comes twice."""
+        for ngrams in _ngrams(documents, self._lengths):
+            positions, windows = self.match(ngrams.hash_G)
+            pairs_P = np.unique(ngrams.document_G[positions].astype(np.int64) << 32 | windows)
             yield (pairs_P >> 32).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
     def count(self, documents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the windows that occur in documents, ascending, and in how many documents each occurs."""
         counts_U = np.zeros(len(self.hashes_U), np.uint32)
-        for _, windows_P in self.find(documents):
+        for _, windows_P in self.occurrences(documents):
             np.add.at(counts_U, windows_P, np.uint32(1))  # of the same kind: numpy is 20 times as slow with another
         windows = np.flatnonzero(counts_U)
         return windows.astype(np.int32), counts_U[windows]
@@ -170,10 +171,10 @@ class _Windows:
     ) -> None:
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
         # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
-        own = ((*ends_K, finder.search(hash_K)[1]) for *ends_K, hash_K in finder.own_windows(candidates))
+        own = ((*ends_K, finder.match(hash_K)[1]) for *ends_K, hash_K in finder.own_windows(candidates))
         self._owner_K, start_K, self._window_K = _joined(3, own)
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
-        self._candidate_P, self._window_P = _joined(2, finder.find(candidates))
+        self._candidate_P, self._window_P = _joined(2, finder.occurrences(candidates))
         self.documents_U = np.bincount(self._window_P, minlength=len(finder.hashes_U))
         for windows, counts in others:
             self.documents_U[windows] += counts
@@ -214,14 +215,23 @@ def _joined(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.nda
     return [*map(np.concatenate, zip((np.empty(0, np.int32),) * arrays, *parts, strict=True))]
 
 
-def _stretches(
-    documents: Iterable[np.ndarray], lengths: Sequence[int]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, in parts, the stretches of so many tokens in documents, without their <eot>: the length, and for each stretch the
-    document, int32, the position of its first token in the tokens of all, int32, and its hash, uint64. lengths: ascending.
+class _NGrams(NamedTuple):
+    """N-grams of one length.
 
-    The hash is the polynomial in _FACTOR whose coefficients are the hashes of the tokens.
+    length: number of tokens of each n-gram.
+    document_G: index of the document, int32.
+    start_G: position of the first token in the tokens of all documents, int32.
+    hash_G: uint64, the polynomial in _FACTOR whose coefficients are the hashes of the tokens.
     """
+
+    length: int
+    document_G: np.ndarray
+    start_G: np.ndarray
+    hash_G: np.ndarray
+
+
+def _ngrams(documents: Iterable[np.ndarray], lengths: Sequence[int]) -> Iterator[_NGrams]:
+    """Yield, in parts, the n-grams of documents without their <eot>. lengths: lengths of the n-grams, ascending."""
     first = begin = 0
     for group in _groups(documents):
         sizes = np.array([len(ids) - 1 for ids in group])
@@ -229,12 +239,12 @@ def _stretches(
         mixed_T = _mixed(np.concatenate([ids[:-1] for ids in group]))
         tokens = len(mixed_T)
         ends_T = np.repeat(np.cumsum(sizes), sizes)
-        hash_K = np.zeros(tokens + 1, np.uint64)
+        hash_G = np.zeros(tokens + 1, np.uint64)
         for length in range(1, min(lengths[-1] if lengths else 0, tokens) + 1):
-            hash_K = hash_K[:-1] * _FACTOR + mixed_T[length - 1 :]
+            hash_G = hash_G[:-1] * _FACTOR + mixed_T[length - 1 :]
             if length in lengths:
-                start_K = np.flatnonzero(np.arange(length, tokens + 1) <= ends_T[: len(hash_K)])
-                yield length, document_T[start_K], (begin + start_K).astype(np.int32), hash_K[start_K]
+                start_G = np.flatnonzero(np.arange(length, tokens + 1) <= ends_T[: len(hash_G)])
+                yield _NGrams(length, document_T[start_G], (begin + start_G).astype(np.int32), hash_G[start_G])
         first, begin = first + len(group), begin + tokens
 
 
