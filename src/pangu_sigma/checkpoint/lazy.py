@@ -84,6 +84,7 @@ class LazyArray:
         first = next(iter(self.content()), None)
         if first is not None and first.size == self.size:
             return np.asarray(first, self.dtype).reshape(self.shape)
+        del first  # `copy_values` computes it again, and only one is in memory
         array = np.empty(self.shape, self.dtype)
         copy_values(self, array)
         return array
