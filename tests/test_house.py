@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = {
     ".": 1985,
     "checkpoint": 917,
-    "convert": 669,
+    "convert": 670,
     "data": 2352,
     "ecss": 377,
     "evaluate": 755,
@@ -33,13 +33,13 @@ BUDGETS = {
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 373,
-    "npu": 2333,
+    "npu": 2336,
     "optimizer": 97,
     "ranks": 935,
-    "rre": 410,
+    "rre": 411,
     "serve": 1034,
     "stored": 673,
-    "text": 926,
+    "text": 925,
     "training": 1421,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
