@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2011,
-    "checkpoint": 925,
-    "convert": 669,
+    "checkpoint": 926,
+    "convert": 670,
     "data": 2365,
     "ecss": 377,
     "evaluate": 755,
@@ -33,13 +33,13 @@ BUDGETS = {
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 373,
-    "npu": 2345,
+    "npu": 2348,
     "optimizer": 97,
     "ranks": 937,
-    "rre": 410,
+    "rre": 411,
     "serve": 1037,
     "stored": 673,
-    "text": 929,
+    "text": 928,
     "training": 1423,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

@@ -29,7 +29,7 @@ from pangu_sigma.checkpoint.checkpoint import (
 )
 from pangu_sigma.checkpoint.not_finite import NotFinite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.saver import save_checkpoint
+from pangu_sigma.checkpoint.saver import Saver, save_checkpoint
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.sealed import fingerprint, sealed
 
@@ -261,9 +261,8 @@ def save_by_ranks(root: Path, step: int, world: int = 2) -> list[Path]:
         rows = np.arange(ranks.rank, 2 * world, world)
         experts = SavedArray(Part.of_rows((2 * world, 3), rows), np.full((2, 3), ranks.rank, np.float32))
         files = files_of(step) if ranks.first else {}
-        return save_checkpoint(
-            root, step, files | {f"experts_layer_0.{ranks.rank:05d}": {"w1": experts}}, {}, IDENTITY, 1, ranks=ranks
-        )
+        with Saver(root, IDENTITY, 1, False, ranks=ranks) as saver:
+            return saver.save(step, files | {f"experts_layer_0.{ranks.rank:05d}": {"w1": experts}}, {})
 
     return on_ranks(world, work)
 
@@ -308,7 +307,8 @@ def test_an_unhealthy_state_is_an_error_on_all_ranks_and_in_every_window_of_a_ki
             values[1] = np.inf
         rows = np.array([ranks.rank, ranks.rank + 3])
         files = {f"experts_layer_0.{ranks.rank:05d}": {"w1": SavedArray(Part.of_rows((6, 3), rows), values)}}
-        return save_checkpoint(tmp_path, 7, files, {}, IDENTITY, 1, ranks=ranks)
+        with Saver(tmp_path, IDENTITY, 1, False, ranks=ranks) as saver:
+            return saver.save(7, files, {})
 
     for error in on_ranks(3, work):
         assert isinstance(error, UnhealthyState)

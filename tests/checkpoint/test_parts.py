@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.checkpoint.checkpoint import Identity, newest_checkpoint, whole_array
 from pangu_sigma.checkpoint.parts import Part, SavedArray, copy_part, parts_from, parts_metadata
-from pangu_sigma.checkpoint.saver import save_checkpoint
+from pangu_sigma.checkpoint.saver import Saver
 
 IDENTITY = Identity("vocabulary", "routing", {})
 
@@ -94,7 +94,8 @@ def save_on(world: int, root: Path, step: int) -> list:
         files = {f"experts.{ranks.rank}": {"w": SavedArray(Part.of_rows((6, 4), rows), whole[rows])}}
         if ranks.first:
             files["dense"] = {"x": SavedArray.whole(np.ones(3))}
-        return save_checkpoint(root, step, files, {"step": step}, IDENTITY, 2, lambda: None, ranks)
+        with Saver(root, IDENTITY, 2, False, ranks=ranks) as saver:
+            return saver.save(step, files, {"step": step})
 
     return on_ranks(world, work)
 

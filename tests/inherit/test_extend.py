@@ -182,10 +182,10 @@ def test_a_run_without_rows_gets_some_that_are_0_and_keeps_all_its_bits(tiny_run
 def test_tables_of_common_segments_have_one_row_for_all_domains_also_where_tokens_are_new(segmented_run, law_config):
     parent, config = open_model(segmented_run, "run"), segmented(law_config)
     planned = plan_extension(parent, config, scratch=True)
-    known_V = np.arange(planned.tokenizer.size)
-    known_V[-500:] = -1
+    old_id_V = np.arange(planned.tokenizer.size)
+    old_id_V[-500:] = -1
     same = {each.name: each.name for each in parent.config.domains}
-    table, common = extended_tables(parent, config, planned.tokenizer, known_V, same), [2, 3, 6, 7]
+    table, common = extended_tables(parent, config, planned.tokenizer, old_id_V, same), [2, 3, 6, 7]
     assert (table.first_NDV[common] == table.first_NDV[common][:, :1]).all()
     assert (table.first_NDV[common][:, 0, :-500] == parent.table.first_NDV[common][:, 0, :-500]).all()
     assert (table.first_NDV[:, 1:, :-500] == parent.table.first_NDV[..., :-500]).all()
@@ -327,9 +327,9 @@ def test_tokens_that_would_be_lost_are_named_with_the_way_to_keep_them(tiny_run,
         ConfigError, match=r"slot zh: 10 of its 640 tokens have no row .*extend with model\.slot_rows=40\d\d\d or more"
     ):
         plan_extension(parent, law_config, "zh")
-    known_V = extend.parent_ids(parent.tokenizer.vocabulary, lossy.vocabulary)
-    known_V[known_V == parent.tokenizer.slot_rows[0, 600]] = -1  # other pieces were learned from other text
-    monkeypatch.setattr(extend, "parent_ids", lambda *of: known_V)
+    old_id_V = extend.parent_ids(parent.tokenizer.vocabulary, lossy.vocabulary)
+    old_id_V[old_id_V == parent.tokenizer.slot_rows[0, 600]] = -1  # other pieces were learned from other text
+    monkeypatch.setattr(extend, "parent_ids", lambda *of: old_id_V)
     with pytest.raises(
         ConfigError, match=r"The new vocabulary lacks some of them, so more rows do not help: keep .*\n.*keep="
     ):

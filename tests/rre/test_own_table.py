@@ -71,12 +71,12 @@ def test_common_segments_have_one_expert_for_all_domains():
 @pytest.mark.parametrize(
     ("router", "message"),
     [
-        (np.zeros((4, 5), int), r"of shape \(4, 5\) is not allowed: .* broadcast to \(2, 3, 5\)"),
+        (np.zeros((4, 5), int), r"of shape \(4, 5\) is not allowed; give .* broadcast to \(2, 3, 5\)"),
         (np.zeros(5), "an array of float64 .* whole numbers"),
         ("random", "an array of <U6"),
         (np.array([0, 1, 2, 0, 1]), r"expert 2 of token 2 \(''\) in domain zh, segment 0, does not exist"),
         (np.array(-1), "expert -1 of token 0"),
-        (lambda *_: 0.5, r"router: 0\.5 for token 0 \('a'\) is not allowed: a whole number"),
+        (lambda *_: 0.5, r"router: 0\.5 for token 0 \('a'\): return a whole number"),
         (lambda *_: None, "router: None for token 0"),
     ],
 )

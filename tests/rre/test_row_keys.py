@@ -62,14 +62,14 @@ def test_tables_follow_the_seed_and_entries_have_their_own():
 
 def test_in_another_vocabulary_known_ids_keep_their_numbers_and_no_token_before_stays_the_last():
     """Ids have moved, two are gone, and three are new."""
-    known_V = np.array([3, -1, *range(4, VOCABULARY), 0, -1, -1])
-    row_EV, before_EV1 = extended_row_tables(ENTRIES, TABLES, known_V, seed=3)
-    kept = known_V >= 0
-    assert np.array_equal(row_EV[:, kept], TABLES[0][:, known_V[kept]])
-    assert np.array_equal(before_EV1[:, :-1][:, kept], TABLES[1][:, known_V[kept]])
+    old_id_V = np.array([3, -1, *range(4, VOCABULARY), 0, -1, -1])
+    row_EV, before_EV1 = extended_row_tables(ENTRIES, TABLES, old_id_V, seed=3)
+    kept = old_id_V >= 0
+    assert np.array_equal(row_EV[:, kept], TABLES[0][:, old_id_V[kept]])
+    assert np.array_equal(before_EV1[:, :-1][:, kept], TABLES[1][:, old_id_V[kept]])
     assert np.array_equal(before_EV1[:, -1], TABLES[1][:, -1])
-    drawn = draw_row_tables(ENTRIES, len(known_V), seed=3)
+    drawn = draw_row_tables(ENTRIES, len(old_id_V), seed=3)
     assert np.array_equal(row_EV[:, ~kept], drawn[0][:, ~kept])
     assert np.array_equal(before_EV1[:, :-1][:, ~kept], drawn[1][:, :-1][:, ~kept])
-    for mine, its in zip(extended_row_tables(ENTRIES, None, known_V, seed=3), drawn, strict=True):
+    for mine, its in zip(extended_row_tables(ENTRIES, None, old_id_V, seed=3), drawn, strict=True):
         assert np.array_equal(mine, its)

@@ -8,9 +8,9 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.sentencepieces import (
+    BYTE_NAMES,
     alpha_model,
     append_bytes,
-    byte_names,
     compact_model,
     parse_model,
     piece_names,
@@ -101,7 +101,7 @@ def test_bytes_behind_a_model_spell_what_is_unknown_and_change_no_other_id():
     model.trainer_spec.byte_fallback = False
     plain = model.SerializeToString()
     names = [piece.piece for piece in parse_model(append_bytes(plain, ["<CN>"])).pieces]
-    assert names == [*(piece.piece for piece in model.pieces), "<CN>", *byte_names()]
+    assert names == [*(piece.piece for piece in model.pieces), "<CN>", *BYTE_NAMES]
     before, after = (
         sentencepiece.SentencePieceProcessor(model_proto=proto) for proto in (plain, append_bytes(plain, ["<CN>"]))
     )

@@ -43,7 +43,7 @@ def test_prompts_are_those_that_were_learned_and_answers_are_kept(asked, tiny_ru
     found = answer_test(tiny_run, tuned, test, tmp_path / "kept" / "a.json", 8)
     (tokenizer, prompts, stop), domain = seen[0], domains_of(config).named("en")
     for (name, text), line in zip(prompts, pairs(0, 4), strict=True):
-        spelled = SampleEncoder(tokenizer, config).spell((("user", line["prompt"]),), line["response"], domain)
+        spelled = SampleEncoder(tokenizer, config).encode_answer((("user", line["prompt"]),), line["response"], domain)
         assert (name, prompt_ids(tokenizer, text, domain)) == ("en", spelled.ids_T[: spelled.answer].tolist())
     assert stop == ("\n",)
     assert (found["n"], found["skipped"], len(found["answers"])) == (4, 1, 4)

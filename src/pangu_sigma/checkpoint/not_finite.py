@@ -86,7 +86,7 @@ def _describe(array: NotFinite, config: dict[str, Any]) -> str:
 
 
 def not_finite_positions(values: np.ndarray) -> np.ndarray:
-    """Return the positions of NaN and infinity in a flat array. One of uint16 is bfloat16, which NumPy lacks (ecss/store.py)."""
+    """Return the positions of NaN and infinity in a flat array. A uint16 array holds the bits of bfloat16, which NumPy lacks."""
     if values.dtype == np.uint16:
         return np.flatnonzero((values & _EXPONENT) == _EXPONENT)
     if values.dtype.kind != "f":

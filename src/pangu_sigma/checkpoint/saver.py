@@ -76,17 +76,14 @@ def save_checkpoint(
     identity: Identity,
     keep: int,
     after_chunk: Callable[[], None] = lambda: None,
-    ranks: Ranks = SINGLE_PROCESS,
 ) -> Path:
-    """Write the checkpoint of `step`, then prune to the `keep` newest. Returns the checkpoint's folder.
+    """Write the checkpoint of `step` in one process, then prune to the `keep` newest. Returns the checkpoint's folder.
 
-    files: arrays that this rank writes. state: values that JSON can hold.
-    after_chunk: called as the arrays are written, so that arrays of mapped files need not stay in memory.
-    ranks: every rank calls this function with the files that it writes; rank 0 does everything else.
-    Raises CheckpointError, on all ranks, for disk errors, and UnhealthyState if an array holds NaN or infinity: no checkpoint is
-    made then, and none is pruned.
+    state: values that JSON can hold. after_chunk: called as the arrays are written, so that arrays of mapped files need not stay
+    in memory. Raises CheckpointError for disk errors, and UnhealthyState if an array holds NaN or infinity: no checkpoint is made
+    then, and none is pruned.
     """
-    with Saver(root, identity, keep, False, after_chunk, ranks) as saver:
+    with Saver(root, identity, keep, False, after_chunk) as saver:
         return saver.save(step, files, state)
 
 
@@ -159,8 +156,7 @@ class Saver:
         if not_finite:
             if self.ranks.first:
                 shutil.rmtree(_unfinished(save.target), ignore_errors=True)
-            way = way_on(self.root, self.ranks)
-            raise UnhealthyState(step_of(save.target), not_finite, self.identity.config, way)
+            raise UnhealthyState(step_of(save.target), not_finite, self.identity.config, way_on(self.root, self.ranks))
         fingerprints = {file: recorded for report in reports for file, recorded in report.files.items()}
         self._committed = save.target, self._threads.submit(self._complete, save, fingerprints)
 

@@ -1,9 +1,11 @@
-"""State dict of a checkpoint: collect the parameters of each shard, save and restore them."""
+"""State dict of a checkpoint: collect the parameters of each shard, save and restore them.
+
+Shape suffix: U keys of rows that tokens met.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from mindspore import Parameter, nn
@@ -29,7 +31,7 @@ from pangu_sigma.optimizer.update import LossScale
 from pangu_sigma.ranks.ranks import Ranks
 
 _ROWS_AT_ONCE = 1 << 16
-"""Number of rows that are in memory together while they are written."""
+"""Number of rows of `model.rows` that are in memory together while they are written."""
 
 Shards = dict[str, dict[str, Parameter]]
 """Shard → path in the network → parameter. MindSpore's own names change whenever a parameter's cell joins another cell."""
@@ -100,7 +102,7 @@ def restore(
 ) -> None:
     """Copy the values of a checkpoint into every parameter.
 
-    after_row: called after each row of an array. parts: parts of the divided parameters, as `parts_of` returns them. put: copies
+    after_row: called as in `copy_part`. parts: parts of the divided parameters, as `parts_of` returns them. put: copies
     values to the device; None if parameters are in the memory of the host.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
@@ -122,32 +124,37 @@ def restore(
                 put(parameter, target)
 
 
-def row_files(rows: RowStore | None, ranks: Ranks) -> Files:
-    """Return the files of the rows that tokens met, ascending by key, with their Adam state; read as they are written. All ranks
-    have the same rows, and rank 0 writes them. rows: None for a model without rows."""
+def row_files(store: RowStore | None, ranks: Ranks) -> Files:
+    """Return the files of the rows of `model.rows` that tokens met, ascending by key, with their Adam state. All ranks have the
+    same rows, and rank 0 writes them. store: None for a model without `model.rows`."""
     files: Files = {}
-    if rows is None or not ranks.first:
+    if store is None or not ranks.first:
         return files
-    for e in range(len(rows.entries)):
-        keys_U = rows.met(e)
-        pieces = np.split(keys_U, range(_ROWS_AT_ONCE, len(keys_U), _ROWS_AT_ONCE))
-        arrays = files.setdefault(f"{ROWS}{e}", {"keys": SavedArray.whole(keys_U)})
-        for name in ROW_ARRAYS:
-            none, content = rows.read(e, name, keys_U[:0]), partial(map, partial(rows.read, e, name), pieces)
-            arrays[name] = SavedArray.whole(LazyArray((len(keys_U), *none.shape[1:]), none.dtype, content, name))
+    for e in range(len(store.entries)):
+        keys_U = store.met(e)
+        arrays = {name: SavedArray.whole(_lazy_rows(store, e, name, keys_U)) for name in ROW_ARRAYS}
+        files[f"{ROWS}{e}"] = {"keys": SavedArray.whole(keys_U), **arrays}
     return files
 
 
-def restore_rows(rows: RowStore | None, checkpoint: Checkpoint) -> None:
-    """Write the rows of a checkpoint into a store, in place of all that it has. rows: None for a model without rows. Raises
-    CheckpointError if they do not fit."""
-    if rows is None:
+def _lazy_rows(store: RowStore, entry: int, name: str, keys_U: np.ndarray) -> LazyArray:
+    """Return one of ROW_ARRAYS of the rows with these keys, which is read in pieces while it is written."""
+    empty = store.read(entry, name, keys_U[:0])  # for the shape of a row, and the dtype
+    pieces = [keys_U[first : first + _ROWS_AT_ONCE] for first in range(0, len(keys_U), _ROWS_AT_ONCE)]
+    shape = (len(keys_U), *empty.shape[1:])
+    return LazyArray(shape, empty.dtype, lambda: (store.read(entry, name, piece) for piece in pieces), name)
+
+
+def restore_rows(store: RowStore | None, checkpoint: Checkpoint) -> None:
+    """Write the rows of `model.rows` of a checkpoint into a store, in place of all that it has. store: None for a model without
+    `model.rows`. Raises CheckpointError if they do not fit."""
+    if store is None:
         return
-    for e, entry in enumerate(rows.entries):
+    for e, entry in enumerate(store.entries):
         saved = {name: checkpoint.parts.get((f"{ROWS}{e}", name)) for name in ("keys", *ROW_ARRAYS)}
         arrays = {name: parts[0].values for name, parts in saved.items() if parts}
         try:
-            rows.put(e, **arrays)
+            store.put(e, **arrays)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint of step {checkpoint.step}: the rows of entry {e} are not {entry.rows} of width {entry.width} "

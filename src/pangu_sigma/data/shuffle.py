@@ -28,8 +28,8 @@ class KeyedShuffle:
     def __init__(self, count: int, key: Sequence[int]):
         self._count = count
         bits = (count - 1).bit_length()
-        self._low = bits - bits // 2
-        self._low_mask, self._high_mask = (1 << self._low) - 1, (1 << (bits // 2)) - 1
+        self._low_bits = bits - bits // 2
+        self._low_mask, self._high_mask = (1 << self._low_bits) - 1, (1 << (bits // 2)) - 1
         self._keys: list[int] = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).tolist()
 
     def __getitem__(self, index: int) -> int:
@@ -42,13 +42,14 @@ class KeyedShuffle:
         return index
 
     def _permuted(self, number: int) -> int:
-        high, low = number >> self._low, number & self._low_mask
+        """Return the number after all rounds of the Feistel network; it may be count or more."""
+        high, low = number >> self._low_bits, number & self._low_mask
         for n, key in enumerate(self._keys):
             if n % 2:
                 low ^= _mixed(high, key) & self._low_mask
             else:
                 high ^= _mixed(low, key) & self._high_mask
-        return high << self._low | low
+        return high << self._low_bits | low
 
 
 def _mixed(number: int, key: int) -> int:

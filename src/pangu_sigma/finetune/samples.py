@@ -99,13 +99,14 @@ class SampleEncoder:
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
         self._tokenizer, self._chat, self._cut = tokenizer, config.chat, config.tuning.cut
-        self._most = config.model.seq_length + 1  # the last id is only predicted
+        self._max_tokens = config.model.seq_length + 1  # the last id is only predicted
 
-    def spell(self, before: Messages, text: str, domain: Domain) -> EncodedSample:
-        """Tokenize an answer and the messages before it. Raises TooLong."""
+    def encode_answer(self, before: Messages, text: str, domain: Domain) -> EncodedSample:
+        """Tokenize an answer and the messages before it. Raises TooLong if the answer alone leaves no room for a prompt, or if
+        the prompt cannot be cut to the room."""
         template = ChatTemplate.of(domain, self._chat)
         answer = [*self._tokenizer.encode(template.answer(text), domain), self._tokenizer.eot]
-        room = self._most - len(answer)
+        room = self._max_tokens - len(answer)
         if room < 1:
             raise TooLong("the answer is too long")
         prompt, cut = self._prompt(template, before, domain, room)
@@ -178,7 +179,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
             account["lines"] += 1
             for before, text in item.answers():
                 try:
-                    sample = encoder.spell(before, text, domains.named(item.domain))
+                    sample = encoder.encode_answer(before, text, domains.named(item.domain))
                 except TooLong as error:
                     account["left_out"][str(error)] = account["left_out"].get(str(error), 0) + 1
                     continue

@@ -144,7 +144,7 @@ class Decoder:
         for new in self._append(chunks).passes():
             wanted_W = np.flatnonzero(new.wanted)
             is_all = len(wanted_W) == len(new.id)
-            hidden_WH = self._hidden_states(new, asking_A=None if is_all else wanted_W)
+            hidden_WH = self._hidden_states(new, outputs_A=None if is_all else wanted_W)
             self._add_logits(hidden_WH, new.slot[wanted_W], new.lane[wanted_W], logits)
         no_rows = np.empty((0, self.config.model.slot_rows), np.float32)
         of_chunks = [logits[chunk.lane] for chunk in chunks]
@@ -206,14 +206,14 @@ class Decoder:
         return _NewTokens(id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T, word_T, experts_NT)
 
     def _hidden_states(
-        self, new: _NewTokens, asking_A: np.ndarray | None = None, trace: list[np.ndarray] | None = None
+        self, new: _NewTokens, outputs_A: np.ndarray | None = None, trace: list[np.ndarray] | None = None
     ) -> np.ndarray:
-        """Run the network on the new tokens of a pass. asking_A, trace and result: as in `network.hidden_states`."""
+        """Run the network on the new tokens of a pass. outputs_A, trace and result: as in `network.hidden_states`."""
         self._operators.take(new.lane, new.at, new.first)
         positions_T = new.at - new.first
         e_TH = self._rows.of(new.id, new.domain, positions_T, new.before)
         return hidden_states(
-            self.config.model, self._operators, new.word, positions_T, new.experts_NT, e_TH, asking_A, trace
+            self.config.model, self._operators, new.word, positions_T, new.experts_NT, e_TH, outputs_A, trace
         )
 
     def _add_logits(

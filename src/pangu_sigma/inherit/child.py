@@ -116,9 +116,9 @@ class Child:
         ]
         own_K = np.maximum(np.add.outer(firsts, np.arange(size)).reshape(-1), -1)
         warm_K = np.repeat([sources.get(domain.name) == domain.name for domain in domains], size)
-        known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
+        old_id_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
         slots = [
-            _slot_of_run(parent, name, ids_R, looked_up(known_V, ids_R), slots_of)
+            _slot_of_run(parent, name, ids_R, looked_up(old_id_V, ids_R), slots_of)
             for name, ids_R in zip(domains.slot_names, tokenizer.slot_rows, strict=True)
         ]
         child = cls(kind, parent, config, tokenizer, table, slots, own_K, warm_K, sources=sources)

@@ -83,12 +83,12 @@ def compare(
     answers: domain of `child` → domain whose answers it must give, with the numbers that it has in `parent`. data: folder of
     held-out text of the child; None: tokens are drawn.
     """
-    domains, known_V = domains_of(child.config), parent_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
+    domains, old_id_V = domains_of(child.config), parent_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
     activation, agreements = parent.sizes.activation, {}
     for name, parent_domain in Bar(answers.items(), desc="comparing", unit="domain"):
         domain = domains.named(name)
         ids_R = child.tokenizer.slot_rows[domain.slot]
-        old = _Reader(parent, looked_up(known_V, ids_R), parent_domain, activation)
+        old = _Reader(parent, looked_up(old_id_V, ids_R), parent_domain, activation)
         held_out_T = None if data is None else _held_out(child, domain, data)
         agreements[name] = _agreement(old, _Reader(child, ids_R, domain, activation), held_out_T)
     return agreements
@@ -98,7 +98,7 @@ def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None) -> Agr
     """Compare parent and child in one domain. held_out_T: held-out tokens of the child; None: tokens are drawn."""
     tokenizer, activation = new.model.tokenizer, new.model.config.model.activation
     common_W = np.flatnonzero(old.rows(old.ids_R) >= 0)
-    ids_T = _common(new.model, held_out_T, new.ids_R[common_W])
+    ids_T = _comparable_text(new.model, held_out_T, new.ids_R[common_W])
     rows_T = tokenizer.row_of[new.domain.slot, ids_T]
     old_TW, new_TW = old.logits(old.ids_R[rows_T], common_W), new.logits(ids_T, common_W)
     own_activation = nats = None
@@ -122,17 +122,19 @@ def _held_out(run: StoredModel, domain: Domain, data: Path) -> np.ndarray:
     return prepared.read(0, min(prepared.tokens, COMPARED_TEXTS * COMPARED_TOKENS)).astype(np.int64)
 
 
-def _common(run: StoredModel, held_out_T: np.ndarray | None, shared_ids: np.ndarray) -> np.ndarray:
-    """Return the beginning of the longest text without <eot> and tokens that the parent lacks.
+def _comparable_text(child: StoredModel, held_out_T: np.ndarray | None, shared_ids: np.ndarray) -> np.ndarray:
+    """Return the longest stretch of held-out tokens that both models have, without <eot>, cut to COMPARED_TOKENS and to the
+    child's sequences.
 
     held_out_T: held-out tokens; None: tokens are drawn. shared_ids: tokens that both models have.
     """
-    most = min(COMPARED_TOKENS, run.config.model.seq_length)
+    max_tokens, eot = min(COMPARED_TOKENS, child.config.model.seq_length), child.tokenizer.eot
     if held_out_T is None:
-        words = shared_ids[shared_ids != run.tokenizer.eot].astype(np.int64)
-        return np.random.default_rng(run.config.seed).choice(words, most)
-    readable = _stretches(held_out_T, np.isin(held_out_T, shared_ids) & (held_out_T != run.tokenizer.eot))
-    return max(readable, key=len, default=shared_ids[:1].astype(np.int64))[:most]
+        drawable_ids = shared_ids[shared_ids != eot].astype(np.int64)
+        return np.random.default_rng(child.config.seed).choice(drawable_ids, max_tokens)
+    stretches = _stretches(held_out_T, np.isin(held_out_T, shared_ids) & (held_out_T != eot))
+    # nothing readable: compare one token
+    return max(stretches, key=len, default=shared_ids[:1].astype(np.int64))[:max_tokens]
 
 
 def _stretches(ids_T: np.ndarray, readable_T: np.ndarray) -> list[np.ndarray]:

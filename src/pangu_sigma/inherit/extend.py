@@ -95,12 +95,12 @@ def plan_extension(parent: StoredRun, config: Config, source: str | None = None,
     check_extension(parent.path, parent.config, config)
     _check_source(parent.config, config, source, scratch)
     tokenizer = _prepared_tokenizer(parent.path, config)
-    known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
+    old_id_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     _check_vocabulary(parent, config, tokenizer)
     names = {domain.name for domain in parent.config.domains}
     source_of = {domain.name: domain.name if domain.name in names else source for domain in config.domains}
     sources = {name: its for name, its in source_of.items() if its is not None}
-    table = extended_tables(parent, config, tokenizer, known_V, sources)
+    table = extended_tables(parent, config, tokenizer, old_id_V, sources)
     child = Child.of_run("extend", parent, absolute_paths(config), tokenizer, table, sources, source)
     origin = f"new, with experts and routing of domain {source}" if source else "new, its experts drawn"
     origin += ", its own rows 0" if any(entry.kind == "own" for entry in config.model.rows) else ""
@@ -184,21 +184,21 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer)
 
 
 def extended_tables(
-    parent: StoredModel, config: Config, tokenizer: Tokenizer, known_V: np.ndarray, origins: dict[str, str]
+    parent: StoredModel, config: Config, tokenizer: Tokenizer, old_id_V: np.ndarray, origins: dict[str, str]
 ) -> RoutingTable:
     """Return the routing tables of an extended run: the parent's entries in the domains of `origins`, else drawn ones.
 
-    known_V: the parent's id of each token, -1 for a new token, whose entries are drawn. origins: domain → domain of the parent.
+    old_id_V: the parent's id of each token, -1 for a new token, whose entries are drawn. origins: domain → domain of the parent.
     """
     old, experts = parent.table, config.model.experts_per_domain
     frequencies_DV = data_of(config).frequencies() if config.routing.table == "balanced" else None
     layers, size, segments = config.model.rre_layers, tokenizer.size, config.model.segments
     first_NDV = np.empty((len(config.model.routed), len(config.domains), size), np.int16)
     spread_DV = np.empty((len(config.domains), size), np.int16)
-    kept_V, of_rows = known_V >= 0, {}
+    kept_V, of_rows = old_id_V >= 0, {}
     if config.model.rows:
         its_rows = None if old.row_EV is None or old.before_EV1 is None else (old.row_EV, old.before_EV1)
-        drawn_rows = extended_row_tables(config.model.rows, its_rows, known_V, config.routing.seed)
+        drawn_rows = extended_row_tables(config.model.rows, its_rows, old_id_V, config.routing.seed)
         of_rows = dict(zip(("row_EV", "before_EV1"), drawn_rows, strict=True))
 
     def draw(seed: int, counts: np.ndarray | None) -> RoutingTable:
@@ -213,13 +213,13 @@ def extended_tables(
         first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]
         if domain.name in origins:
             source = domains_of(parent.config).named(origins[domain.name]).index
-            first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, known_V[kept_V]]
-            spread_DV[domain.index, kept_V] = old.spread_DV[source, known_V[kept_V]]
+            first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, old_id_V[kept_V]]
+            spread_DV[domain.index, kept_V] = old.spread_DV[source, old_id_V[kept_V]]
     if old.common_N is None or old.common_spread_V is None:
         return RoutingTable(first_NDV, spread_DV, experts, **of_rows)
     drawn = draw(config.routing.seed, None if frequencies_DV is None else frequencies_DV.sum(axis=0, keepdims=True))
-    common_N, spread_V = old.common_N > 0, old.common_spread_V[known_V]
-    drawn.first_NDV[:, 0, kept_V] = old.first_NDV[:, 0, known_V[kept_V]]
+    common_N, spread_V = old.common_N > 0, old.common_spread_V[old_id_V]
+    drawn.first_NDV[:, 0, kept_V] = old.first_NDV[:, 0, old_id_V[kept_V]]
     first_NDV[common_N] = drawn.first_NDV[common_N]  # one row for all domains
     if drawn.common_spread_V is not None:
         spread_V[~kept_V] = drawn.common_spread_V[~kept_V]

@@ -106,10 +106,10 @@ def inherited_slots(parent: StoredModel, config: Config, tokenizer: Tokenizer, d
     tokens are ever copied.) Raises ConfigError for a slot that the parent lacks.
     """
     slots, names, domains = [], slot_names(parent), domains_of(config)
-    known_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
+    old_id_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, names), tokenizer.slot_rows[slot]
-        parent_ids_R = looked_up(known_V, ids_R)
+        parent_ids_R = looked_up(old_id_V, ids_R)
         lost = lost_pieces(parent, source, parent_ids_R, domains.languages(slot))
         slots.append(
             SlotRows(name, names[source], ids_R, table_rows(parent.tokenizer, source, parent_ids_R), lost=lost)

@@ -85,9 +85,11 @@ def _refused_group(parallel: ParallelConfig, copies: bool) -> list[int] | None:
 def _is_feasible(ranks: np.ndarray) -> bool:
     """Return True if a group of ranks on 910A has the same NPUs of each of its hosts, in numbers and places that MindSpore
     takes."""
-    hosts, npus = np.divmod(ranks, _HOST)
-    # the different sets of NPUs of a host in the group, one bit for each NPU
-    npus_of_hosts = {int(mask) for mask in np.bincount(hosts, 1 << npus) if mask}
-    mask = npus_of_hosts.pop()
-    lower, upper = mask & 15, mask >> 4
-    return not npus_of_hosts and mask.bit_count() in (1, 2, 4, 8) and (lower == upper or not lower or not upper)
+    is_member = np.zeros((ranks.max() // _HOST + 1, _HOST), bool)  # host, NPU of the host
+    is_member[np.divmod(ranks, _HOST)] = True
+    # the different rows among the hosts of the group
+    patterns = np.unique(is_member[is_member.any(axis=1)], axis=0)
+    if len(patterns) > 1 or patterns.sum() not in (1, 2, 4, 8):
+        return False
+    lower, upper = patterns.reshape(2, -1)  # the halves of a host
+    return bool((lower == upper).all() or not lower.any() or not upper.any())

@@ -234,7 +234,7 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
             ) as processes,
         ):
             watchdog = Watchdog(folder, job.hang_timeout)
-            follower = _Follower(processes.log("rank 0") if job.node == 0 else Path(os.devnull))
+            follower = _Follower(processes.log_path("rank 0") if job.node == 0 else Path(os.devnull))
             stop = _watch(job.node, processes, peers, signals, watchdog, follower)
             if stop is None:
                 return 0, False
@@ -274,7 +274,7 @@ def _failure(processes: Processes) -> Stop | None:
     if not failures:
         return None
     failure = failures[0]
-    log = processes.log(failure.name)
+    log = processes.log_path(failure.name)
     logger.error("%s (%s); the end of %s:\n%s", failure, socket.gethostname(), log, processes.last_lines(failure.name))
     return Stop(f"{failure} ({socket.gethostname()})", 2 if failure.status == 2 else 1)
 
@@ -286,7 +286,7 @@ def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
         return None
     for rank in processes.ranks:
         name = f"rank {rank}"
-        logger.error("the end of %s:\n%s", processes.log(name), processes.last_lines(name))
+        logger.error("the end of %s:\n%s", processes.log_path(name), processes.last_lines(name))
     return Stop(f"{message} ({socket.gethostname()})", 1)
 
 

@@ -68,7 +68,7 @@ class Processes:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
         self._logs, self._ranks = logs, ranks
         self._gate = _lock_gate(gate)
-        with open(self.log(_MSRUN), "wb") as output:
+        with open(self.log_path(_MSRUN), "wb") as output:
             # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
             self._msrun = subprocess.Popen(
                 command,
@@ -97,15 +97,15 @@ class Processes:
         """Process ids of the ranks that have not ended, by rank."""
         return {int(name.removeprefix("rank ")): pid for pid, name in self._names.items() if name.startswith("rank ")}
 
-    def log(self, name: str) -> Path:
+    def log_path(self, name: str) -> Path:
         """Return the path of the log file of a process: `rank 3`, `scheduler` or `msrun`. The name of msrun's log has the number of
         this node's first rank in it, because nodes may share the folder."""
-        log = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
-        return self._logs / f"{log}.log"
+        stem = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
+        return self._logs / f"{stem}.log"
 
     def last_lines(self, name: str) -> str:
         """Return the last lines of a process's log. Each update of a progress bar is a line."""
-        with open(self.log(name), "rb") as file:
+        with open(self.log_path(name), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])

@@ -26,7 +26,7 @@ def own_table(router: Router, config: Config, texts_V: Sequence[str]) -> Routing
     """
     names, model = [domain.name for domain in config.domains], config.model
     shape = len(model.routed), len(names), len(texts_V)
-    experts_NDV = _called(router, config, texts_V) if callable(router) else _broadcast(router, shape)
+    experts_NDV = _experts_from_router(router, config, texts_V) if callable(router) else _broadcast(router, shape)
     common_N = np.array([model.common_experts if kind == "common" else 0 for kind in model.routed], np.int16)
     most_N11 = np.where(common_N > 0, common_N, model.experts_per_domain)[:, None, None]
     wrong = (experts_NDV < 0) | (experts_NDV >= most_N11)
@@ -55,12 +55,13 @@ def _broadcast(router: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         return np.broadcast_to(array, shape).astype(np.int64)
     except ValueError:
         raise ConfigError(
-            f"router: an array of {array.dtype} of shape {array.shape} is not allowed: whole numbers that broadcast to {shape}, "
-            "the segments of all RRE layers, domains and token ids"
+            f"router: an array of {array.dtype} of shape {array.shape} is not allowed; give whole numbers that broadcast "
+            f"to {shape}, the segments of all RRE layers, domains and token ids"
         ) from None
 
 
-def _called(router: Callable[[str, int, str, int], int], config: Config, texts_V: Sequence[str]) -> np.ndarray:
+def _experts_from_router(router: Callable[..., int], config: Config, texts_V: Sequence[str]) -> np.ndarray:
+    """Call a function for each token of each domain and segment; of common segments once for all domains, with the domain ""."""
     experts_NDV = np.empty((len(config.model.routed), len(config.domains), len(texts_V)), np.int64)
     for n, kind in enumerate(config.model.routed):
         for d, domain in enumerate(config.domains):
@@ -71,6 +72,6 @@ def _called(router: Callable[[str, int, str, int], int], config: Config, texts_V
             for v, text in enumerate(texts_V):
                 expert = router(text, v, name, n)
                 if not isinstance(expert, int | np.integer) or isinstance(expert, bool):
-                    raise ConfigError(f"router: {expert!r} for token {v} ({text!r}) is not allowed: a whole number")
+                    raise ConfigError(f"router: {expert!r} for token {v} ({text!r}): return a whole number")
                 experts_NDV[n, d, v] = expert
     return experts_NDV

@@ -1,13 +1,13 @@
 """Keys of rows for pairs of tokens (`model.rows`): which row of an entry a token reads, by tables that are drawn once.
 
     order 1    key = A[x_t]                        the token alone
-    order 2    key = (A[x_t] + B[x_{t−1}]) mod R   the token and the one before it; B's last number: no token before
+    order 2    key = (A[x_t] + B[x_{t−1}]) mod R   the token and the one before it; B's last column: no token before
 
-Both numbers are below R, and R is below 2^30, so sum and remainder are one comparison in 32 bits: a graph needs nothing else. x is
+Both values are below R, and R is below 2^30, so sum and remainder are one comparison in 32 bits: a graph needs nothing else. x is
 the id of the tokenizer. The rows of an own entry belong to domains: domain d has the rows d·R … (d + 1)·R − 1.
 
-Shape suffixes: E entries of `model.rows`, V vocabulary, S sequence. Source: our choice; n-gram rows are known from others,
-tables in place of multiplying hashes are ours.
+Shape suffixes: E entries of `model.rows`, V vocabulary, V1 = V + 1, S sequence. Source: our choice; n-gram rows are known from
+others, tables in place of multiplying hashes are ours.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ def draw_row_tables(entries: Sequence[RowsConfig], vocabulary: int, seed: int) -
 def extended_row_tables(
     entries: Sequence[RowsConfig],
     old: tuple[np.ndarray, np.ndarray] | None,
-    known_V: np.ndarray,
+    old_id_V: np.ndarray,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return tables for another vocabulary: ids of the old vocabulary keep their numbers, and other ids draw new ones.
+    """Return tables for another vocabulary: ids of the old vocabulary keep their values in A and B, other ids draw new ones.
 
-    old: tables of the old vocabulary; None draws all. known_V: the old id of each id, -1 for none. seed: `routing.seed`.
+    old: tables of the old vocabulary; None draws all. old_id_V: the old id of each id, -1 for none. seed: `routing.seed`.
     """
-    row_EV, before_EV1 = draw_row_tables(entries, len(known_V), seed)
+    row_EV, before_EV1 = draw_row_tables(entries, len(old_id_V), seed)
     if old is not None:
-        known_V1 = np.append(known_V, old[0].shape[1])  # "no token before" is the last number, whatever the vocabulary
-        for tables, old_tables, old_ids in ((row_EV, old[0], known_V), (before_EV1, old[1], known_V1)):
-            tables[:, old_ids >= 0] = old_tables[:, old_ids[old_ids >= 0]]
+        # "no token before" is B's last column, whatever the vocabulary
+        old_id_V1 = np.append(old_id_V, old[0].shape[1])
+        for tables, old_tables, old_ids in ((row_EV, old[0], old_id_V), (before_EV1, old[1], old_id_V1)):
+            has_old = old_ids >= 0
+            tables[:, has_old] = old_tables[:, old_ids[has_old]]
     return row_EV, before_EV1
 
 

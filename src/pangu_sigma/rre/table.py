@@ -196,15 +196,15 @@ def shares_of_experts(
 ) -> np.ndarray:
     """Return each expert's fraction of each domain's tokens, [D, E experts]; tokens of a spread id are divided evenly.
 
-    first_DV, spread_DV, experts: as `RoutingTable.of_segment` returns them. frequencies_DV: number of tokens of each id in the text
-    of each domain; at least one above 0 in each domain."""
+    first_DV: first expert of each id. spread_DV: number of neighbouring experts, from the first on, that share it. experts: E.
+    frequencies_DV: number of tokens of each id in the text of each domain; at least one above 0 in each domain."""
     shares_DE = np.zeros((len(frequencies_DV), experts))
     for shares_E, first_V, spread_V, counts_V in zip(shares_DE, first_DV, spread_DV, frequencies_DV, strict=True):
         part_V = counts_V / counts_V.sum() / spread_V
-        for step in range(int(spread_V.max())):
-            is_wide_V = spread_V > step
-            shares_E += np.bincount((first_V[is_wide_V] + step) % experts, part_V[is_wide_V], minlength=experts)
-    return shares_DE / shares_DE.sum(axis=-1, keepdims=True)
+        for offset in range(int(spread_V.max())):
+            is_wide_V = spread_V > offset
+            shares_E += np.bincount((first_V[is_wide_V] + offset) % experts, part_V[is_wide_V], minlength=experts)
+    return shares_DE
 
 
 def _drawn(

@@ -26,6 +26,8 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 META = "\u2581"
 """SentencePiece's character for a blank, ▁."""
+BYTE_NAMES = [f"<0x{value:02X}>" for value in range(256)]
+"""SentencePiece's names of the 256 byte pieces, <0x00> … <0xFF>."""
 
 _PIECE, _UNUSED = b"\x0a", b"\x18\x05"
 """Protobuf's tag before each piece of a model, and the field of a piece that gives it the type UNUSED."""
@@ -52,11 +54,6 @@ def piece_names(model: bytes) -> list[str]:
         raise DataError(f"not a SentencePiece model: {error}") from error
     names: list[str] = processor.id_to_piece(list(range(processor.get_piece_size())))
     return names
-
-
-def byte_names() -> list[str]:
-    """Return the SentencePiece names of the 256 byte pieces, <0x00> … <0xFF>."""
-    return [f"<0x{value:02X}>" for value in range(256)]
 
 
 @functools.cache
@@ -160,7 +157,7 @@ def compact_model(pieces: list[tuple[str, float]], model_type: int = sentencepie
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     model.pieces.add(piece="<unk>", score=0.0, type=piece_types.UNKNOWN)
-    for name in byte_names():
+    for name in BYTE_NAMES:
         model.pieces.add(piece=name, score=0.0, type=piece_types.BYTE)
     model.pieces.add(piece="\n", score=0.0, type=piece_types.NORMAL)
     for piece, score in pieces:
@@ -218,6 +215,6 @@ def append_bytes(model: bytes, controls: Iterable[str]) -> bytes:
     extension.trainer_spec.byte_fallback = True
     for name in controls:
         extension.pieces.add(piece=name, score=0.0, type=piece_types.CONTROL)
-    for name in byte_names():
+    for name in BYTE_NAMES:
         extension.pieces.add(piece=name, score=0.0, type=piece_types.BYTE)
     return model + extension.SerializeToString(deterministic=True)

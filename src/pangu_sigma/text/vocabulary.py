@@ -20,7 +20,7 @@ import numpy as np
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
-from pangu_sigma.text.sentencepieces import META, byte_names, piece_names
+from pangu_sigma.text.sentencepieces import BYTE_NAMES, META, piece_names
 from pangu_sigma.text.words import NEWLINE, SPACE
 
 UNK, NEWLINE_ID, SPACE_ID, PAD, EOT, WORD_MARK = 0, 3, 4, 6, 9, 13
@@ -54,7 +54,7 @@ class Vocabulary:
         names = piece_names(alpha)
         if len(names) != ALPHA_SIZE:
             raise DataError(f"PanGu-α's model has {len(names)} pieces instead of {ALPHA_SIZE}; reinstall pcl-pangu")
-        self.pieces = [*names, *TAGS, *byte_names()]
+        self.pieces = [*names, *TAGS, *BYTE_NAMES]
         self.surfaces = [_alpha_surface(i, name) for i, name in enumerate(names)]
         self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
         id_of_surface = self._alpha_by_surface()

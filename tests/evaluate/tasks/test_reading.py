@@ -308,6 +308,10 @@ BAD: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("cmrc2019", "cmrc2019_dev.json"): [
         (as_json({"data": [C19, C19 | {"answers": [9]}]}), ", entry 2: answers: a number below 4 expected, found 9"),
+        (
+            as_json({"data": [C19, C19 | {"answers": [True]}]}),
+            ", entry 2: answers: a number below 4 expected, found True",
+        ),
         (as_json({"data": [C19, C19 | {"answers": [0] * 4}]}), r"\[BLANK4\] expected"),
     ],
     ("cmrc2018", "cmrc2018_dev.json"): [

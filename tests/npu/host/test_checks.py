@@ -159,4 +159,4 @@ def test_our_operators_are_missed_where_cann_has_none_in_their_place(tmp_path):
             assert check.fix.startswith("bash ascend_ops/build.sh")
         else:
             assert check.ok
-            assert check.state.startswith("not installed; this chip needs none, but for stages or parallel.gather=ours")
+            assert check.state.startswith("not installed; needed on this chip only for stages or parallel.gather=ours")

@@ -203,7 +203,8 @@ class Reader:
 
     def ids(self, text: str, domain: dict[str, Any]) -> list[int]:
         """Return the ids of a text in a domain. Raises UnicodeEncodeError for half a surrogate pair, which is no character."""
-        if not text.encode():
+        text.encode()  # raises for half a surrogate pair
+        if not text:
             return []
         if domain["language"] == "zh":
             return self._chinese(text, domain["slot"])

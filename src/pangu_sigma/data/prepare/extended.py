@@ -48,7 +48,7 @@ def _extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
             f"{argument('--extend')}: set data.path to prepared data that gets more domains. {error}"
         ) from error
     new_domains = [domain for domain in config.domains if domain.name not in data.manifest.domains]
-    _refuse(config, data, bool(new_domains))
+    _check_only_adds(config, data)
     slots = list(dict.fromkeys(record.slot for record in data.manifest.domains.values()))
     domains = [
         Domain(n, name, form, language, slots.index(slot), 0, 0, 1.0)
@@ -59,16 +59,16 @@ def _extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
     return config.model_copy(update={"domains": new_domains, "data": new_data}), vocabulary
 
 
-def _refuse(config: Config, data: PreparedData, has_new: bool) -> None:
+def _check_only_adds(config: Config, data: PreparedData) -> None:
     """Raise ConfigError if a configuration changes a domain of prepared data, or its vocabulary, or adds no domain."""
-    for domain in config.domains:
-        if domain.name not in data.manifest.domains:
-            continue
-        prepared, configured = data.manifest.settings(domain.name)[1:4], [domain.format, domain.language, domain.slot]
-        if configured != prepared:
+    old_domains = [domain for domain in config.domains if domain.name in data.manifest.domains]
+    for domain in old_domains:
+        _, form, language, slot, *_ = data.manifest.settings(domain.name)
+        if (domain.format, domain.language, domain.slot) != (form, language, slot):
             raise ConfigError(
-                f"{argument('--extend')}: domain {domain.name} has format, language and slot {', '.join(prepared)} in {data.folder}"
-                f", and {', '.join(configured)} in the configuration; its text is not prepared again, so keep them"
+                f"{argument('--extend')}: domain {domain.name} has format, language and slot {form}, {language}, {slot} in "
+                f"{data.folder}, and {domain.format}, {domain.language}, {domain.slot} in the configuration; its text is not "
+                "prepared again, so keep them"
             )
         rows = len(data.rows(domain.name))
         if rows > config.model.slot_rows:
@@ -76,7 +76,7 @@ def _refuse(config: Config, data: PreparedData, has_new: bool) -> None:
                 f"{argument('--extend')}: slot {domain.slot} has {rows} rows in {data.folder}, which do not fit "
                 f"model.slot_rows={config.model.slot_rows}; raise it"
             )
-    if not has_new:
+    if len(old_domains) == len(config.domains):
         raise ConfigError(
             f"data.path={data.folder} has all domains of the configuration; leave {argument('--extend')} out"
         )

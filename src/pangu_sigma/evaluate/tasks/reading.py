@@ -388,7 +388,7 @@ def _parse_cloze(lines: list[list[str]], answer_of_name: Mapping[str, str] | Non
 
 def _choice_index(choices: Sequence[str], number: Any, name: str) -> int:
     """Return `number` if it is the index of a choice; else raise ValueError. name: name of the value, for the message."""
-    if not isinstance(number, int) or not 0 <= number < len(choices):
+    if type(number) is not int or not 0 <= number < len(choices):  # True is an int, too
         raise ValueError(f"{name}: a number below {len(choices)} expected, found {_shown(number)}")
     return number
 

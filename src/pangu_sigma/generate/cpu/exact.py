@@ -4,7 +4,8 @@ The training kernels add an expert's rows in an order that depends on their numb
 rounding. Here each token passes its FFN alone, so a parent and its child, or a model and its extract, give equal bits where the
 models are equal. It holds one tensor at a time, so the model may exceed the memory. It shares no code with the graphs.
 
-Shape suffixes: T tokens, H hidden, F ffn, n heads, d = H/n, N segments of the RRE layers, C candidates, P a part of them.
+Shape suffixes: T tokens, A tokens whose output is wanted, H hidden, F ffn, n heads, d = H/n, N segments of all RRE layers,
+s segments of one, C candidates, P a part of them.
 """
 
 from __future__ import annotations
@@ -63,20 +64,20 @@ class ExactModel(Operators):
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
         return self._tensor("query_positions")[positions_T]
 
-    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of a dense layer, each token alone."""
-        return residual + self._ffn(normed, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
+    def ffn(self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray) -> np.ndarray:
+        """Return x + the FFN of a dense layer, each token alone."""
+        return x_TH + self._ffn(normed_TH, lambda name: self.weights.tensor(f"layers.{layer}.ffn.{name}"))
 
-    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of each token's experts, each token alone. experts: one of each segment of the layer.
+    def routed_ffn(self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
+        """Return x + the FFN of each token's experts, each token alone. experts_sT: one of each segment of the layer.
 
         The units of all segments are one FFN with one accumulator, so segments cut from an FFN give its bits.
         """
-        y_TH = np.empty_like(normed)
+        y_TH = np.empty_like(normed_TH)
         for chosen in np.unique(experts_sT, axis=1).T:
             is_routed_T = (experts_sT == chosen[:, None]).all(axis=0)
-            y_TH[is_routed_T] = self._ffn(normed[is_routed_T], partial(self._joined, layer, chosen.tolist()))
-        return residual + y_TH
+            y_TH[is_routed_T] = self._ffn(normed_TH[is_routed_T], partial(self._joined, layer, chosen.tolist()))
+        return x_TH + y_TH
 
     def _joined(self, layer: int, chosen: list[int], name: str) -> np.ndarray:
         """Return a tensor of the FFN that joins the units of a token's experts, segment after segment; b2 of the first expert."""
@@ -102,22 +103,22 @@ class ExactModel(Operators):
             return activation_oracle(x.astype(np.float64), self._activation).astype(np.float32)
 
     def attention(
-        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+        self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, query_TH: np.ndarray, outputs_A: np.ndarray | None
     ) -> np.ndarray:
-        """Return residual + causal attention of a layer, of the tokens `asking_A` only (None: all). It is computed for all tokens
-        first, because BLAS adds in another order for few of them."""
+        """Return x + causal attention of a layer, of the tokens `outputs_A` only (None: all). It is computed for
+        all tokens first, because BLAS adds in another order for few of them."""
         at, heads = f"layers.{layer}.attention", self.model.heads
         q, k, v = (
-            self._linear(f"{at}.{name}", source).reshape(len(normed), heads, -1).transpose(1, 0, 2)
-            for name, source in (("query", query), ("key", normed), ("value", normed))
+            self._linear(f"{at}.{name}", source_TH).reshape(len(normed_TH), heads, -1).transpose(1, 0, 2)
+            for name, source_TH in (("query", query_TH), ("key", normed_TH), ("value", normed_TH))
         )
         scores_nTT = (q / np.float32(np.sqrt(q.shape[-1]))) @ k.transpose(0, 2, 1)
         scores_nTT[:, np.triu(np.ones(scores_nTT.shape[1:], bool), 1)] = -np.inf
         weights_nTT = np.exp(scores_nTT - scores_nTT.max(axis=-1, keepdims=True))
         weights_nTT /= weights_nTT.sum(axis=-1, keepdims=True)
-        mixed_TH = (weights_nTT @ v).transpose(1, 0, 2).reshape(normed.shape)
-        sum_TH = residual + self._linear(f"{at}.output", mixed_TH)
-        return sum_TH if asking_A is None else sum_TH[asking_A]
+        mixed_TH = (weights_nTT @ v).transpose(1, 0, 2).reshape(normed_TH.shape)
+        sum_TH = x_TH + self._linear(f"{at}.output", mixed_TH)
+        return sum_TH if outputs_A is None else sum_TH[outputs_A]
 
     def _linear(self, at: str, x_TH: np.ndarray) -> np.ndarray:
         weight = self.weights.tensor(f"{at}.weight")
@@ -125,11 +126,11 @@ class ExactModel(Operators):
         release_pages(weight)
         return y_TH
 
-    def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        return residual + self._tensor(f"layers.{layer}.row_scale") * e_TH
+    def add_rows(self, layer: int, x_TH: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
+        return x_TH + self._tensor(f"layers.{layer}.row_scale") * e_TH
 
-    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        centred_TH = x - x.mean(axis=-1, keepdims=True)
+    def norm(self, name: str, x_TH: np.ndarray) -> np.ndarray:
+        centred_TH = x_TH - x_TH.mean(axis=-1, keepdims=True)
         variance_T1 = (centred_TH * centred_TH).mean(axis=-1, keepdims=True)
         scaled_TH = centred_TH / np.sqrt(variance_T1 + np.float32(LAYER_NORM_EPSILON)) * self._tensor(f"{name}.gain")
         return scaled_TH + self._tensor(f"{name}.bias")

@@ -3,7 +3,7 @@
 exact.py has operators that add in one order, operators.py fast ones with a KV cache. The network of training is
 `model/pangu_sigma.py`; tests compare them.
 
-Shape suffixes: T tokens, A tokens that ask, H hidden, N segments of the RRE layers.
+Shape suffixes: T tokens, A tokens whose output is wanted, H hidden, N segments of all RRE layers, s segments of one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 class Operators(Protocol):
-    """Interface to the operators of the network, which take and return hidden states [T, H] in float32. An operator may modify
-    `residual`, and the hidden states that it returned before."""
+    """Interface to the operators of the network, which take and return hidden states [T, H] in float32: x, the residual stream, and
+    its norm. An operator may modify x, and the hidden states that it returned before."""
 
     def embed(self, words_T: np.ndarray, positions_T: np.ndarray) -> np.ndarray:
         """Return the sums of vectors of the word table of all slots and of the position table, [T, H]."""
@@ -28,25 +28,25 @@ class Operators(Protocol):
     def queries(self, positions_T: np.ndarray) -> np.ndarray:
         """Return vectors of the query layer's position table, [T, H]."""
 
-    def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        """Return residual + the layer's scale · e, the vectors of `model.rows` of each token."""
+    def add_rows(self, layer: int, x_TH: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
+        """Return x + the layer's scale · e, the vectors of `model.rows` of each token."""
 
-    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+    def norm(self, name: str, x_TH: np.ndarray) -> np.ndarray:
         """Apply the LayerNorm of the network's cell `name` to hidden states."""
 
     def attention(
-        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+        self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, query_TH: np.ndarray, outputs_A: np.ndarray | None
     ) -> np.ndarray:
-        """Return residual + causal attention of a layer. query: hidden states for the queries; `normed` is for keys and values.
+        """Return x + causal attention of a layer. query_TH: for the queries; `normed_TH` is for keys and values.
 
-        asking_A: numbers of the A tokens to return, in order; later operators get only these tokens. None: all tokens.
+        outputs_A: indices of the tokens to return, in order; later operators get only these tokens. None: all tokens.
         """
 
-    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of a dense layer."""
+    def ffn(self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray) -> np.ndarray:
+        """Return x + the FFN of a dense layer."""
 
-    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
-        """Return residual + the FFN of each token's expert. layer: index among the RRE layers."""
+    def routed_ffn(self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
+        """Return x + the FFN of each token's expert. layer: index among the RRE layers."""
 
 
 def hidden_states(
@@ -56,14 +56,14 @@ def hidden_states(
     positions_T: np.ndarray,
     experts_NT: np.ndarray,
     e_TH: np.ndarray | None,
-    asking_A: np.ndarray | None = None,
+    outputs_A: np.ndarray | None = None,
     trace: list[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
     words_T: index of each token in the word table of all slots. positions_T: position of each token in its document. experts_NT:
     expert of each token in each segment, numbered over the segment. e_TH: vectors of `model.rows` (`MetRows.of`), None without.
-    asking_A: numbers of the tokens to return hidden states of, in order, as [A, H]; None for all. The query layer computes only
+    outputs_A: indices of the tokens to return hidden states of, in order, as [A, H]; None for all. The query layer computes only
     keys and values of the other tokens. trace: list to which copies of the hidden states before the first layer and after each
     layer are added.
     """
@@ -77,11 +77,11 @@ def hidden_states(
         if e_TH is not None:
             x_TH = operators.add_rows(layer, x_TH, e_TH)
         normed_TH = operators.norm(f"layers.{layer}.attention_norm", x_TH)
-        query_TH, asking = (operators.queries(positions_T), asking_A) if is_query_layer else (normed_TH, None)
-        x_TH = operators.attention(layer, x_TH, normed_TH, query_TH, asking)
-        if asking is not None:
-            experts_NT = experts_NT[:, asking]
-            if not len(asking):
+        query_TH, layer_A = (operators.queries(positions_T), outputs_A) if is_query_layer else (normed_TH, None)
+        x_TH = operators.attention(layer, x_TH, normed_TH, query_TH, layer_A)
+        if layer_A is not None:
+            experts_NT = experts_NT[:, layer_A]
+            if not len(layer_A):
                 break
         normed_TH = operators.norm(f"layers.{layer}.ffn_norm", x_TH)
         routed = layer - model.dense_layers

@@ -3,7 +3,8 @@
 Every layer has its own operators, created once on fixed buffers. Hidden states alternate between two buffers: a norm's input and
 output.
 
-Shape suffixes: T tokens of a pass, H hidden, L lanes, n heads, S tokens of a lane, d = H/n, W wanted rows, R rows of a slot.
+Shape suffixes: T tokens of a pass, A of them whose output is wanted, H hidden, L lanes, n heads, S tokens of a lane,
+d = H/n, W tokens whose logits are wanted, R rows of a slot.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class CpuOperators(Operators):
         self._x_TH, self._y_TH, self._q_TH, self._k_TH, self._v_TH, self._mixed_TH = (
             self._room.zeros((PASS_TOKENS, model.hidden)) for _ in range(6)
         )
-        self._at_3T, self._asking_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
-        self._where, self._where_asking = (
-            tuple(row_T.ctypes.data for row_T in rows_3T) for rows_3T in (self._at_3T, self._asking_3T)
+        self._at_3T, self._output_at_3T = (np.zeros((3, PASS_TOKENS), np.int32) for _ in range(2))
+        self._where, self._where_output = (
+            tuple(row_T.ctypes.data for row_T in rows_3T) for rows_3T in (self._at_3T, self._output_at_3T)
         )
         self._expert_T = np.zeros(PASS_TOKENS, np.int32)
         self._expert_address = self._expert_T.ctypes.data
@@ -114,48 +115,49 @@ class CpuOperators(Operators):
         self._mixed_TH[: len(positions_T)] = self._queries_SH[positions_T]
         return self._mixed_TH
 
-    def add_rows(self, layer: int, residual: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
-        return residual  # the norm that follows adds them (`_layer_norms`)
+    def add_rows(self, layer: int, x_TH: np.ndarray, e_TH: np.ndarray) -> np.ndarray:
+        return x_TH  # the norm that follows adds them (`_layer_norms`)
 
-    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+    def norm(self, name: str, x_TH: np.ndarray) -> np.ndarray:
         norm, y = self._norms[name]
         norm(self._tokens)
         return y
 
     def attention(
-        self, layer: int, residual: np.ndarray, normed: np.ndarray, query: np.ndarray, asking_A: np.ndarray | None
+        self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, query_TH: np.ndarray, outputs_A: np.ndarray | None
     ) -> np.ndarray:
-        """Add causal attention over the KV cache to `residual`, and return it; tokens `asking_A` only, which move to the front."""
+        """Add causal attention over the KV cache to `x_TH`, and return it; tokens `outputs_A` only, which move to the
+        front."""
         operators, tokens, where = self._attentions[layer], self._tokens, self._where
-        if asking_A is None:
+        if outputs_A is None:
             operators.project_all(tokens)
         else:
             operators.project_keys_values(tokens)
-            where = self._keep_only(asking_A, (residual, query))
+            where = self._keep_only(outputs_A, (x_TH, query_TH))
             operators.project_queries(self._tokens)
         lanes, at, _ = self._where
         operators.attend(tokens, lanes, at, self._tokens, *where)
         operators.project_output(self._tokens)
-        return residual
+        return x_TH
 
-    def _keep_only(self, asking_A: np.ndarray, hidden_states: tuple[np.ndarray, ...]) -> tuple[int, ...]:
+    def _keep_only(self, outputs_A: np.ndarray, hidden_states: tuple[np.ndarray, ...]) -> tuple[int, ...]:
         """Continue the pass with these tokens only, whose hidden states move to the front. Return the addresses of lanes and
         positions."""
         for states_TH in hidden_states:
-            states_TH[: len(asking_A)] = states_TH[asking_A]
-        self._asking_3T[:, : len(asking_A)] = self._at_3T[:, asking_A]
-        self._tokens = len(asking_A)
-        return self._where_asking
+            states_TH[: len(outputs_A)] = states_TH[outputs_A]
+        self._output_at_3T[:, : len(outputs_A)] = self._at_3T[:, outputs_A]
+        self._tokens = len(outputs_A)
+        return self._where_output
 
-    def ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray) -> np.ndarray:
+    def ffn(self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray) -> np.ndarray:
         self._ffns[layer](self._tokens)
-        return residual
+        return x_TH
 
-    def routed_ffn(self, layer: int, residual: np.ndarray, normed: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
+    def routed_ffn(self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, experts_sT: np.ndarray) -> np.ndarray:
         for ffn, expert_T in zip(self._routed[layer], experts_sT, strict=True):
             self._expert_T[: self._tokens] = expert_T
             ffn(self._tokens, self._expert_address)
-        return residual
+        return x_TH
 
     def _buffers(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the buffers (residual, normed) of a layer. The norm before the query layer has swapped them."""
