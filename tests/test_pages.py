@@ -153,7 +153,8 @@ def test_every_command_that_a_page_shows_is_understood(page):
 
 def test_commands_are_found_and_faults_are_seen():
     page = (
-        "`pangu-sigma completion --shell bash`, or `pangu-sigma completion --shell fishy`; `pangu-sigma train`, `python -m experiments.none`\n"
+        "`pangu-sigma completion --shell bash`, or `pangu-sigma completion --shell fishy`; `pangu-sigma train`, "
+        "`python -m experiments.none`\n"
         '```bash\nsmall="sigma_tiny --no-such"   # a comment, isn\'t it\npangu-sigma prepare-data $small\n'
         "cat x | srun bash -c 'pangu-sigma nothing > file' && bash run_scripts/none.sh \\\n  --more\n```\n"
         "```text\npangu-sigma what came out\n```\n"
