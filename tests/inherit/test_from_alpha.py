@@ -18,9 +18,9 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.errors import LayoutError
-from pangu_sigma.inherit.from_alpha import inherit, mapped
-from pangu_sigma.inherit.parent import open_parent, parent_refusal, parent_slot, values_hash
-from pangu_sigma.inherit.receipt import RowCount
+from pangu_sigma.inherit.from_alpha import inherit, mapped, parent_slot
+from pangu_sigma.inherit.parent import open_parent, parent_refusal
+from pangu_sigma.inherit.receipt import RowCount, values_hash
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import train

@@ -14,10 +14,10 @@ from pangu_sigma.checkpoint.parts import OPTIMIZER
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepared import data_of, drawn_tables, read_prepared_tokenizer, refuse_spare_rows, unlike_prepared
 from pangu_sigma.data.samples import open_samples
-from pangu_sigma.domains import domains_of
+from pangu_sigma.domains import domains_of, matching_slot
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.child import Child, SlotRows, ffn_source, new_run_from
-from pangu_sigma.inherit.parent import looked_up, lost_pieces, parent_slot, slot_names, table_rows
+from pangu_sigma.inherit.parent import looked_up, table_rows
 from pangu_sigma.inherit.receipt import Receipt, count_by_origin
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, stored_shapes
 from pangu_sigma.results import aligned
@@ -128,6 +128,29 @@ def inherited_slots(parent: StoredModel, config: Config, tokenizer: Tokenizer, d
             f"slots of their own for what is new; or accept the loss with {argument('--drop-rows')}"
         )
     return slots
+
+
+def slot_names(parent: StoredModel) -> list[str]:
+    """Return the names of a parent's slots."""
+    return ["alpha"] if parent.kind == "alpha" else domains_of(parent.config).slot_names
+
+
+def parent_slot(name: str, parent_names: list[str]) -> int:
+    """Return the number of the parent's slot called `name`, or else of its only slot. Raises ConfigError if there is neither."""
+    slot = matching_slot(name, parent_names)
+    if slot is None:
+        raise ConfigError(
+            f"domains: slot {name!r} has no parent: the parent's slots are {', '.join(parent_names)}; use one of these names"
+        )
+    return slot
+
+
+def lost_pieces(parent: StoredModel, slot: int, ids: np.ndarray, languages: set[str]) -> list[str]:
+    """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a language
+    of both slots can contain them. ids: the parent's ids of tokens with a row in the child's slot. languages: of its text."""
+    vocabulary, slot_ids = parent.tokenizer.vocabulary, set(parent.tokenizer.slot_rows[slot].tolist())
+    both = languages & ({"zh", "mixed"} if parent.kind == "alpha" else domains_of(parent.config).languages(slot))
+    return [vocabulary.pieces[token] for token in sorted((slot_ids & vocabulary.producible(both)) - set(ids.tolist()))]
 
 
 def _notes(parent: StoredModel, config: Config, moments: bool) -> list[str]:

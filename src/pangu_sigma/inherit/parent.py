@@ -10,10 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.domains import domains_of, matching_slot
 from pangu_sigma.errors import LayoutError, argument
 from pangu_sigma.sections import Activation
 from pangu_sigma.stored.alpha import StoredAlpha
@@ -46,19 +44,6 @@ def table_rows(tokenizer: Tokenizer, slot: int, ids: np.ndarray) -> np.ndarray:
     """Return the row in the whole word table, which has its slots end to end, of each token in a slot; -1: none."""
     rows = looked_up(tokenizer.row_of[slot], ids)
     return np.where(rows >= 0, slot * tokenizer.slot_rows.shape[1] + rows, -1)
-
-
-def slot_names(parent: StoredModel) -> list[str]:
-    """Return the names of a parent's slots."""
-    return ["alpha"] if parent.kind == "alpha" else domains_of(parent.config).slot_names
-
-
-def lost_pieces(parent: StoredModel, slot: int, ids: np.ndarray, languages: set[str]) -> list[str]:
-    """Return the pieces that have a row in slot `slot` of the parent and none in a slot of the child, although text in a language
-    of both slots can contain them. ids: the parent's ids of tokens with a row in the child's slot. languages: of its text."""
-    vocabulary, slot_ids = parent.tokenizer.vocabulary, set(parent.tokenizer.slot_rows[slot].tolist())
-    both = languages & ({"zh", "mixed"} if parent.kind == "alpha" else domains_of(parent.config).languages(slot))
-    return [vocabulary.pieces[token] for token in sorted((slot_ids & vocabulary.producible(both)) - set(ids.tolist()))]
 
 
 def open_parent(path: Path, heads: int | None = None, activation: Activation | None = None) -> StoredModel:
@@ -97,24 +82,3 @@ def parent_refusal(model: StoredModel) -> str | None:
         f"has model.rre_layers={layers}; only a dense model (rre_layers=0) can be inherited; to add domains to a sparse run "
         "use `pangu-sigma extend`"
     )
-
-
-def values_hash(model: StoredModel) -> str:
-    """Return a hash over the values of all tensors, as stored; it is the same in every layout. All of them are read."""
-    digest = xxhash.xxh3_128()
-    for name in sorted(model.tensors):
-        tensor_digest = xxhash.xxh3_128()
-        for values in model.tensors[name].content():
-            tensor_digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        digest.update(f"{name} {tensor_digest.hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def parent_slot(name: str, parent_names: list[str]) -> int:
-    """Return the number of the parent's slot called `name`, or else of its only slot. Raises ConfigError if there is neither."""
-    slot = matching_slot(name, parent_names)
-    if slot is None:
-        raise ConfigError(
-            f"domains: slot {name!r} has no parent: the parent's slots are {', '.join(parent_names)}; use one of these names"
-        )
-    return slot

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import xxhash
+
 from pangu_sigma.checkpoint.parts import ROWS
 from pangu_sigma.checkpoint.run_folder import LINEAGE_FILE
-from pangu_sigma.inherit.parent import values_hash
 from pangu_sigma.results import aligned
 from pangu_sigma.sealed import add_to_seal, sealed, write_atomically
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # the command line reads this file before MindSpore is loaded
     from pangu_sigma.config import Config
     from pangu_sigma.inherit.child import Child
     from pangu_sigma.inherit.equality import Agreement
+    from pangu_sigma.stored.model import StoredModel
 
 
 ReceiptKind = Literal["inherit", "extend", "extract", "finetune"]
@@ -142,6 +145,17 @@ def receipt_of(child: Child, agreement: dict[str, Agreement]) -> Receipt:
         notes=child.notes,
         parent_lineage=parent.lineage,
     )
+
+
+def values_hash(model: StoredModel) -> str:
+    """Return a hash over the values of all tensors, as stored; it is the same in every layout. All of them are read."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(model.tensors):
+        tensor_digest = xxhash.xxh3_128()
+        for values in model.tensors[name].content():
+            tensor_digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        digest.update(f"{name} {tensor_digest.hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _count_met_rows(child: Child) -> dict[str, RowCount]:
