@@ -84,7 +84,7 @@ def test_load_config_takes_names_files_and_a_mapping(tmp_path, monkeypatch):
         assert ps.load_config("sigma_tiny", overrides).train.steps == 7
     with pytest.raises(
         ps.UserError,
-        match=r"^override 'steps' is not key\.path=value, for example overrides=\{\"train\.steps\": 100\}$",
+        match=r"^override 'steps' is not KEY=VALUE, such as steps=10$",
     ):
         ps.load_config("sigma_tiny", "steps")
 

@@ -35,7 +35,7 @@ def folder(tiny_data, tmp_path) -> Path:
 def test_what_was_written_is_read(folder, tiny_data):
     assert read_config(folder, "run", FIX) == tiny_config(tiny_data)
     tokenizer, table = read_tokenizer(folder, FIX), read_table(folder, FIX)
-    assert (tokenizer.size > 40_000, table.experts, check_folder(folder, FIX)["format"]) == (True, 2, 3)
+    assert (tokenizer.size > 40_000, table.experts, check_folder(folder, FIX)["format"]) == (True, 2, 4)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["configuration.json", "routing.npz", "seal.json", "tokenizer"]
     assert sorted(json.loads((folder / "seal.json").read_text())["files"]) == [
@@ -46,7 +46,7 @@ def test_what_was_written_is_read(folder, tiny_data):
 
 def test_it_is_json_that_says_kind_and_format_and_the_folder_or_the_file_names_it(folder, tiny_data):
     tree = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
-    assert [*tree] == ["kind", "format", "config", "manifest"] and (tree["kind"], tree["format"]) == ("run", 3)
+    assert [*tree] == ["kind", "format", "config", "manifest"] and (tree["kind"], tree["format"]) == ("run", 4)
     assert Config.model_validate(tree["config"]) == tiny_config(tiny_data)
     for named in (folder, folder / "configuration.json"):
         assert ps.load_config(named) == tiny_config(tiny_data)

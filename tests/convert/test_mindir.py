@@ -166,7 +166,7 @@ def test_an_edited_readme_of_an_export_is_no_damage(tiny_export, tmp_path):
 
 def test_the_signature_of_an_export_says_what_the_graph_takes_and_gives(tiny_export):
     found = json.loads((tiny_export / SEAL).read_text())
-    assert (found["format"], found["weights"]) == (3, "float32")
+    assert (found["format"], found["weights"]) == (4, "float32")
     assert found["signature"]["inputs"][0] == {"name": "ids", "axes": "BC", "dtype": "int32"}
     names = [each["name"] for each in found["signature"]["inputs"]]
     assert names == ["ids", "lengths", "start", "lane", "domain", "wanted"]

@@ -142,7 +142,10 @@ def test_rules_that_contradict_each_other_are_an_error():
         ({"text_key": "''"}, r"data\.text_key"),
         ({"text_keys": "[text]"}, r"data\.text_keys: unknown key"),
         ({"reader": "no_colon"}, "^reader=no_colon: is not FILE.py:FUNCTION"),
-        ({"reader": "subprocess:call"}, "reader=subprocess:call: .*; name the file, such as subprocess\\.py:call"),
+        (
+            {"reader": "subprocess:call"},
+            "reader=subprocess:call: .*; name file and function, such as subprocess\\.py:call",
+        ),
         ({"reader": "no_such.py:f"}, r"reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
         ({"reader": f"{textwrap.__file__}:no_such"}, r"reader=.*:no_such: cannot be loaded: AttributeError"),
         ({"reader": f"{textwrap.__file__}:__name__"}, r"reader=.*:__name__: is not a function"),
