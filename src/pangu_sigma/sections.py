@@ -414,7 +414,7 @@ class SpikesConfig(Section):
     @model_validator(mode="after")
     def _combinations(self) -> SpikesConfig:
         if self.skip and self.factor is None:
-            raise ValueError("skip=true needs a factor: with factor=null nothing is a spike; set it, or skip=false")
+            raise ValueError("skip=true needs a factor: without one nothing is a spike; set factor, or skip=false")
         return self
 
 

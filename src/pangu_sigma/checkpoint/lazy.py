@@ -81,13 +81,14 @@ class LazyArray:
 
     def read(self) -> np.ndarray:
         """Return all values. If `content` yields one array, it is returned itself; several are copied into the whole one by one."""
-        first = next(iter(self.content()), None)
-        if first is not None and first.size == self.size:
-            return np.asarray(first, self.dtype).reshape(self.shape)
-        del first  # `copy_values` computes it again, and only one is in memory
-        array = np.empty(self.shape, self.dtype)
-        copy_values(self, array)
-        return array
+        array = np.empty(0, self.dtype)
+        for position, flat in _pieces(self):
+            if len(flat) == self.size:
+                return flat.reshape(self.shape)
+            if not position:
+                array = np.empty(self.size, self.dtype)
+            array[position : position + len(flat)] = flat
+        return array.reshape(self.shape)
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
@@ -121,11 +122,18 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
 
     Raises ValueError when a LazyArray has more or fewer values than its shape says.
     """
-    length, position = max(1, _CHUNK // array.dtype.itemsize), 0
-    for values in array.content() if isinstance(array, LazyArray) else (array,):
-        flat = np.ascontiguousarray(values, array.dtype).reshape(-1)
+    length = max(1, _CHUNK // array.dtype.itemsize)
+    for position, flat in _pieces(array):
         for first in range(0, len(flat), length):
             yield position + first, flat[first : first + length]
+
+
+def _pieces(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield what `content` yields, or an array itself, flattened, each with the position of its first value. Raises as `chunks`."""
+    position = 0
+    for values in array.content() if isinstance(array, LazyArray) else (array,):
+        flat = np.ascontiguousarray(values, array.dtype).reshape(-1)
+        yield position, flat
         position += len(flat)
     if position != array.size:
         raise ValueError(f"{getattr(array, 'origin', 'array')}: {position} of {array.size} values")

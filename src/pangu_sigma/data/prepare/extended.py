@@ -38,7 +38,7 @@ def _extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
     """Return the configuration of the domains that data.path lacks, and the vocabulary that they keep. Raises ConfigError if
     data.path does not go with the configuration, DataError if it is damaged."""
     path = Path(config.data.path)
-    if path.exists() and moves_domains(path):
+    if moves_domains(path):
         with staged(path, removed=True) as stage:
             add_domains(stage.path("write/output"), path)
     try:

@@ -121,7 +121,7 @@ def _prepare(
     inputs = _checked_before_reading(config, layout, inputs, output)
     if (conflict := "" if old else _conflict(config, output, {})) and writes:
         raise ConfigError(conflict)
-    if not old and _has_content(output) and moves_domains(output):
+    if not old and moves_domains(output):
         raise ConfigError(
             f"data.path={output}: domains that are being added are in {stage_folder(output)}; call prepare-data with "
             f"{argument('--extend')} first, which moves them"
@@ -159,8 +159,8 @@ def _prepare(
 
 
 def moves_domains(output: Path) -> bool:
-    """Return True if the stage holds a complete folder: if there is prepared data, the move of new domains was killed."""
-    return (stage_folder(output) / "write/output" / QUARANTINE_NAME).exists()
+    """Return True if new domains are being moved to prepared data: the stage holds a complete folder, and `output` has content."""
+    return _has_content(output) and (stage_folder(output) / "write/output" / QUARANTINE_NAME).exists()
 
 
 def add_domains(folder: Path, output: Path) -> None:
