@@ -68,10 +68,6 @@ class LazyArray:
     row: Callable[[int], np.ndarray] | None = None
 
     @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
     def size(self) -> int:
         return math.prod(self.shape)
 
@@ -81,14 +77,12 @@ class LazyArray:
 
     def read(self) -> np.ndarray:
         """Return all values. If `content` yields one array, it is returned itself; several are copied into the whole one by one."""
-        array = np.empty(0, self.dtype)
+        array = np.empty(self.shape, self.dtype)  # takes memory where it is written
         for position, flat in _pieces(self):
             if len(flat) == self.size:
                 return flat.reshape(self.shape)
-            if not position:
-                array = np.empty(self.size, self.dtype)
-            array[position : position + len(flat)] = flat
-        return array.reshape(self.shape)
+            array.reshape(-1)[position : position + len(flat)] = flat
+        return array
 
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:

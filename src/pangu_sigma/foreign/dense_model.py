@@ -100,7 +100,7 @@ def dense_model_of(
         kinds[rule.ours] = source.kind
     words, positions, w1 = tables = [tensors[name] for name in ("embedding", "positions", "layers.0.ffn.w1")]
     for table in tables:
-        if table.ndim != 2 or 0 in table.shape:
+        if len(table.shape) != 2 or 0 in table.shape:
             raise LayoutError(f"{path}: {table.origin} is of shape {table.shape}, and must be a table; it is damaged")
     model = DenseModel(
         path=path,
