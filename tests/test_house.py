@@ -19,7 +19,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2011,
+    ".": 2012,
     "checkpoint": 926,
     "convert": 670,
     "data": 2365,
@@ -40,7 +40,7 @@ BUDGETS = {
     "serve": 1037,
     "stored": 673,
     "text": 928,
-    "training": 1423,
+    "training": 1422,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -177,15 +177,18 @@ def train(
     except OSError as error:
         error.filename = error.filename or str(folder)  # a write that fails names no file
         raise
-    outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
+    outcome = _outcome(folder) if trainer.finished and trainer.ranks.first else None
     return Model(folder, outcome=outcome, stopped=not trainer.finished)
 
 
-def _summary(run: Path) -> Result | None:
-    """Return the summary of a run; None, with a warning, if its log is lost, which does not affect the training."""
+def _outcome(run: Path) -> Result | None:
+    """Draw the report of a finished run, and return its summary; None, with a warning, if its log is lost, which does not affect
+    the training."""
     from pangu_sigma.training.log.metrics import EmptyLogError
+    from pangu_sigma.training.log.report import draw_report
     from pangu_sigma.training.log.summary import format_summary, summarise
 
+    draw_report(run)
     try:
         summary = summarise(run)
     except EmptyLogError as lost:

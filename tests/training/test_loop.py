@@ -98,7 +98,7 @@ def test_it_learns(tiny_run):
         assert after[name] < 0.75 * loss, name
 
 
-def test_a_run_leaves_metrics_checkpoints_and_a_report(tiny_run):
+def test_a_run_leaves_metrics_and_checkpoints(tiny_run):
     lines, schedule = read_metrics(tiny_run), Schedule(run_config(tiny_run).train.optimizer)
     assert lines[0]["kind"] == "run"
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(5, STEPS + 1, 5))
@@ -117,7 +117,6 @@ def test_a_run_leaves_metrics_checkpoints_and_a_report(tiny_run):
     names = sorted(path.name for path in (tiny_run / "checkpoints").iterdir())
     assert names == [f"step_{SAVED_AT:08d}", f"step_{STEPS:08d}"]
     assert list((tiny_run / "tensorboard").iterdir())
-    assert list((tiny_run / "report").iterdir())
 
 
 def test_a_resumed_run_ends_in_the_bits_of_the_uninterrupted_one_and_logs_each_step_once(tiny_run, resumed):

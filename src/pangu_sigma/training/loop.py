@@ -34,7 +34,6 @@ from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.feed import InputPipeline
 from pangu_sigma.training.health import Health, check_health
 from pangu_sigma.training.log.metrics import Metrics, MetricsLog, NoLog, load_max_over_mean, read_metrics
-from pangu_sigma.training.log.report import draw_report
 from pangu_sigma.training.log.summary import format_divergence
 from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.start import (
@@ -250,7 +249,7 @@ def train(
     kind: type[Trainer] = Trainer,
     on_step: OnStep | None = None,
 ) -> Trainer:
-    """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics, checkpoints and a report.
+    """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics and checkpoints.
 
     backend: the devices to train on. start_options: further start options of the user. profile: True to write a timeline of a few
     steps (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
@@ -323,9 +322,8 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                     log.flush()
                     trainer.save_in_turn(is_last or stopped)
             trainer.timeline.step_done(step)
-    ranks.leave()  # no rank waits while the first one draws the report
-    if ranks.first and trainer.finished and config.finetune is None:  # the report of a tuned run shows its result
-        draw_report(folder)
+    ranks.leave()  # no rank waits for what the first one does after the training
+    if ranks.first and trainer.finished and config.finetune is None:
         if divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr):
             logger.warning("%s", divergence)
     elif not trainer.finished:
