@@ -46,9 +46,6 @@ _SAMPLING = tuple(field.name for field in fields(Sampling))
 _GROUPING_PREFIX = 16
 """Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
 
-_CHUNK = 512
-"""Number of requests submitted together; their answers are in memory until the result is extracted."""
-
 Pair = tuple[list[int], list[int]]
 """Token ids of a context, and of its continuation to score."""
 
@@ -221,19 +218,14 @@ class HarnessModel(LM):
         cache_names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
         results: list[Any] = [self.cache.get(name) if self.cache else None for name in cache_names]
         order = [number for number in _submission_order(requests) if results[number] is None]
-        numbers, total = {id(requests[number]): number for number in order}, len(requests)
+        answers = self.engine.answers_to([requests[number] for number in order])
+        total = len(requests)
         with Bar(total=total, initial=total - len(order), desc=label, unit="request", disable=quiet) as bar:
-
-            def advance(answer: Answer) -> None:
-                if answer.finish in ("stop", "length"):
-                    number = numbers[id(answer.request)]
-                    results[number] = extract(answer)
-                    if self.cache:
-                        self.cache.put(cache_names[number], results[number])
-                    bar.update()
-
-            for first in range(0, len(order), _CHUNK):
-                self.engine.complete([requests[number] for number in order[first : first + _CHUNK]], advance)
+            for number, answer in zip(order, answers, strict=True):
+                results[number] = extract(answer)
+                if self.cache:
+                    self.cache.put(cache_names[number], results[number])
+                bar.update()
         return results
 
 

@@ -14,7 +14,7 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.ablation import Ablation, WithoutParts
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.request import Answer, Request
+from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.sampling import Sampling, check_text
 from pangu_sigma.stored.export import StoredExport
 from pangu_sigma.stored.model import StoredModel
@@ -89,12 +89,7 @@ def generate(
     for prompt in prompts:
         requests.append(_request(engine, prompt, max_new_tokens, sampling, seed + times[prompt], stop))
         times[prompt] += 1
-    with Bar(total=len(prompts) * max_new_tokens, desc="generate", unit="token", leave=False) as bar:
-
-        def advance(answer: Answer) -> None:
-            bar.update(1 if answer.finish is None else max_new_tokens - max(len(answer.tokens) - 1, 0))
-
-        answers = engine.complete(requests, advance)
+    answers = Bar(engine.answers_to(requests), total=len(requests), desc="generate", unit="text", leave=False)
     return [
         Generated(name, text, answer.text, [*answer.request.ids, *answer.ids], answer.finish == "stop")
         for (name, text), answer in zip(prompts, answers, strict=True)

@@ -21,7 +21,6 @@ from prometheus_client import generate_latest
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.serve import openai, schemas
 from pangu_sigma.serve.engine_thread import Answers
 from pangu_sigma.serve.refusals import ApiError, install_error_handlers
@@ -141,7 +140,7 @@ async def tokenizer_info(request: Request, model: str | None = None) -> dict[str
         "eos_token": names[tokenizer.eot],
         "pad_token": names[tokenizer.pad],
         "unk_token": names[tokenizer.unk],
-        "chat_template": ChatTemplate.of(domain, served.config.chat).jinja(),
+        "chat_template": served.templates[domain.name].jinja(),
     }
 
 
