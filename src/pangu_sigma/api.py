@@ -26,6 +26,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument, warn_without_effect
+from pangu_sigma.generate.sampling import Temperature
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.loaded import Model
@@ -367,7 +368,7 @@ def benchmark(
     limit: AtLeastOne | None = None,
     num_fewshot: AtLeastOne | None = None,
     samples_per_problem: AtLeastOne = 1,
-    temperature: float | None = None,
+    temperature: Temperature | None = None,
     allow_code_execution: bool = False,
     json: AnyPath | None = None,
 ) -> Result:
@@ -693,9 +694,9 @@ def chat(
     model: AnyPath,
     *,
     domain: str | None = None,
-    temperature: float = 0.7,
+    temperature: Temperature = 0.7,
     max_new_tokens: int | None = None,
-    seed: int | None = None,
+    seed: Count | None = None,
     weights: Precision | None = None,
 ) -> int:
     """Chat with a trained model on standard input and output, and return the exit status.

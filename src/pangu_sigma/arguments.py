@@ -18,7 +18,6 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, config_path
 from pangu_sigma.errors import UserError, argument, keyword
-from pangu_sigma.generate.sampling import check_text
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,6 +28,17 @@ def one_path(value: Any) -> Path:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value).strip():
         raise ValueError("a path, as text or pathlib.Path, not blank")
     return Path(value)
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise ConfigError for a text that UTF-8 cannot encode, such as an argument with invalid bytes. name: name of the text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} is not Unicode text: character {error.start} is {text[error.start]!r}, half a pair or a byte that is no "
+            "UTF-8; give it in UTF-8"
+        ) from None
 
 
 def _text(value: Any) -> str:

@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -16,14 +17,27 @@ from pydantic import PlainValidator, SkipValidation
 
 from ascend_ops.few_rows import Precision, StoredPrecision
 from pangu_sigma import arguments
-from pangu_sigma.arguments import AnyPath, Count, Overrides, Paths, Text, Texts, checked, paths, several, texts
+from pangu_sigma.arguments import (
+    AnyPath,
+    Count,
+    Overrides,
+    Paths,
+    Text,
+    Texts,
+    check_text,
+    checked,
+    paths,
+    several,
+    texts,
+)
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override
+from pangu_sigma.config_file import Override, override, short, validated
 from pangu_sigma.errors import argument, keyword, warn_without_effect
-from pangu_sigma.generate.sampling import Sampling, check_count, check_text
+from pangu_sigma.generate.sampling import Factor, Penalty, Sampling, Temperature, TopP
 from pangu_sigma.generate.score import Score
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
+from pangu_sigma.sections import Fraction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,13 +198,13 @@ def generate(
     stop: Texts = (),
     *,
     prompts: AnyPath | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
+    temperature: Temperature = 0.0,
+    top_k: Count = 0,
+    top_p: TopP = 1.0,
+    min_p: Fraction = 0.0,
+    repetition_penalty: Factor = 1.0,
+    presence_penalty: Penalty = 0.0,
+    frequency_penalty: Penalty = 0.0,
     weights: Precision | None = None,
 ) -> Results:
     """Continue prompts with a trained model.
@@ -220,7 +234,7 @@ def generate(
         pangu-sigma generate exports/sigma_tiny --domain en --prompts lines.txt --json -
     """
     values = locals()
-    sampling = {field.name: values[field.name] for field in fields(Sampling)}  # all of them are parameters
+    sampling = {name: values[name] for name in Sampling.model_fields}  # all of them are parameters
     all_prompts, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
     opened = _opened(model) if weights is None else Model(model, weights)
     if prompt == () and not all_prompts:
@@ -302,16 +316,12 @@ def export(
 
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     """Convert keyword arguments to sampling options. Warns of an option or a seed that has no effect. Raises ConfigError for an
-    unknown option."""
-    names = [field.name for field in fields(Sampling)]
-    if unknown := [name for name in options if name not in names]:
-        allowed = ", ".join(["max_new_tokens", "seed", "stop", *names])
-        raise ConfigError(f"{unknown[0]}: unknown argument; allowed here: {allowed}")
-    sampling = Sampling(**options)
+    unknown option, and for a value that is not allowed."""
+    sampling = validated(Sampling, override({}, [*options.items()]))
     if sampling.temperature == 0:
-        values = {**options, "seed": seed}
+        values = sampling.model_dump() | {"seed": seed}
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
-            if values.get(name, default) != default:
+            if values[name] != default:
                 why = f"{keyword('temperature')}=0 takes the likeliest token"
                 warn_without_effect(f"{keyword(name)}={values[name]}", why)
     return sampling
@@ -392,9 +402,7 @@ class Model:
     @checked
     def ids(self, text: Text, domain: Text) -> list[int]:
         """Return the token ids by which a domain reads a text. In code and bilingual text the first one is the language tag."""
-        from pangu_sigma.generate.text import prompt_ids
-
-        return prompt_ids(self.tokenizer, text, self.domains.named(domain))
+        return self.tokenizer.prompt(text, self.domains.named(domain))
 
     @checked
     def slot(self, domain: Text) -> Table:
@@ -479,6 +487,8 @@ class Model:
         if isinstance(text_or_ids, str):
             return self.ids(text_or_ids, domain)
         ids = [*text_or_ids] if isinstance(text_or_ids, Iterable) else [text_or_ids]
-        for token in ids:
-            check_count("text_or_ids", token)
+        if wrong_ids := [token for token in ids if not isinstance(token, Integral)]:
+            raise ConfigError(
+                f"text_or_ids={short(wrong_ids[0])} is not allowed: a text, or whole numbers, ids of tokens"
+            )
         return [int(token) for token in ids]

@@ -26,8 +26,8 @@ DRAWN = Sampling(temperature=1.0)
 SAMPLINGS = [
     Sampling(),
     DRAWN,
-    Sampling(0.8, top_k=3, top_p=0.9, min_p=0.05),
-    Sampling(1.0, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.5),
+    Sampling(temperature=0.8, top_k=3, top_p=0.9, min_p=0.05),
+    Sampling(temperature=1.0, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.5),
 ]
 UP, REVERSED = FakeDecoder().up, FakeDecoder().reversed
 

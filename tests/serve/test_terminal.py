@@ -50,7 +50,7 @@ def test_commands_are_commands_and_two_slashes_are_text(decoder, capsys):
     assert "/domain NAME" in told
     assert "there is no /nope; /help says what there is" in told
     assert "/temperature hot: a number is wanted" in told
-    assert "temperature=-1.0 is not allowed" in told
+    assert "temperature: -1.0 is not allowed" in told
     assert "nothing was said yet" in told
     assert said(decoder, "//help\n", capsys)[0] != []
 

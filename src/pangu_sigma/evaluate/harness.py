@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +18,12 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import validated
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.result_cache import ResultCache
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
-from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.generate.text import open_engine
 
 try:
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 _LIMIT_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the generation option for the maximum number of new tokens; the first that is present counts."""
-
-_SAMPLING = tuple(field.name for field in fields(Sampling))
 
 _GROUPING_PREFIX = 16
 """Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
@@ -145,7 +143,6 @@ class HarnessModel(LM):
 
     def _tokenize(self, text: str, tags: bool) -> list[int]:
         """Return the token ids of a text. tags: True to put the domain's language tag before it."""
-        check_text(text, "a text of the task")
         return (self.tokenizer.prompt if tags else self.tokenizer.encode)(text, self.domain)
 
     def _pair(self, context: str, continuation: str) -> Pair:
@@ -185,10 +182,10 @@ class HarnessModel(LM):
         stop = [until] if isinstance(until, str) else list(until)
         limit = next((int(options[n]) for n in _LIMIT_NAMES if options.get(n) is not None), self._max_new_tokens)
         do_sample = options.pop("do_sample", None)
-        sampling = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+        sampling = {name: options[name] for name in Sampling.model_fields if options.get(name) is not None}
         if do_sample is False:
             sampling["temperature"] = 0.0
-        if unknown_options := options.keys() - {*_LIMIT_NAMES, *_SAMPLING}:
+        if unknown_options := options.keys() - {*_LIMIT_NAMES, *Sampling.model_fields}:
             raise ConfigError(f"the task asks for {', '.join(sorted(unknown_options))}, which this model does not know")
         if limit >= self.max_length:
             limit = (self.max_length + 1) // 2
@@ -196,8 +193,8 @@ class HarnessModel(LM):
         ids, room = self._ids(context, self._tags) or [self.tokenizer.eot], self.max_length - limit
         if len(ids) > room:
             self._count_warning("prompts", request)
-        seed = self._seed + repeat
-        return Request(self.domain, tuple(ids[-room:]), limit, Sampling(**sampling), seed, tuple(filter(None, stop)))
+        options_of_draw, seed = validated(Sampling, sampling), self._seed + repeat
+        return Request(self.domain, tuple(ids[-room:]), limit, options_of_draw, seed, tuple(filter(None, stop)))
 
     def _scores(self, texts: Sequence[list[Pair]], label: str, quiet: bool) -> list[tuple[float, bool]]:
         """Return for each text, given as its pairs, the log-probability of all continuations in nats, and True if every token of

@@ -15,11 +15,10 @@ from pangu_sigma.generate.ablation import Ablation, WithoutParts
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
-from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.stored.export import StoredExport
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import ANSWERING, open_model
-from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ def _request(
     """Make the engine's request for a prompt. Raises ConfigError if this model cannot answer it."""
     name, text = prompt
     domain = domains_of(engine.decoder.config).named(name)
-    ids = prompt_ids(engine.decoder.tokenizer, text, domain)
+    ids = engine.decoder.tokenizer.prompt(text, domain)
     request = Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
     engine.check(request)
     return request
@@ -150,9 +149,3 @@ def _warn_of_blanks(engine: Engine, prompts: Sequence[Prompt]) -> None:
     texts = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
     if texts:
         logger.warning("%d of %d prompts, such as %r: %s", len(texts), len(prompts), texts[0][-20:], BLANK_AT_THE_END)
-
-
-def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:
-    """Tokenize a prompt. Raises ConfigError if it is no Unicode text."""
-    check_text(text, f"a prompt of domain {domain.name}")
-    return tokenizer.prompt(text, domain)

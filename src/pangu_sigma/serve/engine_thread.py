@@ -138,7 +138,7 @@ class Answers:
                 raise _server_stopping()
 
     async def wait(self, requests: list[Request]) -> list[News]:
-        """Submit requests, and return all answers, each with all of its tokens, once they are finished. Raises ApiError as `news`."""
+        """Submit requests, and return all answers with all of their tokens once they are finished. Raises ApiError as `news`."""
         async for _ in self.news(requests):
             pass
         return [News(number, answer, True, answer.tokens, answer.finish) for number, answer in enumerate(self.answers)]

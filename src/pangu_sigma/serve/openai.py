@@ -158,10 +158,9 @@ def make_requests(
             served.tokenizer.rows(ids, domain)
         except ConfigError as error:
             raise ApiError.invalid(parameter, str(error)) from error
-    names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    sampling = {"temperature": 1.0} | {name: value for name in names if (value := getattr(body, name)) is not None}
+    sampling = {"temperature": 1.0} | body.model_dump(include={*Sampling.model_fields}, exclude_none=True)
     options = options | {
-        "sampling": Sampling(top_k=max(body.top_k or 0, 0), **sampling),
+        "sampling": Sampling(**sampling | {"top_k": max(body.top_k or 0, 0)}),
         "stop": stops + stop,
         "stop_ids": tuple(body.stop_token_ids or ()),
         "ignore_eot": bool(body.ignore_eos),

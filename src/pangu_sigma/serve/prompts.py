@@ -11,7 +11,6 @@ from pangu_sigma.config import Config
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.generate.chat_template import ChatTemplate, Role, without_oldest
-from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -47,7 +46,6 @@ class PromptTokenizer:
         if text == self._end:
             return [self.tokenizer.eot]
         try:
-            check_text(text, "the text")
             return self.tokenizer.prompt(text, domain) if tags else self.tokenizer.encode(text, domain)
         except (DataError, ValueError) as error:
             raise ApiError.invalid("prompt", str(error)) from error

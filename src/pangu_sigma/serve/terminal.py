@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import validated
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError, argument
 from pangu_sigma.generate.chat_template import ChatTemplate, Role
@@ -54,7 +55,7 @@ class Chat:
             )
         self.domains = domains_of(self.config)
         self.domain = self.domains[0] if settings.domain is None else self.domains.named(settings.domain)
-        self.sampling, self.system = Sampling(settings.temperature), ""
+        self.sampling, self.system = Sampling(temperature=settings.temperature), ""
         self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.messages: list[tuple[Role, str]] = []
 
@@ -73,7 +74,7 @@ class Chat:
         except (ApiError, UserError) as error:
             self.say(error.detail if isinstance(error, ApiError) else str(error))
         except ValueError:
-            self.say(f"{line}: a number is wanted, 0 or more")
+            self.say(f"{line}: a number is wanted")
         return True
 
     def answer(self, text: str) -> None:
@@ -102,7 +103,7 @@ class Chat:
             case "/system":
                 self.system, self.messages = value, []
             case "/temperature":
-                self.sampling = Sampling(float(value))
+                self.sampling = validated(Sampling, {"temperature": float(value)})
             case "/domain" if value:
                 self.domain, self.messages = self.domains.named(value), []
             case "/domain":
