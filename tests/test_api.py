@@ -122,7 +122,7 @@ def test_an_argument_of_another_kind_is_one_message_that_names_it(model, tmp_pat
             lambda: model.stream("a", "en", temprature=1),
             "temprature: unknown key .* nearest valid key: temperature; allowed here: temperature, top_k",
         ),
-        (lambda: model.logits([1.7], "en"), "text_or_ids=1.7 is not allowed: a text, or whole numbers"),
+        (lambda: model.logits([1.7], "en"), r"text_or_ids=\[1.7\] is not allowed: a text, or whole numbers"),
         (lambda: model.score("a", None), "domain=None is not allowed: a text"),
         (
             lambda: model.export(none, weights="int4"),

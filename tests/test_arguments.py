@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from pangu_sigma.arguments import AnyPath, AtLeastOne, Paths, check_text, checked
-from pangu_sigma.config import ConfigError
+from pangu_sigma.arguments import AnyPath, AtLeastOne, Paths, checked, texts
 from pangu_sigma.errors import UserError
 
 
@@ -62,6 +61,6 @@ def test_an_unknown_or_missing_argument_is_refused_with_those_there_are():
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_position():
-    check_text("今天 🙂", "the text")
-    with pytest.raises(ConfigError, match=r"^a prompt is not Unicode text: character 2 is '\\udcff'"):
-        check_text(b"ab\xff".decode(errors="surrogateescape"), "a prompt")
+    assert texts("今天 🙂") == ["今天 🙂"]
+    with pytest.raises(ValueError, match=r"^it is not Unicode text: character 2 is '\\udcff'"):
+        texts(b"ab\xff".decode(errors="surrogateescape"))

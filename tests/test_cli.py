@@ -262,7 +262,7 @@ def test_generate_reads_a_prompt_a_line_from_a_file_or_from_standard_input(tiny_
         assert prints(capsys, *generate, "--prompts", source) == expected
     lines.write_bytes(b"a\n\xff")
     said = fails(capsys, *generate, "--prompts", lines)
-    assert "/lines.txt: line 2 is not Unicode text: character 0 is '\\udcff'" in said
+    assert "/lines.txt: line 2 is empty, or not UTF-8; write a prompt a line" in said
 
 
 def test_every_option_of_sampling_is_one_of_generate(tiny_run, capsys):

@@ -13,25 +13,13 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import PlainValidator, SkipValidation
+from pydantic import PlainValidator
 
 from ascend_ops.few_rows import Precision, StoredPrecision
 from pangu_sigma import arguments
-from pangu_sigma.arguments import (
-    AnyPath,
-    Count,
-    Overrides,
-    Paths,
-    Text,
-    Texts,
-    check_text,
-    checked,
-    paths,
-    several,
-    texts,
-)
+from pangu_sigma.arguments import AnyPath, Count, Overrides, Paths, Text, Texts, checked, paths, several, texts
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override, override, short, validated
+from pangu_sigma.config_file import Override, override, validated
 from pangu_sigma.errors import argument, keyword, warn_without_effect
 from pangu_sigma.generate.sampling import Factor, Penalty, Sampling, Temperature, TopP
 from pangu_sigma.generate.score import Score
@@ -51,7 +39,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Prompt = TypeVar("_Prompt", str, list[str])
-TextOrIds = SkipValidation[str | Sequence[int]]
+
+
+def _text_or_ids(value: Any) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    ids = [*value] if isinstance(value, Iterable) else [value]
+    if not all(isinstance(token, Integral) for token in ids):
+        raise ValueError("a text, or whole numbers, ids of tokens")
+    return [int(token) for token in ids]
 
 
 def _model(value: Any) -> Model | Path:
@@ -62,6 +58,7 @@ def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
     return model if isinstance(model, Model) else Model(model)
 
 
+TextOrIds = Annotated[str | Sequence[int], PlainValidator(_text_or_ids)]
 AnyModel = Annotated["Model | str | os.PathLike[str]", PlainValidator(_model)]
 _MODELS = PlainValidator(lambda value: several(value, _model))
 Models = Annotated["Model | str | os.PathLike[str] | Iterable[Model | str | os.PathLike[str]]", _MODELS]
@@ -266,9 +263,8 @@ def _lines(file: Path) -> list[str]:
         raise ConfigError(f"{source}: {error.strerror}; name a file with a prompt a line") from None
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
-        check_text(line, f"{source}: line {number}")
-        if not line:
-            raise ConfigError(f"{source}: line {number} is empty; write a prompt a line")
+        if not line or arguments.HALF_PAIR.search(line):
+            raise ConfigError(f"{source}: line {number} is empty, or not UTF-8; write a prompt a line, in UTF-8")
     return lines
 
 
@@ -482,13 +478,6 @@ class Model:
         """Measure the loss as the function `evaluate` does, on held-out text, `input`, or a text, which `domain` reads."""
         return evaluate(self, text=text, domain=domain, **options)
 
-    def _read(self, text_or_ids: TextOrIds, domain: str) -> list[int]:
-        """Return the ids of a text, or the ids. Raises ConfigError for what is neither."""
-        if isinstance(text_or_ids, str):
-            return self.ids(text_or_ids, domain)
-        ids = [*text_or_ids] if isinstance(text_or_ids, Iterable) else [text_or_ids]
-        if wrong_ids := [token for token in ids if not isinstance(token, Integral)]:
-            raise ConfigError(
-                f"text_or_ids={short(wrong_ids[0])} is not allowed: a text, or whole numbers, ids of tokens"
-            )
-        return [int(token) for token in ids]
+    def _read(self, text_or_ids: str | Sequence[int], domain: str) -> list[int]:
+        """Return the ids of a text, or the ids."""
+        return self.ids(text_or_ids, domain) if isinstance(text_or_ids, str) else [*text_or_ids]
