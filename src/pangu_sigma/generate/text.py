@@ -108,7 +108,9 @@ def stream(
     Raises the ConfigError of `generate` before anything is generated.
     """
     _warn_of_blanks(engine, [prompt])
-    return _new_text(engine, _request(engine, prompt, max_new_tokens, sampling, seed, stop))
+    request = _request(engine, prompt, max_new_tokens, sampling, seed, stop)
+    engine.check(request)
+    return _new_text(engine, request)
 
 
 def _new_text(engine: Engine, request: Request) -> Iterator[str]:
@@ -128,13 +130,11 @@ def _new_text(engine: Engine, request: Request) -> Iterator[str]:
 def _request(
     engine: Engine, prompt: Prompt, max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str]
 ) -> Request:
-    """Make the engine's request for a prompt. Raises ConfigError if this model cannot answer it."""
+    """Make the engine's request for a prompt. Raises ConfigError for an unknown domain."""
     name, text = prompt
     domain = domains_of(engine.decoder.config).named(name)
     ids = engine.decoder.tokenizer.prompt(text, domain)
-    request = Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
-    engine.check(request)
-    return request
+    return Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
 
 
 def ends_in_blank(text: str, domain: Domain) -> bool:
