@@ -1,4 +1,4 @@
-"""POST /v1/completions and /v1/chat/completions: from the body of a request to the engine, and from tokens to the response.
+"""Routes /v1/completions and /v1/chat/completions: from the body of a request to the engine, and from tokens to the response.
 
 The responses have the form of the types in OpenAI's own package, against which the tests check them. "Ours" marks other fields.
 """
@@ -10,11 +10,13 @@ import json
 import secrets
 import time
 import uuid
+from asyncio import create_task
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain, count
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import format_sse_event
@@ -29,7 +31,7 @@ from pangu_sigma.generate.text import BLANK_AT_THE_END, ends_in_blank
 from pangu_sigma.serve.engine_thread import Answers, News
 from pangu_sigma.serve.logprobs import CompletionTokens, chat_logprobs
 from pangu_sigma.serve.prompts import TOO_LONG
-from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.refusals import REFUSALS, ApiError
 from pangu_sigma.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, WithoutEffect
 from pangu_sigma.serve.served import PREFIX, Served
 
@@ -38,8 +40,32 @@ DEFAULT_MAX_TOKENS = 16
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second one is for nginx
 
 
-async def complete(request: HttpRequest, answers: Answers, body: CompletionRequest) -> Response:
-    """Answer a request for completions. Raises ApiError."""
+router = APIRouter(responses=REFUSALS | {200: {"content": {"application/json": {}, "text/event-stream": {}}}})
+
+
+async def _answers(request: HttpRequest) -> AsyncIterator[Answers]:
+    """Yield the answers of a request. They are cancelled when the request ends, and when the client disconnects before."""
+    answers = Answers(request.app.state.served.thread)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        answers.break_off()
+
+    watch_task = create_task(watch())
+    try:
+        yield answers
+    finally:
+        watch_task.cancel()
+        answers.close()
+
+
+RequestAnswers = Annotated[Answers, Depends(_answers)]
+
+
+@router.post("/v1/completions")
+async def completions(request: HttpRequest, answers: RequestAnswers, body: CompletionRequest) -> Response:
+    """Continue prompts."""
     served, domain = domain_of(request, body.model)
     logprobs = 0 if body.experts and body.logprobs is None else body.logprobs
     prompts, warnings = await _prompts(served, body, domain)
@@ -50,8 +76,9 @@ async def complete(request: HttpRequest, answers: Answers, body: CompletionReque
     return await _Completions(served, answers, body, requests, warnings).respond()
 
 
-async def answer_chat(request: HttpRequest, answers: Answers, body: ChatRequest) -> Response:
-    """Answer a request for chat completions. Raises ApiError."""
+@router.post("/v1/chat/completions")
+async def chat_completions(request: HttpRequest, answers: RequestAnswers, body: ChatRequest) -> Response:
+    """Answer a chat."""
     served, domain = domain_of(request, body.model)
     template = served.templates[domain.name]
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
