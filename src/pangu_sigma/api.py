@@ -712,11 +712,11 @@ def chat(
     Examples:
         pangu-sigma chat runs/sigma_tiny --domain en
     """
-    from pangu_sigma.generate.text import open_engine
+    from pangu_sigma.generate.text import open_decoder
     from pangu_sigma.serve.terminal import ChatSettings, run_chat
 
     settings = ChatSettings(domain, temperature, max_new_tokens, seed)
-    return run_chat(open_engine(Path(model), 1, weights).decoder, settings, sys.stdin, sys.stdout)
+    return run_chat(open_decoder(Path(model), 1, weights), settings, sys.stdin, sys.stdout)
 
 
 @checked
@@ -746,7 +746,7 @@ def serve(
         pangu-sigma serve exports/sigma_tiny --host 0.0.0.0 --port 80 --api-key-file key.txt --set lanes=16
         pangu-sigma serve runs/sigma_tiny --weights int8
     """
-    from pangu_sigma.generate.text import open_engine
+    from pangu_sigma.generate.text import open_decoder
     from pangu_sigma.serve import server
     from pangu_sigma.serve.served import Limits
 
@@ -754,5 +754,5 @@ def serve(
     address = server.Address(host, port, arguments.texts(allow_host))
     key = server.read_key(None if api_key_file is None else Path(api_key_file))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
-        decoder = open_engine(Path(model), changed.lanes, weights).decoder
+        decoder = open_decoder(Path(model), changed.lanes, weights)
         return server.serve(decoder, listening, address, key, changed)
