@@ -37,7 +37,7 @@ BUDGETS = {
     "optimizer": 97,
     "ranks": 937,
     "rre": 411,
-    "serve": 1033,
+    "serve": 1028,
     "stored": 673,
     "text": 928,
     "training": 1423,

@@ -110,10 +110,11 @@ def stream(
     _warn_of_blanks(engine, [prompt])
     request = _request(engine, prompt, max_new_tokens, sampling, seed, stop)
     engine.check(request)
-    return _new_text(engine, request)
+    return text_in_parts(engine, request)
 
 
-def _new_text(engine: Engine, request: Request) -> Iterator[str]:
+def text_in_parts(engine: Engine, request: Request) -> Iterator[str]:
+    """Yield the text of the answer to a request in parts, as it is generated. If the reader stops, the answer is cancelled."""
     answer = engine.submit_when_free(request)
     sent = 0
     try:

@@ -17,6 +17,7 @@ from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.generate.text import text_in_parts
 from pangu_sigma.serve.prompts import PromptTokenizer
 from pangu_sigma.serve.refusals import ApiError
 
@@ -120,20 +121,18 @@ class Chat:
 
     def _stream(self, request: Request, template: ChatTemplate) -> str:
         """Generate an answer, write its text as it grows, and return it. Ctrl-C ends the answer."""
-        shown_length, answer = 0, self.engine.submit(request)
+        text, shown_length = "", 0
         try:
-            while self.engine.is_unfinished(answer):
-                self.engine.step()
-                new_text = template.without_blanks(answer.text)[shown_length:]
+            for part in text_in_parts(self.engine, request):
+                text += part
+                new_text = template.without_blanks(text)[shown_length:]
                 self.output.write(new_text)
                 self.output.flush()
                 shown_length += len(new_text)
         except KeyboardInterrupt:
-            self.engine.cancel(answer)
-            self.engine.step()
             self.say("(stopped)")
         self.output.write("\n")
-        return answer.text.strip()
+        return text.strip()
 
 
 def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:
