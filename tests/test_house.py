@@ -27,7 +27,7 @@ BUDGETS = {
     "evaluate": 749,
     "finetune": 499,
     "foreign": 945,
-    "generate": 1487,
+    "generate": 1480,
     "held_out": 445,
     "inherit": 843,
     "inspection": 301,

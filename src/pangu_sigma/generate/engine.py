@@ -116,21 +116,19 @@ class Engine:
         """
         with self._step_lock:
             self.updated = []
-            has_changed = self._drop_cancelled()
-            has_changed |= self._admit()
-            reading = self._reading()
-            if not reading:
-                return has_changed
+            self._drop_cancelled()
+            self._admit()
+            chunks = self._next_chunks()
             try:
-                logits = self.decoder.read([chunk for _, chunk in reading])
+                logits = self.decoder.read([chunk for _, chunk in chunks]) if chunks else []
             except BaseException as error:
                 for text in list(self._texts):
                     text.answer.error = error if isinstance(error, Exception) else None
                     self._leave(text, cancelled=True)
                 raise
-            for (text, chunk), logits_WR in zip(reading, logits, strict=True):
+            for (text, chunk), logits_WR in zip(chunks, logits, strict=True):
                 self._take(text, chunk, logits_WR)
-            return True
+            return bool(chunks or self.updated)
 
     def complete(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers to requests. What is raised: see `answers_to`."""
@@ -199,27 +197,24 @@ class Engine:
             (logits_WR,) = self.decoder.read([Chunk(lane, list(ids), wanted)])
             return logits_WR
 
-    def _drop_cancelled(self) -> bool:
+    def _drop_cancelled(self) -> None:
+        """Finish the cancelled answers, and free their lanes."""
         with self._queue_lock:
-            dropped = [text for text in self._queue if text.answer.cancelled]
-            for text in dropped:
+            cancelled_requests = [text for text in self._queue if text.answer.cancelled]
+            for text in cancelled_requests:
                 self._queue.remove(text)
-        for text in dropped:
+        for text in cancelled_requests:
             self._finish(text, cancelled=True)
-        leaving = [text for text in self._texts if text.answer.cancelled]
-        for text in leaving:
+        for text in [text for text in self._texts if text.answer.cancelled]:
             self._leave(text, cancelled=True)
-        return bool(dropped or leaving)
 
-    def _admit(self) -> bool:
+    def _admit(self) -> None:
         """Give free lanes to the requests in the queue, in their order of arrival."""
-        admitted = False
         while self._free:
             with self._queue_lock:
                 if not self._queue:
                     break
                 text = self._queue.popleft()
-            admitted = True
             if not text.to_read:  # the request needs no logits
                 text.fill_prompt()
                 self._finish(text)
@@ -231,22 +226,21 @@ class Engine:
             if leader is not None and (shared := text.shared_with(leader)) >= _WORTH_COPYING:
                 text.leader, text.shared = leader, shared
             self._texts.append(text)
-        return admitted
 
-    def _reading(self) -> list[tuple[RunningText, Chunk]]:
+    def _next_chunks(self) -> list[tuple[RunningText, Chunk]]:
         """Return what this step reads: a token of each generating text, and a chunk of prompts, in their order of arrival."""
-        budget, reading = self._chunk, []
+        budget, chunks = self._chunk, []
         if any(text.is_generating for text in self._texts):
             budget = min(budget, _CHUNK_BESIDE)
         for text in self._texts:
             if text.is_generating:
-                reading.append((text, text.chunk(text.read + 1)))
+                chunks.append((text, text.chunk(text.read + 1)))
             elif text.leader is None and budget:
                 shared_lengths = [other.shared for other in self._followers(text)]
                 end = min([text.to_read, text.read + budget, *shared_lengths])
                 budget -= end - text.read
-                reading.append((text, text.chunk(end)))
-        return reading
+                chunks.append((text, text.chunk(end)))
+        return chunks
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
         """Use the logits of a chunk. Texts whose shared tokens are all read go on in lanes of their own."""
@@ -359,18 +353,18 @@ class RunningText:
         surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
         ids, scores = self._ids[first:], [(None, ()), *self._scores]
         texts = decode_in_parts(surfaces[token] for token in ids)
-        of_each = zip(ids, texts, scores, strict=True)
-        self.answer.prompt = [Token(token, text, logprob, top) for token, text, (logprob, top) in of_each]
+        tokens = zip(ids, texts, scores, strict=True)
+        self.answer.prompt = [Token(token, text, logprob, top) for token, text, (logprob, top) in tokens]
 
     def _write(self, logits_R: np.ndarray) -> None:
         """Sample and append the next token."""
         request, slot = self.request, self.request.domain.slot
         self._check_finite(logits_R, len(self._ids))
-        may_R = self._biased(logits_R)
+        allowed_R = self._biased(logits_R)
         if self._structured:
-            may_R = self._structured.allowed(may_R)
+            allowed_R = self._structured.allowed(allowed_R)
         row = request.sampling.choose(
-            may_R, self._slot_rows[: self._prompt], self._slot_rows[self._prompt :], self._rng
+            allowed_R, self._slot_rows[: self._prompt], self._slot_rows[self._prompt :], self._rng
         )
         if self._structured:
             self._structured.take(row)

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from pangu_sigma.config import Config
 from pangu_sigma.domains import Domain
-from pangu_sigma.errors import DataError
 from pangu_sigma.generate.chat_template import ChatTemplate, Role, without_oldest
 from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.text.tokenizer import Tokenizer
@@ -47,7 +46,7 @@ class PromptTokenizer:
             return [self.tokenizer.eot]
         try:
             return self.tokenizer.prompt(text, domain) if tags else self.tokenizer.encode(text, domain)
-        except (DataError, ValueError) as error:
+        except ValueError as error:
             raise ApiError.invalid("prompt", str(error)) from error
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
