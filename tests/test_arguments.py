@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from pangu_sigma.arguments import AnyPath, AtLeastOne, Paths, checked
+from pangu_sigma.arguments import AnyPath, AtLeastOne, Paths, checked, texts
 from pangu_sigma.errors import UserError
 
 
@@ -58,3 +58,9 @@ def test_an_unknown_or_missing_argument_is_refused_with_those_there_are():
         called(other=1)
     with pytest.raises(UserError, match=r"^called: too many positional arguments; allowed here: path, file"):
         called(1, 2)
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_position():
+    assert texts("今天 🙂") == ["今天 🙂"]
+    with pytest.raises(ValueError, match=r"^it is not Unicode text: character 2 is '\\udcff'"):
+        texts(b"ab\xff".decode(errors="surrogateescape"))

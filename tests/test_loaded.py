@@ -260,7 +260,7 @@ def test_what_cannot_be_shown_is_one_message(one, tmp_path):
         (lambda: one.hidden_states("", "en"), "no tokens"),
         (lambda: one.hidden_states("the " * 99, "en"), r"more than model\.seq_length=32"),
         (lambda: one.hidden_states([10**6], "en"), "token id 1000000 does not exist"),
-        (lambda: one.experts([1.5], "en"), r"text_or_ids=1\.5 is not allowed"),
+        (lambda: one.experts([1.5], "en"), r"text_or_ids=\[1\.5\] is not allowed"),
         (lambda: one.logits("the", "en", all_positions=1), "all_positions=1 is not allowed: it must be true or false"),
         (lambda: one.expert(2, 0), "segment=2 is not allowed: the RRE layers have the segments 0 … 1"),
         (lambda: one.expert(0, 6), "number=6 is not allowed: segment 0 has the experts 0 … 5"),

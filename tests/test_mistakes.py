@@ -121,7 +121,7 @@ MISTAKES = {
     "generate RUN --domain en --prompt x --seed 1.5": "Invalid value for --seed: invalid literal for int() with base 10: '1.5'",
     "generate RUN --domain en --domain zh --prompt x": "--domain has 2 names for 1 prompts",
     "generate RUN --domain en --prompts nix": "--prompts nix",
-    "generate RUN --domain en --prompts old.svg": "--prompts old.svg: line 1 is empty; write a prompt a line",
+    "generate RUN --domain en --prompts old.svg": "--prompts old.svg: line 1 is empty, or not UTF-8; write a prompt a line",
     "generate RUN --domain en --prompt x --stop ''": "stop: a stop string is empty",
     "chat nix": "is not a run folder",
     "chat RUN --domain xx": "unknown domain 'xx'",

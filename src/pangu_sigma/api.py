@@ -26,6 +26,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
 from pangu_sigma.errors import argument, warn_without_effect
+from pangu_sigma.generate.sampling import Temperature
 from pangu_sigma.generate.score import Score as Score  # a public name
 from pangu_sigma.host_memory import check_training_fits
 from pangu_sigma.loaded import Model
@@ -370,7 +371,7 @@ def benchmark(
     limit: AtLeastOne | None = None,
     num_fewshot: AtLeastOne | None = None,
     samples_per_problem: AtLeastOne = 1,
-    temperature: float | None = None,
+    temperature: Temperature | None = None,
     allow_code_execution: bool = False,
     json: AnyPath | None = None,
 ) -> Result:
@@ -696,9 +697,9 @@ def chat(
     model: AnyPath,
     *,
     domain: str | None = None,
-    temperature: float = 0.7,
+    temperature: Temperature = 0.7,
     max_new_tokens: int | None = None,
-    seed: int | None = None,
+    seed: Count | None = None,
     weights: Precision | None = None,
 ) -> int:
     """Chat with a trained model on standard input and output, and return the exit status.
@@ -714,11 +715,11 @@ def chat(
     Examples:
         pangu-sigma chat runs/sigma_tiny --domain en
     """
-    from pangu_sigma.generate.text import open_engine
+    from pangu_sigma.generate.text import open_decoder
     from pangu_sigma.serve.terminal import ChatSettings, run_chat
 
     settings = ChatSettings(domain, temperature, max_new_tokens, seed)
-    return run_chat(open_engine(Path(model), 1, weights).decoder, settings, sys.stdin, sys.stdout)
+    return run_chat(open_decoder(Path(model), 1, weights), settings, sys.stdin, sys.stdout)
 
 
 @checked
@@ -748,7 +749,7 @@ def serve(
         pangu-sigma serve exports/sigma_tiny --host 0.0.0.0 --port 80 --api-key-file key.txt --set lanes=16
         pangu-sigma serve runs/sigma_tiny --weights int8
     """
-    from pangu_sigma.generate.text import open_engine
+    from pangu_sigma.generate.text import open_decoder
     from pangu_sigma.serve import server
     from pangu_sigma.serve.served import Limits
 
@@ -756,5 +757,5 @@ def serve(
     address = server.Address(host, port, arguments.texts(allow_host))
     key = server.read_key(None if api_key_file is None else Path(api_key_file))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
-        decoder = open_engine(Path(model), changed.lanes, weights).decoder
+        decoder = open_decoder(Path(model), changed.lanes, weights)
         return server.serve(decoder, listening, address, key, changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from pathlib import Path
@@ -18,8 +19,9 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, config_path
 from pangu_sigma.errors import UserError, argument, keyword
-from pangu_sigma.generate.sampling import check_text
 
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Pattern of half of a surrogate pair, as which Python reads a byte of a file or an argument that is no UTF-8."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -34,7 +36,9 @@ def one_path(value: Any) -> Path:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a text")
-    check_text(value, "it")
+    if half := HALF_PAIR.search(value):
+        place = f"character {half.start()} is {half[0]!r}"
+        raise ValueError(f"it is not Unicode text: {place}, half a pair or a byte that is no UTF-8; give it in UTF-8")
     return value
 
 
@@ -50,7 +54,7 @@ def paths(value: Paths) -> list[Path]:
 
 
 def texts(value: Texts) -> list[str]:
-    """Return one text or several as a list. Raises ValueError for other types, ConfigError for bad Unicode."""
+    """Return one text or several as a list. Raises ValueError for other types and for bad Unicode."""
     return several(value, _text)
 
 

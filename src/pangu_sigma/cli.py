@@ -61,7 +61,7 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("AnyPath", "AnyConfig", "AnyModel"), Annotated[Path, _AS_TYPED]),
     **dict.fromkeys(("Paths", "Models"), Annotated[list[Path], _AS_TYPED]),
     **dict.fromkeys(("int", "AtLeastOne", "Count"), Annotated[int, _AS_TYPED]),
-    "Seconds": float,
+    **dict.fromkeys(("Seconds", "Temperature", "TopP", "Fraction", "Factor", "Penalty"), float),
     **dict.fromkeys(("Texts", "Overrides"), list[str]),
     "Text": str,
 }

@@ -7,23 +7,25 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import PlainValidator, SkipValidation
+from pydantic import PlainValidator
 
 from ascend_ops.few_rows import Precision, StoredPrecision
 from pangu_sigma import arguments
 from pangu_sigma.arguments import AnyPath, Count, Overrides, Paths, Text, Texts, checked, paths, several, texts
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override
+from pangu_sigma.config_file import Override, override, validated
 from pangu_sigma.errors import argument, keyword, warn_without_effect
-from pangu_sigma.generate.sampling import Sampling, check_count, check_text
+from pangu_sigma.generate.sampling import Factor, Penalty, Sampling, Temperature, TopP
 from pangu_sigma.generate.score import Score
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
+from pangu_sigma.sections import Fraction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +39,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Prompt = TypeVar("_Prompt", str, list[str])
-TextOrIds = SkipValidation[str | Sequence[int]]
+
+
+def _text_or_ids(value: Any) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    ids = [*value] if isinstance(value, Iterable) else [value]
+    if not all(isinstance(token, Integral) for token in ids):
+        raise ValueError("a text, or whole numbers, ids of tokens")
+    return [int(token) for token in ids]
 
 
 def _model(value: Any) -> Model | Path:
@@ -48,6 +58,7 @@ def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
     return model if isinstance(model, Model) else Model(model)
 
 
+TextOrIds = Annotated[str | Sequence[int], PlainValidator(_text_or_ids)]
 AnyModel = Annotated["Model | str | os.PathLike[str]", PlainValidator(_model)]
 _MODELS = PlainValidator(lambda value: several(value, _model))
 Models = Annotated["Model | str | os.PathLike[str] | Iterable[Model | str | os.PathLike[str]]", _MODELS]
@@ -184,13 +195,13 @@ def generate(
     stop: Texts = (),
     *,
     prompts: AnyPath | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
+    temperature: Temperature = 0.0,
+    top_k: Count = 0,
+    top_p: TopP = 1.0,
+    min_p: Fraction = 0.0,
+    repetition_penalty: Factor = 1.0,
+    presence_penalty: Penalty = 0.0,
+    frequency_penalty: Penalty = 0.0,
     weights: Precision | None = None,
 ) -> Results:
     """Continue prompts with a trained model.
@@ -220,7 +231,7 @@ def generate(
         pangu-sigma generate exports/sigma_tiny --domain en --prompts lines.txt --json -
     """
     values = locals()
-    sampling = {field.name: values[field.name] for field in fields(Sampling)}  # all of them are parameters
+    sampling = {name: values[name] for name in Sampling.model_fields}  # all of them are parameters
     all_prompts, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
     opened = _opened(model) if weights is None else Model(model, weights)
     if prompt == () and not all_prompts:
@@ -252,9 +263,8 @@ def _lines(file: Path) -> list[str]:
         raise ConfigError(f"{source}: {error.strerror}; name a file with a prompt a line") from None
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
-        check_text(line, f"{source}: line {number}")
-        if not line:
-            raise ConfigError(f"{source}: line {number} is empty; write a prompt a line")
+        if not line or arguments.HALF_PAIR.search(line):
+            raise ConfigError(f"{source}: line {number} is empty, or not UTF-8; write a prompt a line, in UTF-8")
     return lines
 
 
@@ -302,16 +312,12 @@ def export(
 
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     """Convert keyword arguments to sampling options. Warns of an option or a seed that has no effect. Raises ConfigError for an
-    unknown option."""
-    names = [field.name for field in fields(Sampling)]
-    if unknown := [name for name in options if name not in names]:
-        allowed = ", ".join(["max_new_tokens", "seed", "stop", *names])
-        raise ConfigError(f"{unknown[0]}: unknown argument; allowed here: {allowed}")
-    sampling = Sampling(**options)
+    unknown option, and for a value that is not allowed."""
+    sampling = validated(Sampling, override({}, [*options.items()]))
     if sampling.temperature == 0:
-        values = {**options, "seed": seed}
+        values = sampling.model_dump() | {"seed": seed}
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
-            if values.get(name, default) != default:
+            if values[name] != default:
                 why = f"{keyword('temperature')}=0 takes the likeliest token"
                 warn_without_effect(f"{keyword(name)}={values[name]}", why)
     return sampling
@@ -392,9 +398,7 @@ class Model:
     @checked
     def ids(self, text: Text, domain: Text) -> list[int]:
         """Return the token ids by which a domain reads a text. In code and bilingual text the first one is the language tag."""
-        from pangu_sigma.generate.text import prompt_ids
-
-        return prompt_ids(self.tokenizer, text, self.domains.named(domain))
+        return self.tokenizer.prompt(text, self.domains.named(domain))
 
     @checked
     def slot(self, domain: Text) -> Table:
@@ -474,11 +478,6 @@ class Model:
         """Measure the loss as the function `evaluate` does, on held-out text, `input`, or a text, which `domain` reads."""
         return evaluate(self, text=text, domain=domain, **options)
 
-    def _read(self, text_or_ids: TextOrIds, domain: str) -> list[int]:
-        """Return the ids of a text, or the ids. Raises ConfigError for what is neither."""
-        if isinstance(text_or_ids, str):
-            return self.ids(text_or_ids, domain)
-        ids = [*text_or_ids] if isinstance(text_or_ids, Iterable) else [text_or_ids]
-        for token in ids:
-            check_count("text_or_ids", token)
-        return [int(token) for token in ids]
+    def _read(self, text_or_ids: str | Sequence[int], domain: str) -> list[int]:
+        """Return the ids of a text, or the ids."""
+        return self.ids(text_or_ids, domain) if isinstance(text_or_ids, str) else [*text_or_ids]

@@ -226,23 +226,28 @@ def test_answers_that_were_kept_are_not_asked_for_again(tiny_run, tmp_path, monk
     whole = model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
     scores = model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True)
     counted: list[int] = []
-    complete = model.engine.complete
+    answers_to = model.engine.answers_to
 
-    def counting(requests: list[Request], finish: Any) -> Any:
+    def counting(requests: list[Request]) -> Any:
         counted.append(len(requests))
-        return complete(requests, finish)
+        return answers_to(requests)
+
+    def killed(requests: list[Request]) -> Any:
+        yield from counting(requests[:2])
+        raise KeyboardInterrupt
 
     model.cache = ResultCache(tmp_path / "kept", {})
-    monkeypatch.setattr(model.engine, "complete", lambda requests, finish: counting(requests[:2], finish))
-    model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
+    monkeypatch.setattr(model.engine, "answers_to", killed)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
     model.cache = ResultCache(tmp_path / "kept", {})
-    monkeypatch.setattr(model.engine, "complete", counting)
+    monkeypatch.setattr(model.engine, "answers_to", counting)
     assert model.generate_until(asked("generate_until", *prompts), disable_tqdm=True) == whole
     assert model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True) == scores
     assert counted == [2, 2, 4]
     model.cache = ResultCache(tmp_path / "kept", {})
     again = model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True)
-    assert again == scores and counted == [2, 2, 4], "the numbers come back from the file as they were"
+    assert again == scores and counted == [2, 2, 4, 0], "the numbers come back from the file as they were"
 
 
 def test_without_the_harness_there_is_one_message(monkeypatch):

@@ -43,7 +43,7 @@ def fits(schema, text: str) -> bool:
 
 def request(structures, domain, kind, what, temperature=1.0, seed=0, most=200, **more) -> Request:
     structure = structures.compile(kind, what, domain)
-    return Request(domain, (9,), most, Sampling(temperature), seed, structure=structure, **more)
+    return Request(domain, (9,), most, Sampling(temperature=temperature), seed, structure=structure, **more)
 
 
 def complete(engine, *asked: Request) -> list[Answer]:
@@ -104,7 +104,7 @@ def test_what_may_follow_is_what_bytes_allow(engine, structures, domains):
 
 def test_other_answers_stay_bit_equal(engine, structures, domains):
     plain = [
-        Request(domains.named(name), (9,), 24, Sampling(t), 3, logprobs=2)
+        Request(domains.named(name), (9,), 24, Sampling(temperature=t), 3, logprobs=2)
         for name in ("zh", "en")
         for t in TEMPERATURES
     ]
@@ -143,13 +143,13 @@ def test_logprobs_are_the_models_own(engine, structures, domains):
         ("json", {"type": "strin"}, "strin"),
         ("json", {"$ref": "file:///etc/passwd"}, "does not fetch"),
         ("json", {"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
-        ("json", {"const": "\ud800"}, "no Unicode|not Unicode"),
+        ("json", {"const": "\ud800"}, "surrogate"),
         ("regex", "(a", "unclosed group"),
         ("regex", r"(a)\1", "backreferences"),
         ("regex", r"a[^\s\S]", "^cannot be followed: no text has it$"),
         ("json", {"$ref": "#"}, "^cannot be followed: no text has it$"),
         ("json", {"not": {}}, r'^cannot be followed: Unimplemented keys: \["not"\]$'),
-        ("choice", ["\ud800"], "not Unicode"),
+        ("choice", ["\ud800"], "surrogate"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(structures, domains, kind, what, reason):

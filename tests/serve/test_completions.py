@@ -34,7 +34,8 @@ def domain_of(decoder, name="en"):
 def test_it_says_what_the_engine_says(client, decoder):
     domain = domain_of(decoder)
     ids = decoder.tokenizer.prompt(PROMPT, domain)
-    sampling = Sampling(0.8, 20, 0.9, 0.01, 1.1, 0.2, 0.3)
+    factors = {"repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3}
+    sampling = Sampling(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, **factors)
     (expected,) = Engine(decoder).complete([Request(domain, tuple(ids), 12, sampling, 5, ("q",), logprobs=2)])
     options = {"top_k": 20, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1}
     penalties = {"presence_penalty": 0.2, "frequency_penalty": 0.3}
@@ -180,7 +181,7 @@ def test_experts_are_those_of_the_tokens(client, decoder):
         client.post("/tokenize", json={"model": "sigma-en", "prompt": PROMPT}).json()["tokens"],
         domain_of(decoder),
     )
-    (answer,) = Engine(decoder).complete([Request(domain, tuple(ids), 3, Sampling(0.0))])
+    (answer,) = Engine(decoder).complete([Request(domain, tuple(ids), 3, Sampling())])
     expected_TN = decoder.experts(domain, ids + [token.id for token in answer.tokens]).T.tolist()
     asked = {"experts": True, "temperature": 0, "max_tokens": 3}
     assert whole(client, echo=True, **asked)["choices"][0]["logprobs"]["experts"] == expected_TN

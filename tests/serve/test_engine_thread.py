@@ -1,4 +1,4 @@
-"""The engine in its thread and the queue to the handlers: all tokens, in order, once; lanes given back whatever happens."""
+"""The engine in its thread and the handlers: all tokens, in order, once; lanes given back whatever happens."""
 
 from __future__ import annotations
 
@@ -55,10 +55,9 @@ def test_news_are_all_tokens_in_order_and_the_end_last():
 
     async def work(thread):
         answers = Answers(thread)
-        answers.ask(requests(thread.engine, 3))
         thread.start()
         found, firsts, ends = [[] for _ in range(3)], [0] * 3, []
-        async for news in answers.news():
+        async for news in answers.news(requests(thread.engine, 3)):
             assert news.number not in [index for index, _ in ends]
             firsts[news.number] += news.first
             found[news.number] += [token.id for token in news.tokens]
@@ -78,9 +77,10 @@ def test_a_step_wakes_the_handlers_once_for_all_of_its_tokens(monkeypatch):
         answers, woken, loop = Answers(thread), [], asyncio.get_running_loop()
         wake = loop.call_soon_threadsafe
         monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call: woken.append(call) or wake(*call))
-        answers.ask(requests(thread.engine, 3))
+        whole = asyncio.create_task(answers.wait(requests(thread.engine, 3)))
+        await asyncio.sleep(0)  # all are submitted, so that one step reads them
         thread.start()
-        whole = await answers.wait()
+        whole = await whole
         assert [len(news.tokens) for news in whole] == [20] * 3
         assert len(woken) == decoder.readings
 
@@ -90,17 +90,19 @@ def test_a_step_wakes_the_handlers_once_for_all_of_its_tokens(monkeypatch):
 def test_all_or_nothing_is_taken():
     async def work(thread):
         engine, (first, second, third) = thread.engine, (Answers(thread) for _ in range(3))
-        first.ask(requests(engine, 2))
+        waits = asyncio.create_task(first.wait(requests(engine, 2)))
+        await asyncio.sleep(0)
         with pytest.raises(ApiError, match="3 requests wait already") as refused:
-            second.ask(requests(engine, 2))
+            await second.wait(requests(engine, 2))
         assert refused.value.status_code == 429
         second.close()
         engine.step()
         assert engine.waiting == 0, "the one that was taken is let go"
         with pytest.raises(ApiError, match="no tokens"):
-            third.ask([*requests(engine, 1), Request(engine.decoder.up, ())])
+            await third.wait([*requests(engine, 1), Request(engine.decoder.up, ())])
         third.close()
         first.close()
+        waits.cancel()
         engine.step()
         assert (engine.running, engine.waiting) == (0, 0)
 
@@ -112,8 +114,7 @@ def test_it_sleeps_until_it_is_asked():
         thread.start()
         for _ in range(3):
             answers = Answers(thread)
-            answers.ask(requests(thread.engine, 1, 3))
-            (news,) = await answers.wait()
+            (news,) = await answers.wait(requests(thread.engine, 1, 3))
             assert len(news.tokens) == 3
         asked = len(thread.engine.decoder.asked)
         await asyncio.sleep(0.05)
@@ -125,12 +126,12 @@ def test_it_sleeps_until_it_is_asked():
 def test_a_failed_step_ends_what_ran_and_nothing_else():
     async def work(thread):
         first, second = Answers(thread), Answers(thread)
-        first.ask(requests(thread.engine, 1, 3))
-        second.ask(requests(thread.engine, 1, 3))
+        waits = [asyncio.create_task(answers.wait(requests(thread.engine, 1, 3))) for answers in (first, second)]
+        await asyncio.sleep(0)
         thread.start()
         with pytest.raises(ApiError, match="the model failed"):
-            await first.wait()
-        (news,) = await second.wait()
+            await waits[0]
+        (news,) = await waits[1]
         assert (news.finish, thread.failed) == ("length", False)
 
     decoder = FailingDecoder(lanes=1)

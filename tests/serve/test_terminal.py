@@ -50,7 +50,7 @@ def test_commands_are_commands_and_two_slashes_are_text(decoder, capsys):
     assert "/domain NAME" in told
     assert "there is no /nope; /help says what there is" in told
     assert "/temperature hot: a number is wanted" in told
-    assert "temperature=-1.0 is not allowed" in told
+    assert "temperature: -1.0 is not allowed" in told
     assert "nothing was said yet" in told
     assert said(decoder, "//help\n", capsys)[0] != []
 
@@ -96,3 +96,18 @@ def test_a_message_that_does_not_fit_is_told_with_the_option_of_the_command(deco
     monkeypatch.setattr("pangu_sigma.errors._on_command_line", True)
     lines, told = said(decoder, "a message of some words\n", capsys, max_new_tokens=95)
     assert lines == [] and "95 are for the answer; shorten them, or lower --max-new-tokens\n" in told
+
+
+def test_an_interrupted_answer_ends_and_the_chat_goes_on(tiny_data, capsys):
+    class Interrupted(DrawnDecoder):
+        readings = 0
+
+        def read(self, chunks):
+            self.readings += 1
+            if self.readings == 3:
+                raise KeyboardInterrupt
+            return super().read(chunks)
+
+    lines, told = said(Interrupted(tiny_data, lanes=1, ends=False), "hi\nhi\n", capsys, max_new_tokens=9)
+    assert told.count("(stopped)") == 1
+    assert 0 < len(lines[0]) < len("".join(lines[1:]))

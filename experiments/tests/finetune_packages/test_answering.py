@@ -15,7 +15,7 @@ from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.finetune.samples import SampleEncoder
 from pangu_sigma.finetune.task import read_task
-from pangu_sigma.generate.text import Generated, generate, prompt_ids
+from pangu_sigma.generate.text import Generated, generate
 from pangu_sigma.stored.open import open_model
 
 BAD = '{"prompt": "the cat"}'
@@ -44,7 +44,7 @@ def test_prompts_are_those_that_were_learned_and_answers_are_kept(asked, tiny_ru
     (tokenizer, prompts, stop), domain = seen[0], domains_of(config).named("en")
     for (name, text), line in zip(prompts, pairs(0, 4), strict=True):
         spelled = SampleEncoder(tokenizer, config).encode_answer((("user", line["prompt"]),), line["response"], domain)
-        assert (name, prompt_ids(tokenizer, text, domain)) == ("en", spelled.ids_T[: spelled.answer].tolist())
+        assert (name, tokenizer.prompt(text, domain)) == ("en", spelled.ids_T[: spelled.answer].tolist())
     assert stop == ("\n",)
     assert (found["n"], found["skipped"], len(found["answers"])) == (4, 1, 4)
     assert answer_test(tiny_run, tuned, test, tmp_path / "kept" / "a.json", 8) == found

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +18,12 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import validated
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.result_cache import ResultCache
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Answer, Request
-from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.generate.text import open_engine
 
 try:
@@ -41,13 +41,8 @@ logger = logging.getLogger(__name__)
 _LIMIT_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the generation option for the maximum number of new tokens; the first that is present counts."""
 
-_SAMPLING = tuple(field.name for field in fields(Sampling))
-
 _GROUPING_PREFIX = 16
 """Length of the common prefix by which prompts are grouped; shorter ones are not worth sharing."""
-
-_CHUNK = 512
-"""Number of requests submitted together; their answers are in memory until the result is extracted."""
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a context, and of its continuation to score."""
@@ -148,7 +143,6 @@ class HarnessModel(LM):
 
     def _tokenize(self, text: str, tags: bool) -> list[int]:
         """Return the token ids of a text. tags: True to put the domain's language tag before it."""
-        check_text(text, "a text of the task")
         return (self.tokenizer.prompt if tags else self.tokenizer.encode)(text, self.domain)
 
     def _pair(self, context: str, continuation: str) -> Pair:
@@ -188,10 +182,10 @@ class HarnessModel(LM):
         stop = [until] if isinstance(until, str) else list(until)
         limit = next((int(options[n]) for n in _LIMIT_NAMES if options.get(n) is not None), self._max_new_tokens)
         do_sample = options.pop("do_sample", None)
-        sampling = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
+        sampling = {name: options[name] for name in Sampling.model_fields if options.get(name) is not None}
         if do_sample is False:
             sampling["temperature"] = 0.0
-        if unknown_options := options.keys() - {*_LIMIT_NAMES, *_SAMPLING}:
+        if unknown_options := options.keys() - {*_LIMIT_NAMES, *Sampling.model_fields}:
             raise ConfigError(f"the task asks for {', '.join(sorted(unknown_options))}, which this model does not know")
         if limit >= self.max_length:
             limit = (self.max_length + 1) // 2
@@ -199,8 +193,8 @@ class HarnessModel(LM):
         ids, room = self._ids(context, self._tags) or [self.tokenizer.eot], self.max_length - limit
         if len(ids) > room:
             self._count_warning("prompts", request)
-        seed = self._seed + repeat
-        return Request(self.domain, tuple(ids[-room:]), limit, Sampling(**sampling), seed, tuple(filter(None, stop)))
+        options_of_draw, seed = validated(Sampling, sampling), self._seed + repeat
+        return Request(self.domain, tuple(ids[-room:]), limit, options_of_draw, seed, tuple(filter(None, stop)))
 
     def _scores(self, texts: Sequence[list[Pair]], label: str, quiet: bool) -> list[tuple[float, bool]]:
         """Return for each text, given as its pairs, the log-probability of all continuations in nats, and True if every token of
@@ -221,19 +215,14 @@ class HarnessModel(LM):
         cache_names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
         results: list[Any] = [self.cache.get(name) if self.cache else None for name in cache_names]
         order = [number for number in _submission_order(requests) if results[number] is None]
-        numbers, total = {id(requests[number]): number for number in order}, len(requests)
+        answers = self.engine.answers_to([requests[number] for number in order])
+        total = len(requests)
         with Bar(total=total, initial=total - len(order), desc=label, unit="request", disable=quiet) as bar:
-
-            def advance(answer: Answer) -> None:
-                if answer.finish in ("stop", "length"):
-                    number = numbers[id(answer.request)]
-                    results[number] = extract(answer)
-                    if self.cache:
-                        self.cache.put(cache_names[number], results[number])
-                    bar.update()
-
-            for first in range(0, len(order), _CHUNK):
-                self.engine.complete([requests[number] for number in order[first : first + _CHUNK]], advance)
+            for number, answer in zip(order, answers, strict=True):
+                results[number] = extract(answer)
+                if self.cache:
+                    self.cache.put(cache_names[number], results[number])
+                bar.update()
         return results
 
 

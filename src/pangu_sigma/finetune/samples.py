@@ -122,10 +122,10 @@ class SampleEncoder:
             if room > tag:
                 return [*ids[:tag], *ids[len(ids) - room + tag :]], True
         if self._cut == "messages":
-            tokenize = self._tokenizer.prompt
-            shortened = without_oldest(before, room, lambda recent: tokenize(template.prompt(recent), domain))
-            if shortened is not None:
-                return shortened[0], True
+            for _, messages in without_oldest(before):
+                ids = self._tokenizer.prompt(template.prompt(messages), domain)
+                if len(ids) <= room:
+                    return ids, True
         raise TooLong("prompt and answer are too long")
 
 

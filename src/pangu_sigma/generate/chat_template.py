@@ -7,7 +7,7 @@ token of English text includes the blank before it, so a model that is to answer
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -75,21 +75,12 @@ class ChatTemplate:
         )
 
 
-def without_oldest(
-    messages: Messages, max_tokens: int, encode: Callable[[Messages], list[int] | None]
-) -> tuple[list[int], int] | None:
-    """Return the ids of a chat without its oldest messages, as few as must be for at most `max_tokens` ids, and the number of
-    omitted messages.
-
-    A system message and the last message always stay; None if these alone are too long. encode: returns the ids of messages, or
-    None for more than can be encoded.
-    """
+def without_oldest(messages: Messages) -> Iterator[tuple[int, Messages]]:
+    """Yield the number of messages that are left out, and the messages of a chat without them: first none, then its oldest, its two
+    oldest and so on. A system message and the last message always stay."""
     first = messages[:1] if messages[0][0] == "system" else ()
     for omitted in range(len(messages) - len(first)):
-        ids = encode((*first, *messages[len(first) + omitted :]))
-        if ids is not None and len(ids) <= max_tokens:
-            return ids, omitted
-    return None
+        yield omitted, (*first, *messages[len(first) + omitted :])
 
 
 def _quoted(text: str) -> str:

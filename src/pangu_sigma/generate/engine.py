@@ -1,4 +1,5 @@
 """Generation engine with continuous batching: each step reads one token of every generating text, and a chunk of waiting prompts.
+`Engine` decides which text reads what, `RunningText` is the state of one text.
 
 A text has a lane of the decoder's KV cache from the first token of its prompt to the last one of its answer. Texts join and leave
 at any step, so a long text blocks no other, and a long prompt is read in chunks between the tokens of the others. Requests get
@@ -13,27 +14,32 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Literal
 
 import numpy as np
 
+from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
-from pangu_sigma.errors import UserError
+from pangu_sigma.errors import UserError, keyword
+from pangu_sigma.generate.characters import IncrementalText, decode_in_parts
 from pangu_sigma.generate.decoder import Chunk, Decoder
-from pangu_sigma.generate.request import Answer, Request, check_fits
-from pangu_sigma.generate.running import RunningText
+from pangu_sigma.generate.request import Answer, Request, Token
+from pangu_sigma.generate.sampling import log_probability
 
 logger = logging.getLogger(__name__)
-
-OnChange = Callable[[Answer], None]
-"""Callback with an answer, called by the thread that steps the engine after each new token and at the end."""
 
 _CHUNK_BESIDE = 128
 """Maximum number of prompt tokens that a step reads while texts are generated: the next token of each waits for them."""
 
 _WORTH_COPYING = 16
 """Minimum length of a common prefix to share; copying a lane takes time too."""
+
+
+Scored = tuple[float | None, tuple[tuple[int, float], ...]]
+"""Log-probability of a token, and alternatives with their log-probabilities."""
 
 
 class QueueFull(UserError, RuntimeError):
@@ -44,12 +50,15 @@ class Engine:
     """Continuous-batching engine that answers requests with one decoder. No one else may use the decoder's lanes.
 
     `submit` and `cancel` may be called by any thread at any time. `step` does the work; threads that step wait for each other.
+
+    updated: answers that the latest step gave a token, or ended; for the only thread that steps.
     """
 
     def __init__(self, decoder: Decoder, waiting: int = 64, chunk: int = 256):
         """waiting: maximum length of the queue. chunk: maximum number of prompt tokens that a step reads."""
         self.decoder = decoder
         self._most_waiting, self._chunk = waiting, chunk
+        self.updated: list[Answer] = []
         self._queue: deque[RunningText] = deque()
         self._texts: list[RunningText] = []
         self._free = list(range(decoder.lanes))[::-1]
@@ -66,17 +75,28 @@ class Engine:
         return len(self._queue)
 
     def check(self, request: Request) -> None:
-        """Raise ConfigError for a request that this model cannot answer."""
-        check_fits(request, self.decoder.tokenizer, self.decoder.config.model.seq_length)
+        """Raise ConfigError for a request that this model cannot answer. Ids of stop_ids and logit_bias must have rows in the
+        domain's slot: their sender looks them up."""
+        for name, value in (("max_new_tokens", request.max_new_tokens), ("seed", request.seed)):
+            if not isinstance(value, Integral) or value < 0:
+                raise ConfigError(f"{keyword(name)}={value!r} is not allowed: a whole number, 0 or more")
+        length, count = self.decoder.config.model.seq_length, len(request.ids)
+        if not count:
+            raise ConfigError("a prompt has no tokens; give at least one character, or a domain with a language tag")
+        if count > length:
+            size = f"{count} tokens, more than model.seq_length={length}"
+            raise ConfigError(f"a prompt of domain {request.domain.name} has {size}; shorten it")
+        self.decoder.tokenizer.rows(request.ids, request.domain)
+        if "" in request.stop:
+            raise ConfigError("stop: a stop string is empty; leave it away")
 
-    def submit(self, request: Request, on_change: OnChange | None = None) -> Answer:
+    def submit(self, request: Request) -> Answer:
         """Add a request to the queue and return its answer, which `step` generates.
 
-        on_change: called with the answer after each new token and at the end, by the thread that steps.
         Raises ConfigError for a request that this model cannot answer, and QueueFull if the queue is full.
         """
         self.check(request)
-        text = RunningText(Answer(request), self.decoder, on_change)
+        text = RunningText(Answer(request), self.decoder)
         with self._queue_lock:
             if len(self._queue) >= self._most_waiting:
                 raise QueueFull(f"{len(self._queue)} requests wait already, which is the most; ask again later")
@@ -95,42 +115,47 @@ class Engine:
         error of one text, such as logits that are not finite, ends that text alone, and is not raised.
         """
         with self._step_lock:
-            has_changed = self._drop_cancelled()
-            has_changed |= self._admit()
-            reading = self._reading()
-            if not reading:
-                return has_changed
+            self.updated = []
+            self._drop_cancelled()
+            self._admit()
+            chunks = self._next_chunks()
             try:
-                logits = self.decoder.read([chunk for _, chunk in reading])
+                logits = self.decoder.read([chunk for _, chunk in chunks]) if chunks else []
             except BaseException as error:
                 for text in list(self._texts):
                     text.answer.error = error if isinstance(error, Exception) else None
                     self._leave(text, cancelled=True)
                 raise
-            for (text, chunk), logits_WR in zip(reading, logits, strict=True):
+            for (text, chunk), logits_WR in zip(chunks, logits, strict=True):
                 self._take(text, chunk, logits_WR)
-            return True
+            return bool(chunks or self.updated)
 
-    def complete(self, requests: Sequence[Request], on_change: OnChange | None = None) -> list[Answer]:
-        """Submit requests and step until all are answered. If interrupted, cancel their unfinished answers. on_change: called with
-        an answer after each new token.
+    def complete(self, requests: Sequence[Request]) -> list[Answer]:
+        """Return the answers to requests. What is raised: see `answers_to`."""
+        return [*self.answers_to(requests)]
+
+    def answers_to(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """Submit requests and step until all are answered. Yield their answers in order, each once it is finished. If interrupted,
+        cancel the unfinished ones.
 
         Raises ConfigError, before anything is read, for a request that this model cannot answer, and the error of an answer that
         fails, such as the UserError of logits that are not finite.
         """
         for request in requests:
             self.check(request)
-        answers: list[Answer] = []
+        answers = deque[Answer]()
         try:
             for request in requests:
-                answers.append(self.submit_when_free(request, on_change))  # noqa: PERF401 (an interruption must find them)
-            for answer in answers:
-                while self.is_unfinished(answer):
+                answers.append(self.submit_when_free(request))
+                while answers and not self.is_unfinished(answers[0]):
+                    yield answers.popleft()
+            while answers:
+                while self.is_unfinished(answers[0]):
                     self.step()
+                yield answers.popleft()
         finally:
             for answer in answers:
                 self.cancel(answer)
-        return answers
 
     def is_unfinished(self, answer: Answer) -> bool:
         """Return False once an answer is finished. Raises the error that ended it, and RuntimeError if it was cancelled, because
@@ -141,11 +166,11 @@ class Engine:
             raise RuntimeError("an answer was cancelled before its end")
         return answer.finish is None
 
-    def submit_when_free(self, request: Request, on_change: OnChange | None = None) -> Answer:
+    def submit_when_free(self, request: Request) -> Answer:
         """Step until the queue has room, and submit a request. Raises ConfigError as `submit`."""
         while True:
             try:
-                return self.submit(request, on_change)
+                return self.submit(request)
             except QueueFull:
                 self.step()
 
@@ -172,27 +197,24 @@ class Engine:
             (logits_WR,) = self.decoder.read([Chunk(lane, list(ids), wanted)])
             return logits_WR
 
-    def _drop_cancelled(self) -> bool:
+    def _drop_cancelled(self) -> None:
+        """Finish the cancelled answers, and free their lanes."""
         with self._queue_lock:
-            dropped = [text for text in self._queue if text.answer.cancelled]
-            for text in dropped:
+            cancelled_requests = [text for text in self._queue if text.answer.cancelled]
+            for text in cancelled_requests:
                 self._queue.remove(text)
-        for text in dropped:
+        for text in cancelled_requests:
             self._finish(text, cancelled=True)
-        leaving = [text for text in self._texts if text.answer.cancelled]
-        for text in leaving:
+        for text in [text for text in self._texts if text.answer.cancelled]:
             self._leave(text, cancelled=True)
-        return bool(dropped or leaving)
 
-    def _admit(self) -> bool:
+    def _admit(self) -> None:
         """Give free lanes to the requests in the queue, in their order of arrival."""
-        admitted = False
         while self._free:
             with self._queue_lock:
                 if not self._queue:
                     break
                 text = self._queue.popleft()
-            admitted = True
             if not text.to_read:  # the request needs no logits
                 text.fill_prompt()
                 self._finish(text)
@@ -204,22 +226,21 @@ class Engine:
             if leader is not None and (shared := text.shared_with(leader)) >= _WORTH_COPYING:
                 text.leader, text.shared = leader, shared
             self._texts.append(text)
-        return admitted
 
-    def _reading(self) -> list[tuple[RunningText, Chunk]]:
+    def _next_chunks(self) -> list[tuple[RunningText, Chunk]]:
         """Return what this step reads: a token of each generating text, and a chunk of prompts, in their order of arrival."""
-        budget, reading = self._chunk, []
+        budget, chunks = self._chunk, []
         if any(text.is_generating for text in self._texts):
             budget = min(budget, _CHUNK_BESIDE)
         for text in self._texts:
             if text.is_generating:
-                reading.append((text, text.chunk(text.read + 1)))
+                chunks.append((text, text.chunk(text.read + 1)))
             elif text.leader is None and budget:
                 shared_lengths = [other.shared for other in self._followers(text)]
                 end = min([text.to_read, text.read + budget, *shared_lengths])
                 budget -= end - text.read
-                reading.append((text, text.chunk(end)))
-        return reading
+                chunks.append((text, text.chunk(end)))
+        return chunks
 
     def _take(self, text: RunningText, chunk: Chunk, logits_WR: np.ndarray) -> None:
         """Use the logits of a chunk. Texts whose shared tokens are all read go on in lanes of their own."""
@@ -237,7 +258,7 @@ class Engine:
         if text.finish is not None:
             self._leave(text)
         elif text.is_generating:
-            self._tell(text)
+            self.updated.append(text.answer)
 
     def _followers(self, text: RunningText) -> list[RunningText]:
         return [other for other in self._texts if other.leader is text]
@@ -257,14 +278,137 @@ class Engine:
 
     def _finish(self, text: RunningText, cancelled: bool = False) -> None:
         text.answer.finish = "cancelled" if cancelled else (text.finish or "length")
-        self._tell(text)
+        self.updated.append(text.answer)
 
-    def _tell(self, text: RunningText) -> None:
-        if text.on_change is None:
+
+class RunningText:
+    """State of one request in the engine: its prompt, and the answer so far. Its `leader` is another text whose prompt begins with
+    the same `shared` tokens, and which reads these for both; None if it has none or they are read.
+
+    lane: lane of the decoder. read: number of the text's tokens in that lane. to_read: number of prompt tokens that the model must
+    read for this request. finish: finish reason of the answer; None until it is finished.
+    """
+
+    def __init__(self, answer: Answer, decoder: Decoder):
+        self.answer, self.request = answer, answer.request
+        self.lane, self.read = -1, 0
+        self.leader: RunningText | None = None
+        self.shared = 0
+        self.finish: Literal["stop", "length"] | None = None
+        self._tokenizer = decoder.tokenizer
+        self._ids = list(self.request.ids)
+        self._prompt, self._scores = len(self._ids), list[Scored]()
+        self._slot_rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
+        self._token_count = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
+        self._max_new_tokens = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
+        self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
+        self._structured = self.request.structure and self.request.structure.begin()
+        first_scored = self._prompt if self.request.prompt_logprobs is None else self.request.scored_from
+        self.to_read = self._prompt if self._max_new_tokens else self._prompt - 1 if first_scored < self._prompt else 0
+        # first tokens of the prompt, whose logits are not used, so that another text may read them
+        self._without_logits = min(first_scored, self._prompt) - 1
+
+    @property
+    def is_generating(self) -> bool:
+        """True from the first token of the answer on."""
+        return len(self._ids) > self._prompt
+
+    def shared_with(self, other: RunningText) -> int:
+        """Return the number of first tokens that `other` can read for both texts as their leader; 0 if it cannot."""
+        if other.leader is not None or self.request.domain != other.request.domain:
+            return 0
+        longest = min(self._without_logits, other.to_read)
+        pairs = zip(self._ids[:longest], other._ids, strict=False)
+        shared = next((number for number, (own_id, other_id) in enumerate(pairs) if own_id != other_id), longest)
+        return shared if shared > other.read else 0
+
+    def chunk(self, end: int) -> Chunk:
+        """Return the chunk to read next, up to token number `end`."""
+        wanted = max(0, end - max(self.read, self._without_logits))
+        return Chunk(self.lane, self._ids[self.read : end], wanted)
+
+    def take(self, chunk: Chunk, logits_WR: np.ndarray) -> None:
+        """Use the logits that the decoder returned for a chunk of this text: score prompt tokens, or sample the next token.
+
+        Raises UserError if logits that it uses are not finite."""
+        self.read += len(chunk.ids)
+        if not self.is_generating:
+            if self.request.prompt_logprobs is not None:
+                first = self.read - chunk.wanted + 1  # the token that row 0 scores
+                for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
+                    self._check_finite(logits_R, number)
+                    self._scores.append(self._scored(logits_R, self._slot_rows[number], self.request.prompt_logprobs))
+            if self.read < self.to_read:
+                return
+            self.fill_prompt()
+        if self._max_new_tokens:
+            self._write(logits_WR[-1])
+        else:
+            self.finish = "length"
+
+    def fill_prompt(self) -> None:
+        """Put the prompt's tokens into the answer if the request asks for them."""
+        if self.request.prompt_logprobs is None:
             return
-        try:
-            text.on_change(text.answer)
-        except Exception:
-            logger.exception("who asked for an answer failed to take it; it is cancelled, the others go on")
-            text.on_change = None
-            self.cancel(text.answer)
+        surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
+        ids, scores = self._ids[first:], [(None, ()), *self._scores]
+        texts = decode_in_parts(surfaces[token] for token in ids)
+        tokens = zip(ids, texts, scores, strict=True)
+        self.answer.prompt = [Token(token, text, logprob, top) for token, text, (logprob, top) in tokens]
+
+    def _write(self, logits_R: np.ndarray) -> None:
+        """Sample and append the next token."""
+        request, slot = self.request, self.request.domain.slot
+        self._check_finite(logits_R, len(self._ids))
+        allowed_R = self._biased(logits_R)
+        if self._structured:
+            allowed_R = self._structured.allowed(allowed_R)
+        row = request.sampling.choose(
+            allowed_R, self._slot_rows[: self._prompt], self._slot_rows[self._prompt :], self._rng
+        )
+        if self._structured:
+            self._structured.take(row)
+        token = int(self._tokenizer.slot_rows[slot, row])
+        self._ids.append(token)
+        self._slot_rows.append(row)
+        text = self._spell(token)
+        logprob, top = (None, ()) if request.logprobs is None else self._scored(logits_R, row, request.logprobs)
+        self.answer.tokens.append(Token(token, text, logprob, top))
+        self.answer.text += text
+
+    def _spell(self, token: int) -> str:
+        """Return the characters that are certain with the newest token, and set `finish` if it is the last one."""
+        request = self.request
+        if token in request.stop_ids or (token == self._tokenizer.eot and not request.ignore_eot):
+            self.answer.warning = self._structured.problem if self._structured else ""
+            self.finish, self.answer.ended_by_id = "length" if self.answer.warning else "stop", True
+            return self._text.end()
+        text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
+        is_whole = self._structured and self._structured.is_whole
+        if not self._text.stopped and (is_whole or len(self._ids) == self._prompt + self._max_new_tokens):
+            self.finish = "stop" if is_whole else "length"
+            text += self._text.end()  # an incomplete character at the end may complete a stop string
+        if self._text.stopped:
+            self.finish = "stop"
+        return text
+
+    def _check_finite(self, logits_R: np.ndarray, number: int) -> None:
+        """Raise UserError unless all rows with a token have finite logits. number: number of tokens before them."""
+        if np.count_nonzero(np.isfinite(logits_R)) != self._token_count:
+            raise UserError(
+                f"domain {self.request.domain.name}: the logits after {number} tokens are not finite, so no token can be chosen or "
+                "scored: weights are NaN, infinite or too large to compute with; load another checkpoint, or export the model again"
+            )
+
+    def _biased(self, logits_R: np.ndarray) -> np.ndarray:
+        if not self.request.logit_bias:
+            return logits_R
+        logits_R = logits_R.copy()
+        for token, bias in self.request.logit_bias:
+            logits_R[self._tokenizer.row_of[self.request.domain.slot, token]] += bias
+        return logits_R
+
+    def _scored(self, logits_R: np.ndarray, row: int, top: int) -> Scored:
+        logprob, likeliest = log_probability(logits_R, row, top)
+        ids_R = self._tokenizer.slot_rows[self.request.domain.slot]
+        return logprob, tuple((int(ids_R[other]), value) for other, value in likeliest)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.sampling import Sampling, check_request, check_text
-from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.generate.sampling import Sampling
 
 if TYPE_CHECKING:
     from pangu_sigma.generate.structure import Structure  # its library is for those who ask for one
@@ -90,21 +88,3 @@ class Answer:
         """Ids of the new tokens, without the <eot> or stop id that ended them."""
         ids = [token.id for token in self.tokens]
         return ids[:-1] if self.ended_by_id else ids
-
-
-def check_fits(request: Request, tokenizer: Tokenizer, seq_length: int) -> None:
-    """Raise ConfigError for a prompt, a stop string, a number of tokens or a seed that a model with this tokenizer and sequence
-    length cannot answer. Ids of stop_ids and logit_bias must have rows in the domain's slot: their sender looks them up."""
-    check_request(request.max_new_tokens, request.seed)
-    if not request.ids:
-        raise ConfigError("a prompt has no tokens; give at least one character, or a domain with a language tag")
-    if len(request.ids) > seq_length:
-        raise ConfigError(
-            f"a prompt of domain {request.domain.name} has {len(request.ids)} tokens, more than model.seq_length={seq_length}; "
-            "shorten it"
-        )
-    tokenizer.rows(request.ids, request.domain)
-    for text in request.stop:
-        check_text(text, "a stop string")
-        if not text:
-            raise ConfigError("stop: a stop string is empty; leave it away")

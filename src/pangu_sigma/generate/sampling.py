@@ -5,26 +5,26 @@ Shape suffixes: R rows of a slot, C rows that may be drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from pangu_sigma.config import ConfigError
-from pangu_sigma.errors import keyword
+from pangu_sigma.sections import Fraction, Section
 
 LEAST_FACTOR, MOST_FACTOR = 1e-9, 1e9
 """Range of divisors and factors of logits: beyond it float64 may overflow, and the choice no longer changes."""
+Temperature = Annotated[float, Field(ge=0, le=MOST_FACTOR)]
+"""Temperature of a draw; below LEAST_FACTOR it is greedy."""
+TopP = Annotated[float, Field(gt=0, le=1)]
+Factor = Annotated[float, Field(ge=LEAST_FACTOR, le=MOST_FACTOR)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+"""Penalty that is subtracted from a logit, in the range of OpenAI's interface."""
 
-_MOST_ADDED = 2.0
-"""Maximum absolute value of a presence or frequency penalty, as in OpenAI's interface."""
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling options of generated text. A new option is a field with its range, used in `choose` and in the command `generate`.
+class Sampling(Section):
+    """Sampling options of generated text. A new option is a field, used in `choose`, and a parameter of `loaded.generate`.
 
     temperature: 0 takes the most likely token (greedy); higher values draw more evenly.
     top_k: draw from this many most likely tokens only; 0 keeps every token.
@@ -34,42 +34,16 @@ class Sampling:
     presence_penalty: subtracted from the logit of every token that occurs in the answer; 0 changes nothing.
     frequency_penalty: the same, once for each occurrence.
 
-    Probabilities are those after penalties and temperature. Raises ConfigError for values outside these ranges.
+    Probabilities are those after penalties and temperature.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-
-    def __post_init__(self):
-        added = f"{-_MOST_ADDED:g} to {_MOST_ADDED:g}; 0 is none"
-        ranges: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-            (
-                "temperature",
-                lambda v: v == 0 or LEAST_FACTOR <= v <= MOST_FACTOR,
-                f"0 (greedy), or {LEAST_FACTOR:g} to {MOST_FACTOR:g}",
-            ),
-            ("top_k", lambda v: v >= 0, "a whole number, 0 (all tokens) or more"),
-            ("top_p", lambda v: 0 < v <= 1, "above 0, at most 1"),
-            ("min_p", lambda v: 0 <= v <= 1, "0 (all tokens) to 1"),
-            (
-                "repetition_penalty",
-                lambda v: LEAST_FACTOR <= v <= MOST_FACTOR,
-                f"{LEAST_FACTOR:g} to {MOST_FACTOR:g}; 1 is none",
-            ),
-            ("presence_penalty", lambda v: abs(v) <= _MOST_ADDED, added),
-            ("frequency_penalty", lambda v: abs(v) <= _MOST_ADDED, added),
-        )
-        for name, fits, allowed in ranges:
-            value = getattr(self, name)
-            is_kind = _is_whole if name == "top_k" else _is_number
-            if not (is_kind(value) and fits(value)):
-                kind = "" if is_kind(value) or name == "top_k" else "a number, "
-                raise ConfigError(f"{keyword(name)}={value!r} is not allowed: {kind}{allowed}")
+    temperature: Temperature = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: TopP = 1.0
+    min_p: Fraction = 0.0
+    repetition_penalty: Factor = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
 
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
@@ -77,7 +51,7 @@ class Sampling:
         """Choose the next token and return its row. prompt, answer: rows of the tokens that precede it, for the penalties."""
         if self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty:
             logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
-        if self.temperature == 0:
+        if self.temperature < LEAST_FACTOR:
             return int(logits_R.argmax())
         logits_R = logits_R.astype(np.float64)
         chances_R = np.exp((logits_R - logits_R.max()) / self.temperature)
@@ -127,34 +101,3 @@ def log_probability(logits_R: np.ndarray, row: int, top: int) -> tuple[float, li
     rows = np.flatnonzero(scores_R >= np.partition(scores_R, -top)[-top]) if top else np.empty(0, np.int64)
     rows = rows[np.argsort(-scores_R[rows], kind="stable")][:top]
     return float(scores_R[row] - log_sum), list(zip(rows.tolist(), (scores_R[rows] - log_sum).tolist(), strict=True))
-
-
-def check_request(max_new_tokens: int, seed: int) -> None:
-    """Raise ConfigError for an invalid seed or number of new tokens of a generation request."""
-    check_count("max_new_tokens", max_new_tokens)
-    check_count("seed", seed)
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless a value is a whole number of at least 0. name: name of the value, for the message."""
-    if not (_is_whole(value) and value >= 0):  # type: ignore[operator]
-        raise ConfigError(f"{keyword(name)}={value!r} is not allowed: a whole number, 0 or more")
-
-
-def check_text(text: str, name: str) -> None:
-    """Raise ConfigError for a text that UTF-8 cannot encode, such as an argument with invalid bytes. name: name of the text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{name} is not Unicode text: character {error.start} is {text[error.start]!r}, half a pair or a byte that is no "
-            "UTF-8; give it in UTF-8"
-        ) from None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)

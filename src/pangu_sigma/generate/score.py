@@ -47,10 +47,9 @@ def score(engine: Engine, text: str, domain: Domain) -> Score:
     Raises ConfigError for invalid Unicode, for a text without tokens, or with more than model.seq_length tokens.
     """
     from pangu_sigma.generate.request import Request
-    from pangu_sigma.generate.text import prompt_ids
 
     tokenizer = engine.decoder.tokenizer
-    ids = prompt_ids(tokenizer, text, domain)
+    ids = tokenizer.prompt(text, domain)
     (answer,) = engine.complete([Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0)])
     scored = answer.prompt[1:]
     logprobs = [token.logprob for token in scored if token.logprob is not None]

@@ -18,7 +18,6 @@ from llguidance import LLMatcher, LLTokenizer
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.sampling import check_text
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
 
@@ -61,9 +60,11 @@ class Structures:
         if domain.slot not in self._of_slot:
             self._of_slot[domain.slot] = LLTokenizer(_SlotTokens(self._tokenizer, domain.slot))  # type: ignore[arg-type]
         try:
-            check_text(json.dumps(constraint, ensure_ascii=False), kind)
+            json.dumps(
+                constraint, ensure_ascii=False
+            ).encode()  # half of a surrogate pair is an error here that names it
             matcher = LLMatcher(self._of_slot[domain.slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
-        except RecursionError as error:
+        except (RecursionError, UnicodeEncodeError) as error:
             raise ConfigError(f"cannot be followed: {error}") from error
         matcher.compute_bitmask()  # finds out what no text can have, and fills what the copies share
         if matcher.is_error():

@@ -14,12 +14,11 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.ablation import Ablation, WithoutParts
 from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
-from pangu_sigma.generate.request import Answer, Request
-from pangu_sigma.generate.sampling import Sampling, check_text
+from pangu_sigma.generate.request import Request
+from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.stored.export import StoredExport
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import ANSWERING, open_model
-from pangu_sigma.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +88,7 @@ def generate(
     for prompt in prompts:
         requests.append(_request(engine, prompt, max_new_tokens, sampling, seed + times[prompt], stop))
         times[prompt] += 1
-    with Bar(total=len(prompts) * max_new_tokens, desc="generate", unit="token", leave=False) as bar:
-
-        def advance(answer: Answer) -> None:
-            bar.update(1 if answer.finish is None else max_new_tokens - max(len(answer.tokens) - 1, 0))
-
-        answers = engine.complete(requests, advance)
+    answers = Bar(engine.answers_to(requests), total=len(requests), desc="generate", unit="text", leave=False)
     return [
         Generated(name, text, answer.text, [*answer.request.ids, *answer.ids], answer.finish == "stop")
         for (name, text), answer in zip(prompts, answers, strict=True)
@@ -114,10 +108,13 @@ def stream(
     Raises the ConfigError of `generate` before anything is generated.
     """
     _warn_of_blanks(engine, [prompt])
-    return _new_text(engine, _request(engine, prompt, max_new_tokens, sampling, seed, stop))
+    request = _request(engine, prompt, max_new_tokens, sampling, seed, stop)
+    engine.check(request)
+    return text_in_parts(engine, request)
 
 
-def _new_text(engine: Engine, request: Request) -> Iterator[str]:
+def text_in_parts(engine: Engine, request: Request) -> Iterator[str]:
+    """Yield the text of the answer to a request in parts, as it is generated. If the reader stops, the answer is cancelled."""
     answer = engine.submit_when_free(request)
     sent = 0
     try:
@@ -134,13 +131,11 @@ def _new_text(engine: Engine, request: Request) -> Iterator[str]:
 def _request(
     engine: Engine, prompt: Prompt, max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str]
 ) -> Request:
-    """Make the engine's request for a prompt. Raises ConfigError if this model cannot answer it."""
+    """Make the engine's request for a prompt. Raises ConfigError for an unknown domain."""
     name, text = prompt
     domain = domains_of(engine.decoder.config).named(name)
-    ids = prompt_ids(engine.decoder.tokenizer, text, domain)
-    request = Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
-    engine.check(request)
-    return request
+    ids = engine.decoder.tokenizer.prompt(text, domain)
+    return Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
 
 
 def ends_in_blank(text: str, domain: Domain) -> bool:
@@ -155,9 +150,3 @@ def _warn_of_blanks(engine: Engine, prompts: Sequence[Prompt]) -> None:
     texts = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
     if texts:
         logger.warning("%d of %d prompts, such as %r: %s", len(texts), len(prompts), texts[0][-20:], BLANK_AT_THE_END)
-
-
-def prompt_ids(tokenizer: Tokenizer, text: str, domain: Domain) -> list[int]:
-    """Tokenize a prompt. Raises ConfigError if it is no Unicode text."""
-    check_text(text, f"a prompt of domain {domain.name}")
-    return tokenizer.prompt(text, domain)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 
-from pangu_sigma.chips import family
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.errors import argument
 from pangu_sigma.npu.communicators import check_layout
-from pangu_sigma.npu.host.access import Host, missing_for_ascend
+from pangu_sigma.npu.host.access import Host, missing_for_ascend, other_family
 from pangu_sigma.npu.row_counts import dispatch_layout
 
 
@@ -52,13 +51,11 @@ def check_machine(config: Config) -> None:
     """Raise ConfigError if this machine has no NPUs of the family of `parallel.chip`, or no driver for them."""
     if "MS_SIMULATION_LEVEL" in os.environ:
         return
-    host, chip = Host(), config.parallel.chip
+    host = Host()
     if (missing := missing_for_ascend(host)) is not None:
         raise ConfigError(
             f"{argument('--device')} ascend: {missing.state}; {missing.fix}, or train on the CPU. `pangu-sigma doctor --device "
             "ascend` checks all of it"
         )
-    if host.chip is not None and family(host.chip) != family(chip):
-        raise ConfigError(
-            f"parallel.chip={chip}: the NPUs of this machine are {host.chip}; set parallel.chip={host.chip}"
-        )
+    if (other := other_family(host, config.parallel.chip, "parallel.chip")) is not None:
+        raise ConfigError(f"{other.state}; {other.fix}")

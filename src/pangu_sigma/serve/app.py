@@ -1,4 +1,4 @@
-"""FastAPI application: routes. Handlers are a few lines and call the other files of this folder."""
+"""FastAPI application, with the routes of everything but completions, which are in openai.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import importlib.metadata
 import re
-from asyncio import create_task
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,10 +20,8 @@ from prometheus_client import generate_latest
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.serve import openai, schemas
-from pangu_sigma.serve.engine_thread import Answers
-from pangu_sigma.serve.refusals import ApiError, install_error_handlers
+from pangu_sigma.serve.refusals import REFUSALS, ApiError, install_error_handlers
 from pangu_sigma.serve.served import PREFIX, Served
 
 PAGE_FILE = Path(__file__).with_name("page.html")
@@ -69,42 +66,8 @@ async def _check_key(
         raise ApiError(401, reason, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-async def _answers(request: Request) -> AsyncIterator[Answers]:
-    """Yield the answers of a request. They are cancelled when the request ends, and when the client disconnects before."""
-    answers = Answers(request.app.state.served.thread)
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        answers.break_off()
-
-    watch_task = create_task(watch())
-    try:
-        yield answers
-    finally:
-        watch_task.cancel()
-        answers.close()
-
-
-RequestAnswers = Annotated[Answers, Depends(_answers)]
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"description": "refused: {error: {message, type, param, code}}"}
-    for status in (400, 401, 404, 413, 429, 500, 503)
-}
-_STREAM_RESPONSES = _REFUSALS | {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
-_router, _public = APIRouter(responses=_REFUSALS), APIRouter(responses=_REFUSALS)
-
-
-@_router.post("/v1/completions", responses=_STREAM_RESPONSES)
-async def completions(request: Request, answers: RequestAnswers, body: schemas.CompletionRequest) -> Response:
-    """Continue prompts."""
-    return await openai.complete(request, answers, body)
-
-
-@_router.post("/v1/chat/completions", responses=_STREAM_RESPONSES)
-async def chat_completions(request: Request, answers: RequestAnswers, body: schemas.ChatRequest) -> Response:
-    """Answer a chat."""
-    return await openai.answer_chat(request, answers, body)
+_router, _public = APIRouter(responses=REFUSALS), APIRouter(responses=REFUSALS)
+_router.include_router(openai.router)
 
 
 @_router.post("/tokenize")
@@ -141,7 +104,7 @@ async def tokenizer_info(request: Request, model: str | None = None) -> dict[str
         "eos_token": names[tokenizer.eot],
         "pad_token": names[tokenizer.pad],
         "unk_token": names[tokenizer.unk],
-        "chat_template": ChatTemplate.of(domain, served.config.chat).jinja(),
+        "chat_template": served.templates[domain.name].jinja(),
     }
 
 

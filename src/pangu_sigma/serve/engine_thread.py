@@ -1,13 +1,11 @@
-"""Thread that steps the engine, and the queue that brings the tokens of its answers to the handler of an HTTP request."""
+"""Answers to an HTTP request, and the thread that steps the engine, which generates them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections import Counter, deque
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import NamedTuple
 
 from pangu_sigma.config import ConfigError
@@ -26,17 +24,17 @@ _FAILURES = 3
 class EngineThread:
     """Thread that runs the steps of the engine, which generate text.
 
-    open: requests whose handlers run. stopped: True once `stop` was called. failed: True after repeated errors of the engine,
-    which end the thread. loop: event loop of the handlers; None before the start. wake: set when there may be something to do.
+    handlers: for each answer that the engine has, the answers to the same HTTP request, whose handler runs. stopped: True once
+    `stop` was called. failed: True after repeated errors of the engine, which end the thread. loop: event loop of the handlers;
+    None before the start. wake: set when there may be something to do.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics):
         self.engine, self.metrics = engine, metrics
-        self.open: set[Answers] = set()
+        self.handlers: dict[Answer, Answers] = {}
         self.stopped = self.failed = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.wake, self._ending = threading.Event(), False
-        self._updated_answers = deque[tuple[asyncio.Queue[int | None], int]]()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -47,9 +45,10 @@ class EngineThread:
     def stop(self) -> None:
         """Tell all open requests that the server ends; later ones are refused. The event loop must call it."""
         self.stopped = True
-        if self.open:
-            logger.warning("%d requests are not finished, and are broken off", len(self.open))
-        for answers in self.open:
+        open_requests = {*self.handlers.values()}
+        if open_requests:
+            logger.warning("%d requests are not finished, and are broken off", len(open_requests))
+        for answers in open_requests:
             answers.break_off()
 
     def end(self) -> None:
@@ -58,16 +57,11 @@ class EngineThread:
         self.wake.set()
         self._thread.join()
 
-    def tell(self, queue: asyncio.Queue[int | None], index: int, _: Answer) -> None:
-        """Record that answer number `index` has new tokens; its handler reads the number from `queue` after the step. The engine
-        calls this in its thread."""
-        self._updated_answers.append((queue, index))
-
-    def _send_to_handlers(self) -> None:
-        """Put the numbers of updated answers into the queues of their handlers. The event loop runs this."""
-        while self._updated_answers:
-            queue, index = self._updated_answers.popleft()
-            queue.put_nowait(index)
+    def _wake_handlers(self, updated: list[Answer]) -> None:
+        """Wake the handlers of answers that a step has updated. The event loop runs this."""
+        for answer in updated:
+            if answer in self.handlers:  # its request may have ended
+                self.handlers[answer].changed.set()
 
     def _work(self) -> None:
         """Step the engine until `end` is called or too many steps have failed. The thread runs this."""
@@ -82,8 +76,8 @@ class EngineThread:
             except Exception:  # the engine has cancelled the running answers; waiting ones may still be answered
                 failures += 1
                 logger.exception("a step of the engine failed, and so did the answers that ran")
-            if self._updated_answers:  # the event loop is woken once for all answers of the step
-                self.loop.call_soon_threadsafe(self._send_to_handlers)  # type: ignore[union-attr]
+            if self.engine.updated:  # the event loop is woken once for all answers of the step
+                self.loop.call_soon_threadsafe(self._wake_handlers, self.engine.updated)  # type: ignore[union-attr]
         if failures == _FAILURES:
             logger.error("%d steps failed one after another; nothing is answered any more", _FAILURES)
             self.failed = True
@@ -109,23 +103,56 @@ class News(NamedTuple):
 
 
 class Answers:
-    """Answers to one HTTP request. Its handler must call `close`, which frees the lanes of unfinished answers."""
+    """Answers to one HTTP request. Its handler must call `close`, which frees the lanes of unfinished answers. changed: set when
+    there may be news."""
 
     def __init__(self, thread: EngineThread):
         self._thread, self._engine, self._metrics = thread, thread.engine, thread.metrics
-        self._changed = asyncio.Queue[int | None]()  # number of an answer with new tokens; None: nothing more comes
+        self.changed, self._is_broken_off = asyncio.Event(), False
         self._watches: list[AnswerWatch] = []
         self.answers: list[Answer] = []
 
-    def ask(self, requests: list[Request]) -> None:
+    async def news(self, requests: list[Request]) -> AsyncIterator[News]:
+        """Submit requests, and yield new tokens of all answers until all are finished. Raises ApiError if a request cannot be
+        answered now, and if the model fails or the server ends before."""
+        self._submit(requests)
+        unfinished = dict.fromkeys(range(len(requests)), 0)  # number of tokens that were yielded
+        while unfinished:
+            await self.changed.wait()
+            self.changed.clear()
+            for number, old_count in [*unfinished.items()]:
+                answer, watch = self.answers[number], self._watches[number]
+                finish = answer.finish  # read first: a finished answer has all of its tokens
+                if finish == "cancelled":
+                    watch.ended("abort" if answer.error is None else "error")
+                    raise _server_stopping() if answer.error is None else _failure(answer.error)
+                tokens = answer.tokens[old_count:]
+                if tokens or finish:
+                    watch.record(len(tokens))
+                    yield News(number, answer, not old_count, tokens, finish)
+                unfinished[number] += len(tokens)
+                if finish:
+                    del unfinished[number]
+                    watch.ended(finish)
+            if unfinished and self._is_broken_off:
+                raise _server_stopping()
+
+    async def wait(self, requests: list[Request]) -> list[News]:
+        """Submit requests, and return all answers with all of their tokens once they are finished. Raises ApiError as `news`."""
+        async for _ in self.news(requests):
+            pass
+        return [News(number, answer, True, answer.tokens, answer.finish) for number, answer in enumerate(self.answers)]
+
+    def _submit(self, requests: list[Request]) -> None:
         """Submit requests to the engine. Raises ApiError if too many wait, if one does not fit, or if the server ends."""
         if self._thread.stopped:
             raise _server_stopping()
-        self._thread.open.add(self)
         try:
-            for index, request in enumerate(requests):
-                self.answers.append(self._engine.submit(request, partial(self._thread.tell, self._changed, index)))
+            for request in requests:
+                answer = self._engine.submit(request)
+                self.answers.append(answer)
                 self._watches.append(self._metrics.watch(request))
+                self._thread.handlers[answer] = self
         except QueueFull as error:
             self._metrics.refused.labels("busy").inc()
             headers = {"Retry-After": str(self._metrics.wait_seconds())}
@@ -136,42 +163,16 @@ class Answers:
 
     def break_off(self) -> None:
         """Let `news` raise ApiError: the server ends, or the client has gone."""
-        self._changed.put_nowait(None)
+        self._is_broken_off = True
+        self.changed.set()
 
     def close(self) -> None:
         """Cancel the answers that are not finished."""
-        self._thread.open.discard(self)
         for answer, watch in zip(self.answers, self._watches, strict=True):
+            self._thread.handlers.pop(answer)
             self._engine.cancel(answer)
             watch.ended("abort")  # unless it has ended already
         self._thread.wake.set()
-
-    async def news(self) -> AsyncIterator[News]:
-        """Yield new tokens of all answers until all are finished. Raises ApiError if the model fails or the server ends before."""
-        unfinished, sent_counts = set(range(len(self.answers))), Counter[int]()
-        while unfinished:
-            index = await self._changed.get()
-            if index is None:
-                raise _server_stopping()
-            answer, watch = self.answers[index], self._watches[index]
-            finish = answer.finish  # read first: a finished answer has all of its tokens
-            if finish == "cancelled":
-                watch.ended("abort" if answer.error is None else "error")
-                raise _server_stopping() if answer.error is None else _failure(answer.error)
-            tokens = answer.tokens[sent_counts[index] :]
-            if index in unfinished and (tokens or finish):
-                watch.record(len(tokens))
-                yield News(index, answer, not sent_counts[index], tokens, finish)
-                sent_counts[index] += len(tokens)
-            if finish:
-                unfinished.discard(index)
-                watch.ended(finish)
-
-    async def wait(self) -> list[News]:
-        """Wait until all answers are finished, and return each with all of its tokens. Raises ApiError as `news`."""
-        async for _ in self.news():
-            pass
-        return [News(i, answer, True, answer.tokens, answer.finish) for i, answer in enumerate(self.answers)]
 
 
 def _server_stopping() -> ApiError:

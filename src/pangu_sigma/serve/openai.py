@@ -1,4 +1,4 @@
-"""POST /v1/completions and /v1/chat/completions: from the body of a request to the engine, and from tokens to the response.
+"""Routes /v1/completions and /v1/chat/completions: from the body of a request to the engine, and from tokens to the response.
 
 The responses have the form of the types in OpenAI's own package, against which the tests check them. "Ours" marks other fields.
 """
@@ -10,18 +10,20 @@ import json
 import secrets
 import time
 import uuid
+from asyncio import create_task
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain, count
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Depends
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import format_sse_event
 
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
-from pangu_sigma.generate.chat_template import ChatTemplate, Role
+from pangu_sigma.generate.chat_template import Role
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.generate.structure import Structure
@@ -29,7 +31,7 @@ from pangu_sigma.generate.text import BLANK_AT_THE_END, ends_in_blank
 from pangu_sigma.serve.engine_thread import Answers, News
 from pangu_sigma.serve.logprobs import CompletionTokens, chat_logprobs
 from pangu_sigma.serve.prompts import TOO_LONG
-from pangu_sigma.serve.refusals import ApiError
+from pangu_sigma.serve.refusals import REFUSALS, ApiError
 from pangu_sigma.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest, WithoutEffect
 from pangu_sigma.serve.served import PREFIX, Served
 
@@ -38,22 +40,47 @@ DEFAULT_MAX_TOKENS = 16
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second one is for nginx
 
 
-async def complete(request: HttpRequest, answers: Answers, body: CompletionRequest) -> Response:
-    """Answer a request for completions. Raises ApiError."""
+router = APIRouter(responses=REFUSALS | {200: {"content": {"application/json": {}, "text/event-stream": {}}}})
+
+
+async def _answers(request: HttpRequest) -> AsyncIterator[Answers]:
+    """Yield the answers of a request. They are cancelled when the request ends, and when the client disconnects before."""
+    answers = Answers(request.app.state.served.thread)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        answers.break_off()
+
+    watch_task = create_task(watch())
+    try:
+        yield answers
+    finally:
+        watch_task.cancel()
+        answers.close()
+
+
+RequestAnswers = Annotated[Answers, Depends(_answers)]
+
+
+@router.post("/v1/completions")
+async def completions(request: HttpRequest, answers: RequestAnswers, body: CompletionRequest) -> Response:
+    """Continue prompts."""
     served, domain = domain_of(request, body.model)
     logprobs = 0 if body.experts and body.logprobs is None else body.logprobs
     prompts, warnings = await _prompts(served, body, domain)
     new_tokens = room_for(served, prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
     structure = await _structure(served, body, domain)
     options = {"logprobs": logprobs, "prompt_logprobs": logprobs if body.echo else None, "structure": structure}
-    answers.ask(make_requests(served, body, domain, prompts, new_tokens, options))
-    return await _Completions(served, answers, body, domain, warnings).respond()
+    requests = make_requests(served, body, domain, prompts, new_tokens, options)
+    return await _Completions(served, answers, body, requests, warnings).respond()
 
 
-async def answer_chat(request: HttpRequest, answers: Answers, body: ChatRequest) -> Response:
-    """Answer a request for chat completions. Raises ApiError."""
+@router.post("/v1/chat/completions")
+async def chat_completions(request: HttpRequest, answers: RequestAnswers, body: ChatRequest) -> Response:
+    """Answer a chat."""
     served, domain = domain_of(request, body.model)
-    template = ChatTemplate.of(domain, served.config.chat)
+    template = served.templates[domain.name]
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     messages: list[tuple[Role, str]] = [
         ("system" if message.role == "developer" else message.role, message.text) for message in body.messages
@@ -65,8 +92,8 @@ async def answer_chat(request: HttpRequest, answers: Answers, body: ChatRequest)
     stop = template.stop if structure is None else ()  # a structured answer ends once it is whole
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     options = {"logprobs": logprobs, "structure": structure}
-    answers.ask(make_requests(served, body, domain, [ids], new_tokens, options, stop))
-    return await _ChatCompletions(served, answers, body, domain, warnings).respond()
+    requests = make_requests(served, body, domain, [ids], new_tokens, options, stop)
+    return await _ChatCompletions(served, answers, body, requests, warnings).respond()
 
 
 def domain_of(request: HttpRequest, name: str | None) -> tuple[Served, Domain]:
@@ -158,10 +185,9 @@ def make_requests(
             served.tokenizer.rows(ids, domain)
         except ConfigError as error:
             raise ApiError.invalid(parameter, str(error)) from error
-    names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    sampling = {"temperature": 1.0} | {name: value for name in names if (value := getattr(body, name)) is not None}
+    sampling = {"temperature": 1.0} | body.model_dump(include={*Sampling.model_fields}, exclude_none=True)
     options = options | {
-        "sampling": Sampling(top_k=max(body.top_k or 0, 0), **sampling),
+        "sampling": Sampling(**sampling | {"top_k": max(body.top_k or 0, 0)}),
         "stop": stops + stop,
         "stop_ids": tuple(body.stop_token_ids or ()),
         "ignore_eot": bool(body.ignore_eos),
@@ -182,20 +208,21 @@ class _Responses:
     id_prefix: str
     objects: tuple[str, str]  # values of the field `object` of the whole response and of a chunk
 
-    def __init__(self, served: Served, answers: Answers, body: Any, domain: Domain, warnings: Iterable[str]):
-        self.served, self.answers, self.body, self.domain = served, answers, body, domain
+    def __init__(self, served: Served, answers: Answers, body: Any, requests: list[Request], warnings: Iterable[str]):
+        self.served, self.answers, self.body, self.requests = served, answers, body, requests
+        self.domain = requests[0].domain
         self._head = {"id": f"{self.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
-        self._head |= {"model": PREFIX + domain.name, "system_fingerprint": served.fingerprint}
+        self._head |= {"model": PREFIX + self.domain.name, "system_fingerprint": served.fingerprint}
         unused = [name for name in WithoutEffect.model_fields if getattr(body, name) is not None]
         self._warnings = [*([f"{', '.join(unused)}: without effect on this server"] if unused else []), *warnings]
 
     async def respond(self) -> Response:
         """Return the response. A stream begins with the first token: what fails before has a status of its own."""
         if self.body.stream:
-            news = self.answers.news()
+            news = self.answers.news(self.requests)
             events = self._events(await anext(news), news)
             return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
-        all_news = await self.answers.wait()
+        all_news = await self.answers.wait(self.requests)
         warnings = chain(self._warnings, [news.answer.warning for news in all_news])
         choices = [self.choice(news) for news in all_news]
         return JSONResponse(self._body(self.objects[0], choices, warnings, usage=self._usage()))
@@ -233,9 +260,8 @@ class _Responses:
 
     def _usage(self) -> dict[str, int]:
         """Count the tokens. A prompt counts once, however many answers it gets."""
-        answers = self.answers.answers
-        prompt = sum(len(answer.request.ids) for answer in answers[:: self.body.n or 1])
-        completion = sum(len(answer.tokens) for answer in answers)
+        prompt = sum(len(request.ids) for request in self.requests[:: self.body.n or 1])
+        completion = sum(len(answer.tokens) for answer in self.answers.answers)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
@@ -249,11 +275,11 @@ class _Completions(_Responses):
 
     id_prefix, objects = "cmpl", ("text_completion", "text_completion")
 
-    def __init__(self, served: Served, answers: Answers, body: CompletionRequest, *arguments: Any):
-        super().__init__(served, answers, body, *arguments)
-        has_logprobs = body.experts or body.logprobs is not None
-        hidden_ids = [[] if body.echo else answer.request.ids for answer in answers.answers]
-        self._tokens = [CompletionTokens(served.texts, ids) for ids in hidden_ids if has_logprobs]
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        has_logprobs = self.body.experts or self.body.logprobs is not None
+        hidden_ids = [[] if self.body.echo else request.ids for request in self.requests]
+        self._tokens = [CompletionTokens(self.served.texts, ids) for ids in hidden_ids if has_logprobs]
 
     def choice(self, news: News) -> dict[str, Any]:
         text, tokens = news.text, news.tokens
@@ -277,10 +303,10 @@ class _ChatCompletions(_Responses):
 
     id_prefix, objects = "chatcmpl", ("chat.completion", "chat.completion.chunk")
 
-    def __init__(self, served: Served, answers: Answers, *more: Any):
-        super().__init__(served, answers, *more)
-        self._template = ChatTemplate.of(self.domain, served.config.chat)
-        self._texts = [""] * len(answers.answers)
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._template = self.served.templates[self.domain.name]
+        self._texts = [""] * len(self.requests)
 
     def choice(self, news: News) -> dict[str, Any]:
         message = {"role": "assistant", "content": self._content(news.text), "refusal": None}

@@ -9,9 +9,7 @@ from typing import TypeVar
 
 from pangu_sigma.config import Config
 from pangu_sigma.domains import Domain
-from pangu_sigma.errors import DataError
-from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
-from pangu_sigma.generate.sampling import check_text
+from pangu_sigma.generate.chat_template import ChatTemplate, Role, without_oldest
 from pangu_sigma.serve.refusals import ApiError
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -47,9 +45,8 @@ class PromptTokenizer:
         if text == self._end:
             return [self.tokenizer.eot]
         try:
-            check_text(text, "the text")
             return self.tokenizer.prompt(text, domain) if tags else self.tokenizer.encode(text, domain)
-        except (DataError, ValueError) as error:
+        except ValueError as error:
             raise ApiError.invalid("prompt", str(error)) from error
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
@@ -73,14 +70,13 @@ class PromptTokenizer:
             raise ApiError.invalid("max_tokens", reason, TOO_LONG)
         fix = "lower max_tokens" if max_tokens else "set max_tokens, which keeps less for the answer"
         capacity = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
-
-        def ids_of(chat_messages: Messages) -> list[int] | None:
+        for omitted_count, chat_messages in without_oldest(tuple(messages)):
             text = template.prompt(chat_messages)
-            return self.read(text, domain) if len(text) <= self._most_characters else None
-
-        if result := without_oldest(tuple(messages), self.length - reserved, ids_of):
-            ids, omitted_count = result
-            warning = f"{omitted_count} of {len(messages)} messages, the oldest, were left out"
-            return ids, [f"{warning}: {capacity}; {fix}, or send less"] if omitted_count else []
+            if len(text) > self._most_characters:
+                continue
+            ids = self.read(text, domain)
+            if len(ids) <= self.length - reserved:
+                warning = f"{omitted_count} of {len(messages)} messages, the oldest, were left out"
+                return ids, [f"{warning}: {capacity}; {fix}, or send less"] if omitted_count else []
         subject = "the first and the last one do" if messages[0][0] == "system" else "the last one does"
         raise ApiError.invalid("messages", f"{subject} not fit: {capacity}; shorten them, or {fix}", TOO_LONG)

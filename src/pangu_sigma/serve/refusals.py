@@ -15,6 +15,13 @@ _SHOWN_PROBLEMS = 8  # problems of one request that a message lists
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": "refused: {error: {message, type, param, code}}"}
+    for status in (400, 401, 404, 413, 429, 500, 503)
+}
+"""Statuses of refused requests, for /openapi.json."""
+
+
 class ApiError(HTTPException):
     """Exception for a request that is refused with an HTTP status of 400 … 599.
 

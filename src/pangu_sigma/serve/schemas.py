@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, WrapValidator, model_validator
 
-from pangu_sigma.generate.sampling import LEAST_FACTOR, MOST_FACTOR
+from pangu_sigma.generate.sampling import Factor, Penalty, TopP
 from pangu_sigma.generate.structure import StructureKind
-from pangu_sigma.sections import Section
+from pangu_sigma.sections import Fraction, Section
 
 
 class RequestBody(Section):
@@ -55,11 +55,6 @@ StopStrings = Annotated[
     _StopString | Annotated[list[_StopString], Field(max_length=16)],
     _else("must be a Unicode text, or a list of at most 16 Unicode texts, of 1 to 100 characters each"),
     Field(description="The answer ends before the first of these."),
-]
-Temperature = Annotated[
-    Annotated[float, Field(ge=0, le=0)] | Annotated[float, Field(ge=LEAST_FACTOR, le=2)],
-    _else(f"must be 0 (greedy), or {LEAST_FACTOR:g} to 2"),
-    Field(description="0 is greedy; 1 if not given."),
 ]
 NoSuffix = Annotated[
     Literal[""],
@@ -129,15 +124,13 @@ class GenerationRequest(WithoutEffect):
 
     model: ModelName | None = None
     n: int | None = Field(None, ge=1, le=16, description="Number of answers to each prompt; 1 if not given.")
-    temperature: Temperature | None = None
-    top_p: float | None = Field(None, gt=0, le=1, description="Draw from the fewest tokens with this probability.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 if not given.")
+    top_p: TopP | None = Field(None, description="Draw from the fewest tokens with this probability.")
     top_k: int | None = Field(None, ge=-1, lt=1 << 31, description="Draw from this many tokens; 0 or -1: from all.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(
-        None, ge=LEAST_FACTOR, le=MOST_FACTOR, description="Above 1: repetitions become less likely."
-    )
+    min_p: Fraction | None = Field(None, description="Leave out tokens below this share of the likeliest one.")
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Factor | None = Field(None, description="Above 1: repetitions become less likely.")
     seed: int | None = Field(None, ge=0, lt=1 << 53, description="Answer i to a prompt draws with seed + i.")
     stop: StopStrings | None = None
     stop_token_ids: list[TokenId] | None = Field(

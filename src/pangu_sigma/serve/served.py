@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.structure import Structures
@@ -37,8 +38,8 @@ PREFIX = "sigma-"  # of model names: `sigma-zh` is the domain zh
 class Served:
     """Model with its engine, for request handlers.
 
-    domains: each domain by its name as a model of OpenAI's interface. started: time of the start. fingerprint: configuration and
-    tokenizer; answers with the same seed are equal if the fingerprint is.
+    domains: each domain by its name as a model of OpenAI's interface. templates: chat templates by the names of domains. started:
+    time of the start. fingerprint: configuration and tokenizer; answers with the same seed are equal if the fingerprint is.
     """
 
     def __init__(self, engine: Engine, limits: Limits | None = None):
@@ -46,6 +47,7 @@ class Served:
         self.config, self.tokenizer = engine.decoder.config, engine.decoder.tokenizer
         self.length = self.config.model.seq_length
         self.domains: dict[str, Domain] = {PREFIX + domain.name: domain for domain in domains_of(self.config)}
+        self.templates = {domain.name: ChatTemplate.of(domain, self.config.chat) for domain in self.domains.values()}
         self.metrics = Metrics(engine, {domain.name: name for name, domain in self.domains.items()})
         self.thread = EngineThread(engine, self.metrics)
         self.prompts = PromptTokenizer(self.tokenizer, self.config)

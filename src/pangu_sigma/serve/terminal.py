@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from pangu_sigma.config import ConfigError
+from pangu_sigma.config_file import validated
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError, argument
 from pangu_sigma.generate.chat_template import ChatTemplate, Role
@@ -16,6 +17,7 @@ from pangu_sigma.generate.decoder import Decoder
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.request import Request
 from pangu_sigma.generate.sampling import Sampling
+from pangu_sigma.generate.text import text_in_parts
 from pangu_sigma.serve.prompts import PromptTokenizer
 from pangu_sigma.serve.refusals import ApiError
 
@@ -54,7 +56,7 @@ class Chat:
             )
         self.domains = domains_of(self.config)
         self.domain = self.domains[0] if settings.domain is None else self.domains.named(settings.domain)
-        self.sampling, self.system = Sampling(settings.temperature), ""
+        self.sampling, self.system = Sampling(temperature=settings.temperature), ""
         self.seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self.messages: list[tuple[Role, str]] = []
 
@@ -73,7 +75,7 @@ class Chat:
         except (ApiError, UserError) as error:
             self.say(error.detail if isinstance(error, ApiError) else str(error))
         except ValueError:
-            self.say(f"{line}: a number is wanted, 0 or more")
+            self.say(f"{line}: a number is wanted")
         return True
 
     def answer(self, text: str) -> None:
@@ -102,7 +104,7 @@ class Chat:
             case "/system":
                 self.system, self.messages = value, []
             case "/temperature":
-                self.sampling = Sampling(float(value))
+                self.sampling = validated(Sampling, {"temperature": float(value)})
             case "/domain" if value:
                 self.domain, self.messages = self.domains.named(value), []
             case "/domain":
@@ -119,20 +121,18 @@ class Chat:
 
     def _stream(self, request: Request, template: ChatTemplate) -> str:
         """Generate an answer, write its text as it grows, and return it. Ctrl-C ends the answer."""
-        shown_length, answer = 0, self.engine.submit(request)
+        text, shown_length = "", 0
         try:
-            while self.engine.is_unfinished(answer):
-                self.engine.step()
-                new_text = template.without_blanks(answer.text)[shown_length:]
+            for part in text_in_parts(self.engine, request):
+                text += part
+                new_text = template.without_blanks(text)[shown_length:]
                 self.output.write(new_text)
                 self.output.flush()
                 shown_length += len(new_text)
         except KeyboardInterrupt:
-            self.engine.cancel(answer)
-            self.engine.step()
             self.say("(stopped)")
         self.output.write("\n")
-        return answer.text.strip()
+        return text.strip()
 
 
 def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:

@@ -29,7 +29,7 @@ def test_a_healthy_host_passes_every_check(tmp_path, chip, npus):
     names = ("NPU devices", "chip", "CANN", "MindSpore's plugin", "ascend_ops", "run folder")
     assert tuple(check.name for check in checks) == names
     actual = {check.name: check.state for check in checks}
-    assert actual["chip"] == f"{npus} of the family {family(chip)}, as --chip says"
+    assert actual["chip"] == f"{npus} NPUs of the family {family(chip)}, as --chip says"
     assert actual["run folder"] == f"{tmp_path} on nfs4, mounted with locks"
     assert missing_for_ascend(machine.host) is None
     machine.remove("mindspore/lib/plugin/libmindspore_ascend.so.2")
@@ -60,7 +60,7 @@ FAULTS = {
     ),
     "another chip than asked for": (
         lambda m: m.pci_devices("910a"),
-        "chip: 2 of the family 910a; --chip says 910b; use --chip 910a, in the configuration parallel.chip=910a",
+        "chip: 2 NPUs of the family 910a; --chip says 910b; set it to 910a, or use another machine",
     ),
     "NPUs of two kinds": (
         lambda m: m.pci_devices("910a", "910b"),

@@ -104,7 +104,5 @@ def test_a_host_of_another_family_is_refused_with_the_chip_to_set(tmp_path: Path
     devices_of("910b3").check(1)
     with pytest.raises(LaunchError, match="has 1 NPUs and is to run 2 ranks"):
         devices_of("910b").check(2)
-    with pytest.raises(
-        LaunchError, match=r"^parallel\.chip=910a: .* has NPUs of the family 910b, .*; use parallel\.chip=910b, or"
-    ):
+    with pytest.raises(LaunchError, match=r"NPUs of the family 910b; parallel\.chip says 910a; set it to 910b, or use"):
         devices_of("910a").check(1)

@@ -48,7 +48,7 @@ def test_the_chip_is_asked_for_by_option_or_environment_and_by_the_run(tmp_path:
     machine.environment["PANGU_SIGMA_CHIP"] = "910_93"
     assert "PANGU_SIGMA_CHIP says 910_93" in chip_check(machine, run=run).state
     check = chip_check(machine, "910b", run)
-    assert check == Check("chip", True, "1 of the family 910b, as --chip says")
+    assert check == Check("chip", True, "1 NPUs of the family 910b, as --chip says")
     write_config(run, load_config(config_path("sigma_tiny"), ["parallel.chip=910a"]), "run")
     check = chip_check(machine, "910b", run)
     assert (check.ok, f"the configuration of {run} says 910a" in check.state) == (False, True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pangu_sigma.chips import Chip
+from pangu_sigma.chips import Chip, family
 from pangu_sigma.results import Check, failed, passed
 
 COMPUTE_UNITS = {"910a": "ascend910", "910b": "ascend910b", "910_93": "ascend910_93"}
@@ -56,6 +56,15 @@ class Host:
     def paths(self, variable: str) -> list[Path]:
         """Return the folders that an environment variable lists."""
         return [Path(path) for path in self.environment.get(variable, "").split(os.pathsep) if path]
+
+
+def other_family(host: Host, chip: Chip, source: str) -> Check | None:
+    """Return a failed check if the NPUs of a host are of another family than a chip; None if not, or if the host does not say.
+    source: what names the chip, such as --chip, for the message."""
+    if host.chip is None or family(host.chip) == family(chip):
+        return None
+    state = f"{len(host.npus)} NPUs of the family {family(host.chip)}; {source} says {chip}"
+    return failed(state, f"set it to {host.chip}, or use another machine")
 
 
 def missing_for_ascend(host: Host) -> Check | None:

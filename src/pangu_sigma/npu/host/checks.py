@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.chips import CHIP_DATA, Chip, family
-from pangu_sigma.npu.host.access import COMPUTE_UNITS, Host, devices, missing_for_ascend, plugin, toolkit
+from pangu_sigma.npu.host.access import COMPUTE_UNITS, Host, devices, missing_for_ascend, other_family, plugin, toolkit
 from pangu_sigma.npu.host.environment import NamedChip, chip_in_environment
 from pangu_sigma.results import Check, failed, passed
 from pangu_sigma.stored.open import kind_of
@@ -79,11 +79,10 @@ def _chip(host: Host, named_chips: list[NamedChip]) -> Check:
             "the PCI devices name no family that is known here, or several",
             "use NPUs of one kind: 910A, 910B or 910_93",
         )
-    state = f"{len(host.npus)} of the family {family(detected)}"
     for named in named_chips:
-        if family(named.name) != family(detected):
-            fix = f"use --chip {detected}, in the configuration parallel.chip={detected}, or another machine"
-            return failed(f"{state}; {named.by} says {named.name}", fix)
+        if (other := other_family(host, named.name, named.by)) is not None:
+            return other
+    state = f"{len(host.npus)} NPUs of the family {family(detected)}"
     return passed(f"{state}, as {named_chips[0].by} says" if named_chips else state)
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip, family
+from pangu_sigma.chips import CHIP_DATA, CHIP_NAMES, Chip
 from pangu_sigma.errors import UserError
-from pangu_sigma.npu.host.access import Host
+from pangu_sigma.npu.host.access import Host, other_family
 from pangu_sigma.ranks.launch import Devices
 from pangu_sigma.ranks.processes import LaunchError
 
@@ -91,12 +91,8 @@ def devices_of(chip: Chip) -> Devices:
 def _check_node(chip: Chip, ranks: int) -> None:
     """Raise LaunchError if this node has NPUs of another family, or fewer of them than `ranks`."""
     host, name = Host(), socket.gethostname()
-    detected = host.chip
-    if detected is not None and family(detected) != family(chip):
-        raise LaunchError(
-            f"parallel.chip={chip}: {CHIP_DATA[chip].title} is what this run is made for, and {name} has NPUs of the family "
-            f"{detected}, by their PCI devices; use parallel.chip={detected}, or other nodes"
-        )
+    if (other := other_family(host, chip, "parallel.chip")) is not None:
+        raise LaunchError(f"{name}: {other.state}; {other.fix}")
     npus = len(host.npus)
     if npus < ranks:
         raise LaunchError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.generate.running import IncrementalText, decode_in_parts
+from pangu_sigma.generate.characters import IncrementalText, decode_in_parts
 
 SURFACES = st.lists(st.binary(max_size=3) | st.sampled_from([*"ab今é🙂"]).map(str.encode), max_size=12)
 
