@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.shuffle import KeyedShuffle
+from pangu_sigma.data.order import KeyedShuffle
 
 KEYS = st.lists(st.integers(0, 2**63), min_size=1, max_size=3)
 

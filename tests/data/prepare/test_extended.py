@@ -14,13 +14,13 @@ from helpers.prepared import exchange_lengths
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, parse_config
+from pangu_sigma.data.batches import open_samples
 from pangu_sigma.data.manifest import load_manifest, read_manifest
 from pangu_sigma.data.prepare import extended
 from pangu_sigma.data.prepare import prepare as prepare_module
 from pangu_sigma.data.prepare.extended import prepare_extension
 from pangu_sigma.data.prepare.prepare import prepare, preview
 from pangu_sigma.data.prepared import PreparedData, data_of, read_prepared_tokenizer
-from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 
 OLD = ("zh", "en", "code")

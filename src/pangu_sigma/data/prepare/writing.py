@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import InputCounts
 from pangu_sigma.data.prepare.blocks import Work
 from pangu_sigma.data.prepare.encoding import CANDIDATES, encoded, final_tokenizer, ids_of
 from pangu_sigma.data.prepare.selection import selection_of
 from pangu_sigma.data.prepare.stages.stage import numbered
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, ROWS_NAME, SPLITS, unigram_nats
-from pangu_sigma.data.token_files import write_hashes
+from pangu_sigma.data.token_files import write_hashes, write_tokens
 from pangu_sigma.sealed import sync
 from pangu_sigma.text.vocabulary import UNK
 
