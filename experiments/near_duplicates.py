@@ -38,7 +38,7 @@ from pangu_sigma.data.prepare.near_duplicates import (
     signature,
 )
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepare.stages.stage import Stage
+from pangu_sigma.data.prepare.stage import Stage
 from pangu_sigma.data.prepared import SPLITS, PreparedData, data_of
 from pangu_sigma.domains import domains_of
 from pangu_sigma.text.documents import Document

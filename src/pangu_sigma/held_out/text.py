@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.config_file import Override, changed, key_of
-from pangu_sigma.data.prepared import data_of
+from pangu_sigma.data.manifest import read_manifest
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError, argument, warn_without_effect
 from pangu_sigma.text.documents import Document, Rejected
@@ -39,10 +40,10 @@ def read_documents(
     for key in map(key_of, overrides):
         if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:
             warn_without_effect(f"{argument('--set', 'overrides')} {key}", f"text is read by {', '.join(_RECORD_KEYS)}")
-    if reader is None and (reader_of_run := _reader_of_run(config)):
+    for reader_of_run, names in _readers_of_run(config, domain).items() if reader is None else ():
         logger.warning(
-            "the run's text was read by %s, and these records are read as they are; to read them by it, add %s",
-            *(reader_of_run, argument(f"--reader {reader_of_run}", f"reader={reader_of_run!r}")),
+            "the run's text of %s was read by %s, and these records are read as they are; to read them by it, add %s",
+            *(", ".join(names), reader_of_run, argument(f"--reader {reader_of_run}", f"reader={reader_of_run!r}")),
         )
     layout, domains = Layout.of(changed(config, overrides), reader), domains_of(config)
     if domain is not None:
@@ -64,12 +65,18 @@ def read_documents(
     return documents
 
 
-def _reader_of_run(config: Config) -> str | None:
-    """Return the reader by which the prepared text of a run was read; None without one, or if the text is not there."""
-    try:
-        return data_of(config).manifest.config["reader"][0]
-    except (ConfigError, DataError):
-        return None
+def _readers_of_run(config: Config, domain: str | None) -> dict[str, list[str]]:
+    """Return the readers by which the prepared text of a run was read, and the domains of each, which may have been prepared one
+    after another. domain: the only one to look at; None: all. A domain whose text is not there is left out."""
+    readers = defaultdict[str, list[str]](list)
+    for name in [domain] if domain else [entry.name for entry in config.domains]:
+        try:
+            reader, _ = read_manifest(Path(config.data.path) / name).config["reader"]
+        except DataError:
+            continue
+        if reader is not None:
+            readers[reader].append(name)
+    return readers
 
 
 def _read(files: Sequence[Path], layout: Layout, domains: Domains) -> tuple[list[Document], list[Rejected]]:

@@ -12,10 +12,9 @@ from helpers.texts import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare.blocks import ROW_BITS, Work
-from pangu_sigma.data.prepare.reading import ROWS, content_hash, row_of
+from pangu_sigma.data.prepare.reading import ROW_BITS, ROWS, content_hash, row_of
 from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, held_out_count, select
-from pangu_sigma.data.prepare.stages.stage import Stage
+from pangu_sigma.data.prepare.stage import Stage, Work
 from pangu_sigma.text.documents import Document
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 from duckdb import DuckDBPyConnection
 
-from pangu_sigma.data.prepare.stages.stage import tables_of
+from pangu_sigma.data.prepare.stage import tables_of
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.segmentation import HAN
 from pangu_sigma.text.words import NEWLINE, SPACE, words

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesRecord
-from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.errors import argument
 from pangu_sigma.results import aligned
+from pangu_sigma.text.documents import format_reasons
 
 _MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_BOILERPLATE, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.5, 0.3
 """Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text, of

@@ -1,4 +1,4 @@
-"""Selection of documents to keep, and of candidates for the held-out set, by the hash of each document's content.
+"""Pass `select`: documents → documents to keep, and candidates for the held-out set, by the hash of each document's content.
 
 Exact copies are dropped, and near-duplicates if the configuration says so. If there is a limit, the documents with the lowest
 hashes are kept, as many as fit. This spreads them over the whole source, and does not depend on the order of the input. The
@@ -8,14 +8,20 @@ the documents alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pyarrow as pa
+import pyarrow.compute as pc
 from duckdb import DuckDBPyConnection
 from pydantic import BaseModel
 
 from pangu_sigma.data.manifest import InputCounts, NearDuplicatesRecord
-from pangu_sigma.data.prepare.blocks import ROW_BITS, Work
 from pangu_sigma.data.prepare.near_duplicates import bands_of, near_duplicates
-from pangu_sigma.data.prepare.stages.stage import Stage, tables_of
+from pangu_sigma.data.prepare.reading import GROUP_BITS, ROW_BITS, in_block
+from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered, tables_of
+from pangu_sigma.domains import Domain
+from pangu_sigma.text.documents import Segments
 
 CANDIDATES_PER_DOCUMENT = 5
 """Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
@@ -24,6 +30,8 @@ to the vocabulary, so that no vocabulary is made from text that it is measured o
 _BYTES_PER_TOKEN = 4
 """Bytes of UTF-8 of a token, about: in packaged text 2.6 to 4.5."""
 
+_BATCH = 256
+"""Documents that are Python objects at a time."""
 _SHOWN = 200
 """Characters that are shown of a near-duplicate."""
 _NO_LIMIT = 1 << 62
@@ -107,6 +115,20 @@ class Selection(BaseModel):
     near: NearDuplicatesRecord | None
 
 
+def select_documents(passes: Passes) -> Selection:
+    """Select the documents to keep, and the candidates for the held-out set."""
+    work, data = passes.work, passes.work.config.data
+    fractions = [work.config.data_of(domain.index).held_out for domain in work.domains]
+    passes.begin(
+        "select", data.max_mib_per_domain, data.near_duplicates, data.max_held_out_tokens, data.held_out, fractions
+    )
+    if not work.stage.path("select/counts").exists():
+        with work.stage.database(data.memory_gib / 2, passes.executor.workers) as database:
+            database.register("documents", work.stage.results("read"))
+            work.stage.put("select/counts", select(work, database).model_dump_json().encode())
+    return selection_of(work.stage)
+
+
 def select(work: Work, database: DuckDBPyConnection) -> Selection:
     """Select the documents to keep and the candidates of each domain, and write them to the file `documents` of the pass `select`.
 
@@ -178,3 +200,19 @@ def _candidate_limit(work: Work, domain: int, documents: int) -> int:
     configs = (work.config.data, work.config.data_of(domain))
     usual, of_domain = (held_out_count(documents, data.held_out) for data in configs)
     return max(of_domain, min(CANDIDATES_PER_DOCUMENT * usual, documents // 2))
+
+
+def selected_rows(work: Work, block: int, *columns: str) -> pa.Table:
+    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`."""
+    selection = work.stage.read("select/documents", rows=in_block(block))
+    name = f"read/{numbered(block >> GROUP_BITS)}"
+    documents = work.stage.read(name, ["document", *columns], in_block(block))
+    rows = documents.filter(pc.is_in(documents["document"], selection["document"]))
+    return rows.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
+
+
+def selected_documents(work: Work, block: int, *columns: str) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
+    """Yield the selected documents of a block, in order: domain, text, and a row with `rank` and these columns."""
+    for batch in selected_rows(work, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
+        for row in batch.to_pylist():
+            yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row

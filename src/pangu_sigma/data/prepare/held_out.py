@@ -1,4 +1,4 @@
-"""Decontamination of the held-out set: documents that repeat other text of their domain are not held out.
+"""Passes `overlap` and `choose`: candidates of each domain → which of them are held out, without documents that repeat other text.
 
 A *window* is an n-gram of 13 tokens of a document, without its <eot>; a shorter document is one window. *Boilerplate* are
 windows that occur in more than data.boilerplate_documents documents: footers, licences, lines of blanks. They belong to the domain,
@@ -10,19 +10,27 @@ document is held out changes no overlap.
 Other domains do not count, so that the held-out set of a domain depends on its own text only. Windows are compared by hashes of 64
 bits: different windows with the same hash count as equal, never the other way round.
 
+A domain's candidates are in memory, with their windows of tokens, and of the other documents the number in which each window
+occurs, a sum over blocks.
+
 Shape suffixes: T tokens of some documents end to end, G n-grams of documents, C candidates, K their windows, U their distinct
 windows, P pairs of a document and a distinct window that occurs in it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from pangu_sigma.data.manifest import OverlapRecord
+from pangu_sigma.data.prepare.encoding import CANDIDATES, OTHERS, encoded, ids_of
+from pangu_sigma.data.prepare.selection import Selection, held_out_count, selection_of
+from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
 from pangu_sigma.sections import DataConfig
 
 WINDOW = 13
@@ -33,6 +41,80 @@ _CHUNK = 1 << 16
 """Number of tokens compared at a time: their hashes fit in the CPU cache."""
 _PREFIX_BITS = 3
 """Bits of a hash's prefix above those that number the windows: of 8 to 16 other windows one has the prefix of a window."""
+_PARTS = 64
+"""Number of parts, at most, in which the overlap of a domain is counted: one process adds them up, and all cores have enough."""
+
+_OverlapItem = tuple[int, list[int]]
+"""A domain, and a part of the blocks that have documents of it."""
+
+
+def hold_out(passes: Passes, selection: Selection, decisive: dict[str, Any]) -> list[str]:
+    """Choose the documents to hold out of each domain. Return for each why there are too few, or "". decisive: settings and text
+    that decide the result."""
+    passes.begin("overlap")
+    passes.map("overlap", _count_overlap, _overlap_items(selection))
+    passes.begin("choose", decisive, passes.work.config.model.seq_length)
+    return [table["shortage"][0].as_py() for table in passes.map("choose", _choose, range(len(passes.work.domains)))]
+
+
+def _overlap_items(selection: Selection) -> list[_OverlapItem]:
+    """Return the items of the pass `overlap`."""
+    return [
+        (n, domain.blocks[first : first + size])
+        for n, domain in enumerate(selection.domains)
+        if (size := -(-len(domain.blocks) // _PARTS))
+        for first in range(0, len(domain.blocks), size)
+    ]
+
+
+def _candidates(stage: Stage, domain: int) -> pa.Table:
+    """Return the candidates of a domain, first choice first."""
+    blocks, columns = selection_of(stage).domains[domain].blocks, ["document", "rank", "tokens", "ids"]
+    return pa.concat_tables(encoded(stage, blocks, domain, CANDIDATES, columns)).sort_by("rank")
+
+
+@functools.lru_cache(maxsize=1)
+def _finder(stage: Stage, domain: int, key: str) -> Finder:
+    """Return the search for the windows of a domain's candidates; they may be many, and items come domain by domain. key: of the
+    pass `encode`, which decides them."""
+    return Finder(ids_of(_candidates(stage, domain)))
+
+
+def _count_overlap(work: Work, item: _OverlapItem) -> Iterator[pa.Table]:
+    """Count for each window in how many documents of a domain, of the item's blocks, it occurs; candidates do not count. The
+    columns are the results of `Finder.count`."""
+    domain, blocks = item
+    tables = encoded(work.stage, blocks, domain, OTHERS, ["tokens", "ids"])
+    windows, counts = _finder(work.stage, domain, work.stage.key("encode")).count(
+        ids for table in tables for ids in ids_of(table)
+    )
+    yield pa.table({"window": windows, "count": counts})
+
+
+def _choose(work: Work, domain: int) -> Iterator[pa.Table]:
+    """Choose the documents of a domain to hold out: their numbers, ascending, and how they were chosen."""
+    stage, selection = work.stage, selection_of(work.stage)
+    data = work.config.data_of(domain)
+    parts = [number for number, item in enumerate(_overlap_items(selection)) if item[0] == domain]
+    tables = (stage.read(f"overlap/{numbered(part)}") for part in parts)
+    counts = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
+    candidates = _candidates(stage, domain)
+    choice = choose_held_out(
+        ids_of(candidates),
+        _finder(stage, domain, stage.key("encode")),
+        counts,
+        data,
+        held_out_count(selection.domains[domain].kept, data.held_out),
+        work.config.model.seq_length + 1,
+    )
+    held_out = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
+    yield pa.table(
+        {
+            "documents": pa.array([held_out["document"].to_pylist()], pa.list_(pa.int64())),
+            "overlap": [choice.overlap.model_dump_json()],
+            "shortage": [choice.shortage],
+        }
+    )
 
 
 @dataclass(frozen=True)

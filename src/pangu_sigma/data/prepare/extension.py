@@ -11,32 +11,23 @@ import logging
 from pathlib import Path
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import Manifest, load_manifest
-from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.prepare import ONE_PROCESS, Options, add_domains, moves_domains, prepare, preview
-from pangu_sigma.data.prepare.stages.stage import staged
-from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.domains import Domain, Domains, domains_of
+from pangu_sigma.data.manifest import domains_in, load_manifest, read_manifest
+from pangu_sigma.data.prepare.encoding import KeptVocabulary
+from pangu_sigma.data.prepare.stage import stage_folder, staged
+from pangu_sigma.data.prepared import QUARANTINE_NAME, PreparedData
+from pangu_sigma.domains import Domain, Domains
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.vocabulary import Vocabulary
+from pangu_sigma.sealed import commit, write_atomically
 
 logger = logging.getLogger(__name__)
 
 
-class _WholeVocabulary(KeptVocabulary):
-    """Vocabulary of prepared data, of which a slot of the same name keeps all rows, whatever domains are prepared now."""
+def extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
+    """Return the configuration of the domains that data.path lacks, and the vocabulary that they keep: `prepare` takes both.
 
-    def ids(self, vocabulary: Vocabulary, domains: Domains, slot: int) -> list[int]:
-        name = domains.slot_names[slot]
-        if name not in self.domains.slot_names:
-            return super().ids(vocabulary, domains, slot)
-        rows_R = self.tokenizer.slot_rows[self.domains.slot_names.index(name)]
-        return [int(token) for token in rows_R[rows_R >= 0]]
-
-
-def _extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
-    """Return the configuration of the domains that data.path lacks, and the vocabulary that they keep. Raises ConfigError if
-    data.path does not go with the configuration, DataError if it is damaged."""
+    A move that was killed is ended first. Raises ConfigError if data.path does not go with the configuration, DataError if it is
+    damaged.
+    """
     path = Path(config.data.path)
     if moves_domains(path):
         with staged(path, removed=True) as stage:
@@ -54,7 +45,9 @@ def _extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
         Domain(n, name, form, language, slots.index(slot), 0, 0, 1.0)
         for n, (name, form, language, slot, *_) in enumerate(data.manifest.config["domains"])
     ]
-    vocabulary = _WholeVocabulary(path, data.tokenizer(), Domains(domains, slots))
+    vocabulary = KeptVocabulary(path, data.tokenizer(), Domains(domains, slots), has_all_rows=True)
+    names = ", ".join(domain.name for domain in new_domains)
+    logger.info("preparing %s; the other domains in %s stay as they are", names, path)
     new_data = config.data.model_copy(update={"phases": []})
     return config.model_copy(update={"domains": new_domains, "data": new_data}), vocabulary
 
@@ -87,26 +80,21 @@ def _check_only_adds(config: Config, data: PreparedData) -> None:
         )
 
 
-def added_domains(config: Config) -> list[Domain]:
-    """Return the domains of a configuration that its data.path lacks. Raises as `prepare_extension` does."""
-    return list(domains_of(_extension_of(config)[0]))
+def moves_domains(output: Path) -> bool:
+    """Return True if new domains are being moved to prepared data: the stage holds a complete folder, and `output` has content."""
+    return any(output.glob("*")) and (stage_folder(output) / "write/output" / QUARANTINE_NAME).exists()
 
 
-def preview_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> tuple[Manifest, list[str]]:
-    """Examine text of the domains that data.path lacks, as `preview` does, and write nothing but a stage."""
-    new_config, vocabulary = _extension_of(config)
-    return preview(new_config, inputs, options, vocabulary)
-
-
-def prepare_extension(config: Config, inputs: list[Path], options: Options = ONE_PROCESS) -> Manifest:
-    """Prepare the domains of a configuration that its data.path lacks, and add their folders to it. Return the manifest of all.
-
-    inputs: text of the new domains; lines of old domains are quarantined, because their text is not read. After a kill, the same
-    call goes on. Raises ConfigError for a configuration that changes old domains, DataError for damage.
-    """
-    path = Path(config.data.path)
-    new_config, vocabulary = _extension_of(config)
-    new_names = [domain.name for domain in new_config.domains]
-    logger.info("preparing %s; the other domains in %s stay as they are", ", ".join(new_names), path)
-    prepare(new_config, inputs, path, options, vocabulary)
-    return load_manifest(path, [domain.name for domain in config.domains])
+def add_domains(folder: Path, output: Path) -> None:
+    """Move the folders of domains in `folder` to the prepared data `output`, and add its unusable lines. Raises OSError, and
+    DataError before anything is moved if token ids differ."""
+    models = load_manifest(output).models
+    for name in domains_in(folder):
+        if read_manifest(folder / name).models != models:
+            raise DataError(f"{folder / name}: it has other token ids than {output}; remove {folder.parents[1]}")
+    lines, quarantine = (folder / QUARANTINE_NAME).read_bytes(), output / QUARANTINE_NAME
+    earlier_lines = quarantine.read_bytes() if quarantine.exists() else b""
+    if not earlier_lines.endswith(lines):  # else a process was killed after this
+        write_atomically(quarantine, earlier_lines + lines)
+    for name in domains_in(folder):
+        commit(folder / name, output / name)
