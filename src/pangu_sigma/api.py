@@ -98,7 +98,7 @@ def prepare_data(
         sources = packaged_files(domains_of(new_config), folder.parent / "packages", new_config.data.max_mib_per_domain)
         files, options = [*sources], replace(options, sources=sources)
     if check:
-        manifest, problems = preparation.preview(new_config, files, options, old)
+        manifest, problems = preparation.run_preparation(new_config, files, folder, options, old, writes=False)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, ok=not problems)
     manifest = preparation.prepare(new_config, files, folder, options, old)

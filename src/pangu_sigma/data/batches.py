@@ -228,14 +228,10 @@ class BatchLoader:
         """Return the training batch at a data position, and advance `cursor` past it. Raises the errors of `assemble`."""
         train, first = self.config.train, sum(cursor.taken)
         blocks = self.order.take(cursor)
-        chosen = [(domain, number) for domain, numbers in blocks for number in numbers]
-
-        def by_pass(values: list[np.ndarray]) -> np.ndarray:
-            stacked = np.stack(values).reshape(len(blocks), train.accumulation, -1, len(values[0]))
-            return stacked.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
-
-        ids_GBS1 = by_pass([self.samples.read(*sample) for sample in chosen])
-        counted_GBS = by_pass([self.samples.counted(*sample) for sample in chosen])
+        samples = [(domain, number) for domain, numbers in blocks for number in numbers]
+        number_GB = _numbers(train.accumulation, train.batch_size, len(blocks))
+        ids_GBS1 = np.stack([self.samples.read(*sample) for sample in samples])[number_GB]
+        counted_GBS = np.stack([self.samples.counted(*sample) for sample in samples])[number_GB]
         return self.assemble(ids_GBS1, np.array([domain for domain, _ in blocks]), first, counted_GBS)
 
     def assemble(

@@ -123,11 +123,10 @@ class SampleOrder:
         epoch, at = divmod(number, self._counts[domain])
         if (domain, epoch) not in self._shuffles:
             self._shuffles = {key: shuffle for key, shuffle in self._shuffles.items() if key[0] != domain}
-            self._shuffles[domain, epoch] = self._shuffle(self._counts[domain], [self._seed, domain, epoch])
+            count, key = self._counts[domain], [self._seed, domain, epoch]
+            shuffle = KeyedShuffle(count, key) if self._keyed else np.random.default_rng(key).permutation(count)
+            self._shuffles[domain, epoch] = shuffle
         return int(self._shuffles[domain, epoch][at])
-
-    def _shuffle(self, count: int, key: list[int]) -> KeyedShuffle | np.ndarray:
-        return KeyedShuffle(count, key) if self._keyed else np.random.default_rng(key).permutation(count)
 
     def epochs(self, cursor: Cursor) -> list[float]:
         """Return how often the samples of each domain have been read; 0 for a domain without samples."""
@@ -178,9 +177,7 @@ class KeyedShuffle:
         self._keys: list[int] = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).tolist()
 
     def __getitem__(self, index: int) -> int:
-        """Return the number at a position, 0 … count - 1, of the shuffled numbers. Raises IndexError for another position."""
-        if not 0 <= index < self._count:
-            raise IndexError(f"position {index} of {self._count}")
+        """Return the number at a position, 0 … count - 1, of the shuffled numbers."""
         index = self._permuted(index)
         while index >= self._count:
             index = self._permuted(index)

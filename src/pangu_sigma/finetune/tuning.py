@@ -21,6 +21,7 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
+from pangu_sigma.data.prepare.overview import write_rejected
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
@@ -37,7 +38,6 @@ from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.text.documents import write_rejected
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
 from pangu_sigma.training.log.report import draw_report
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +19,6 @@ from pangu_sigma.text.inputs import input_units, read_unit
 from pangu_sigma.text.layout import Layout
 
 logger = logging.getLogger(__name__)
-
-_SHOWN_LINES = 3
-"""Maximum number of lines that cannot be used that the log shows."""
 
 _RECORD_KEYS = ("data.text_key", "data.domain_of")
 """Keys that say how records are read."""
@@ -40,10 +37,10 @@ def read_documents(
     for key in map(key_of, overrides):
         if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:
             warn_without_effect(f"{argument('--set', 'overrides')} {key}", f"text is read by {', '.join(_RECORD_KEYS)}")
-    for reader_of_run, names in _readers_of_run(config, domain).items() if reader is None else ():
+    for reader_of_run in [] if reader else _readers_of_run(config, domain):
         logger.warning(
-            "the run's text of %s was read by %s, and these records are read as they are; to read them by it, add %s",
-            *(", ".join(names), reader_of_run, argument(f"--reader {reader_of_run}", f"reader={reader_of_run!r}")),
+            "text of the run was read by %s, and these records are read as they are; to read them by it, add %s",
+            *(reader_of_run, argument(f"--reader {reader_of_run}", f"reader={reader_of_run!r}")),
         )
     layout, domains = Layout.of(changed(config, overrides), reader), domains_of(config)
     if domain is not None:
@@ -55,28 +52,24 @@ def read_documents(
             logger.warning("no record has the key %s of the run's text; the key text is read", layout.text_key)
             rejected = other_rejected
     if rejected:
-        shown = "\n".join(str(line) for line in rejected[:_SHOWN_LINES])
-        logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), shown)
+        lines = "\n".join(map(str, rejected[:3]))
+        logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), lines)
     if not documents:
-        file_names = ", ".join(map(str, files))
         missing_domain = next((line for line in rejected if line.detail.startswith("no key 'domain'")), None)
         fix = f"; say with {argument('--domain')} which domain reads them" if missing_domain else ""
-        raise DataError(f"{file_names}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
+        reason = f"; the first: {rejected[0]}{fix}" if rejected else ""
+        raise DataError(f"{', '.join(map(str, files))}: no line can be used{reason}")
     return documents
 
 
-def _readers_of_run(config: Config, domain: str | None) -> dict[str, list[str]]:
-    """Return the readers by which the prepared text of a run was read, and the domains of each, which may have been prepared one
-    after another. domain: the only one to look at; None: all. A domain whose text is not there is left out."""
-    readers = defaultdict[str, list[str]](list)
-    for name in [domain] if domain else [entry.name for entry in config.domains]:
-        try:
-            reader, _ = read_manifest(Path(config.data.path) / name).config["reader"]
-        except DataError:
-            continue
-        if reader is not None:
-            readers[reader].append(name)
-    return readers
+def _readers_of_run(config: Config, domain: str | None) -> list[str]:
+    """Return the readers by which the prepared text of a run was read: of one domain, or of all, which may have been prepared one
+    after another. A domain whose text is not there is left out."""
+    names, readers = [domain] if domain else [entry.name for entry in config.domains], set[str]()
+    for name in names:
+        with suppress(DataError):
+            readers |= {read_manifest(Path(config.data.path) / name).config["reader"][0]} - {None}
+    return sorted(readers)
 
 
 def _read(files: Sequence[Path], layout: Layout, domains: Domains) -> tuple[list[Document], list[Rejected]]:

@@ -1,4 +1,4 @@
-"""Documents, and input lines that cannot be used: their file, the *quarantine*, and a report of them.
+"""Documents, and input lines that cannot be used.
 
 A line that cannot be used is never repaired, guessed or moved to another domain: it becomes a `Rejected` with the file, the line's
 number, the byte offset of its start (in the uncompressed stream) and the reason. An element of a JSON array and a row of a Parquet
@@ -7,10 +7,8 @@ file count as lines.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +22,6 @@ MAX_LINE_BYTES = 64 << 20
 """Maximum length of a line in bytes, about ten long novels. A longer line is a file without newlines, not a document."""
 _DETAIL_LENGTH = 200
 """Maximum characters of a `Rejected.detail`: people read the quarantine."""
-_SHOWN_REASONS = 3
-"""Number of reasons shown with an example, the most frequent ones."""
 
 
 @dataclass(frozen=True)
@@ -93,28 +89,3 @@ def items_of(path: Path, rows: Iterable[Row], parse: Callable[[Any], Item]) -> G
         except RejectedLine as why:
             yield Rejected(str(path), number if offset else 1, offset, *why.args)  # of blank lines the first
     return number
-
-
-def write_rejected(file: Path, lines: Iterable[Rejected]) -> tuple[dict[str, int], dict[str, str]]:
-    """Write unusable lines to a file of JSON lines. Return by reason the number of lines, and place and fault of the first one.
-    Raises OSError."""
-    counts, examples = Counter[str](), dict[str, str]()
-    # names of files may hold bytes that are no text
-    with file.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        for line in lines:
-            counts[line.reason] += 1
-            examples.setdefault(line.reason, str(line))
-            stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
-    return dict(counts), examples
-
-
-def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
-    """Return the number of unusable lines, and the most frequent reasons with an example, as lines of text."""
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    total = sum(counts.values())
-    lines = [f"{total:,} {'line is' if total == 1 else 'lines are'} unusable and quarantined:"]
-    for reason, count in ranked[:_SHOWN_REASONS]:
-        lines.append(f"  {count:,} × {reason}" + (f", first {examples[reason]}" if reason in examples else ""))
-    if others := sum(count for _, count in ranked[_SHOWN_REASONS:]):
-        lines.append(f"  {others:,} × other reasons")
-    return "\n".join(lines)

@@ -18,7 +18,7 @@ from pangu_sigma.data.batches import open_samples
 from pangu_sigma.data.manifest import load_manifest, read_manifest
 from pangu_sigma.data.prepare import extension
 from pangu_sigma.data.prepare.extension import extension_of
-from pangu_sigma.data.prepare.prepare import prepare, preview
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, prepare, run_preparation
 from pangu_sigma.data.prepared import PreparedData, data_of, read_prepared_tokenizer
 from pangu_sigma.errors import DataError
 
@@ -145,7 +145,7 @@ def test_new_domains_with_other_token_ids_are_not_moved_and_nothing_else_takes_t
     old_domains = law_tree(data)
     old_domains["domains"].pop(0)
     with pytest.raises(ConfigError, match="call prepare-data with extend first, which moves them"):
-        preview(parse_config(old_domains), [text])
+        prepare(parse_config(old_domains), [text], data)
     folder = data.parent / ".data.stage" / "write" / "output"
     law = read_manifest(folder / "law")
     models = {name: record.model_copy(update={"xxh3_128": "0" * 32}) for name, record in law.models.items()}
@@ -189,7 +189,7 @@ def test_problems_of_new_text_name_the_domain(data, text, tmp_path):
     with pytest.raises(DataError, match=r"domain law: .* set min_held_out_tokens=\d+ in the domain's entry"):
         prepare_extension(parse_config(tree), [text])
     new_config, vocabulary = extension_of(parse_config(tree))
-    _, [problem] = preview(new_config, [text], old=vocabulary)
+    _, [problem] = run_preparation(new_config, [text], data, ONE_PROCESS, vocabulary, writes=False)
     assert problem.startswith("domain law: ")
     for path in (text.parent, tmp_path / "nix"):
         tree["data"]["path"] = str(path)

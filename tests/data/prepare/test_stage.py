@@ -160,7 +160,7 @@ def test_a_pass_goes_on_with_the_units_that_have_no_result(tmp_path, monkeypatch
     passes = passes_in(tmp_path / "stage")
     passes.begin("p")
     with pytest.raises(ValueError, match="-3"):
-        passes.map("p", double, [1, 2, -3, 4])
-    results = passes.map("p", double, [1, 2, 3, 4])
+        passes.map(double, [1, 2, -3, 4])
+    results = passes.map(double, [1, 2, 3, 4])
     assert (tmp_path / "done").read_text().split() == ["1", "2", "3", "4"]
     assert list(results) == [table(item, 2 * item) for item in range(1, 5)]

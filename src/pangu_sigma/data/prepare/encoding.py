@@ -10,7 +10,6 @@ import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import parse_config
+from pangu_sigma.data.prepare.extension import KeptVocabulary
 from pangu_sigma.data.prepare.selection import DomainSelection, Selection, selected_documents, selected_rows
 from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
-from pangu_sigma.data.prepared import TOKENIZER_NAME
-from pangu_sigma.domains import Domains, domains_of, matching_slot
-from pangu_sigma.errors import DataError
-from pangu_sigma.sealed import DamagedFile, unsealed
 from pangu_sigma.text.segmentation import english_runs
 from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
 from pangu_sigma.text.tokenizer import Tokenizer, segment
-from pangu_sigma.text.vocabulary import Vocabulary, choose_rows, parent_ids, special_ids
+from pangu_sigma.text.vocabulary import choose_rows
 
 logger = logging.getLogger(__name__)
 
@@ -59,57 +53,6 @@ CANDIDATES, OTHERS = ds.field("rank").is_valid(), ds.field("rank").is_null()
 """Conditions for rows of documents that may be held out, and of all others."""
 
 
-@dataclass(frozen=True)
-class KeptVocabulary:
-    """Vocabulary that a preparation keeps: tokenizer and domains of the run or the prepared data in the folder `run`.
-
-    has_all_rows: True if a slot of the same name keeps all rows, whatever domains are prepared.
-    """
-
-    run: Path
-    tokenizer: Tokenizer
-    domains: Domains
-    has_all_rows: bool = False
-
-    @classmethod
-    def of(cls, config: Config) -> KeptVocabulary | None:
-        """Load the vocabulary that a configuration keeps; None if it keeps none. Raises ConfigError if the folder is no run."""
-        if config.vocabulary.keep is None:
-            return None
-        run = Path(config.vocabulary.keep)
-        try:
-            body = unsealed(run / "configuration.json", "name another folder")
-            return cls(run, Tokenizer.load(run / TOKENIZER_NAME), domains_of(parse_config(body["config"])))
-        except (ConfigError, DataError, DamagedFile) as error:
-            raise ConfigError(f"vocabulary.keep={run}: is no run folder ({error}); name one") from error
-
-    @property
-    def english_model(self) -> Path:
-        """Path of the model with the run's English pieces."""
-        return self.run / TOKENIZER_NAME / "english.model"
-
-    def ids(self, vocabulary: Vocabulary, domains: Domains, slot: int) -> list[int]:
-        """Return the ids of `vocabulary` whose rows a slot keeps, in the order of the run's rows.
-
-        The run's rows: of its slot of the same name, or else of its only slot. A row is kept if text in a language of both
-        slots can contain its token, or if every slot has that token.
-        """
-        source = matching_slot(domains.slot_names[slot], self.domains.slot_names)
-        if source is None:
-            return []
-        rows_R = self.tokenizer.slot_rows[source]
-        used_ids = rows_R[rows_R >= 0].tolist()
-        names = domains.slot_names[slot], self.domains.slot_names[source]
-        if self.has_all_rows and names[0] == names[1]:
-            return used_ids
-        producible = vocabulary.producible(domains.languages(slot) & self.domains.languages(source))
-        producible.update(special_ids(domains.in_slot(slot)))
-        new_of_old = {old: new for new, old in enumerate(parent_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
-        kept_ids = [new_of_old[old] for old in used_ids if new_of_old.get(old) in producible]
-        logger.info("slot %s keeps %s rows of slot %s of %s", names[0], f"{len(kept_ids):,}", names[1], self.run)
-        return kept_ids
-
-
 def make_vocabulary(
     passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None, decisive: dict[str, Any]
 ) -> Tokenizer:
@@ -130,7 +73,7 @@ def _learn_english(passes: Passes, selection: Selection) -> bytes:
     """Learn the English pieces, and return their model."""
     pieces = passes.work.config.vocabulary.english_pieces
     steps = _sample_steps(selection.domains, pieces)
-    samples = passes.map("sample", partial(_sample_block, steps=steps), selection.blocks)
+    samples = passes.map(partial(_sample_block, steps=steps), selection.blocks)
     text: list[str] = pa.concat_tables([_SAMPLED.empty_table(), *samples]).sort_by("domain")["text"].to_pylist()
     mib = sum(map(len, text)) / (1 << 20)
     logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
@@ -169,7 +112,7 @@ def _rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary 
         all_ids = [[*dict.fromkeys([*ids, *range(tokenizer.size)])] for ids in kept_ids]
         return np.pad(np.array(all_ids, np.int32), ((0, 0), (0, rows - tokenizer.size)), constant_values=-1)
     counts = np.zeros((len(slots), tokenizer.size), np.int64)
-    for table in passes.map("count", _count_block, selection.blocks):
+    for table in passes.map(_count_block, selection.blocks):
         counts[table["slot"].to_numpy(), table["id"].to_numpy()] += table["count"].to_numpy()
     return np.stack(
         [choose_rows(tokenizer.vocabulary, domains.in_slot(n), counts[n], rows, kept_ids[n]) for n in slots]
@@ -205,7 +148,7 @@ def tokenizer_of(work: Work, is_whole: bool = False) -> Tokenizer:
 def encode(passes: Passes, selection: Selection) -> None:
     """Encode the selected documents."""
     passes.begin("encode")
-    passes.map("encode", _encode_block, selection.blocks)
+    passes.map(_encode_block, selection.blocks)
 
 
 def _encode_block(work: Work, block: int) -> Iterator[pa.Table]:

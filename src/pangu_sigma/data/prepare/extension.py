@@ -1,4 +1,5 @@
-"""Preparation of new domains alone, whose folders are added to prepared data (`prepare-data --extend`).
+"""Preparation that goes on from what is there: a vocabulary to keep (`vocabulary.keep`), and new domains alone, whose folders are
+added to prepared data (`prepare-data --extend`).
 
 Of the old domains only the rows are read, and nothing is changed. Token ids are those that are there, and every slot keeps its
 rows, to which tokens of the new domains are added; so runs that were trained on the old domains go on as before. Text of a new
@@ -8,18 +9,72 @@ domain is compared with its own domain only, as in any preparation.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import domains_in, load_manifest, read_manifest
-from pangu_sigma.data.prepare.encoding import KeptVocabulary
 from pangu_sigma.data.prepare.stage import stage_folder, staged
-from pangu_sigma.data.prepared import QUARANTINE_NAME, PreparedData
-from pangu_sigma.domains import Domain, Domains
+from pangu_sigma.data.prepared import QUARANTINE_NAME, TOKENIZER_NAME, PreparedData
+from pangu_sigma.domains import Domain, Domains, domains_of, matching_slot
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.sealed import commit, write_atomically
+from pangu_sigma.sealed import DamagedFile, commit, unsealed, write_atomically
+from pangu_sigma.text.tokenizer import Tokenizer
+from pangu_sigma.text.vocabulary import Vocabulary, parent_ids, special_ids
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KeptVocabulary:
+    """Vocabulary that a preparation keeps: tokenizer and domains of the run or the prepared data in the folder `run`.
+
+    has_all_rows: True if a slot of the same name keeps all rows, whatever domains are prepared.
+    """
+
+    run: Path
+    tokenizer: Tokenizer
+    domains: Domains
+    has_all_rows: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> KeptVocabulary | None:
+        """Load the vocabulary that a configuration keeps; None if it keeps none. Raises ConfigError if the folder is no run."""
+        if config.vocabulary.keep is None:
+            return None
+        run = Path(config.vocabulary.keep)
+        try:
+            body = unsealed(run / "configuration.json", "name another folder")
+            return cls(run, Tokenizer.load(run / TOKENIZER_NAME), domains_of(parse_config(body["config"])))
+        except (ConfigError, DataError, DamagedFile) as error:
+            raise ConfigError(f"vocabulary.keep={run}: is no run folder ({error}); name one") from error
+
+    @property
+    def english_model(self) -> Path:
+        """Path of the model with the run's English pieces."""
+        return self.run / TOKENIZER_NAME / "english.model"
+
+    def ids(self, vocabulary: Vocabulary, domains: Domains, slot: int) -> list[int]:
+        """Return the ids of `vocabulary` whose rows a slot keeps, in the order of the run's rows.
+
+        The run's rows: of its slot of the same name, or else of its only slot. A row is kept if text in a language of both
+        slots can contain its token, or if every slot has that token.
+        """
+        source = matching_slot(domains.slot_names[slot], self.domains.slot_names)
+        if source is None:
+            return []
+        rows_R = self.tokenizer.slot_rows[source]
+        used_ids = rows_R[rows_R >= 0].tolist()
+        names = domains.slot_names[slot], self.domains.slot_names[source]
+        if self.has_all_rows and names[0] == names[1]:
+            return used_ids
+        producible = vocabulary.producible(domains.languages(slot) & self.domains.languages(source))
+        producible.update(special_ids(domains.in_slot(slot)))
+        new_of_old = {old: new for new, old in enumerate(parent_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
+        kept_ids = [new_of_old[old] for old in used_ids if new_of_old.get(old) in producible]
+        logger.info("slot %s keeps %s rows of slot %s of %s", names[0], f"{len(kept_ids):,}", names[1], self.run)
+        return kept_ids
 
 
 def extension_of(config: Config) -> tuple[Config, KeptVocabulary]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,9 +52,9 @@ def hold_out(passes: Passes, selection: Selection, decisive: dict[str, Any]) -> 
     """Choose the documents to hold out of each domain. Return for each why there are too few, or "". decisive: settings and text
     that decide the result."""
     passes.begin("overlap")
-    passes.map("overlap", _count_overlap, _overlap_items(selection))
+    passes.map(_count_overlap, _overlap_items(selection))
     passes.begin("choose", decisive, passes.work.config.model.seq_length)
-    return [table["shortage"][0].as_py() for table in passes.map("choose", _choose, range(len(passes.work.domains)))]
+    return [table["shortage"][0].as_py() for table in passes.map(_choose, range(len(passes.work.domains)))]
 
 
 def _overlap_items(selection: Selection) -> list[_OverlapItem]:
@@ -208,9 +208,9 @@ class Finder:
         """Yield, in parts, the windows of candidates: for each window its candidate, the position of its first token in the tokens
         of all candidates, and its hash. Windows have WINDOW tokens; a shorter candidate has one window, of its own length."""
         sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
-        for ngrams in _ngrams(candidates, self._lengths):
-            is_window_G = ngrams.length == np.minimum(sizes_C, WINDOW)[ngrams.document_G]
-            yield ngrams.document_G[is_window_G], ngrams.start_G[is_window_G], ngrams.hash_G[is_window_G]
+        for length, candidate_G, start_G, hash_G in _ngrams(candidates, self._lengths):
+            is_window_G = length == np.minimum(sizes_C, WINDOW)[candidate_G]
+            yield candidate_G[is_window_G], start_G[is_window_G], hash_G[is_window_G]
 
     def match(self, hash_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which n-grams are windows of candidates: their positions in `hash_G`, and the index of each in `hashes_U`."""
@@ -222,9 +222,9 @@ class Finder:
     def occurrences(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Find the windows of the candidates in documents. Yields, in parts, document_P and window_P, int32 [P]: the index of a
         document in `documents`, and the index in `hashes_U` of a window that occurs in it. No pair comes twice."""
-        for ngrams in _ngrams(documents, self._lengths):
-            positions, windows = self.match(ngrams.hash_G)
-            pairs_P = np.unique(ngrams.document_G[positions].astype(np.int64) << 32 | windows)
+        for _, document_G, _, hash_G in _ngrams(documents, self._lengths):
+            positions, windows = self.match(hash_G)
+            pairs_P = np.unique(document_G[positions].astype(np.int64) << 32 | windows)
             yield (pairs_P >> 32).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
     def count(self, documents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -297,23 +297,14 @@ def _joined(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.nda
     return [*map(np.concatenate, zip((np.empty(0, np.int32),) * arrays, *parts, strict=True))]
 
 
-class _NGrams(NamedTuple):
-    """N-grams of one length.
+def _ngrams(
+    documents: Iterable[np.ndarray], lengths: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, in parts, the n-grams of documents without their <eot>: their length, document_G and start_G, int32, the document and
+    the position of the first token in the tokens of all, and hash_G, uint64, a polynomial in _FACTOR of the tokens' hashes.
 
-    length: number of tokens of each n-gram.
-    document_G: index of the document, int32.
-    start_G: position of the first token in the tokens of all documents, int32.
-    hash_G: uint64, the polynomial in _FACTOR whose coefficients are the hashes of the tokens.
+    lengths: lengths of the n-grams, ascending.
     """
-
-    length: int
-    document_G: np.ndarray
-    start_G: np.ndarray
-    hash_G: np.ndarray
-
-
-def _ngrams(documents: Iterable[np.ndarray], lengths: Sequence[int]) -> Iterator[_NGrams]:
-    """Yield, in parts, the n-grams of documents without their <eot>. lengths: lengths of the n-grams, ascending."""
     first = begin = 0
     for group in _groups(documents):
         sizes = np.array([len(ids) - 1 for ids in group])
@@ -326,7 +317,7 @@ def _ngrams(documents: Iterable[np.ndarray], lengths: Sequence[int]) -> Iterator
             hash_G = hash_G[:-1] * _FACTOR + mixed_T[length - 1 :]
             if length in lengths:
                 start_G = np.flatnonzero(np.arange(length, tokens + 1) <= ends_T[: len(hash_G)])
-                yield _NGrams(length, document_T[start_G], (begin + start_G).astype(np.int32), hash_G[start_G])
+                yield length, document_T[start_G], (begin + start_G).astype(np.int32), hash_G[start_G]
         first, begin = first + len(group), begin + tokens
 
 

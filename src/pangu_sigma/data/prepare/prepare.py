@@ -28,11 +28,11 @@ from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, read_manifest, refuse_older
-from pangu_sigma.data.prepare.encoding import KeptVocabulary, encode, make_vocabulary
+from pangu_sigma.data.prepare.encoding import encode, make_vocabulary
 from pangu_sigma.data.prepare.executors import executor_of
-from pangu_sigma.data.prepare.extension import add_domains, moves_domains
+from pangu_sigma.data.prepare.extension import KeptVocabulary, add_domains, moves_domains
 from pangu_sigma.data.prepare.held_out import hold_out
-from pangu_sigma.data.prepare.overview import warnings_of
+from pangu_sigma.data.prepare.overview import format_reasons, warnings_of
 from pangu_sigma.data.prepare.reading import Stamp, block_size, hash_files, read_text, sha256_of, stamps_of
 from pangu_sigma.data.prepare.selection import DomainSelection, select_documents
 from pangu_sigma.data.prepare.stage import Passes, Work, key_of, stage_folder, staged
@@ -47,7 +47,6 @@ from pangu_sigma.data.prepared import (
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import commit, fingerprint
-from pangu_sigma.text.documents import format_reasons
 from pangu_sigma.text.inputs import input_files
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.tokenizer import MODELS, tag_language
@@ -57,8 +56,6 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 8
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-
-_LOOK = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
 
 
 @dataclass(frozen=True)
@@ -87,19 +84,7 @@ def prepare(
     vocabulary of prepared data in `output`, to which the domains of the configuration are added. Raises ConfigError or DataError
     for what the user can fix.
     """
-    return _prepare(config, inputs, output, options, old, writes=True)[0]
-
-
-def preview(
-    config: Config, inputs: list[Path], options: Options = ONE_PROCESS, old: KeptVocabulary | None = None
-) -> tuple[Manifest, list[str]]:
-    """Examine text as `prepare` does and write nothing but a stage, with which `prepare` goes on.
-
-    Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
-    problem of a data.path that holds other data. old: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
-    examine.
-    """
-    return _prepare(config, inputs, Path(config.data.path), options, old, writes=False)
+    return run_preparation(config, inputs, output, options, old, writes=True)[0]
 
 
 def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
@@ -122,10 +107,14 @@ def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], 
     return files
 
 
-def _prepare(
+def run_preparation(
     config: Config, inputs: list[Path], output: Path, options: Options, old: KeptVocabulary | None, writes: bool
 ) -> tuple[Manifest, list[str]]:
-    """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
+    """Do what `prepare` does, or examine the text for it. Return the manifest, and the problems for which `prepare` refuses the
+    text, a problem a domain, after the problem of an `output` that holds other data.
+
+    writes: False to examine, which writes nothing but a stage, with which `prepare` goes on; the manifest is then without files.
+    """
     layout, kept_vocabulary = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
     inputs = _checked_before_reading(config, layout, inputs, output)
     if (conflict := "" if old else _conflict(config, output, {})) and writes:
@@ -185,20 +174,16 @@ def _run_passes(
     selection = select_documents(passes)
     tokenizer = make_vocabulary(passes, selection, kept_vocabulary, decisive)
     encode(passes, selection)
-    problems = [
-        f"domain {domain.name}: {reason} {_more_text(passes.work.config, domain, selected)}"
-        for domain, selected, shortage in zip(
-            domains, selection.domains, hold_out(passes, selection, decisive), strict=True
-        )
-        if (reason := _too_few(selected) if selected.kept < 2 else shortage)
-    ]
+    shortages = zip(domains, selection.domains, hold_out(passes, selection, decisive), strict=True)
+    problems = [problem for triple in shortages if (problem := _problem(passes.work.config, *triple))]
     if problems and writes:
-        raise DataError("\n".join([*problems, _LOOK]))
+        check = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
+        raise DataError("\n".join([*problems, check]))
     records, folder = write_domains(passes), stage.path("write/output")
     if writes:
         tokenizer.save_models(folder / TOKENIZER_NAME)
     models = {name: FileRecord(**fingerprint(folder / TOKENIZER_NAME / name)) for name in MODELS} if writes else {}
-    sources = {
+    sources_of = {
         Path(path): sources.get(Path(path))
         or [Source(name=Path(path).name, version="", licence="the user's", sha256=sha256)]
         for path, sha256 in decisive["inputs"]
@@ -208,7 +193,7 @@ def _run_passes(
         models=models,
         vocabulary_size=tokenizer.size,
         domains={
-            domain.name: DomainRecord(**record, sources=[source for path in paths for source in sources[path]])
+            domain.name: DomainRecord(**record, sources=[source for path in paths for source in sources_of[path]])
             for domain, record, paths in zip(domains, records, files, strict=True)
         },
         quarantined=counts,
@@ -222,8 +207,12 @@ def _run_passes(
     return manifest, problems
 
 
-def _too_few(counts: DomainSelection) -> str:
-    return f"{counts.kept} usable documents; at least 2 are needed, one of them to hold out;"
+def _problem(config: Config, domain: Domain, counts: DomainSelection, shortage: str) -> str:
+    """Return why there is too little text of a domain, and how to have more; "" if it suffices. shortage: result of `hold_out`."""
+    too_few = f"{counts.kept} usable documents; at least 2 are needed, one of them to hold out;"
+    if not (reason := too_few if counts.kept < 2 else shortage):
+        return ""
+    return f"domain {domain.name}: {reason} {_more_text(config, domain, counts)}"
 
 
 def _more_text(config: Config, domain: Domain, counts: DomainSelection) -> str:

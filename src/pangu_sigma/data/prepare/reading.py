@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pangu_sigma.data.prepare.near_duplicates import signature
+from pangu_sigma.data.prepare.overview import write_rejected
 from pangu_sigma.data.prepare.stage import Passes, Work, tables_of
 from pangu_sigma.data.prepared import QUARANTINE_NAME
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import Document, Rejected, write_rejected
+from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import InputUnit, input_units, read_unit
 from pangu_sigma.text.segmentation import english_runs
 
@@ -88,7 +89,7 @@ def block_size(total: int) -> int:
 def hash_files(passes: Passes, stamps: Sequence[Stamp]) -> list[str]:
     """Return the hex sha256 of each input file."""
     passes.begin("hash", stamps)
-    return [table["sha256"][0].as_py() for table in passes.map("hash", _hash_file, [Path(path) for path, *_ in stamps])]
+    return [table["sha256"][0].as_py() for table in passes.map(_hash_file, [Path(path) for path, *_ in stamps])]
 
 
 def _hash_file(work: Work, path: Path) -> Iterator[pa.Table]:
@@ -120,7 +121,7 @@ def read_text(
     settings = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "versions")]
     near = work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
     passes.begin("read", work.size, domains, settings, near)
-    passes.map("read", read, [*enumerate(units)])
+    passes.map(read, [*enumerate(units)])
     for path, *_ in sorted({*stamps_of(files)} - {*stamps}):
         raise DataError(
             f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"

@@ -140,9 +140,9 @@ def select(work: Work, database: DuckDBPyConnection) -> Selection:
     limit = {"limit": _NO_LIMIT if mib is None else int(mib * (1 << 20))}
     database.execute(_ONCE, limit)
     database.execute(_KEPT, limit)
-    limits = [(n, _candidate_limit(work, n, documents)) for n, documents in database.execute(_SIZES).fetchall()]
-    database.execute("CREATE TEMP TABLE most (domain INT, most BIGINT)")
-    database.executemany("INSERT INTO most VALUES (?, ?)", limits or [(0, 0)])
+    sizes = dict(database.execute(_SIZES).fetchall())
+    limits = pa.array([_candidate_limit(work, domain, size) for domain, size in sizes.items()], pa.int64())
+    database.register("most", pa.table({"domain": pa.array([*sizes], pa.int32()), "most": limits}))
     size = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
     database.execute(_CHOSEN, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
     work.stage.write("select/documents", tables_of(database, _DOCUMENTS))

@@ -213,10 +213,10 @@ class Passes:
             stage.path(f"{name}/{_KEY}").write_text(self._key)
         self._names.append(name)
 
-    def map(self, name: str, function: UnitFunction, units: Sequence[Any]) -> Iterator[pa.Table]:
-        """Do a pass that was begun: call `function`, which must be picklable, for every unit without a result. Return the results
-        in the order of the units."""
-        stage = self.work.stage
+    def map(self, function: UnitFunction, units: Sequence[Any]) -> Iterator[pa.Table]:
+        """Do the pass that was begun last: call `function`, which must be picklable, for every unit without a result. Return the
+        results in the order of the units."""
+        stage, name = self.work.stage, self._names[-1]
         result_names = {path.name for path in stage.path(name).iterdir()}
         missing_units = [(number, unit) for number, unit in enumerate(units) if numbered(number) not in result_names]
         self.executor.run(partial(_write_result, self.work, name, function), missing_units, name, len(units))

@@ -33,7 +33,7 @@ def write_domains(passes: Passes) -> list[dict[str, Any]]:
     """Write the folders of the domains but their manifests into `write/output` of the stage, and return the record of each in the
     manifest, without sources."""
     passes.begin("write")
-    tables = passes.map("write", _write_domain, range(len(passes.work.domains)))
+    tables = passes.map(_write_domain, range(len(passes.work.domains)))
     return [json.loads(table["record"][0].as_py()) for table in tables]
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 
-from pangu_sigma.text.documents import Rejected, format_reasons, write_rejected
+from pangu_sigma.data.prepare.overview import format_reasons, write_rejected
+from pangu_sigma.text.documents import Rejected
 
 LINE = Rejected("a.jsonl", 2, 7007, "unknown domain", "domain 'fr'")
 
