@@ -178,23 +178,19 @@ class KeyedShuffle:
 
     def __getitem__(self, index: int) -> int:
         """Return the number at a position, 0 … count - 1, of the shuffled numbers."""
-        index = self._permuted(index)
-        while index >= self._count:
-            index = self._permuted(index)
-        return index
-
-    def _permuted(self, number: int) -> int:
-        """Return the number after all rounds of the Feistel network; it may be count or more."""
-        high, low = number >> self._low_bits, number & self._low_mask
-        for n, key in enumerate(self._keys):
-            if n % 2:
-                low ^= _mixed(high, key) & self._low_mask
-            else:
-                high ^= _mixed(low, key) & self._high_mask
-        return high << self._low_bits | low
+        while True:
+            high, low = index >> self._low_bits, index & self._low_mask
+            for n, key in enumerate(self._keys):
+                if n % 2:
+                    low ^= _mix(high, key) & self._low_mask
+                else:
+                    high ^= _mix(low, key) & self._high_mask
+            index = high << self._low_bits | low
+            if index < self._count:
+                return index
 
 
-def _mixed(number: int, key: int) -> int:
+def _mix(number: int, key: int) -> int:
     """Return 64 bits that depend on all bits of a number and of a key: the output function of SplitMix64."""
     mixed = (key + number * _GOLDEN) & _64_BITS
     mixed = (mixed ^ mixed >> 30) * 0xBF58_476D_1CE4_E5B9 & _64_BITS

@@ -147,7 +147,7 @@ class VerifiedFile:
         try:
             with self.path.open("rb") as file:
                 file.seek(first * CHUNK_BYTES)
-                chunks = [self._checked(file.read(CHUNK_BYTES), number) for number in range(first, chunks_of(end))]
+                chunks = [self._verify_chunk(file.read(CHUNK_BYTES), number) for number in range(first, chunks_of(end))]
         except OSError as error:
             raise DataError(in_words(error, self.path, "check the disk")) from error
         content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -158,7 +158,7 @@ class VerifiedFile:
         for begin in range(0, self.size, CHUNK_BYTES):
             self.read(begin, min(begin + CHUNK_BYTES, self.size))
 
-    def _checked(self, chunk: bytes, number: int) -> bytes:
+    def _verify_chunk(self, chunk: bytes, number: int) -> bytes:
         begin = number * CHUNK_BYTES
         end = min(begin + CHUNK_BYTES, self.size)
         if begin + len(chunk) < end:

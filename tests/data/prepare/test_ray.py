@@ -110,9 +110,9 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 from data.prepare.test_executors import limited
-from pangu_sigma.data.prepare import prepare as module
+from pangu_sigma.data.prepare import prepare as module, reading
 
-module.block_size = lambda total: 16 << 10
+reading.block_size = lambda total: 16 << 10
 module.prepare(limited(), [Path(name) for name in sys.argv[3:]], Path(sys.argv[1]), module.Options(ray=sys.argv[2]))
 """
 

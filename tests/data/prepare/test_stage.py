@@ -23,7 +23,7 @@ def table(*values: int) -> pa.Table:
 
 
 def passes_in(folder: Path) -> Passes:
-    return Passes(Work(tiny_config(folder), Stage(folder), 1), LocalProcesses())
+    return Passes(Work(tiny_config(folder), Stage(folder)), LocalProcesses())
 
 
 def test_tables_come_back_in_order_and_each_as_a_row_group(tmp_path):

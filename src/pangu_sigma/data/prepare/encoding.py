@@ -163,7 +163,7 @@ def _encode_block(work: Work, block: int) -> Iterator[pa.Table]:
     yield from (pa.Table.from_pylist(groups[key], ENCODED) for key in sorted(groups))
 
 
-def encoded(
+def encoded_documents(
     stage: Stage, blocks: Iterable[int], domain: int, rows: ds.Expression, columns: list[str] = ENCODED.names
 ) -> Iterator[pa.Table]:
     """Yield columns of the encoded documents of a domain, one table at least. blocks: their indices. rows: condition of the

@@ -161,8 +161,6 @@ Executor = LocalProcesses | Ray
 def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: int) -> Executor:
     """Return the executor that options ask for. memory_gib: memory of all processes. size: bytes of the input. Raises
     ConfigError for wrong options."""
-    if workers is not None and workers < 1:
-        raise ConfigError(f"{argument('--workers')}={workers}: is no number of processes; give 1 or more")
     if ray is not None and workers is not None:
         raise ConfigError(f"{argument('--ray')}: Ray decides what runs where; leave {argument('--workers')} out")
     if ray is not None:

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from pangu_sigma.data.manifest import OverlapRecord
-from pangu_sigma.data.prepare.encoding import CANDIDATES, OTHERS, encoded, ids_of
+from pangu_sigma.data.prepare.encoding import CANDIDATES, OTHERS, encoded_documents, ids_of
 from pangu_sigma.data.prepare.selection import Selection, held_out_count, selection_of
 from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
 from pangu_sigma.sections import DataConfig
@@ -70,7 +70,7 @@ def _overlap_items(selection: Selection) -> list[_OverlapItem]:
 def _candidates(stage: Stage, domain: int) -> pa.Table:
     """Return the candidates of a domain, first choice first."""
     blocks, columns = selection_of(stage).domains[domain].blocks, ["document", "rank", "tokens", "ids"]
-    return pa.concat_tables(encoded(stage, blocks, domain, CANDIDATES, columns)).sort_by("rank")
+    return pa.concat_tables(encoded_documents(stage, blocks, domain, CANDIDATES, columns)).sort_by("rank")
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,7 +84,7 @@ def _count_overlap(work: Work, item: _OverlapItem) -> Iterator[pa.Table]:
     """Count for each window in how many documents of a domain, of the item's blocks, it occurs; candidates do not count. The
     columns are the results of `Finder.count`."""
     domain, blocks = item
-    tables = encoded(work.stage, blocks, domain, OTHERS, ["tokens", "ids"])
+    tables = encoded_documents(work.stage, blocks, domain, OTHERS, ["tokens", "ids"])
     windows, counts = _finder(work.stage, domain, work.stage.key("encode")).count(
         ids for table in tables for ids in ids_of(table)
     )
@@ -254,9 +254,9 @@ class _Windows:
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
         # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
         own = ((*ends_K, finder.match(hash_K)[1]) for *ends_K, hash_K in finder.own_windows(candidates))
-        self._owner_K, start_K, self._window_K = _joined(3, own)
+        self._owner_K, start_K, self._window_K = _concatenate(3, own)
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
-        self._candidate_P, self._window_P = _joined(2, finder.occurrences(candidates))
+        self._candidate_P, self._window_P = _concatenate(2, finder.occurrences(candidates))
         self.documents_U = np.bincount(self._window_P, minlength=len(finder.hashes_U))
         for windows, counts in others:
             self.documents_U[windows] += counts
@@ -292,7 +292,7 @@ class _Windows:
         return {"windows": count, "share": share, "boilerplate": boilerplate}
 
 
-def _joined(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+def _concatenate(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """Join parts of so many arrays of int32, each part a tuple."""
     return [*map(np.concatenate, zip((np.empty(0, np.int32),) * arrays, *parts, strict=True))]
 
@@ -309,7 +309,7 @@ def _ngrams(
     for group in _groups(documents):
         sizes = np.array([len(ids) - 1 for ids in group])
         document_T = np.repeat(np.arange(first, first + len(group), dtype=np.int32), sizes)
-        mixed_T = _mixed(np.concatenate([ids[:-1] for ids in group]))
+        mixed_T = _hash_ids(np.concatenate([ids[:-1] for ids in group]))
         tokens = len(mixed_T)
         ends_T = np.repeat(np.cumsum(sizes), sizes)
         hash_G = np.zeros(tokens + 1, np.uint64)
@@ -334,7 +334,7 @@ def _groups(documents: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         yield group
 
 
-def _mixed(ids_T: np.ndarray) -> np.ndarray:
+def _hash_ids(ids_T: np.ndarray) -> np.ndarray:
     """Hash each id to 64 bits (the finaliser of splitmix64)."""
     mixed_T = ids_T.astype(np.uint64) * _FACTOR + _FACTOR
     mixed_T = (mixed_T ^ (mixed_T >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -33,7 +33,7 @@ from pangu_sigma.data.prepare.executors import executor_of
 from pangu_sigma.data.prepare.extension import KeptVocabulary, add_domains, moves_domains
 from pangu_sigma.data.prepare.held_out import hold_out
 from pangu_sigma.data.prepare.overview import format_reasons, warnings_of
-from pangu_sigma.data.prepare.reading import Stamp, block_size, hash_files, read_text, sha256_of, stamps_of
+from pangu_sigma.data.prepare.reading import Stamp, hash_files, read_text, sha256_of, stamps_of
 from pangu_sigma.data.prepare.selection import DomainSelection, select_documents
 from pangu_sigma.data.prepare.stage import Passes, Work, key_of, stage_folder, staged
 from pangu_sigma.data.prepare.writing import write_domains
@@ -125,13 +125,13 @@ def run_preparation(
             f"{argument('--extend')} first, which moves them"
         )
     stamps = stamps_of(inputs)
-    size = sum(stamp[1] for stamp in stamps)
+    size = sum(size for _, size, _ in stamps)
     with (
         closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
         staged(output, writes) as stage,
         closing(executor),  # no process writes into the stage any more when it is removed
     ):
-        passes = Passes(Work(config, stage, block_size(size), layout), executor)
+        passes = Passes(Work(config, stage), executor)
         hashes = hash_files(passes, stamps)
         hashed_inputs = [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)]
         decisive = _decisive(config, layout, hashed_inputs, kept_vocabulary)
@@ -144,7 +144,7 @@ def run_preparation(
             logger.info("%s already holds this data; nothing to do", output)
             manifest, problems = data.manifest, list[str]()
         else:
-            manifest, problems = _run_passes(passes, stamps, decisive, kept_vocabulary, options.sources, writes)
+            manifest, problems = _run_passes(passes, stamps, layout, decisive, kept_vocabulary, options.sources, writes)
             problems = [conflict, *problems] if conflict else problems
             if writes:
                 (add_domains if old else commit)(stage.path("write/output"), output)
@@ -156,6 +156,7 @@ def run_preparation(
 def _run_passes(
     passes: Passes,
     stamps: Sequence[Stamp],
+    layout: Layout,
     decisive: dict[str, Any],
     kept_vocabulary: KeptVocabulary | None,
     sources: Mapping[Path, list[Source]],
@@ -167,7 +168,7 @@ def _run_passes(
     raise DataError for problems; False for a preview.
     """
     stage, domains = passes.work.stage, passes.work.domains
-    files, counts, examples = read_text(passes, stamps, decisive)
+    files, counts, examples = read_text(passes, stamps, layout, decisive)
     if counts:  # said at once: what is too little later may be too little because of these lines
         remark = "%s\nall of them are in %s, and in data.path when it is complete"
         logger.warning(remark, format_reasons(counts, examples), stage.path(QUARANTINE_NAME))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import Document, Rejected
 from pangu_sigma.text.inputs import InputUnit, input_units, read_unit
+from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.segmentation import english_runs
 
 logger = logging.getLogger(__name__)
@@ -108,20 +110,22 @@ def sha256_of(path: Path) -> str:
 
 
 def read_text(
-    passes: Passes, stamps: Sequence[Stamp], decisive: dict[str, Any]
+    passes: Passes, stamps: Sequence[Stamp], layout: Layout, decisive: dict[str, Any]
 ) -> tuple[list[list[Path]], dict[str, int], dict[str, str]]:
     """Read all text, and write the lines that cannot be used into the stage.
 
     Return the files that each domain has documents of; and by reason the number of unusable lines, and place and fault of the first
-    one. stamps: of the input files, which may not change. decisive: settings and text that decide the result.
+    one. stamps: of the input files, which may not change. layout: of the records. decisive: settings and text that decide the
+    result.
     """
     work, files = passes.work, [Path(path) for path, *_ in stamps]
-    units = input_units(files, work.size)
+    block_bytes = block_size(sum(size for _, size, _ in stamps))
+    units = input_units(files, block_bytes)
     domains = [[domain.name, domain.format, domain.language] for domain in work.domains]
     settings = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "versions")]
     near = work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
-    passes.begin("read", work.size, domains, settings, near)
-    passes.map(read, [*enumerate(units)])
+    passes.begin("read", block_bytes, domains, settings, near)
+    passes.map(partial(read, layout=layout, block_bytes=block_bytes), [*enumerate(units)])
     for path, *_ in sorted({*stamps_of(files)} - {*stamps}):
         raise DataError(
             f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
@@ -134,15 +138,16 @@ def read_text(
     return [[file for file in files if (file, domain.index) in pairs] for domain in work.domains], counts, examples
 
 
-def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]:
-    """Read a unit, a pair of its number and itself. Yield its blocks, and the number of its lines."""
+def read(work: Work, numbered_unit: tuple[int, InputUnit], layout: Layout, block_bytes: int) -> Iterator[pa.Table]:
+    """Read a unit, a pair of its number and itself. Yield its blocks, of `block_bytes` of text or a little more, and the number of
+    its lines."""
     number, unit = numbered_unit
-    signed, size, group = work.config.data.near_duplicates is not None, 0, 0
+    has_signature, size, group = work.config.data.near_duplicates is not None, 0, 0
     rows, lines = list[dict[str, Any]](), 0
 
     def items_of_unit() -> Iterator[Document | Rejected]:
         nonlocal lines
-        lines = yield from read_unit(unit, work.layout, work.domains)
+        lines = yield from read_unit(unit, layout, work.domains)
 
     def table() -> pa.Table:
         first = (number << GROUP_BITS | group) << ROW_BITS
@@ -154,10 +159,10 @@ def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]
             detail = item.detail.encode(errors="backslashreplace").decode()
             rows.append({"line": item.line, "offset": item.offset, "reason": item.reason, "detail": detail})
         else:
-            rows.append(row_of(item, work.domains.named(item.domain), signed))
+            rows.append(row_of(item, work.domains.named(item.domain), has_signature))
             size += item.bytes
         size += _ROW_BYTES
-        if size >= work.size:
+        if size >= block_bytes:
             yield table()
             rows, size, group = [], 0, group + 1
     if rows:
@@ -167,8 +172,8 @@ def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]
     yield table()
 
 
-def row_of(document: Document, domain: Domain, signed: bool) -> dict[str, Any]:
-    """Return the row of a document, without its number. signed: True for its signature, to search near-duplicates by."""
+def row_of(document: Document, domain: Domain, has_signature: bool) -> dict[str, Any]:
+    """Return the row of a document, without its number. has_signature: True for its signature, to search near-duplicates by."""
     languages, texts = zip(*document.segments, strict=True)
     runs = [run for text in texts for run in english_runs(text, domain.language)]
     return {
@@ -180,7 +185,7 @@ def row_of(document: Document, domain: Domain, signed: bool) -> dict[str, Any]:
         "hold": content_hash("hold out", document)[:16],
         "runs": len(runs),
         "characters": sum(map(len, runs)),
-        "signature": signature(document).tobytes() if signed else None,
+        "signature": signature(document).tobytes() if has_signature else None,
     }
 
 

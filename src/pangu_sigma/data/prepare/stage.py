@@ -19,7 +19,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,6 @@ from pangu_sigma.data.prepare.executors import Executor, StageError
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.process import gc_disabled
-from pangu_sigma.text.layout import Layout
 from pangu_sigma.writable import folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class Stage:
         """Read a file, or columns of it. rows: condition of the rows to read; row groups that have none, by their statistics, are
         skipped. Raises OSError and StageError."""
         path = self.path(name)
-        with self._checked(path), path.open("rb") as stream:
+        with self._report_damage(path), path.open("rb") as stream:
             return pq.read_table(
                 stream, columns=columns, filters=rows, page_checksum_verification=True, use_threads=False
             )
@@ -120,7 +119,7 @@ class Stage:
             "max_temp_directory_size": f"{shutil.disk_usage(self.folder).free >> 20}MiB",
         }
         try:
-            with self._checked(self.folder), duckdb.connect(config=settings) as database:
+            with self._report_damage(self.folder), duckdb.connect(config=settings) as database:
                 yield database
         except duckdb.OutOfMemoryException as error:
             raise StageError(
@@ -128,7 +127,7 @@ class Stage:
             ) from error
 
     @contextmanager
-    def _checked(self, path: Path) -> Iterator[None]:
+    def _report_damage(self, path: Path) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError, duckdb.Error) as error:
@@ -174,12 +173,10 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
 
 @dataclass(frozen=True)
 class Work:
-    """What every unit of a preparation needs to know. size: bytes of text of a block. layout: layout of the records."""
+    """What every unit of a preparation needs to know."""
 
     config: Config
     stage: Stage
-    size: int
-    layout: Layout = field(default_factory=Layout)
 
     @cached_property
     def domains(self) -> Domains:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pangu_sigma.data.manifest import InputCounts
-from pangu_sigma.data.prepare.encoding import CANDIDATES, encoded, ids_of, tokenizer_of
+from pangu_sigma.data.prepare.encoding import CANDIDATES, encoded_documents, ids_of, tokenizer_of
 from pangu_sigma.data.prepare.selection import selection_of
 from pangu_sigma.data.prepare.stage import Passes, Work, numbered
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, ROWS_NAME, SPLITS, unigram_nats
@@ -50,7 +50,7 @@ def _write_domain(work: Work, index: int) -> Iterator[pa.Table]:
     is_held_out = ds.field("document").isin(pa.array(choice["documents"], pa.int64()))
     for split in SPLITS:
         rows = CANDIDATES & is_held_out if split == "held_out" else ~is_held_out
-        tables = encoded(work.stage, selection.blocks, index, rows)
+        tables = encoded_documents(work.stage, selection.blocks, index, rows)
         write_tokens(folder / split, counts[split].counted(table.sort_by("document") for table in tables))
     slot_R = tokenizer.slot_rows[domain.slot]
     rows_R = slot_R[slot_R >= 0]
