@@ -22,7 +22,7 @@ BUDGETS = {
     ".": 2011,
     "checkpoint": 926,
     "convert": 670,
-    "data": 2365,
+    "data": 2317,
     "ecss": 377,
     "evaluate": 755,
     "finetune": 499,
@@ -39,7 +39,7 @@ BUDGETS = {
     "rre": 411,
     "serve": 1037,
     "stored": 673,
-    "text": 928,
+    "text": 927,
     "training": 1423,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

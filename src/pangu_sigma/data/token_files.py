@@ -15,6 +15,7 @@ verified: threads can read at the same time, and thousands of shards need no mor
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from bisect import bisect_right
@@ -54,16 +55,9 @@ def token_shards(name: str, files: Collection[str]) -> list[str]:
 
     name: name of the only one, such as `train`. files: names of all files of the folder.
     """
-    if f"{name}.bin" in files:
-        return [name]
-    shards: list[str] = []
-    while f"{_shard(name, len(shards))}.bin" in files:
-        shards.append(_shard(name, len(shards)))
-    return shards
-
-
-def _shard(name: str, number: int) -> str:
-    return f"{name}.{number:05d}"
+    pattern = re.compile(rf"({re.escape(name)}(?:\.\d+)?)\.bin")
+    shards = [match[1] for match in map(pattern.fullmatch, files) if match]
+    return sorted(shards, key=lambda shard: (len(shard), shard))
 
 
 def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None) -> None:
@@ -73,15 +67,16 @@ def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], 
     numbered. The lengths of one shard's documents are in memory. documents: token ids of each, with its <eot>. shard_bytes: None:
     TOKEN_SHARD_BYTES.
     """
-    limit, waiting, number = TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes, iter(documents), 0
-    following = next(waiting, None)
-    while following is not None or not number:
-        shard, lengths = prefix.with_name(_shard(prefix.name, number)), array("i")
+    limit, number = TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes, 0
+    iterator = iter(documents)
+    ids = next(iterator, None)
+    while ids is not None or not number:
+        shard, lengths = prefix.with_name(f"{prefix.name}.{number:05d}"), array("i")
         with paths_of(shard)[0].open("wb") as file:
-            while following is not None and (not lengths or file.tell() < limit):
-                lengths.append(len(following))
-                file.write(np.asarray(following, "<i4").tobytes())
-                following = next(waiting, None)
+            while ids is not None and (not lengths or file.tell() < limit):
+                lengths.append(len(ids))
+                file.write(np.asarray(ids, "<i4").tobytes())
+                ids = next(iterator, None)
         paths_of(shard)[1].write_bytes(index_of(np.asarray(lengths, "<i4")))
         number += 1
     if number == 1:
