@@ -214,6 +214,7 @@ class BatchLoader:
         self.config, self.rank, self.folder = config, rank, folder
         self.planner = planner or make_planner(config, rank)
         self.domains: Domains = domains_of(config)
+        self.domain_sets = config.domain_sets
         self.tokenizer = tokenizer
         self.table = table
         self.samples = samples or open_samples(config, folder, split, tokenizer.size)

@@ -19,7 +19,7 @@ from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import encoding, reading
 from pangu_sigma.data.prepare.executors import StageError
-from pangu_sigma.data.prepare.prepare import ONE_PROCESS, _checked_before_reading, prepare
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, _files_to_read, prepare
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
@@ -94,7 +94,7 @@ def test_unusable_lines_are_counted_and_kept(prepared, text):
 def test_a_rule_for_files_that_are_not_there_is_warned_of(text, tmp_path, config, caplog):
     rules = {"domain_of": {"books/*": "zh", "a.*": "en"}}
     config = with_data(config, **rules)
-    assert _checked_before_reading(config, Layout.of(config), [text], tmp_path / "out") == [text]
+    assert _files_to_read(config, Layout.of(config), [text], tmp_path / "out") == [text]
     assert caplog.messages == ["data.domain_of: 'books/*' matches no file of input, so this rule does nothing"]
 
 

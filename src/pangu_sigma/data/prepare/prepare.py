@@ -87,7 +87,51 @@ def prepare(
     return run_preparation(config, inputs, output, options, old, writes=True)[0]
 
 
-def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
+def run_preparation(
+    config: Config, inputs: list[Path], output: Path, options: Options, old: KeptVocabulary | None, writes: bool
+) -> tuple[Manifest, list[str]]:
+    """Do what `prepare` does, or examine the text for it. Return the manifest, and the problems for which `prepare` refuses the
+    text, a problem a domain, after the problem of an `output` that holds other data.
+
+    writes: False to examine, which writes nothing but a stage, with which `prepare` goes on; the manifest is then without files.
+    """
+    layout, kept_vocabulary = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
+    files = _files_to_read(config, layout, inputs, output)
+    if (conflict := "" if old else _conflict(config, output, {})) and writes:
+        raise ConfigError(conflict)
+    if not old and moves_domains(output):
+        raise ConfigError(
+            f"data.path={output}: domains that are being added are in {stage_folder(output)}; call prepare-data with "
+            f"{argument('--extend')} first, which moves them"
+        )
+    stamps = stamps_of(files)
+    size = sum(size for _, size, _ in stamps)
+    with (
+        closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
+        staged(output, writes) as stage,
+        closing(executor),  # no process writes into the stage any more when it is removed
+    ):
+        passes = Passes(Work(config, stage), executor)
+        decisive = _decisive(config, layout, hash_files(passes, stamps), kept_vocabulary)
+        conflict = "" if old else _conflict(config, output, decisive)
+        if conflict and writes:
+            raise ConfigError(conflict)
+        if writes and not old and _has_content(output):
+            data = PreparedData(output, [domain.name for domain in config.domains])
+            data.verify_all()
+            logger.info("%s already holds this data; nothing to do", output)
+            manifest, problems = data.manifest, list[str]()
+        else:
+            manifest, problems = _run_passes(passes, stamps, layout, decisive, kept_vocabulary, options.sources, writes)
+            problems = [conflict, *problems] if conflict else problems
+            if writes:
+                (add_domains if old else commit)(stage.path("write/output"), output)
+    for remark in warnings_of(manifest):
+        logger.warning("%s", remark)
+    return manifest, problems
+
+
+def _files_to_read(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
     """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
@@ -105,52 +149,6 @@ def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], 
     for glob in layout.idle_rules(files):
         logger.warning("data.domain_of: %r matches no file of %s, so this rule does nothing", glob, argument("--input"))
     return files
-
-
-def run_preparation(
-    config: Config, inputs: list[Path], output: Path, options: Options, old: KeptVocabulary | None, writes: bool
-) -> tuple[Manifest, list[str]]:
-    """Do what `prepare` does, or examine the text for it. Return the manifest, and the problems for which `prepare` refuses the
-    text, a problem a domain, after the problem of an `output` that holds other data.
-
-    writes: False to examine, which writes nothing but a stage, with which `prepare` goes on; the manifest is then without files.
-    """
-    layout, kept_vocabulary = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
-    inputs = _checked_before_reading(config, layout, inputs, output)
-    if (conflict := "" if old else _conflict(config, output, {})) and writes:
-        raise ConfigError(conflict)
-    if not old and moves_domains(output):
-        raise ConfigError(
-            f"data.path={output}: domains that are being added are in {stage_folder(output)}; call prepare-data with "
-            f"{argument('--extend')} first, which moves them"
-        )
-    stamps = stamps_of(inputs)
-    size = sum(size for _, size, _ in stamps)
-    with (
-        closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
-        staged(output, writes) as stage,
-        closing(executor),  # no process writes into the stage any more when it is removed
-    ):
-        passes = Passes(Work(config, stage), executor)
-        hashes = hash_files(passes, stamps)
-        hashed_inputs = [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)]
-        decisive = _decisive(config, layout, hashed_inputs, kept_vocabulary)
-        conflict = "" if old else _conflict(config, output, decisive)
-        if conflict and writes:
-            raise ConfigError(conflict)
-        if writes and not old and _has_content(output):
-            data = PreparedData(output, [domain.name for domain in config.domains])
-            data.verify_all()
-            logger.info("%s already holds this data; nothing to do", output)
-            manifest, problems = data.manifest, list[str]()
-        else:
-            manifest, problems = _run_passes(passes, stamps, layout, decisive, kept_vocabulary, options.sources, writes)
-            problems = [conflict, *problems] if conflict else problems
-            if writes:
-                (add_domains if old else commit)(stage.path("write/output"), output)
-    for remark in warnings_of(manifest):
-        logger.warning("%s", remark)
-    return manifest, problems
 
 
 def _run_passes(
@@ -230,7 +228,7 @@ def _more_text(config: Config, domain: Domain, counts: DomainSelection) -> str:
 
 
 def _decisive(
-    config: Config, layout: Layout, inputs: list[list[Any]], kept_vocabulary: KeptVocabulary | None
+    config: Config, layout: Layout, inputs: list[list[str]], kept_vocabulary: KeptVocabulary | None
 ) -> dict[str, Any]:
     """Return all that decides the content of the folder: settings, the text, and versions of the programs that cut it.
 

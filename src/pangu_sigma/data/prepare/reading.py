@@ -88,10 +88,11 @@ def block_size(total: int) -> int:
     return max(1 << 20, min(total // 64, 16 << 20))
 
 
-def hash_files(passes: Passes, stamps: Sequence[Stamp]) -> list[str]:
-    """Return the hex sha256 of each input file."""
+def hash_files(passes: Passes, stamps: Sequence[Stamp]) -> list[list[str]]:
+    """Return path and hex sha256 of each input file."""
     passes.begin("hash", stamps)
-    return [table["sha256"][0].as_py() for table in passes.map(_hash_file, [Path(path) for path, *_ in stamps])]
+    tables = passes.map(_hash_file, [Path(path) for path, *_ in stamps])
+    return [[path, table["sha256"][0].as_py()] for (path, *_), table in zip(stamps, tables, strict=True)]
 
 
 def _hash_file(work: Work, path: Path) -> Iterator[pa.Table]:
