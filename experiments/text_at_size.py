@@ -28,7 +28,7 @@ from typing import Any
 from experiments.near_duplicates import grams, jaccard, sentences, stage
 from experiments.peers import peers_python, script_of
 from pangu_sigma.config_file import config_path, load_config
-from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
+from pangu_sigma.data.packaged.packages import packaged_documents
 from pangu_sigma.domains import domains_of
 
 SHARES = {"zh": 40, "en": 30, "bilingual": 10, "code": 20}
@@ -51,11 +51,10 @@ def pool_of(cache: Path) -> Pool:
     """Pieces of the packaged text, each once: sentences, pairs of translations, and stretches of code of the top level."""
     domains = domains_of(load_config(config_path("sigma_tiny")))
     pool: Pool = dict(sentences(cache))
-    files = download(archives_of(domains), cache)
-    sides = (each.segments for each in packaged_documents(domains.named("bilingual"), files))
+    sides = (each.segments for each in packaged_documents(domains.named("bilingual"), cache))
     pairs = (dict(some[n : n + 2]) for some in sides for n in range(0, len(some) - 1, 2))
     pool["bilingual"] = list(dict.fromkeys((pair["zh"], pair["en"]) for pair in pairs if len(pair["zh"]) > 8))
-    texts = (str(each.text) for each in packaged_documents(domains.named("code"), files))
+    texts = (str(each.text) for each in packaged_documents(domains.named("code"), cache))
     cut = (part for text in texts for part in _TOP_LEVEL.split(text))
     pool["code"] = list(dict.fromkeys(part for part in cut if 40 <= len(part) <= 4_000))
     return pool

@@ -296,7 +296,7 @@ def test_prepare_data_takes_one_path_or_several_or_packaged_text(tiny_data, tmp_
     requests: list[Any] = []
     monkeypatch.setattr(
         "pangu_sigma.data.prepare.prepare.prepare",
-        lambda config, inputs, output, options: requests.append((inputs, output)) or load_manifest(tiny_data),
+        lambda config, inputs, output, *_: requests.append((inputs, output)) or load_manifest(tiny_data),
     )
     config = tiny_config(tmp_path / "data")
     for inputs in ("a.jsonl", (Path("a.jsonl"),)):

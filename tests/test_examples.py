@@ -16,9 +16,8 @@ from helpers.prepared import seal
 from helpers.toy import SLOT_ROWS, VOCABULARY, toy_config, toy_network, toy_table
 
 from examples import pangu_sigma as example
-from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.data.indexed import write_tokens
-from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.data.batches import Batch, BatchLoader, StepArrays
+from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.sections import OptimizerConfig

@@ -235,12 +235,22 @@ def test_a_function_that_the_call_names_reads_the_records(one, tmp_path, monkeyp
 def test_records_of_a_run_whose_text_a_reader_read_are_read_as_they_are_with_a_warning(
     one, tmp_path, monkeypatch, caplog
 ):
+    """Domains may have been prepared one after another, and read by different functions or by none."""
     file = tmp_path / "text.jsonl"
     file.write_text('{"text": "the cat sees", "domain": "en"}\n')
-    prepared = SimpleNamespace(manifest=SimpleNamespace(config={"reader": ["reads.py:read", "a hash"]}))
-    monkeypatch.setattr("pangu_sigma.held_out.text.data_of", lambda config: prepared)
+    readers = {"zh": None, "en": "reads.py:read", "code": "other.py:read"}
+
+    def read_manifest(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(config={"reader": [readers[folder.name], "a hash"]})
+
+    monkeypatch.setattr("pangu_sigma.held_out.text.read_manifest", read_manifest)
     assert one.evaluate(input=file).keys() == {"en"}
+    assert "text of the run was read by other.py:read" in caplog.text
     assert "to read them by it, add reader='reads.py:read'" in caplog.text
+    for domain, count in (("zh", 0), ("code", 1)):
+        caplog.clear()
+        assert one.evaluate(input=file, domain=domain).keys() == {domain}
+        assert caplog.text.count("was read by") == count
 
 
 def test_the_held_out_text_as_any_text_has_the_loss_that_training_measured(one, tiny_data):

@@ -12,9 +12,8 @@ from mindspore import Parameter
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.batches import Batch, BatchLoader, Samples
 from pangu_sigma.data.order import SampleOrder
-from pangu_sigma.data.samples import Samples
 from pangu_sigma.ecss.store import ExpertStore, make_network, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import wrap_array
@@ -100,14 +99,10 @@ class _DrawnBatches(BatchLoader):
     """The project's batches of drawn text, with each domain's samples in order: a shuffle of so many would fill the memory."""
 
     def __init__(self, config: Config, tokenizer: Any, table: RoutingTable, frequencies_V: np.ndarray | None):
-        self._frequencies_V = frequencies_V
-        super().__init__(config, Path(), tokenizer, table)
-        self.order = _InTurn(config, self.samples.counts)
-
-    def _open(self, folder: Path, split: str) -> Samples:
-        names = [f"{d.name}.{split}" for d in self.domains]
-        texts = [_DrawnText(self.tokenizer.size, name, self._frequencies_V) for name in names]
-        return Samples(self.config, texts, split)  # type: ignore[arg-type]  # read as `Tokens` are
+        texts = [_DrawnText(tokenizer.size, f"{domain.name}.train", frequencies_V) for domain in config.domains]
+        samples = Samples(config, texts, "train")  # type: ignore[arg-type]  # read as `Tokens` are
+        super().__init__(config, Path(), tokenizer, table, samples=samples)
+        self.order = _InTurn(config, samples.counts)
 
 
 class _InTurn(SampleOrder):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.harness import RUNS, Row, take_turns
-from pangu_sigma.data.packaged.packages import archives_of, download, packaged_documents
+from pangu_sigma.data.packaged.packages import packaged_documents
 from pangu_sigma.data.prepare.reading import content_hash
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
@@ -85,8 +85,8 @@ def _megabytes(texts: Iterable[str]) -> float:
 
 def _chinese_text() -> list[str]:
     """The documents that `prepare-data` has for Chinese, spread over all of them."""
-    files = download(archives_of([_CHINESE]), Path(DataConfig().path).parent / "packages")
-    documents = {content_hash("keep", document): document for document in packaged_documents(_CHINESE, files)}
+    folder = Path(DataConfig().path).parent / "packages"
+    documents = {content_hash("keep", document): document for document in packaged_documents(_CHINESE, folder)}
     ranked = sorted(documents)
     sizes = itertools.accumulate(documents[key].bytes for key in ranked)
     kept = {key for key, size in zip(ranked, sizes, strict=True) if size <= BYTES}

@@ -65,8 +65,8 @@ def _data(tree: dict, number: int, folder: Path) -> None:
     text = folder / "text.jsonl"
     text.write_text((old.parent / "text.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
     shutil.copytree(old, folder / "prepared")
-    from pangu_sigma.data.indexed import write_tokens
     from pangu_sigma.data.prepared import PreparedData
+    from pangu_sigma.data.token_files import write_tokens
 
     name = ("zh", "en", "code")[number % 3]
     tokens = PreparedData(folder / "prepared").tokens(name, "train", 1 << 31)

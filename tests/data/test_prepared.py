@@ -12,6 +12,7 @@ from helpers.prepared import reseal
 
 from experiments.tiny import tiny_config
 from pangu_sigma.config import ConfigError
+from pangu_sigma.data.batches import open_samples
 from pangu_sigma.data.manifest import load_manifest, read_manifest
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.prepared import (
@@ -24,7 +25,6 @@ from pangu_sigma.data.prepared import (
     read_prepared_tokenizer,
     unlike_prepared,
 )
-from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 
 SIZE = 50_000
@@ -186,7 +186,7 @@ def test_a_folder_of_an_older_format_is_refused_with_the_version_that_reads_it(t
 def test_text_in_shards_is_the_same_samples(tiny_data, tmp_path, monkeypatch):
     """The same text, prepared with shards of 1,000 bytes."""
     config = tiny_config(tmp_path / "shards")
-    monkeypatch.setattr("pangu_sigma.data.indexed.TOKEN_SHARD_BYTES", 1_000)
+    monkeypatch.setattr("pangu_sigma.data.token_files.TOKEN_SHARD_BYTES", 1_000)
     prepare(config, [tiny_data.parent / "text.jsonl"], tmp_path / "shards")
     assert len([*(tmp_path / "shards" / "en").glob("train.*.bin")]) > 3
     assert not (tmp_path / "shards" / "en" / "train.bin").exists()

@@ -6,7 +6,7 @@ import pytest
 from helpers.numbered import LENGTH, config_of, open_batches
 from helpers.prepared import seal
 
-from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.errors import DataError
 
 

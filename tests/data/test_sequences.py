@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.data.batches import documents_and_positions
 
 EOT = 9
 

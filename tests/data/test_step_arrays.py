@@ -4,8 +4,7 @@ import inspect
 
 import numpy as np
 
-from pangu_sigma.data.batches import draws_of
-from pangu_sigma.data.step_arrays import MICRO_BATCH_FIELDS, StepArrays
+from pangu_sigma.data.batches import MICRO_BATCH_FIELDS, StepArrays, draws_of
 from pangu_sigma.model.pangu_sigma import NextTokenLoss
 from pangu_sigma.training.step import SpikeLimits, TrainStep
 

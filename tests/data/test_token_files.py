@@ -14,8 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data import token_files
-from pangu_sigma.data.indexed import paths_of, token_shards, write_tokens
-from pangu_sigma.data.token_files import CHUNK_BYTES, HASHES_NAME, Tokens, VerifiedFile, write_hashes
+from pangu_sigma.data.token_files import (
+    CHUNK_BYTES,
+    HASHES_NAME,
+    Tokens,
+    VerifiedFile,
+    paths_of,
+    token_shards,
+    write_hashes,
+    write_tokens,
+)
 from pangu_sigma.errors import DataError
 
 DOCUMENTS = [[5, 6, 7, 9], [9], [100, 200, 9]]

@@ -10,6 +10,10 @@ import numpy as np
 
 from experiments.tiny import TINY_WORDS, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
+from pangu_sigma.config import Config
+from pangu_sigma.data.manifest import Manifest, load_manifest
+from pangu_sigma.data.prepare.extension import extension_of
+from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.stored.open import open_model
 
 LAW = {"name": "law", "language": "zh", "slot": "law"}
@@ -23,6 +27,14 @@ def write_law(path: Path, text: Path) -> None:
         words = draw.choice(TINY_WORDS["zh"], int(draw.integers(20, 60)))
         lines += json.dumps({"domain": "law", "text": "".join([*words, str(i)])}, ensure_ascii=False) + "\n"
     path.write_text(lines, encoding="utf-8")
+
+
+def prepare_extension(config: Config, inputs: list[Path]) -> Manifest:
+    """Prepare the domains that data.path lacks, as `prepare-data --extend` does, and load the manifest of all."""
+    path = Path(config.data.path)
+    new_config, vocabulary = extension_of(config)
+    prepare(new_config, inputs, path, old=vocabulary)
+    return load_manifest(path, [domain.name for domain in config.domains])
 
 
 def law_tree(data: Path, run: Path | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from helpers.prepared import seal
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.rre.table import draw_tables
 
 VOCABULARY, PAD, EOT = 700, 6, 9

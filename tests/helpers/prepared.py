@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from helpers.manifests import manifest
 
-from pangu_sigma.data.indexed import index_of, lengths_of
 from pangu_sigma.data.manifest import domains_in, read_manifest
 from pangu_sigma.data.prepared import ROWS_NAME
-from pangu_sigma.data.token_files import write_hashes
+from pangu_sigma.data.token_files import index_of, lengths_of, write_hashes
 
 
 def seal(folder: Path) -> Path:

@@ -11,8 +11,7 @@ from helpers.toy import Toy, adam_of, random_documents, randomise, toy_batches, 
 from mindspore import Tensor
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batch
-from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.data.batches import Batch, StepArrays
 from pangu_sigma.ecss.store import array_specs, build
 from pangu_sigma.ecss.tiers import FileTier
 from pangu_sigma.model.declare import as_input

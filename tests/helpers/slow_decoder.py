@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.data.batches import documents_and_positions
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.decoder import Chunk

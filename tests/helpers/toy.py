@@ -19,9 +19,8 @@ from mindspore import Parameter, Tensor, nn
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.data.indexed import write_tokens
-from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.data.batches import Batch, BatchLoader, StepArrays
+from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.domains import domains_of
 from pangu_sigma.ecss.store import ExpertStore, build
 from pangu_sigma.model.declare import as_input

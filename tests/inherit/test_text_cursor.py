@@ -6,13 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.grown import law_tree, saved_arrays, write_law
+from helpers.grown import law_tree, prepare_extension, saved_arrays, write_law
 from helpers.prepared import reseal
 
 from experiments.tiny import tiny_tree
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.data.prepare.extended import prepare_extension
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.inherit.extend import extend_run, text_cursor
 from pangu_sigma.stored.open import open_model

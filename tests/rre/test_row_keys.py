@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.data.batches import documents_and_positions
 from pangu_sigma.rre.row_keys import draw_row_tables, extended_row_tables, row_keys
 from pangu_sigma.sections import RowsConfig
 

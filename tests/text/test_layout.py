@@ -174,7 +174,7 @@ def test_a_function_of_the_users_reads_records(tmp_path, domains, monkeypatch, n
     (tmp_path / "my_reader.py").write_text(READER)
     before = [*sys.path]
     layout = layout_of(reader="my_reader.py:read")
-    assert layout.reader_sha256 == hashlib.sha256(READER.encode()).hexdigest() and Layout().reader_sha256 is None
+    assert layout.source_hash == hashlib.sha256(READER.encode()).hexdigest() and Layout().source_hash is None
     path = write_records(tmp_path / name, [{"id": i, "body": f"word {i}"} for i in range(5)])
     items = read_whole(path, domains, pickle.loads(pickle.dumps(layout)))
     assert [getattr(item, "text", "") for item in items] == ["WORD 0", "", "", "", "WORD 4"]

@@ -1,5 +1,7 @@
 """Training batches as arrays: embedding rows, positions, documents, labels, loss weights and the routing plan.
 
+    tokens of each domain → samples of equal length → samples of the next update, by order.py → batch → arrays of the step
+
 Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
 domain), N segments of the RRE layers, K experts stored in one, A entries in its list of active experts.
 
@@ -15,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -23,9 +25,7 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.data.samples import Samples, open_samples
-from pangu_sigma.data.sequences import documents_and_positions
-from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.data.token_files import Tokens
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
@@ -33,6 +33,88 @@ from pangu_sigma.ranks.plans import make_planner
 from pangu_sigma.rre.plan import RoutingPlan
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
+
+
+class Samples:
+    """Samples of every domain of a configuration, in file order.
+
+    files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S:
+    a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain; None: the
+    weights of the configuration.
+    Raises DataError if a domain has fewer tokens than one sample.
+    """
+
+    def __init__(self, config: Config, files: Sequence[Tokens], split: str):
+        """split: name of the split, for error messages."""
+        self.files = files
+        self._length = config.model.seq_length
+        self.weights: list[float] | None = None
+        self.counts = [(file.tokens - 1) // self._length for file in files]
+        for domain, count, file in zip(config.domains, self.counts, files, strict=True):
+            if count < 1:
+                raise DataError(
+                    f"domain {domain.name}: the {split} split has {file.tokens} tokens, fewer than one sample of "
+                    f"{self._length + 1}; prepare more text, or lower model.seq_length"
+                )
+
+    def read(self, domain: int, number: int) -> np.ndarray:
+        """Return the token ids of one sample, int32 [S + 1]."""
+        return self.files[domain].read(number * self._length, self._length + 1)
+
+    def counted(self, domain: int, number: int) -> np.ndarray:
+        """Return the loss mask of a sample, bool [S]: all True. Position s stands for the prediction of token s + 1."""
+        return np.ones(self._length, bool)
+
+
+def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:
+    """Open the samples of one split of a prepared data folder. vocabulary: number of ids V.
+
+    Raises ConfigError for a domain that is not there, DataError for a missing or damaged file, and for a domain with fewer tokens
+    than one sample.
+    """
+    prepared = PreparedData(folder, [domain.name for domain in config.domains])
+    return Samples(config, [prepared.tokens(domain.name, split, vocabulary) for domain in config.domains], split)
+
+
+class StepArrays(NamedTuple):
+    """Input arrays of a training step, in the order of `TrainStep.construct` after the learning rate: NumPy arrays or tensors.
+
+    Inside a graph they are plain arguments, because MindSpore 2.9 silently gives a NamedTuple that is built inside `construct` a
+    gradient of zero. A test ties the fields to the arguments of `TrainStep.construct`.
+    """
+
+    rows_GBS: Any
+    """Row of each token in the flattened embedding slots, int32."""
+    positions_GBS: Any
+    """Position of each token in its document, int32."""
+    documents_GBS: Any
+    """Number of the document of each token in its sequence, int32."""
+    slots_GM: Any
+    """Embedding slot of each block, int32."""
+    labels_GBS: Any
+    """Row of the next token within its slot, int32."""
+    weights_GBS: Any
+    """Weight of each token in the loss of the whole update, float32."""
+    draws_GB4: Any
+    """Random seed of the dropout masks of each sequence, int32 (`draws_of`)."""
+    order_GT: Any
+    inverse_GT: Any
+    offsets_GA1: Any
+    """Routing plan of each segment, int32: tuples over the N segments. See `RoutingPlan`."""
+    e_GTH: Any
+    """Rows of each token (`model.rows`) side by side, float32; () without rows."""
+    active_A: Any
+    used_A1: Any
+    """Active experts of each segment, and offsets of their tokens in all micro-batches and ranks of the group, int32: as above."""
+
+    def of_micro_batch(self, micro_batch: int) -> tuple[Any, ...]:
+        """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without expert weights."""
+        fields = self[: len(MICRO_BATCH_FIELDS)]
+        return tuple(tuple(a[micro_batch] for a in f) if isinstance(f, tuple) else f[micro_batch] for f in fields)
+
+
+MICRO_BATCH_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_A")]
+"""Fields of `StepArrays` that have an axis for micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +204,10 @@ class BatchLoader:
         split: str = "train",
         rank: int = 0,
         planner: MakesPlans | None = None,
+        samples: Samples | None = None,
     ):
         """folder: folder of prepared data. rank: rank that loads. planner: maker of its routing plans; None: the
-        one of a process on CPUs.
+        one of a process on CPUs. samples: None for the samples of the split in `folder`.
 
         Raises DataError for missing or damaged data, as `open_samples`.
         """
@@ -134,7 +217,7 @@ class BatchLoader:
         self.domain_sets = config.domain_sets
         self.tokenizer = tokenizer
         self.table = table
-        self.samples = self._open(folder, split)
+        self.samples = samples or open_samples(config, folder, split, tokenizer.size)
         self.order = SampleOrder(config, self.samples.counts, self.samples.weights)
 
     def start(self) -> Cursor:
@@ -145,14 +228,10 @@ class BatchLoader:
         """Return the training batch at a data position, and advance `cursor` past it. Raises the errors of `assemble`."""
         train, first = self.config.train, sum(cursor.taken)
         blocks = self.order.take(cursor)
-        chosen = [(domain, number) for domain, numbers in blocks for number in numbers]
-
-        def by_pass(values: list[np.ndarray]) -> np.ndarray:
-            stacked = np.stack(values).reshape(len(blocks), train.accumulation, -1, len(values[0]))
-            return stacked.transpose(1, 0, 2, 3).reshape(train.accumulation, train.batch_size, -1)
-
-        ids_GBS1 = by_pass([self.samples.read(*sample) for sample in chosen])
-        counted_GBS = by_pass([self.samples.counted(*sample) for sample in chosen])
+        samples = [(domain, number) for domain, numbers in blocks for number in numbers]
+        number_GB = _numbers(train.accumulation, train.batch_size, len(blocks))
+        ids_GBS1 = np.stack([self.samples.read(*sample) for sample in samples])[number_GB]
+        counted_GBS = np.stack([self.samples.counted(*sample) for sample in samples])[number_GB]
         return self.assemble(ids_GBS1, np.array([domain for domain, _ in blocks]), first, counted_GBS)
 
     def assemble(
@@ -222,9 +301,6 @@ class BatchLoader:
         """Return the token counts [D, V] of the training text. Raises DataError if they are damaged."""
         return PreparedData(self.folder, [domain.name for domain in self.domains]).frequencies()
 
-    def _open(self, folder: Path, split: str) -> Samples:
-        return open_samples(self.config, folder, split, self.tokenizer.size)
-
     def _plan(
         self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray
     ) -> tuple[Sequence[RoutingPlan], np.ndarray]:
@@ -275,6 +351,16 @@ class Lookahead:
 def _numbers(micro: int, batch: int, blocks: int) -> np.ndarray:
     """Return the number of each sequence [G, B] among the samples of its update, which come block by block."""
     return np.arange(micro * batch).reshape(blocks, micro, -1).swapaxes(0, 1).reshape(micro, batch)
+
+
+def documents_and_positions(ids: np.ndarray, eot: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each token's document number in its sequence and its position in that document, int32 [..., S], both from 0."""
+    starts = np.zeros(ids.shape, bool)
+    starts[..., 1:] = ids[..., :-1] == eot
+    documents = np.cumsum(starts, axis=-1)
+    numbers = np.arange(ids.shape[-1])
+    first = np.maximum.accumulate(np.where(starts, numbers, 0), axis=-1)
+    return documents.astype(np.int32), (numbers - first).astype(np.int32)
 
 
 def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:

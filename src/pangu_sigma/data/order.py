@@ -15,12 +15,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.shuffle import KeyedShuffle
 from pangu_sigma.sections import PhaseConfig
 
 MANY_EPOCHS = 4
 """Number of epochs of a domain above which a run is warned of: up to four, repeated text trains nearly as well as new text
 (Muennighoff et al. 2023, arXiv 2305.16264)."""
+
+_ROUNDS = 16
+"""Number of rounds. Our choice: four are enough in theory for large n; after twelve the permutations of five numbers are not yet
+equally frequent."""
+
+_64_BITS = (1 << 64) - 1
+_GOLDEN = 0x9E37_79B9_7F4A_7C15
 
 
 @dataclass
@@ -117,11 +123,10 @@ class SampleOrder:
         epoch, at = divmod(number, self._counts[domain])
         if (domain, epoch) not in self._shuffles:
             self._shuffles = {key: shuffle for key, shuffle in self._shuffles.items() if key[0] != domain}
-            self._shuffles[domain, epoch] = self._shuffle(self._counts[domain], [self._seed, domain, epoch])
+            count, key = self._counts[domain], [self._seed, domain, epoch]
+            shuffle = KeyedShuffle(count, key) if self._keyed else np.random.default_rng(key).permutation(count)
+            self._shuffles[domain, epoch] = shuffle
         return int(self._shuffles[domain, epoch][at])
-
-    def _shuffle(self, count: int, key: list[int]) -> KeyedShuffle | np.ndarray:
-        return KeyedShuffle(count, key) if self._keyed else np.random.default_rng(key).permutation(count)
 
     def epochs(self, cursor: Cursor) -> list[float]:
         """Return how often the samples of each domain have been read; 0 for a domain without samples."""
@@ -152,6 +157,45 @@ class SampleOrder:
         for s in range(sets):
             chosen_M[s::sets].sort()
         return chosen_M.tolist()
+
+
+class KeyedShuffle:
+    """Permutation of 0 … count - 1 by a key that is computed and not stored. key: numbers >= 0, such as seed, domain and epoch.
+
+    It is the same on every machine and in every version: it shuffles the samples of runs, which resume.
+
+    A Feistel network permutes the numbers of b bits, 2^(b-1) < count ≤ 2^b: the upper half of the bits is changed by a function of
+    the lower half, then the lower by the upper one, and so on, _ROUNDS times. A result that is not below count is put in again
+    until it is (cycle walking), on average less than twice, which leaves a permutation of the numbers below count.
+    """
+
+    def __init__(self, count: int, key: Sequence[int]):
+        self._count = count
+        bits = (count - 1).bit_length()
+        self._low_bits = bits - bits // 2
+        self._low_mask, self._high_mask = (1 << self._low_bits) - 1, (1 << (bits // 2)) - 1
+        self._keys: list[int] = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).tolist()
+
+    def __getitem__(self, index: int) -> int:
+        """Return the number at a position, 0 … count - 1, of the shuffled numbers."""
+        while True:
+            high, low = index >> self._low_bits, index & self._low_mask
+            for n, key in enumerate(self._keys):
+                if n % 2:
+                    low ^= _mix(high, key) & self._low_mask
+                else:
+                    high ^= _mix(low, key) & self._high_mask
+            index = high << self._low_bits | low
+            if index < self._count:
+                return index
+
+
+def _mix(number: int, key: int) -> int:
+    """Return 64 bits that depend on all bits of a number and of a key: the output function of SplitMix64."""
+    mixed = (key + number * _GOLDEN) & _64_BITS
+    mixed = (mixed ^ mixed >> 30) * 0xBF58_476D_1CE4_E5B9 & _64_BITS
+    mixed = (mixed ^ mixed >> 27) * 0x94D0_49BB_1331_11EB & _64_BITS
+    return mixed ^ mixed >> 31
 
 
 def repetitions(order: SampleOrder, names: Sequence[str], steps: int) -> list[str]:

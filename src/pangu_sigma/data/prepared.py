@@ -1,6 +1,6 @@
 """Reader of prepared data. What is read is verified against the hashes that the manifest of its domain seals; errors name the file.
 
-    <domain>/train.{bin,idx} held_out.{bin,idx}    token files; shards of them if they are large (indexed.py)
+    <domain>/train.{bin,idx} held_out.{bin,idx}    token files; shards of them if they are large (token_files.py)
     <domain>/frequencies.npy rows.npy              int64 [V] counts of the training tokens, int32 token ids of its slot's rows
     <domain>/hashes manifest.json                  hashes of the chunks of these files (token_files.py), and the seal
     tokenizer/                                     models of the token ids, which all domains share
@@ -22,9 +22,8 @@ import xxhash
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.indexed import token_shards
 from pangu_sigma.data.manifest import MANIFEST_FILE, load_manifest
-from pangu_sigma.data.token_files import HASH_BYTES, HASHES_NAME, Tokens, VerifiedFile, chunks_of
+from pangu_sigma.data.token_files import HASH_BYTES, HASHES_NAME, Tokens, VerifiedFile, chunks_of, token_shards
 from pangu_sigma.errors import DataError, argument, in_words
 from pangu_sigma.rre.table import RoutingTable, draw_tables
 from pangu_sigma.sealed import DamagedFile, verify

@@ -1,4 +1,11 @@
-"""Reader of a domain's files: they are verified as they are read, and the shards of a split are one array of tokens.
+"""Token files in Megatron's `.bin`/`.idx` format, which MindFormers and Megatron can read too: writer, hashes and verified reader.
+
+`.bin`: the ids of all documents, int32 little-endian, end to end. `.idx`: magic MMIDIDX, version 1, dtype code 4, number of
+sequences N and of document bounds, then int32 [N] lengths, int64 [N] byte offsets, int64 [N + 1] document bounds. MindFormers
+writes the same bytes, but importing it takes seconds.
+
+Text of more than TOKEN_SHARD_BYTES is cut into *shards*, token files of their own, between documents: `train.bin` is then
+`train.00000.bin`, `train.00001.bin`, …, which are read as one array of tokens.
 
 The file `hashes` of a domain's folder has the hash of every *chunk* of every other file but the manifest, which has the hash of
 `hashes`. Each read of a file reads the chunks that it touches whole and compares them with their hashes, so what it returns is what
@@ -8,17 +15,26 @@ verified: threads can read at the same time, and thousands of shards need no mor
 
 from __future__ import annotations
 
+import re
+import struct
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from pangu_sigma.data.indexed import lengths_of
 from pangu_sigma.data.manifest import MANIFEST_FILE
 from pangu_sigma.errors import DataError, in_words
+
+TOKEN_SHARD_BYTES = 4 << 30
+"""Bytes of a `.bin` at which the next shard begins. Our choice: 1.2 TB are 300 shards."""
+
+_HEADER = struct.Struct("<9sQBQQ")
+_MAGIC = b"MMIDIDX\x00\x00"
+_INT32_CODE = 4
 
 CHUNK_BYTES = 128 << 10
 """Bytes of a chunk. Our choice: every sample reads a chunk, so larger ones ask more of the storage; the hashes of 1.2 TB in
@@ -27,6 +43,59 @@ HASHES_NAME = "hashes"
 HASH_BYTES = 8
 """Bytes of a chunk's hash, xxh3_64."""
 _FIX = "the file was cut short or altered; remove the folder and run prepare-data again"
+
+
+def paths_of(prefix: Path) -> tuple[Path, Path]:
+    """Return the paths of a token file: (`prefix`.bin, `prefix`.idx)."""
+    return prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx")
+
+
+def token_shards(name: str, files: Collection[str]) -> list[str]:
+    """Return the names of the token files of a split, in order; [] if there are none.
+
+    name: name of the only one, such as `train`. files: names of all files of the folder.
+    """
+    pattern = re.compile(rf"({re.escape(name)}(?:\.\d+)?)\.bin")
+    shards = [match[1] for match in map(pattern.fullmatch, files) if match]
+    return sorted(shards, key=lambda shard: (len(shard), shard))
+
+
+def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], shard_bytes: int | None = None) -> None:
+    """Write documents to the token files of a domain and split. Raises OSError.
+
+    A shard ends with the document that reaches `shard_bytes`. The only shard is `prefix`.bin and `prefix`.idx, several are
+    numbered. The lengths of one shard's documents are in memory. documents: token ids of each, with its <eot>. shard_bytes: None:
+    TOKEN_SHARD_BYTES.
+    """
+    limit, number = TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes, 0
+    iterator = iter(documents)
+    ids = next(iterator, None)
+    while ids is not None or not number:
+        shard, lengths = prefix.with_name(f"{prefix.name}.{number:05d}"), array("i")
+        with paths_of(shard)[0].open("wb") as file:
+            while ids is not None and (not lengths or file.tell() < limit):
+                lengths.append(len(ids))
+                file.write(np.asarray(ids, "<i4").tobytes())
+                ids = next(iterator, None)
+        paths_of(shard)[1].write_bytes(index_of(np.asarray(lengths, "<i4")))
+        number += 1
+    if number == 1:
+        for numbered, only in zip(paths_of(shard), paths_of(prefix), strict=True):
+            numbered.rename(only)
+
+
+def index_of(lengths: np.ndarray) -> bytes:
+    """Return the content of an `.idx`. lengths: number of tokens of each document, int32 little-endian."""
+    ends = 4 * np.cumsum(lengths, dtype="<i8")
+    bounds = np.arange(len(lengths) + 1, dtype="<i8")
+    header = _HEADER.pack(_MAGIC, 1, _INT32_CODE, len(lengths), len(bounds))
+    return header + lengths.tobytes() + (ends - 4 * lengths).tobytes() + bounds.tobytes()
+
+
+def lengths_of(index: bytes) -> np.ndarray:
+    """Return the number of tokens of each document, int32, from the content of an `.idx` that `index_of` returned."""
+    documents = _HEADER.unpack_from(index)[3]
+    return np.frombuffer(index, "<i4", documents, _HEADER.size)
 
 
 def chunks_of(size: int) -> int:
@@ -73,7 +142,7 @@ class VerifiedFile:
         try:
             with self.path.open("rb") as file:
                 file.seek(first * CHUNK_BYTES)
-                chunks = [self._checked(file.read(CHUNK_BYTES), number) for number in range(first, chunks_of(end))]
+                chunks = [self._verify_chunk(file.read(CHUNK_BYTES), number) for number in range(first, chunks_of(end))]
         except OSError as error:
             raise DataError(in_words(error, self.path, "check the disk")) from error
         content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -84,7 +153,7 @@ class VerifiedFile:
         for begin in range(0, self.size, CHUNK_BYTES):
             self.read(begin, min(begin + CHUNK_BYTES, self.size))
 
-    def _checked(self, chunk: bytes, number: int) -> bytes:
+    def _verify_chunk(self, chunk: bytes, number: int) -> bytes:
         begin = number * CHUNK_BYTES
         end = min(begin + CHUNK_BYTES, self.size)
         if begin + len(chunk) < end:

@@ -20,16 +20,17 @@ import numpy as np
 
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.prepare.quarantine import format_reasons
+from pangu_sigma.data.prepare.overview import format_reasons
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.task_batches import EncodedSample, TaskSamples
 from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
 from pangu_sigma.results import aligned
 from pangu_sigma.sealed import fingerprint
-from pangu_sigma.text.documents import Rejected, RejectedLine, items_of, json_object, known_domain, visible_text
+from pangu_sigma.text.documents import Rejected, RejectedLine, items_of
 from pangu_sigma.text.inputs import check_input
 from pangu_sigma.text.json_files import json_lines
+from pangu_sigma.text.layout import json_object, known_domain, visible_text
 from pangu_sigma.text.tokenizer import Tokenizer
 
 _PAIR, _CONVERSATION = ("prompt", "response"), ("messages",)

@@ -15,8 +15,7 @@ import numpy as np
 import xxhash
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.samples import Samples
+from pangu_sigma.data.batches import BatchLoader, Samples
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -87,15 +86,12 @@ class TaskBatches(BatchLoader):
         self, config: Config, tokenizer: Tokenizer, table: RoutingTable, samples: TaskSamples, training: TaskSamples
     ):
         """training: the training samples, whose token frequencies are the unigram baseline."""
-        self._own, self._training = samples, training
-        super().__init__(config, Path(), tokenizer, table)
+        self._training = training
+        super().__init__(config, Path(), tokenizer, table, samples=samples)
 
     def frequencies(self) -> np.ndarray:
         """Return the token counts [D, V] of the answers of the training samples."""
         return self._training.frequencies(self.tokenizer.size)
-
-    def _open(self, folder: Path, split: str) -> Samples:
-        return self._own
 
 
 def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:

@@ -21,7 +21,7 @@ from pangu_sigma.checkpoint.model_files import write_config
 from pangu_sigma.checkpoint.run_folder import one_writer, refuse_idle_changes
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override
-from pangu_sigma.data.prepare.quarantine import write_quarantine
+from pangu_sigma.data.prepare.overview import write_rejected
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
@@ -89,7 +89,7 @@ def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, An
             _begin(parent, config, training, dev, fresh, data_hash)
             (fresh / TUNING_FOLDER).mkdir()
             if refused := [line for file in (training, dev) if file for line in file.refused]:
-                write_quarantine(fresh / TUNING_FOLDER / QUARANTINE, refused)
+                write_rejected(fresh / TUNING_FOLDER / QUARANTINE, refused)
     with one_writer(into):
         run = StoredRun(into, text_hash=data_hash)
         if not begins:

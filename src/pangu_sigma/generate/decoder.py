@@ -17,7 +17,7 @@ import numpy as np
 
 from ascend_ops.few_rows import GROUP, Precision
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.sequences import documents_and_positions
+from pangu_sigma.data.batches import documents_and_positions
 from pangu_sigma.domains import Domain
 from pangu_sigma.generate.cpu.network import hidden_states
 from pangu_sigma.generate.cpu.operators import PASS_TOKENS, CpuOperators

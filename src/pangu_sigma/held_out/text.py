@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from pangu_sigma.bars import Bar
-from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.config import Config
 from pangu_sigma.config_file import Override, changed, key_of
-from pangu_sigma.data.prepared import data_of
+from pangu_sigma.data.manifest import read_manifest
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError, argument, warn_without_effect
 from pangu_sigma.text.documents import Document, Rejected
@@ -18,9 +19,6 @@ from pangu_sigma.text.inputs import input_units, read_unit
 from pangu_sigma.text.layout import Layout
 
 logger = logging.getLogger(__name__)
-
-_SHOWN_LINES = 3
-"""Maximum number of lines that cannot be used that the log shows."""
 
 _RECORD_KEYS = ("data.text_key", "data.domain_of")
 """Keys that say how records are read."""
@@ -39,9 +37,9 @@ def read_documents(
     for key in map(key_of, overrides):
         if ".".join(key.split(".")[:2]) not in _RECORD_KEYS:
             warn_without_effect(f"{argument('--set', 'overrides')} {key}", f"text is read by {', '.join(_RECORD_KEYS)}")
-    if reader is None and (reader_of_run := _reader_of_run(config)):
+    for reader_of_run in [] if reader else _readers_of_run(config, domain):
         logger.warning(
-            "the run's text was read by %s, and these records are read as they are; to read them by it, add %s",
+            "text of the run was read by %s, and these records are read as they are; to read them by it, add %s",
             *(reader_of_run, argument(f"--reader {reader_of_run}", f"reader={reader_of_run!r}")),
         )
     layout, domains = Layout.of(changed(config, overrides), reader), domains_of(config)
@@ -54,22 +52,24 @@ def read_documents(
             logger.warning("no record has the key %s of the run's text; the key text is read", layout.text_key)
             rejected = other_rejected
     if rejected:
-        shown = "\n".join(str(line) for line in rejected[:_SHOWN_LINES])
-        logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), shown)
+        lines = "\n".join(map(str, rejected[:3]))
+        logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), lines)
     if not documents:
-        file_names = ", ".join(map(str, files))
         missing_domain = next((line for line in rejected if line.detail.startswith("no key 'domain'")), None)
         fix = f"; say with {argument('--domain')} which domain reads them" if missing_domain else ""
-        raise DataError(f"{file_names}: no line can be used" + (f"; the first: {rejected[0]}{fix}" if rejected else ""))
+        reason = f"; the first: {rejected[0]}{fix}" if rejected else ""
+        raise DataError(f"{', '.join(map(str, files))}: no line can be used{reason}")
     return documents
 
 
-def _reader_of_run(config: Config) -> str | None:
-    """Return the reader by which the prepared text of a run was read; None without one, or if the text is not there."""
-    try:
-        return data_of(config).manifest.config["reader"][0]
-    except (ConfigError, DataError):
-        return None
+def _readers_of_run(config: Config, domain: str | None) -> list[str]:
+    """Return the readers by which the prepared text of a run was read: of one domain, or of all, which may have been prepared one
+    after another. A domain whose text is not there is left out."""
+    names, readers = [domain] if domain else [entry.name for entry in config.domains], set[str]()
+    for name in names:
+        with suppress(DataError):
+            readers |= {read_manifest(Path(config.data.path) / name).config["reader"][0]} - {None}
+    return sorted(readers)
 
 
 def _read(files: Sequence[Path], layout: Layout, domains: Domains) -> tuple[list[Document], list[Rejected]]:

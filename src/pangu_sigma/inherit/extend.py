@@ -21,10 +21,10 @@ import xxhash
 
 from pangu_sigma.checkpoint.changes import absolute_paths, change_text, changed_keys, rule_of
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.batches import open_samples
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.prepared import data_of, read_prepared_tokenizer, refuse_spare_rows
-from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.child import Child, new_run_from

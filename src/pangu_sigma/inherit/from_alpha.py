@@ -12,8 +12,8 @@ import numpy as np
 from pangu_sigma.checkpoint.changes import absolute_paths
 from pangu_sigma.checkpoint.parts import OPTIMIZER
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.data.batches import open_samples
 from pangu_sigma.data.prepared import data_of, drawn_tables, read_prepared_tokenizer, refuse_spare_rows, unlike_prepared
-from pangu_sigma.data.samples import open_samples
 from pangu_sigma.domains import domains_of, matching_slot
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.child import Child, SlotRows, ffn_source, new_run_from

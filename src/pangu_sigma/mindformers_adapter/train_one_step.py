@@ -15,8 +15,7 @@ from mindspore.train import Callback
 from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import files_of, shards_of
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import BatchLoader, Lookahead
-from pangu_sigma.data.step_arrays import StepArrays
+from pangu_sigma.data.batches import BatchLoader, Lookahead, StepArrays
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS

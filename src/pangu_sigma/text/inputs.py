@@ -13,11 +13,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from pangu_sigma.domains import Domains
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import Document, Rejected, items_of, json_object
+from pangu_sigma.text.documents import Document, Rejected, items_of
 from pangu_sigma.text.json_files import json_array, json_lines, line_ends
 from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.parquet import parquet_rows, row_group_cuts
@@ -145,8 +144,4 @@ def read_unit(unit: InputUnit, layout: Layout, domains: Domains) -> Generator[Do
         rows = json_array(path)
     else:
         rows = json_lines(path, unit.begin, unit.end if path.suffix == ".jsonl" else None)
-
-    def parse(row: bytes | dict[str, Any]) -> Document:
-        return layout.document(row if isinstance(row, dict) else json_object(row), domain, domains)
-
-    return (yield from items_of(path, rows, parse))
+    return (yield from items_of(path, rows, lambda row: layout.document(row, domain, domains)))

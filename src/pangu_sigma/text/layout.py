@@ -1,27 +1,25 @@
-"""Layout of the records that people bring: which keys hold the text and the domain, as section `data` of a configuration says."""
+"""Layout of the records that people bring: which keys hold the text and the domain, as section `data` of a configuration says; and
+the checks of a record."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from reprlib import repr as _shown  # of a nested value the beginning
 from types import ModuleType
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.text.documents import (
-    Document,
-    RejectedLine,
-    known_domain,
-    text_sides,
-    visible_text,
-)
+from pangu_sigma.text.documents import SIDES, Document, RejectedLine, Segments
 
+_ARRAY_ADVICE = "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"
 _DOMAIN = "domain"
 """Key with the name of a record's domain."""
 
@@ -34,13 +32,13 @@ class Layout:
     """Layout of records, by default {"text": …, "domain": …}. It can be sent to another process.
 
     text_key, domain_of: as in section `data`. reader: FILE.py:FUNCTION of the user's, called with each record, whose result is used
-    in its place. reader_sha256: SHA-256 of the file of `reader`, which decides the result too.
+    in its place. source: content of FILE.py.
     """
 
     text_key: str = "text"
     domain_of: Mapping[str, str] = field(default_factory=dict)
     reader: str | None = None
-    reader_sha256: str | None = None
+    source: bytes = b""
 
     @classmethod
     def of(cls, config: Config, reader: str | None = None) -> Layout:
@@ -48,8 +46,8 @@ class Layout:
 
         Raises ConfigError for a domain that the configuration lacks, and for a reader that cannot be loaded.
         """
-        data, reader_sha256 = config.data, None if reader is None else _hash_of_reader(reader)
-        layout = cls(data.text_key, data.domain_of, reader, reader_sha256)
+        data = config.data
+        layout = cls(data.text_key, data.domain_of, reader, b"" if reader is None else _source_of(reader))
         names = [domain.name for domain in domains_of(config)]
         for glob, name in data.domain_of.items():
             if name not in names:
@@ -59,7 +57,12 @@ class Layout:
 
     def function(self) -> Callable[[Record], Record | None] | None:
         """Return the user's function, loaded once in a process; None without a reader. Raises ConfigError."""
-        return None if self.reader is None else _load_function(self.reader, self.reader_sha256)
+        return None if self.reader is None else _load_function(self.reader, self.source)
+
+    @property
+    def source_hash(self) -> str | None:
+        """SHA-256 of the file of the reader, which decides the documents too; None without a reader."""
+        return None if self.reader is None else hashlib.sha256(self.source).hexdigest()
 
     def columns(self, domain: str | None) -> list[str] | None:
         """Return the keys that records need; None if a reader may need any. domain: of the file, or None."""
@@ -70,7 +73,7 @@ class Layout:
     def domain_of_file(self, path: Path) -> str | None:
         """Return the domain that `domain_of` has for all records of a file, or None if records name it themselves. Raises
         DataError if rules contradict each other."""
-        rules = {glob: name for glob, name in self.domain_of.items() if matches(path, glob)}
+        rules = {glob: name for glob, name in self.domain_of.items() if _matches(path, glob)}
         if len(set(rules.values())) > 1:
             statements = ", ".join(f"{glob!r} says {name}" for glob, name in rules.items())
             raise DataError(f"data.domain_of: for {path} {statements}; change the rules so that they agree")
@@ -78,11 +81,12 @@ class Layout:
 
     def idle_rules(self, files: Sequence[Path]) -> list[str]:
         """Return the globs of `domain_of` that no file matches."""
-        return [glob for glob in self.domain_of if not any(matches(path, glob) for path in files)]
+        return [glob for glob in self.domain_of if not any(_matches(path, glob) for path in files)]
 
-    def document(self, record: Record, domain: str | None, domains: Domains) -> Document:
-        """Return the document of a record. domain: domain of the file; None if the record names it. Raises RejectedLine for a
-        record that cannot be used."""
+    def document(self, row: bytes | Record, domain: str | None, domains: Domains) -> Document:
+        """Return the document of a row, a record or its JSON. domain: domain of the file; None if the record names it. Raises
+        RejectedLine for a row that cannot be used."""
+        record = json_object(row) if isinstance(row, bytes) else row
         if (function := self.function()) is not None:
             record = _apply_reader(function, record)
         name = known_domain(_value(record, _DOMAIN, domains), domains) if domain is None else domain
@@ -92,7 +96,61 @@ class Layout:
         return Document(name, visible_text(value, self.text_key))
 
 
-def matches(path: Path, glob: str) -> bool:
+def json_object(line: bytes) -> dict[str, Any]:
+    """Parse a line with a JSON object. Raises RejectedLine for any other line."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        fix = "convert it with `iconv -f … -t UTF-8`, or name a compressed file *.jsonl.gz"
+        raise RejectedLine("not UTF-8", f"byte {error.start} of the line: {error.reason}; {fix}") from None
+    except (ValueError, RecursionError) as error:
+        fix = _ARRAY_ADVICE if line.lstrip().startswith(b"[") else "a line holds a whole object, as `jq -c .` writes it"
+        raise RejectedLine("not JSON", f"{error}; {fix}") from None
+    if not isinstance(value, dict):
+        fix = f"; {_ARRAY_ADVICE}" if isinstance(value, list) else ""
+        raise RejectedLine("not a JSON object", f"the line holds {_shown(value)}{fix}")
+    return value
+
+
+def known_domain(name: Any, domains: Domains) -> str:
+    """Check the domain `name` of a line and return it. Raises RejectedLine unless the configuration has this domain."""
+    if not isinstance(name, str):
+        raise RejectedLine("domain missing or not a string", f"domain is {_shown(name)}")
+    if name not in (domain.name for domain in domains):
+        raise RejectedLine(
+            "unknown domain",
+            f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_of says the domain of "
+            "a file, a reader that of a record",
+        )
+    return name
+
+
+def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
+    """Check the sides of a bilingual document, one object or a list of some, and return them. Raises RejectedLine for other keys,
+    and as `visible_text` does."""
+    pairs: list[Any] = value if isinstance(value, list) and value else [value]
+    for pair in pairs:
+        if not isinstance(pair, dict) or not pair or not pair.keys() <= {*SIDES}:
+            raise RejectedLine("wrong sides", f"a pair has the keys {', '.join(SIDES)}; this is {_shown(pair)}")
+    return tuple((side, visible_text(text, f"text.{side}")) for pair in pairs for side, text in pair.items())
+
+
+def visible_text(value: Any, key: str) -> str:
+    """Check the text under `key` of a line and return it. Raises RejectedLine unless it is Unicode with a visible character."""
+    if not isinstance(value, str):
+        raise RejectedLine(
+            "text missing or not a string", f"{key} is {'null or missing' if value is None else _shown(value)}"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RejectedLine("not Unicode text", f"{key} has half a surrogate pair at character {error.start}") from None
+    if not any(character.isprintable() and not character.isspace() for character in value):
+        raise RejectedLine("empty text", f"{key} has no visible character")
+    return value
+
+
+def _matches(path: Path, glob: str) -> bool:
     """Return True if a glob matches a file, or a folder that it is in."""
     return any(folder.match(glob) for folder in (path, *path.parents))
 
@@ -122,14 +180,14 @@ def _naming_advice(role: str, record: Record, domains: Domains) -> str:
     return argument(f"--set 'data.domain_of={{\"*\": {name}}}'", f'overrides={{"data.domain_of": {{"*": {name!r}}}}}')
 
 
-def _hash_of_reader(reader: str) -> str:
-    """Return the SHA-256 of the file FILE.py of a reader. Raises ConfigError if it cannot be read."""
+def _source_of(reader: str) -> bytes:
+    """Return the content of the file FILE.py of a reader. Raises ConfigError if it cannot be read."""
     file, _, name = reader.rpartition(":")
     if not file.endswith(".py"):
         example = f"{file.replace('.', '/')}.py:{name}" if file else "my_corpora.py:read"
         raise _refused(reader, f"is not FILE.py:FUNCTION; name file and function, such as {example}")
     try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return Path(file).read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise _refused(reader, f"{file}: {why}; relative paths begin in {Path.cwd()}") from error
@@ -140,15 +198,11 @@ def _refused(reader: str, why: str) -> ConfigError:
 
 
 @cache
-def _load_function(reader: str, sha256: str | None) -> Callable[[Record], Record | None]:
-    """Execute the file of FILE.py:FUNCTION, and return the function. sha256: hash that the file must have, so that a cached
-    function is never of an older version. Raises ConfigError."""
+def _load_function(reader: str, source: bytes) -> Callable[[Record], Record | None]:
+    """Execute the content of FILE.py, and return FUNCTION. Raises ConfigError."""
     file, _, name = reader.rpartition(":")
-    source = Path(file).read_bytes()
-    if hashlib.sha256(source).hexdigest() != sha256:
-        raise _refused(reader, f"{file} was changed meanwhile; call again")
-    module = sys.modules[f"reader_{sha256}"] = ModuleType(f"reader_{sha256}")
-    module.__file__ = file
+    module = ModuleType(f"reader_{hashlib.sha256(source).hexdigest()}")
+    sys.modules[module.__name__], module.__file__ = module, file
     try:
         exec(compile(source, file, "exec"), module.__dict__)  # no import, which may take a stale .pyc
         function = getattr(module, name)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 
 from pangu_sigma.config import ConfigError
@@ -163,12 +162,6 @@ def compact_model(pieces: list[tuple[str, float]], model_type: int = sentencepie
     for piece, score in pieces:
         model.pieces.add(piece=piece, score=score, type=piece_types.NORMAL)
     return model.SerializeToString(deterministic=True)
-
-
-def encode_ids(text: str, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-    """Return the ids of a text's pieces, int32 [T]. A list of Python's integers would take half as long again."""
-    ids: np.ndarray = model.encode(text, return_type="numpy")
-    return ids
 
 
 def restricted_model(model: bytes, keep: Iterable[bool]) -> bytes:

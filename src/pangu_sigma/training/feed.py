@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pangu_sigma.data.batches import Batch, BatchLoader, Lookahead
+from pangu_sigma.data.batches import Batch, BatchLoader, Lookahead, StepArrays
 from pangu_sigma.data.order import Cursor
-from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.model.declare import as_input
 

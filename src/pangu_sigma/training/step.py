@@ -19,7 +19,7 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.step_arrays import MICRO_BATCH_FIELDS, StepArrays
+from pangu_sigma.data.batches import MICRO_BATCH_FIELDS, StepArrays
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.ecss.worker import update_by_worker
 from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
@@ -87,7 +87,7 @@ class TrainStep(nn.Cell):
     construct(lr, *StepArrays, *SpikeLimits, experts=()) -> fields of StepResult
         experts: `WorkerUpdate.experts`, with a worker; () to look them up in the store. Plans and experts are tuples over segments.
         active: experts of all micro-batches. offsets: their tokens in each micro-batch. used: their tokens in all of them.
-    The arguments are plain tensors and tuples and not the NamedTuples of the host: see data/step_arrays.py.
+    The arguments are plain tensors and tuples and not the NamedTuples of the host: see data/batches.py.
     """
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = SINGLE_PROCESS):

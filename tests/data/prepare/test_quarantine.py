@@ -2,22 +2,22 @@ from __future__ import annotations
 
 import json
 
-from pangu_sigma.data.prepare.quarantine import format_reasons, write_quarantine
+from pangu_sigma.data.prepare.overview import format_reasons, write_rejected
 from pangu_sigma.text.documents import Rejected
 
 LINE = Rejected("a.jsonl", 2, 7007, "unknown domain", "domain 'fr'")
 
 
 def test_lines_are_written_and_counted_with_an_example_of_each_reason(tmp_path):
-    quarantine = write_quarantine(tmp_path / "q.jsonl", iter([LINE, LINE]))
+    counts, examples = write_rejected(tmp_path / "q.jsonl", iter([LINE, LINE]))
     assert [json.loads(line)["offset"] for line in (tmp_path / "q.jsonl").read_text().splitlines()] == [7007] * 2
-    assert quarantine.counts == {"unknown domain": 2}
-    assert quarantine.examples == {"unknown domain": "a.jsonl:2 (byte 7,007): domain 'fr'"}
-    assert write_quarantine(tmp_path / "none.jsonl", []).counts == {}
+    assert counts == {"unknown domain": 2}
+    assert examples == {"unknown domain": "a.jsonl:2 (byte 7,007): domain 'fr'"}
+    assert write_rejected(tmp_path / "none.jsonl", []) == ({}, {})
 
 
 def test_names_that_are_no_text_are_written_down_too(tmp_path):
-    write_quarantine(tmp_path / "q.jsonl", [Rejected("a\udcff.jsonl", 1, 0, "not JSON", "")])
+    write_rejected(tmp_path / "q.jsonl", [Rejected("a\udcff.jsonl", 1, 0, "not JSON", "")])
     assert json.loads((tmp_path / "q.jsonl").read_bytes())["file"].startswith("a")
 
 

@@ -12,10 +12,9 @@ from helpers.texts import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_sigma.data.prepare.blocks import ROW_BITS, Work
-from pangu_sigma.data.prepare.reading import ROWS, content_hash, row_of
+from pangu_sigma.data.prepare.reading import ROW_BITS, ROWS, content_hash, row_of
 from pangu_sigma.data.prepare.selection import CANDIDATES_PER_DOCUMENT, held_out_count, select
-from pangu_sigma.data.prepare.stages.stage import Stage
+from pangu_sigma.data.prepare.stage import Stage, Work
 from pangu_sigma.text.documents import Document
 
 
@@ -28,13 +27,13 @@ def selected(
     domains = [config.domains[0].model_copy(update={"held_out": own}), *config.domains[1:]]
     data["max_mib_per_domain"] = None if limit is None else limit / (1 << 20)
     config = config.model_copy(update={"data": config.data.model_copy(update=data), "domains": domains})
-    rows, texts, zh = list[dict](), dict[int, str](), Work(config, Stage(Path()), 1).domains[0]
+    rows, texts, zh = list[dict](), dict[int, str](), Work(config, Stage(Path())).domains[0]
     for n, block in enumerate(blocks):
         for row, text in enumerate(block):
             texts[n << ROW_BITS | row] = text
             rows.append({"document": n << ROW_BITS | row, **row_of(Document("zh", text), zh, False)})
     with TemporaryDirectory() as folder, duckdb.connect() as database:
-        work = Work(config, Stage(Path(folder)), 1)
+        work = Work(config, Stage(Path(folder)))
         work.stage.path("select").mkdir()
         database.register("documents", pa.Table.from_pylist(rows, ROWS))
         selection = select(work, database)

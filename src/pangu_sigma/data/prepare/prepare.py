@@ -1,11 +1,17 @@
 """Preparation of training data (`prepare-data`): it reads text and writes the folder that `train` reads.
 
-    documents → kept → English pieces → counts → rows of slots → ids → train | held out → files
+    reading.py     hash → read: input → blocks of documents
+    selection.py   [select] the documents to keep, and the candidates for the held-out set
+    encoding.py    sample: → text → [English pieces] → count: → counts of pieces → [rows of slots] → encode: → ids
+    held_out.py    overlap, choose: → held-out documents
+    writing.py     write: → files
 
-Pieces and rows are chosen from documents that cannot be held out; the ids of the others decide which are (held_out/overlap.py).
+What stands in brackets is done by the caller's process, the others are passes (stage.py). Pieces and rows are chosen from documents
+that cannot be held out; the ids of the others decide which are. Memory is bounded: a process has a block of text, its ids, the
+windows of one domain's candidates, or a database of bounded memory at a time.
 
-The passes (passes.py) write into a stage beside `output`. Its folder `write/output`, whose files `prepared.py` names, gets the
-name `output` when it is complete. Nothing that is there is ever replaced.
+The passes write into a stage beside `output`. Its folder `write/output`, whose files `prepared.py` names, gets the name `output`
+when it is complete. Nothing that is there is ever replaced.
 Lines that cannot be used are in the folder, and in the stage if the preparation fails.
 """
 
@@ -13,22 +19,24 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.manifest import Manifest, Source, domains_in, load_manifest, read_manifest, refuse_older
-from pangu_sigma.data.prepare.blocks import Work, block_size
-from pangu_sigma.data.prepare.kept import KeptVocabulary
-from pangu_sigma.data.prepare.overview import warnings_of
-from pangu_sigma.data.prepare.passes import Passes, key_of
-from pangu_sigma.data.prepare.reading import hash_file, sha256_of, stamps_of
-from pangu_sigma.data.prepare.stages.executors import executor_of, run_pass
-from pangu_sigma.data.prepare.stages.stage import stage_folder, staged
+from pangu_sigma.data.manifest import DomainRecord, FileRecord, Manifest, Source, read_manifest, refuse_older
+from pangu_sigma.data.prepare.encoding import encode, make_vocabulary
+from pangu_sigma.data.prepare.executors import executor_of
+from pangu_sigma.data.prepare.extension import KeptVocabulary, add_domains, moves_domains
+from pangu_sigma.data.prepare.held_out import hold_out
+from pangu_sigma.data.prepare.overview import format_reasons, warnings_of
+from pangu_sigma.data.prepare.reading import Stamp, hash_files, read_text, sha256_of, stamps_of
+from pangu_sigma.data.prepare.selection import DomainSelection, select_documents
+from pangu_sigma.data.prepare.stage import Passes, Work, key_of, stage_folder, staged
+from pangu_sigma.data.prepare.writing import write_domains
 from pangu_sigma.data.prepared import (
     QUARANTINE_NAME,
     TOKENIZER_NAME,
@@ -36,20 +44,18 @@ from pangu_sigma.data.prepared import (
     missing_domains,
     preparation_settings,
 )
-from pangu_sigma.domains import domains_of
+from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.sealed import commit, write_atomically
+from pangu_sigma.sealed import commit, fingerprint
 from pangu_sigma.text.inputs import input_files
 from pangu_sigma.text.layout import Layout
-from pangu_sigma.text.tokenizer import tag_language
+from pangu_sigma.text.tokenizer import MODELS, tag_language
 from pangu_sigma.writable import refuse_link
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 8
 """Version in the fingerprint: raise it when the same text would give a different folder."""
-_STAGE_FORMAT = 12
-"""Version of the stage: raise it when its files change."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +84,54 @@ def prepare(
     vocabulary of prepared data in `output`, to which the domains of the configuration are added. Raises ConfigError or DataError
     for what the user can fix.
     """
-    return _prepare(config, inputs, output, options, old, writes=True)[0]
+    return run_preparation(config, inputs, output, options, old, writes=True)[0]
 
 
-def preview(
-    config: Config, inputs: list[Path], options: Options = ONE_PROCESS, old: KeptVocabulary | None = None
+def run_preparation(
+    config: Config, inputs: list[Path], output: Path, options: Options, old: KeptVocabulary | None, writes: bool
 ) -> tuple[Manifest, list[str]]:
-    """Examine text as `prepare` does and write nothing but a stage, with which `prepare` goes on.
+    """Do what `prepare` does, or examine the text for it. Return the manifest, and the problems for which `prepare` refuses the
+    text, a problem a domain, after the problem of an `output` that holds other data.
 
-    Return the manifest that `prepare` would write, without files, and why it would refuse the text, a problem a domain, after the
-    problem of a data.path that holds other data. old: as in `prepare`. Raises ConfigError or DataError for what leaves nothing to
-    examine.
+    writes: False to examine, which writes nothing but a stage, with which `prepare` goes on; the manifest is then without files.
     """
-    return _prepare(config, inputs, Path(config.data.path), options, old, writes=False)
+    layout, kept_vocabulary = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
+    files = _files_to_read(config, layout, inputs, output)
+    if (conflict := "" if old else _conflict(config, output, {})) and writes:
+        raise ConfigError(conflict)
+    if not old and moves_domains(output):
+        raise ConfigError(
+            f"data.path={output}: domains that are being added are in {stage_folder(output)}; call prepare-data with "
+            f"{argument('--extend')} first, which moves them"
+        )
+    stamps = stamps_of(files)
+    size = sum(size for _, size, _ in stamps)
+    with (
+        closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
+        staged(output, writes) as stage,
+        closing(executor),  # no process writes into the stage any more when it is removed
+    ):
+        passes = Passes(Work(config, stage), executor)
+        decisive = _decisive(config, layout, hash_files(passes, stamps), kept_vocabulary)
+        conflict = "" if old else _conflict(config, output, decisive)
+        if conflict and writes:
+            raise ConfigError(conflict)
+        if writes and not old and _has_content(output):
+            data = PreparedData(output, [domain.name for domain in config.domains])
+            data.verify_all()
+            logger.info("%s already holds this data; nothing to do", output)
+            manifest, problems = data.manifest, list[str]()
+        else:
+            manifest, problems = _run_passes(passes, stamps, layout, decisive, kept_vocabulary, options.sources, writes)
+            problems = [conflict, *problems] if conflict else problems
+            if writes:
+                (add_domains if old else commit)(stage.path("write/output"), output)
+    for remark in warnings_of(manifest):
+        logger.warning("%s", remark)
+    return manifest, problems
 
 
-def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
+def _files_to_read(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
     """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
@@ -113,72 +151,85 @@ def _checked_before_reading(config: Config, layout: Layout, inputs: list[Path], 
     return files
 
 
-def _prepare(
-    config: Config, inputs: list[Path], output: Path, options: Options, old: KeptVocabulary | None, writes: bool
+def _run_passes(
+    passes: Passes,
+    stamps: Sequence[Stamp],
+    layout: Layout,
+    decisive: dict[str, Any],
+    kept_vocabulary: KeptVocabulary | None,
+    sources: Mapping[Path, list[Source]],
+    writes: bool,
 ) -> tuple[Manifest, list[str]]:
-    """Return the manifest and the problems of domains, and log warnings. writes: False to leave the folder `output` as it is."""
-    layout, kept = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
-    inputs = _checked_before_reading(config, layout, inputs, output)
-    if (conflict := "" if old else _conflict(config, output, {})) and writes:
-        raise ConfigError(conflict)
-    if not old and moves_domains(output):
-        raise ConfigError(
-            f"data.path={output}: domains that are being added are in {stage_folder(output)}; call prepare-data with "
-            f"{argument('--extend')} first, which moves them"
-        )
-    stamps = stamps_of(inputs)
-    size = sum(stamp[1] for stamp in stamps)
-    with (
-        closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
-        staged(output, writes) as stage,
-        closing(executor),  # no process writes into the stage any more when it is removed
-    ):
-        stage.begin("hash", key_of([_STAGE_FORMAT, stamps]), [])
-        hashes = [table["sha256"][0].as_py() for table in run_pass(executor, stage, "hash", hash_file, inputs)]
-        hashed_inputs = [[str(path), sha256] for path, sha256 in zip(inputs, hashes, strict=True)]
-        decisive = _decisive(config, layout, hashed_inputs, kept)
-        conflict = "" if old else _conflict(config, output, decisive)
-        if conflict and writes:
-            raise ConfigError(conflict)
-        if writes and not old and _has_content(output):
-            data = PreparedData(output, [domain.name for domain in config.domains])
-            data.verify_all()
-            logger.info("%s already holds this data; nothing to do", output)
-            manifest, problems = data.manifest, list[str]()
-        else:
-            stage = replace(stage, preparation=key_of(decisive))
-            passes = Passes(Work(config, stage, block_size(size), layout), executor, kept, decisive)
-            sources, quarantine = passes.read(stamps, options.sources)
-            manifest, problems = passes.complete(sources, quarantine, writes)
-            problems = [conflict, *problems] if conflict else problems
-            if writes:
-                (add_domains if old else commit)(stage.path("write/output"), output)
-    for remark in warnings_of(manifest):
-        logger.warning("%s", remark)
+    """Do all passes after `hash`, and return the manifest and the problems of domains.
+
+    stamps: of the input files. sources: as in `Options`. writes: True to complete the folder `write/output` of the stage, and to
+    raise DataError for problems; False for a preview.
+    """
+    stage, domains = passes.work.stage, passes.work.domains
+    files, counts, examples = read_text(passes, stamps, layout, decisive)
+    if counts:  # said at once: what is too little later may be too little because of these lines
+        remark = "%s\nall of them are in %s, and in data.path when it is complete"
+        logger.warning(remark, format_reasons(counts, examples), stage.path(QUARANTINE_NAME))
+    selection = select_documents(passes)
+    tokenizer = make_vocabulary(passes, selection, kept_vocabulary, decisive)
+    encode(passes, selection)
+    shortages = zip(domains, selection.domains, hold_out(passes, selection, decisive), strict=True)
+    problems = [problem for triple in shortages if (problem := _problem(passes.work.config, *triple))]
+    if problems and writes:
+        check = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
+        raise DataError("\n".join([*problems, check]))
+    records, folder = write_domains(passes), stage.path("write/output")
+    if writes:
+        tokenizer.save_models(folder / TOKENIZER_NAME)
+    models = {name: FileRecord(**fingerprint(folder / TOKENIZER_NAME / name)) for name in MODELS} if writes else {}
+    sources_of = {
+        Path(path): sources.get(Path(path))
+        or [Source(name=Path(path).name, version="", licence="the user's", sha256=sha256)]
+        for path, sha256 in decisive["inputs"]
+    }
+    manifest = Manifest(
+        fingerprint=key_of(decisive),
+        models=models,
+        vocabulary_size=tokenizer.size,
+        domains={
+            domain.name: DomainRecord(**record, sources=[source for path in paths for source in sources_of[path]])
+            for domain, record, paths in zip(domains, records, files, strict=True)
+        },
+        quarantined=counts,
+        examples=examples,
+        config=decisive,
+        near_duplicates=selection.near,
+    )
+    if writes:
+        manifest.save(folder)
+        stage.path(QUARANTINE_NAME).replace(folder / QUARANTINE_NAME)  # the last file of a complete folder
     return manifest, problems
 
 
-def moves_domains(output: Path) -> bool:
-    """Return True if new domains are being moved to prepared data: the stage holds a complete folder, and `output` has content."""
-    return _has_content(output) and (stage_folder(output) / "write/output" / QUARANTINE_NAME).exists()
+def _problem(config: Config, domain: Domain, counts: DomainSelection, shortage: str) -> str:
+    """Return why there is too little text of a domain, and how to have more; "" if it suffices. shortage: result of `hold_out`."""
+    too_few = f"{counts.kept} usable documents; at least 2 are needed, one of them to hold out;"
+    if not (reason := too_few if counts.kept < 2 else shortage):
+        return ""
+    return f"domain {domain.name}: {reason} {_more_text(config, domain, counts)}"
 
 
-def add_domains(folder: Path, output: Path) -> None:
-    """Move the folders of domains in `folder` to the prepared data `output`, and add its unusable lines. Raises OSError, and
-    DataError before anything is moved if token ids differ."""
-    models = load_manifest(output).models
-    for name in domains_in(folder):
-        if read_manifest(folder / name).models != models:
-            raise DataError(f"{folder / name}: it has other token ids than {output}; remove {folder.parents[1]}")
-    lines, quarantine = (folder / QUARANTINE_NAME).read_bytes(), output / QUARANTINE_NAME
-    earlier_lines = quarantine.read_bytes() if quarantine.exists() else b""
-    if not earlier_lines.endswith(lines):  # else a process was killed after this
-        write_atomically(quarantine, earlier_lines + lines)
-    for name in domains_in(folder):
-        commit(folder / name, output / name)
+def _more_text(config: Config, domain: Domain, counts: DomainSelection) -> str:
+    """Return advice on how to have more text of a domain."""
+    if counts.left_out_bytes:
+        return (
+            f"raise data.max_mib_per_domain={config.data.max_mib_per_domain:.3g}, which left "
+            f"{counts.left_out_bytes / (1 << 20):.3g} MiB out"
+        )
+    line = f'{{"domain": "{domain.name}", "text": …}}'
+    if counts.kept:
+        return f"pass {argument('--input')} your.jsonl with more lines {line}"
+    return f"name text of it with {argument('--input')}, such as lines {line}, or mend what makes lines unusable"
 
 
-def _decisive(config: Config, layout: Layout, inputs: list[list[Any]], kept: KeptVocabulary | None) -> dict[str, Any]:
+def _decisive(
+    config: Config, layout: Layout, inputs: list[list[str]], kept_vocabulary: KeptVocabulary | None
+) -> dict[str, Any]:
     """Return all that decides the content of the folder: settings, the text, and versions of the programs that cut it.
 
     inputs: path and hash of each input file.
@@ -189,8 +240,8 @@ def _decisive(config: Config, layout: Layout, inputs: list[list[Any]], kept: Kep
         **preparation_settings(config),
         "slot_rows": config.model.slot_rows,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
-        "kept": None if kept is None else [kept.tokenizer.hash, kept.domains.slot_names],
-        "reader": [layout.reader, layout.reader_sha256],
+        "kept": kept_vocabulary and [kept_vocabulary.tokenizer.hash, kept_vocabulary.domains.slot_names],
+        "reader": [layout.reader, layout.source_hash],
         "inputs": inputs,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }

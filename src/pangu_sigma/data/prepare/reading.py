@@ -1,21 +1,32 @@
-"""Pass `hash`: input files → their hashes. Pass `read`: units of the input → blocks of documents, and lines that cannot be used."""
+"""Pass `hash`: input files → their hashes. Pass `read`: units of the input → blocks of documents, and lines that cannot be used.
+
+A *block* is a stretch of the documents of one input unit, in order: a row group of the unit's result. Its number is the number of
+the unit times 2^16, plus the place of the row group. The number of a document, in the column `document` of every table, is the
+number of its block times 2^24, plus its row: documents are numbered in the order of the input.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
-from pangu_sigma.data.prepare.blocks import GROUP_BITS, ROW_BITS, UNIT_BITS, Work
 from pangu_sigma.data.prepare.near_duplicates import signature
+from pangu_sigma.data.prepare.overview import write_rejected
+from pangu_sigma.data.prepare.stage import Passes, Work, tables_of
+from pangu_sigma.data.prepared import QUARANTINE_NAME
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.text.documents import Document, Rejected
-from pangu_sigma.text.inputs import InputUnit, read_unit
+from pangu_sigma.text.inputs import InputUnit, input_units, read_unit
+from pangu_sigma.text.layout import Layout
 from pangu_sigma.text.segmentation import english_runs
 
 logger = logging.getLogger(__name__)
@@ -24,6 +35,11 @@ Stamp = tuple[str, int, int]
 """Path, size and modification time of a file."""
 _ROW_BYTES = 256
 """Bytes of memory of a row beside its text, about."""
+
+ROW_BITS, GROUP_BITS = 24, 16
+"""Bits of a row's number in its row group, and of the row group's number in its file."""
+UNIT_BITS = ROW_BITS + GROUP_BITS
+"""Bits of a document's number after the number of its unit."""
 
 ROWS = pa.schema(
     {
@@ -50,9 +66,9 @@ languages, texts: the document's segments. bytes: of UTF-8. keep, hold: first 12
 and held out. runs, characters: number of its English runs, and of their characters. signature: bytes of the values that
 near-duplicates are searched by, or null. line, offset, reason, detail: as in `Rejected`.
 """
-UNUSABLE = 'SELECT document, line, "offset", reason, detail FROM rows WHERE domain IS NULL ORDER BY document'
+_UNUSABLE = 'SELECT document, line, "offset", reason, detail FROM rows WHERE domain IS NULL ORDER BY document'
 """Statement for the lines that cannot be used, and for the number of lines of each unit."""
-UNITS = f"SELECT DISTINCT document >> {UNIT_BITS}, domain FROM rows WHERE domain IS NOT NULL"
+_UNITS = f"SELECT DISTINCT document >> {UNIT_BITS}, domain FROM rows WHERE domain IS NOT NULL"
 """Statement for the numbers of units and the domains that they have documents of."""
 
 
@@ -64,15 +80,22 @@ def stamps_of(files: Sequence[Path]) -> list[Stamp]:
         raise DataError(f"{argument('--input')} {error.filename}: {error.strerror}; check the path") from error
 
 
-def refuse_changes(files: Sequence[Path], stamps: Sequence[Stamp]) -> None:
-    """Raise DataError if a file has other stamps than those before it was read."""
-    for path, *_ in sorted({*stamps_of(files)} - {*stamps}):
-        raise DataError(
-            f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
-        )
+def block_size(total: int) -> int:
+    """Return the bytes of text of a block for so many bytes of input: enough blocks for all cores, but no tiny ones.
+
+    It is a function of the input alone, so that a preparation that goes on has the same blocks with any number of workers.
+    """
+    return max(1 << 20, min(total // 64, 16 << 20))
 
 
-def hash_file(path: Path) -> Iterator[pa.Table]:
+def hash_files(passes: Passes, stamps: Sequence[Stamp]) -> list[list[str]]:
+    """Return path and hex sha256 of each input file."""
+    passes.begin("hash", stamps)
+    tables = passes.map(_hash_file, [Path(path) for path, *_ in stamps])
+    return [[path, table["sha256"][0].as_py()] for (path, *_), table in zip(stamps, tables, strict=True)]
+
+
+def _hash_file(work: Work, path: Path) -> Iterator[pa.Table]:
     """Hash a file. Raises DataError if it cannot be read."""
     try:
         logger.info("hashing %s (%.1f MiB)", path, path.stat().st_size / (1 << 20))
@@ -87,15 +110,45 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]:
-    """Read a unit, a pair of its number and itself. Yield its blocks, and the number of its lines."""
+def read_text(
+    passes: Passes, stamps: Sequence[Stamp], layout: Layout, decisive: dict[str, Any]
+) -> tuple[list[list[Path]], dict[str, int], dict[str, str]]:
+    """Read all text, and write the lines that cannot be used into the stage.
+
+    Return the files that each domain has documents of; and by reason the number of unusable lines, and place and fault of the first
+    one. stamps: of the input files, which may not change. layout: of the records. decisive: settings and text that decide the
+    result.
+    """
+    work, files = passes.work, [Path(path) for path, *_ in stamps]
+    block_bytes = block_size(sum(size for _, size, _ in stamps))
+    units = input_units(files, block_bytes)
+    domains = [[domain.name, domain.format, domain.language] for domain in work.domains]
+    settings = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "versions")]
+    near = work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
+    passes.begin("read", block_bytes, domains, settings, near)
+    passes.map(partial(read, layout=layout, block_bytes=block_bytes), [*enumerate(units)])
+    for path, *_ in sorted({*stamps_of(files)} - {*stamps}):
+        raise DataError(
+            f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
+        )
+    with work.stage.database(work.config.data.memory_gib / 2) as database:
+        database.register("rows", work.stage.results("read"))
+        rows = (row for table in tables_of(database, _UNUSABLE) for row in table.to_pylist())
+        counts, examples = write_rejected(work.stage.path(QUARANTINE_NAME), _unusable(rows, units))
+        pairs = {(units[unit].path, domain) for unit, domain in database.execute(_UNITS).fetchall()}
+    return [[file for file in files if (file, domain.index) in pairs] for domain in work.domains], counts, examples
+
+
+def read(work: Work, numbered_unit: tuple[int, InputUnit], layout: Layout, block_bytes: int) -> Iterator[pa.Table]:
+    """Read a unit, a pair of its number and itself. Yield its blocks, of `block_bytes` of text or a little more, and the number of
+    its lines."""
     number, unit = numbered_unit
-    signed, size, group = work.config.data.near_duplicates is not None, 0, 0
+    has_signature, size, group = work.config.data.near_duplicates is not None, 0, 0
     rows, lines = list[dict[str, Any]](), 0
 
     def items_of_unit() -> Iterator[Document | Rejected]:
         nonlocal lines
-        lines = yield from read_unit(unit, work.layout, work.domains)
+        lines = yield from read_unit(unit, layout, work.domains)
 
     def table() -> pa.Table:
         first = (number << GROUP_BITS | group) << ROW_BITS
@@ -107,10 +160,10 @@ def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]
             detail = item.detail.encode(errors="backslashreplace").decode()
             rows.append({"line": item.line, "offset": item.offset, "reason": item.reason, "detail": detail})
         else:
-            rows.append(row_of(item, work.domains.named(item.domain), signed))
+            rows.append(row_of(item, work.domains.named(item.domain), has_signature))
             size += item.bytes
         size += _ROW_BYTES
-        if size >= work.size:
+        if size >= block_bytes:
             yield table()
             rows, size, group = [], 0, group + 1
     if rows:
@@ -120,8 +173,8 @@ def read(work: Work, numbered_unit: tuple[int, InputUnit]) -> Iterator[pa.Table]
     yield table()
 
 
-def row_of(document: Document, domain: Domain, signed: bool) -> dict[str, Any]:
-    """Return the row of a document, without its number. signed: True for its signature, to search near-duplicates by."""
+def row_of(document: Document, domain: Domain, has_signature: bool) -> dict[str, Any]:
+    """Return the row of a document, without its number. has_signature: True for its signature, to search near-duplicates by."""
     languages, texts = zip(*document.segments, strict=True)
     runs = [run for text in texts for run in english_runs(text, domain.language)]
     return {
@@ -133,7 +186,7 @@ def row_of(document: Document, domain: Domain, signed: bool) -> dict[str, Any]:
         "hold": content_hash("hold out", document)[:16],
         "runs": len(runs),
         "characters": sum(map(len, runs)),
-        "signature": signature(document).tobytes() if signed else None,
+        "signature": signature(document).tobytes() if has_signature else None,
     }
 
 
@@ -146,8 +199,8 @@ def content_hash(purpose: str, document: Document) -> bytes:
     return digest.digest()
 
 
-def unusable(rows: Iterator[dict[str, Any]], units: Sequence[InputUnit]) -> Iterator[Rejected]:
-    """Yield the unusable lines of all units, with their numbers in the file. rows: result of `UNUSABLE`."""
+def _unusable(rows: Iterator[dict[str, Any]], units: Sequence[InputUnit]) -> Iterator[Rejected]:
+    """Yield the unusable lines of all units, with their numbers in the file. rows: result of `_UNUSABLE`."""
     before = 0
     for row in rows:
         number = row.pop("document") >> UNIT_BITS
@@ -156,3 +209,9 @@ def unusable(rows: Iterator[dict[str, Any]], units: Sequence[InputUnit]) -> Iter
             before = 0 if is_last else before + row["line"]
         else:
             yield Rejected(str(units[number].path), row.pop("line") + before, **row)
+
+
+def in_block(block: int) -> ds.Expression:
+    """Return the condition for rows of documents of a block."""
+    document = ds.field("document")
+    return (document >= block << ROW_BITS) & (document < (block + 1) << ROW_BITS)

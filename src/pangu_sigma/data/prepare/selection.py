@@ -1,4 +1,4 @@
-"""Selection of documents to keep, and of candidates for the held-out set, by the hash of each document's content.
+"""Pass `select`: documents → documents to keep, and candidates for the held-out set, by the hash of each document's content.
 
 Exact copies are dropped, and near-duplicates if the configuration says so. If there is a limit, the documents with the lowest
 hashes are kept, as many as fit. This spreads them over the whole source, and does not depend on the order of the input. The
@@ -8,14 +8,20 @@ the documents alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pyarrow as pa
+import pyarrow.compute as pc
 from duckdb import DuckDBPyConnection
 from pydantic import BaseModel
 
 from pangu_sigma.data.manifest import InputCounts, NearDuplicatesRecord
-from pangu_sigma.data.prepare.blocks import ROW_BITS, Work
 from pangu_sigma.data.prepare.near_duplicates import bands_of, near_duplicates
-from pangu_sigma.data.prepare.stages.stage import Stage, tables_of
+from pangu_sigma.data.prepare.reading import GROUP_BITS, ROW_BITS, in_block
+from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered, tables_of
+from pangu_sigma.domains import Domain
+from pangu_sigma.text.documents import Segments
 
 CANDIDATES_PER_DOCUMENT = 5
 """Number of candidates for each held-out document: of the packaged code only a quarter repeat nothing. Candidates do not contribute
@@ -24,7 +30,9 @@ to the vocabulary, so that no vocabulary is made from text that it is measured o
 _BYTES_PER_TOKEN = 4
 """Bytes of UTF-8 of a token, about: in packaged text 2.6 to 4.5."""
 
-_SHOWN = 200
+_BATCH = 256
+"""Documents that are Python objects at a time."""
+_EXCERPT = 200
 """Characters that are shown of a near-duplicate."""
 _NO_LIMIT = 1 << 62
 
@@ -35,15 +43,15 @@ _ONCE = """
     FROM documents WHERE domain IS NOT NULL AND bytes <= $limit GROUP BY domain, keep ORDER BY domain, keep
 """
 """The first of equal documents of a domain. What is a function of the content is equal in all of them."""
-_KEPT = """
-    CREATE TEMP TABLE kept AS SELECT * EXCLUDE upto FROM (
+_RETAINED = """
+    CREATE TEMP TABLE retained AS SELECT * EXCLUDE upto FROM (
         SELECT *, sum(bytes) OVER (PARTITION BY domain ORDER BY keep ROWS UNBOUNDED PRECEDING) AS upto
         FROM once WHERE document NOT IN (SELECT document FROM near)
     ) WHERE upto <= $limit ORDER BY domain, keep
 """
-_SIZES = "SELECT domain, count(*) FROM kept GROUP BY domain ORDER BY domain"
-_CHOSEN = """
-    CREATE TEMP TABLE chosen AS
+_SIZES = "SELECT domain, count(*) FROM retained GROUP BY domain ORDER BY domain"
+_SELECTED = """
+    CREATE TEMP TABLE selected AS
     SELECT document, domain, bytes, rank, certain_runs,
         sum(certain_runs) OVER (PARTITION BY domain ORDER BY document) - certain_runs AS runs_before,
         if(rank IS NULL, characters, 0) AS certain_characters
@@ -51,14 +59,14 @@ _CHOSEN = """
         SELECT *, if(place <= most AND (upto <= $bytes OR place <= $least), place, NULL) AS rank,
             if(rank IS NULL, runs, 0) AS certain_runs
         FROM (
-            SELECT *, row_number() OVER by_hash AS place, sum(bytes) OVER by_hash AS upto FROM kept
+            SELECT *, row_number() OVER by_hash AS place, sum(bytes) OVER by_hash AS upto FROM retained
             WINDOW by_hash AS (PARTITION BY domain ORDER BY hold, document ROWS UNBOUNDED PRECEDING)
         ) JOIN most USING (domain)
     ) ORDER BY document
 """
 """The candidates, which have ranks, are the documents of the lowest hashes, and of no more text than they need. Other documents are
 certain to be trained on."""
-_DOCUMENTS = "SELECT document, rank, runs_before::BIGINT AS runs_before FROM chosen ORDER BY document"
+_DOCUMENTS = "SELECT document, rank, runs_before::BIGINT AS runs_before FROM selected ORDER BY document"
 _COUNTS = f"""
     WITH every AS (
         SELECT domain, count(*) AS offered, sum(bytes) AS offered_bytes, count(*) FILTER (bytes > $limit) AS too_long,
@@ -71,7 +79,7 @@ _COUNTS = f"""
     ), stay AS (
         SELECT domain, count(*) AS kept, sum(bytes) AS kept_bytes, sum(certain_runs) AS runs,
             sum(certain_characters) AS characters, list(DISTINCT document >> {ROW_BITS}) AS blocks
-        FROM chosen GROUP BY domain
+        FROM selected GROUP BY domain
     )
     SELECT domain::INT AS domain, offered::BIGINT AS offered, coalesce(duplicates, 0)::BIGINT AS duplicates,
         coalesce(near_duplicates, 0)::BIGINT AS near_duplicates, too_long::BIGINT AS too_long,
@@ -82,10 +90,10 @@ _COUNTS = f"""
     FROM every LEFT JOIN uniques USING (domain) LEFT JOIN stay USING (domain) ORDER BY domain
 """
 _LOST = """
-    SELECT lost.domain, kept.domain, count(*) FROM found JOIN documents lost USING (document)
-    JOIN documents kept ON kept.document = found.first GROUP BY lost.domain, kept.domain ORDER BY lost.domain, kept.domain
+    SELECT lost.domain, first.domain, count(*) FROM duplicates JOIN documents lost USING (document)
+    JOIN documents first ON first.document = duplicates.first GROUP BY lost.domain, first.domain ORDER BY lost.domain, first.domain
 """
-_EXAMPLES = "SELECT first, min(document) AS other FROM found GROUP BY first ORDER BY other LIMIT 3"
+_EXAMPLES = "SELECT first, min(document) AS other FROM duplicates GROUP BY first ORDER BY other LIMIT 3"
 
 
 class DomainSelection(InputCounts):
@@ -107,6 +115,20 @@ class Selection(BaseModel):
     near: NearDuplicatesRecord | None
 
 
+def select_documents(passes: Passes) -> Selection:
+    """Select the documents to keep, and the candidates for the held-out set."""
+    work, data = passes.work, passes.work.config.data
+    fractions = [work.config.data_of(domain.index).held_out for domain in work.domains]
+    passes.begin(
+        "select", data.max_mib_per_domain, data.near_duplicates, data.max_held_out_tokens, data.held_out, fractions
+    )
+    if not work.stage.path("select/counts").exists():
+        with work.stage.database(data.memory_gib / 2, passes.executor.workers) as database:
+            database.register("documents", work.stage.results("read"))
+            work.stage.put("select/counts", select(work, database).model_dump_json().encode())
+    return selection_of(work.stage)
+
+
 def select(work: Work, database: DuckDBPyConnection) -> Selection:
     """Select the documents to keep and the candidates of each domain, and write them to the file `documents` of the pass `select`.
 
@@ -117,12 +139,12 @@ def select(work: Work, database: DuckDBPyConnection) -> Selection:
     mib = work.config.data.max_mib_per_domain
     limit = {"limit": _NO_LIMIT if mib is None else int(mib * (1 << 20))}
     database.execute(_ONCE, limit)
-    database.execute(_KEPT, limit)
-    limits = [(n, _candidate_limit(work, n, documents)) for n, documents in database.execute(_SIZES).fetchall()]
-    database.execute("CREATE TEMP TABLE most (domain INT, most BIGINT)")
-    database.executemany("INSERT INTO most VALUES (?, ?)", limits or [(0, 0)])
+    database.execute(_RETAINED, limit)
+    sizes = dict(database.execute(_SIZES).fetchall())
+    limits = pa.array([_candidate_limit(work, domain, size) for domain, size in sizes.items()], pa.int64())
+    database.register("most", pa.table({"domain": pa.array([*sizes], pa.int32()), "most": limits}))
     size = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
-    database.execute(_CHOSEN, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
+    database.execute(_SELECTED, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
     work.stage.write("select/documents", tables_of(database, _DOCUMENTS))
     rows = {row.pop("domain"): row for row in database.sql(_COUNTS, params=limit).to_arrow_table().to_pylist()}
     blocks = sorted({block for row in rows.values() for block in row["blocks"]})
@@ -145,22 +167,22 @@ def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicates
     if (threshold := work.config.data.near_duplicates) is None:
         return None
     duplicates = near_duplicates(database, bands_of(threshold))
-    database.register("found", pa.table({"document": duplicates.dropped, "first": duplicates.first}))
-    database.execute("INSERT INTO near SELECT document FROM found ORDER BY document")
+    database.register("duplicates", pa.table({"document": duplicates.dropped, "first": duplicates.first}))
+    database.execute("INSERT INTO near SELECT document FROM duplicates ORDER BY document")
     names = [domain.name for domain in work.domains]
     return NearDuplicatesRecord(
         pairs=duplicates.pairs,
         groups=duplicates.groups,
         lost={f"{names[a]} to {names[b]}": count for a, b, count in database.execute(_LOST).fetchall()},
-        examples=[(_shown(database, a), _shown(database, b)) for a, b in database.execute(_EXAMPLES).fetchall()],
+        examples=[(_excerpt(database, a), _excerpt(database, b)) for a, b in database.execute(_EXAMPLES).fetchall()],
     )
 
 
-def _shown(database: DuckDBPyConnection, document: int) -> str:
+def _excerpt(database: DuckDBPyConnection, document: int) -> str:
     """Return the beginning of the text of a document."""
     ((texts,),) = database.execute("SELECT texts FROM documents WHERE document = ?", [document]).fetchall()
     text = "\n".join(texts)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
 
 
 def held_out_count(documents: int, held_out: float) -> int:
@@ -178,3 +200,19 @@ def _candidate_limit(work: Work, domain: int, documents: int) -> int:
     configs = (work.config.data, work.config.data_of(domain))
     usual, of_domain = (held_out_count(documents, data.held_out) for data in configs)
     return max(of_domain, min(CANDIDATES_PER_DOCUMENT * usual, documents // 2))
+
+
+def selected_rows(work: Work, block: int, *columns: str) -> pa.Table:
+    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`."""
+    selection = work.stage.read("select/documents", rows=in_block(block))
+    name = f"read/{numbered(block >> GROUP_BITS)}"
+    documents = work.stage.read(name, ["document", *columns], in_block(block))
+    rows = documents.filter(pc.is_in(documents["document"], selection["document"]))
+    return rows.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
+
+
+def selected_documents(work: Work, block: int, *columns: str) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
+    """Yield the selected documents of a block, in order: domain, text, and a row with `rank` and these columns."""
+    for batch in selected_rows(work, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
+        for row in batch.to_pylist():
+            yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row

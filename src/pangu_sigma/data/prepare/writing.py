@@ -9,20 +9,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pangu_sigma.data.indexed import write_tokens
 from pangu_sigma.data.manifest import InputCounts
-from pangu_sigma.data.prepare.blocks import Work
-from pangu_sigma.data.prepare.encoding import CANDIDATES, encoded, final_tokenizer, ids_of
+from pangu_sigma.data.prepare.encoding import CANDIDATES, encoded_documents, ids_of, tokenizer_of
 from pangu_sigma.data.prepare.selection import selection_of
-from pangu_sigma.data.prepare.stages.stage import numbered
+from pangu_sigma.data.prepare.stage import Passes, Work, numbered
 from pangu_sigma.data.prepared import FREQUENCIES_NAME, ROWS_NAME, SPLITS, unigram_nats
-from pangu_sigma.data.token_files import write_hashes
+from pangu_sigma.data.token_files import write_hashes, write_tokens
 from pangu_sigma.sealed import sync
 from pangu_sigma.text.vocabulary import UNK
 
@@ -30,10 +29,18 @@ _SAMPLES = 20
 """Number of random samples of a domain, with which its held-out text is compared."""
 
 
-def write_domain(work: Work, index: int) -> Iterator[pa.Table]:
+def write_domains(passes: Passes) -> list[dict[str, Any]]:
+    """Write the folders of the domains but their manifests into `write/output` of the stage, and return the record of each in the
+    manifest, without sources."""
+    passes.begin("write")
+    tables = passes.map(_write_domain, range(len(passes.work.domains)))
+    return [json.loads(table["record"][0].as_py()) for table in tables]
+
+
+def _write_domain(work: Work, index: int) -> Iterator[pa.Table]:
     """Write the folder of a domain but its manifest into `write/output` of the stage, and yield as JSON its record in the manifest,
     without sources. index: index of the domain."""
-    tokenizer, domain = final_tokenizer(work), work.domains[index]
+    tokenizer, domain = tokenizer_of(work), work.domains[index]
     folder = work.stage.path(f"write/output/{domain.name}")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     folder.mkdir(parents=True)
@@ -43,7 +50,7 @@ def write_domain(work: Work, index: int) -> Iterator[pa.Table]:
     is_held_out = ds.field("document").isin(pa.array(choice["documents"], pa.int64()))
     for split in SPLITS:
         rows = CANDIDATES & is_held_out if split == "held_out" else ~is_held_out
-        tables = encoded(work.stage, selection.blocks, index, rows)
+        tables = encoded_documents(work.stage, selection.blocks, index, rows)
         write_tokens(folder / split, counts[split].counted(table.sort_by("document") for table in tables))
     slot_R = tokenizer.slot_rows[domain.slot]
     rows_R = slot_R[slot_R >= 0]

@@ -49,7 +49,7 @@ class Lanes(nn.Cell):
         index: index of each of C new tokens of B texts in its lane. start: number of tokens in the lane before the call. unseen:
         mask to add to attention scores, 0 or `MASKED`. where: lane, head (of n) and index of each key and value, [T·n, 3].
 
-    A document ends with <eot>: later tokens do not attend to it, and their positions start again at 0, as in data/sequences.py. A
+    A document ends with <eot>: later tokens do not attend to it, and their positions start again at 0, as in data/batches.py. A
     parameter holds, for each token of a lane, the number of <eot> before it.
     """
 

@@ -1,9 +1,9 @@
-"""Stage of a preparation: the folder beside its output with all that is between text and token files.
+"""Passes of a preparation, and its stage: the folder beside its output with all that is between text and token files.
 
 A preparation is a series of *passes*, each a map of a function over *units* (pieces of the input, blocks of documents, domains).
-The function yields tables of one schema. They are the row groups of a Parquet file, the unit's result, which is written under
-another name and renamed. A unit with a result is not done again, so a killed preparation goes on where it was. A pass whose
-settings or whose input changed is done anew, with all passes after it; the passes before it are kept.
+The function takes the `Work` and a unit, and yields tables of one schema. They are the row groups of a Parquet file, the unit's
+result, which is written under another name and renamed. A unit with a result is not done again, so a killed preparation goes on
+where it was. A pass whose settings or whose input changed is done anew, with all passes after it; the passes before it are kept.
 
 Every page of a file has a checksum, which tells what a machine that lost power did not write: files are not flushed one by one,
 which would take longer than the work on them.
@@ -11,6 +11,8 @@ which would take longer than the work on them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -18,6 +20,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,11 +30,17 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pangu_sigma.errors import DataError, UserError
+from pangu_sigma.config import Config
+from pangu_sigma.data.prepare.executors import Executor, StageError
+from pangu_sigma.domains import Domains, domains_of
+from pangu_sigma.errors import DataError
+from pangu_sigma.process import gc_disabled
 from pangu_sigma.writable import folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
 
+_FORMAT = 12
+"""Version of the stage: raise it when its files change."""
 _KEY = "key"
 """File of a pass: of what its results are."""
 _WRITING: dict[str, Any] = {
@@ -48,44 +57,25 @@ _ROWS = 1 << 16
 """Rows of a table that a statement returns at a time."""
 
 
-class StageError(UserError, RuntimeError):
-    """Error of the stage or of its workers; the text is not to blame."""
-
-
 @dataclass(frozen=True)
 class Stage:
-    """Stage in a folder. Names are paths below it. preparation: fingerprint of its preparation, for what is cached of files."""
+    """Stage in a folder. Names are paths below it."""
 
     folder: Path
-    preparation: str = ""
 
     def path(self, name: str) -> Path:
         """Return the path of a file."""
         return self.folder / name
 
-    def begin(self, name: str, key: str, earlier: Sequence[str]) -> None:
-        """Begin a pass: unless the stage has results of the pass with this key, remove its results, and the results of all passes
-        but `earlier`."""
-        file = self.path(f"{name}/{_KEY}")
-        if file.exists() and file.read_text() == key:
-            return
-        if file.exists():
-            logger.info("%s: is of other text or settings; done anew", name)
-        for folder in self.folder.glob("*/"):
-            if folder.name not in earlier:
-                shutil.rmtree(folder)
-        file.parent.mkdir(parents=True)
-        file.write_text(key)
-
     def write(self, name: str, tables: Iterable[pa.Table]) -> None:
         """Write tables, one or more, as row groups of a file, which gets its name when it is complete. Raises OSError."""
-        path, all_of_them = self.path(name), iter(tables)
+        path, remaining = self.path(name), iter(tables)
         # several processes may write the same file, and the killed one may not be dead yet
         fresh = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
         try:
-            first = next(all_of_them)
+            first = next(remaining)
             with fresh.open("wb") as file, pq.ParquetWriter(file, first.schema, **_WRITING) as writer:
-                for table in chain([first], all_of_them):
+                for table in chain([first], remaining):
                     writer.write_table(table, max(1, table.num_rows))
             fresh.replace(path)
         except BaseException:
@@ -96,18 +86,22 @@ class Stage:
         """Read a file, or columns of it. rows: condition of the rows to read; row groups that have none, by their statistics, are
         skipped. Raises OSError and StageError."""
         path = self.path(name)
-        with self._checked(path), path.open("rb") as stream:
+        with self._report_damage(path), path.open("rb") as stream:
             return pq.read_table(
                 stream, columns=columns, filters=rows, page_checksum_verification=True, use_threads=False
             )
 
-    def once(self, name: str, content: Callable[[], bytes]) -> None:
-        """Write a file of one value unless it is there. Raises as `write`."""
-        if not self.path(name).exists():
-            self.write(name, [pa.table({"value": [content()]})])
+    def key(self, name: str) -> str:
+        """Return the key of a pass, of which its results are; "" for a pass that was not begun."""
+        file = self.path(f"{name}/{_KEY}")
+        return file.read_text() if file.exists() else ""
+
+    def put(self, name: str, value: bytes) -> None:
+        """Write a file of one value. Raises as `write`."""
+        self.write(name, [pa.table({"value": [value]})])
 
     def value(self, name: str) -> bytes:
-        """Return the value that `once` wrote. Raises as `read`."""
+        """Return the value that `put` wrote. Raises as `read`."""
         return bytes(self.read(name)["value"][0].as_py())
 
     def results(self, name: str) -> ds.Dataset:
@@ -125,7 +119,7 @@ class Stage:
             "max_temp_directory_size": f"{shutil.disk_usage(self.folder).free >> 20}MiB",
         }
         try:
-            with self._checked(self.folder), duckdb.connect(config=settings) as database:
+            with self._report_damage(self.folder), duckdb.connect(config=settings) as database:
                 yield database
         except duckdb.OutOfMemoryException as error:
             raise StageError(
@@ -133,11 +127,11 @@ class Stage:
             ) from error
 
     @contextmanager
-    def _checked(self, path: Path) -> Iterator[None]:
+    def _report_damage(self, path: Path) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError, duckdb.Error) as error:
-            if of_the_system(error) or isinstance(error, _NO_DAMAGE):
+            if _is_of_the_system(error) or isinstance(error, _NO_DAMAGE):
                 raise
             raise StageError(f"{path}: damaged ({error}); remove {self.folder} and call again") from error
 
@@ -177,6 +171,72 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
         raise
 
 
+@dataclass(frozen=True)
+class Work:
+    """What every unit of a preparation needs to know."""
+
+    config: Config
+    stage: Stage
+
+    @cached_property
+    def domains(self) -> Domains:
+        """Domains of the configuration."""
+        return domains_of(self.config)
+
+
+UnitFunction = Callable[[Work, Any], Iterator[pa.Table]]
+"""Function of a pass: takes the work and a unit, and yields the tables of its result, a function of both alone."""
+
+
+class Passes:
+    """Passes of a preparation, which the process of the caller begins one after another, and an executor does."""
+
+    def __init__(self, work: Work, executor: Executor) -> None:
+        self.work, self.executor = work, executor
+        self._names, self._key = list[str](), key_of(_FORMAT)
+
+    def begin(self, name: str, *settings: Any) -> None:
+        """Begin a pass, whose results depend on the passes before it and on these settings: unless the stage has results of both,
+        remove its results, and the results of all passes but the earlier ones. name: of the pass, and of the folder of results."""
+        self._key = key_of([self._key, name, settings])
+        stage = self.work.stage
+        if (earlier_key := stage.key(name)) != self._key:
+            if earlier_key:
+                logger.info("%s: is of other text or settings; done anew", name)
+            for folder in stage.folder.glob("*/"):
+                if folder.name not in self._names:
+                    shutil.rmtree(folder)
+            stage.path(name).mkdir(parents=True)
+            stage.path(f"{name}/{_KEY}").write_text(self._key)
+        self._names.append(name)
+
+    def map(self, function: UnitFunction, units: Sequence[Any]) -> Iterator[pa.Table]:
+        """Do the pass that was begun last: call `function`, which must be picklable, for every unit without a result. Return the
+        results in the order of the units."""
+        stage, name = self.work.stage, self._names[-1]
+        result_names = {path.name for path in stage.path(name).iterdir()}
+        missing_units = [(number, unit) for number, unit in enumerate(units) if numbered(number) not in result_names]
+        self.executor.run(partial(_write_result, self.work, name, function), missing_units, name, len(units))
+        return (stage.read(f"{name}/{numbered(number)}") for number in range(len(units)))
+
+
+def _write_result(work: Work, name: str, function: UnitFunction, number: int, unit: Any) -> None:
+    """Do one unit of a pass, and write its result. Raises StageError if the system fails to read what is to be read."""
+    try:
+        with gc_disabled():  # millions of objects, hardly a cycle: looking for cycles took a sixth of the time
+            work.stage.write(f"{name}/{numbered(number)}", function(work, unit))
+    except DataError as error:
+        # said here: between processes an error has no cause
+        if _is_of_the_system(error.__cause__):
+            raise StageError(f"{error}; what is done stays, and the same command goes on") from error
+        raise
+
+
+def key_of(settings: Any) -> str:
+    """Return the hash of settings that JSON can hold."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
 def tables_of(
     database: duckdb.DuckDBPyConnection, statement: str, parameters: dict[str, Any] | None = None
 ) -> Iterator[pa.Table]:
@@ -191,6 +251,6 @@ def numbered(number: int) -> str:
     return f"{number:06}"
 
 
-def of_the_system(error: BaseException | None) -> bool:
+def _is_of_the_system(error: BaseException | None) -> bool:
     """Return True for an error of the system: no fault of the text, as one of gzip's is, which has no number."""
     return isinstance(error, OSError) and error.errno is not None

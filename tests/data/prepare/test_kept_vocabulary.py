@@ -11,7 +11,7 @@ import pytest
 from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.config import ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.prepare.kept import KeptVocabulary
+from pangu_sigma.data.prepare.extension import KeptVocabulary
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.domains import domains_of

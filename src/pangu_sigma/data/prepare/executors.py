@@ -20,18 +20,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyarrow as pa
-
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.prepare.stages.stage import Stage, StageError, numbered, of_the_system
-from pangu_sigma.errors import DataError, argument
-from pangu_sigma.process import child_environment, gc_disabled
+from pangu_sigma.errors import UserError, argument
+from pangu_sigma.process import child_environment
 
 logger = logging.getLogger(__name__)
 
-UnitFunction = Callable[[Any], Iterator[pa.Table]]
-"""Function of a pass: takes a unit, and yields the tables of its result, a function of the unit alone."""
 UnitTask = Callable[[int, Any], object]
 """Task of an executor: takes the number of a unit and the unit."""
 
@@ -51,6 +46,10 @@ process it is in must not go on for ever."""
 
 _CANCEL_SECONDS = 30
 """Seconds to wait for the end of units that Ray shall cancel."""
+
+
+class StageError(UserError, RuntimeError):
+    """Error of the stage of a preparation or of its workers; the text is not to blame."""
 
 
 class LocalProcesses:
@@ -159,34 +158,9 @@ def _call(shared: tuple[UnitTask, Path], number: int, unit: Any) -> None:
 Executor = LocalProcesses | Ray
 
 
-def run_pass(
-    executor: Executor, stage: Stage, name: str, function: UnitFunction, units: Sequence[Any]
-) -> Iterator[pa.Table]:
-    """Do a pass that was begun: call `function`, which must be picklable, for every unit without a result. Return the results in
-    the order of the units. name: name of the pass, and of the folder of its results."""
-    result_names = {path.name for path in stage.path(name).iterdir()}
-    missing_units = [(number, unit) for number, unit in enumerate(units) if numbered(number) not in result_names]
-    executor.run(partial(_write_result, stage, name, function), missing_units, name, len(units))
-    return (stage.read(f"{name}/{numbered(number)}") for number in range(len(units)))
-
-
-def _write_result(stage: Stage, name: str, function: UnitFunction, number: int, unit: Any) -> None:
-    """Do one unit of a pass, and write its result. Raises StageError if the system fails to read what is to be read."""
-    try:
-        with gc_disabled():  # millions of objects, hardly a cycle: looking for cycles took a sixth of the time
-            stage.write(f"{name}/{numbered(number)}", function(unit))
-    except DataError as error:
-        # said here: between processes an error has no cause
-        if of_the_system(error.__cause__):
-            raise StageError(f"{error}; what is done stays, and the same command goes on") from error
-        raise
-
-
 def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: int) -> Executor:
     """Return the executor that options ask for. memory_gib: memory of all processes. size: bytes of the input. Raises
     ConfigError for wrong options."""
-    if workers is not None and workers < 1:
-        raise ConfigError(f"{argument('--workers')}={workers}: is no number of processes; give 1 or more")
     if ray is not None and workers is not None:
         raise ConfigError(f"{argument('--ray')}: Ray decides what runs where; leave {argument('--workers')} out")
     if ray is not None:

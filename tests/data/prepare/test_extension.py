@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.grown import law_tree, write_law
+from helpers.grown import law_tree, prepare_extension, write_law
 from helpers.prepared import exchange_lengths
 
 from pangu_sigma.cli import main
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import dump_config, parse_config
+from pangu_sigma.data.batches import open_samples
 from pangu_sigma.data.manifest import load_manifest, read_manifest
-from pangu_sigma.data.prepare import extended
-from pangu_sigma.data.prepare import prepare as prepare_module
-from pangu_sigma.data.prepare.extended import prepare_extension
-from pangu_sigma.data.prepare.prepare import prepare, preview
+from pangu_sigma.data.prepare import extension
+from pangu_sigma.data.prepare.extension import extension_of
+from pangu_sigma.data.prepare.prepare import ONE_PROCESS, prepare, run_preparation
 from pangu_sigma.data.prepared import PreparedData, data_of, read_prepared_tokenizer
-from pangu_sigma.data.samples import open_samples
 from pangu_sigma.errors import DataError
 
 OLD = ("zh", "en", "code")
@@ -117,7 +116,7 @@ def test_a_killed_move_is_ended_by_the_same_call(data, text, monkeypatch, place)
     two = text.with_name("two.jsonl")
     two.write_text(text.read_text() + text.read_text().replace('"law"', '"art"'))
     config, quarantine = parse_config(tree), (data / "quarantine.jsonl").read_bytes()
-    real, calls = prepare_module.commit, []
+    real, calls = extension.commit, []
 
     def killed(*paths):
         calls.append(paths)
@@ -126,7 +125,7 @@ def test_a_killed_move_is_ended_by_the_same_call(data, text, monkeypatch, place)
         return real(*paths)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_module, "write_atomically" if place == "write_atomically" else "commit", killed)
+        patch.setattr(extension, "write_atomically" if place == "write_atomically" else "commit", killed)
         prepare_extension(config, [two])
     assert [(data / name).exists() for name in ("law", "art")] == [len(calls) == 2, False]
     with pytest.raises(ConfigError, match=r"data\.path=.*data has all domains of the configuration; leave extend out"):
@@ -141,12 +140,12 @@ def test_new_domains_with_other_token_ids_are_not_moved_and_nothing_else_takes_t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_module, "write_atomically", killed)
+        patch.setattr(extension, "write_atomically", killed)
         prepare_extension(extending(data), [text])
     old_domains = law_tree(data)
     old_domains["domains"].pop(0)
     with pytest.raises(ConfigError, match="call prepare-data with extend first, which moves them"):
-        preview(parse_config(old_domains), [text])
+        prepare(parse_config(old_domains), [text], data)
     folder = data.parent / ".data.stage" / "write" / "output"
     law = read_manifest(folder / "law")
     models = {name: record.model_copy(update={"xxh3_128": "0" * 32}) for name, record in law.models.items()}
@@ -189,7 +188,8 @@ def test_problems_of_new_text_name_the_domain(data, text, tmp_path):
     tree["data"]["max_held_out_tokens"] = 2_000_000
     with pytest.raises(DataError, match=r"domain law: .* set min_held_out_tokens=\d+ in the domain's entry"):
         prepare_extension(parse_config(tree), [text])
-    _, [problem] = extended.preview_extension(parse_config(tree), [text])
+    new_config, vocabulary = extension_of(parse_config(tree))
+    _, [problem] = run_preparation(new_config, [text], data, ONE_PROCESS, vocabulary, writes=False)
     assert problem.startswith("domain law: ")
     for path in (text.parent, tmp_path / "nix"):
         tree["data"]["path"] = str(path)

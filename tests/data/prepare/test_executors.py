@@ -17,11 +17,9 @@ from helpers.strangers import strangers
 from helpers.texts import ENGLISH, tiny_config
 
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.prepare import passes
-from pangu_sigma.data.prepare import prepare as prepare_module
+from pangu_sigma.data.prepare import reading
+from pangu_sigma.data.prepare.executors import LocalProcesses, StageError, executor_of
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepare.stages.executors import LocalProcesses, executor_of
-from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.errors import DataError
 from pangu_sigma.sealed import fingerprint
 
@@ -66,7 +64,7 @@ def prints(folder: Path) -> dict[str, dict]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
     """Blocks of 16 KiB, so that there are many."""
-    monkeypatch.setattr(prepare_module, "block_size", lambda total: 16 << 10)
+    monkeypatch.setattr(reading, "block_size", lambda total: 16 << 10)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +88,10 @@ def test_any_number_of_workers_and_blocks_give_the_same(texts, expected, tmp_pat
 KILLED = """
 import sys
 from pathlib import Path
-from data.prepare.stages.test_executors import limited
-from pangu_sigma.data.prepare import prepare as module
+from data.prepare.test_executors import limited
+from pangu_sigma.data.prepare import prepare as module, reading
 
-module.block_size = lambda total: 16 << 10
+reading.block_size = lambda total: 16 << 10
 module.prepare(limited(), [Path(name) for name in sys.argv[2:]], Path(sys.argv[1]), module.Options(2))
 """
 
@@ -176,7 +174,7 @@ def test_processes_import_nothing_from_the_working_folder_and_run_no_script_agai
     """Neither workers nor the process that tracks resources, which every program starts but once."""
     ran, script = strangers(tmp_path / "here"), tmp_path / "script.py"
     script.write_text(
-        "from pangu_sigma.data.prepare.stages.executors import LocalProcesses\n"
+        "from pangu_sigma.data.prepare.executors import LocalProcesses\n"
         "import os, time\n"
         "print('once')\n"
         "executor, before = LocalProcesses(2), os.environ.copy()\n"
@@ -207,14 +205,14 @@ def test_an_error_does_not_wait_for_the_units_of_other_processes():
 def test_input_that_disappears_while_it_is_read_is_named_and_what_is_done_stays(texts, tmp_path, monkeypatch):
     path = tmp_path / "c.jsonl"
     path.write_text(texts[0].read_text())
-    real = passes.input_units
+    real = reading.input_units
 
     def units_of_a_file_that_disappears(files, size):
         units = real(files, size)
         path.unlink()
         return units
 
-    monkeypatch.setattr(passes, "input_units", units_of_a_file_that_disappears)
+    monkeypatch.setattr(reading, "input_units", units_of_a_file_that_disappears)
     with pytest.raises(StageError, match=r"input .*c\.jsonl: cannot be read: No such file .*; what is done stays"):
         prepare(limited(), [path], tmp_path / "out", Options(2))
     assert (tmp_path / ".out.stage").exists()
@@ -231,7 +229,6 @@ def test_an_error_of_the_text_ends_the_pass_while_other_processes_write(texts, t
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"workers": 0}, "workers=0: is no number of processes"),
         ({"ray": "auto", "workers": 2}, "ray: Ray decides what runs where; leave workers out"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.indexed import lengths_of, paths_of, token_shards, write_tokens
+from pangu_sigma.data.token_files import lengths_of, paths_of, token_shards, write_tokens
 
 DOCUMENTS = [[5, 6, 7, 9], [9], [100, 200, 9]]
 

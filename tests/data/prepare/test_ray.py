@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from data.prepare.stages.test_executors import ENVIRONMENT, expected, limited, prints, small, texts  # noqa: F401
+from data.prepare.test_executors import ENVIRONMENT, expected, limited, prints, small, texts  # noqa: F401
 
+from pangu_sigma.data.prepare.executors import Ray, StageError
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.data.prepare.stages.executors import Ray
-from pangu_sigma.data.prepare.stages.stage import StageError
 from pangu_sigma.errors import DataError
 
 pytestmark = [
@@ -98,7 +97,7 @@ def end(number: int, unit: int) -> None:
 
 
 def test_a_unit_that_ends_its_process_is_given_up(cluster, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.data.prepare.stages.executors._RETRIES", 1)
+    monkeypatch.setattr("pangu_sigma.data.prepare.executors._RETRIES", 1)
     executor = Ray(cluster.address)
     try:
         with pytest.raises(StageError, match=r"p: Ray gave a unit up: .*the same command goes on where it was"):
@@ -110,10 +109,10 @@ def test_a_unit_that_ends_its_process_is_given_up(cluster, monkeypatch):
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from data.prepare.stages.test_executors import limited
-from pangu_sigma.data.prepare import prepare as module
+from data.prepare.test_executors import limited
+from pangu_sigma.data.prepare import prepare as module, reading
 
-module.block_size = lambda total: 16 << 10
+reading.block_size = lambda total: 16 << 10
 module.prepare(limited(), [Path(name) for name in sys.argv[3:]], Path(sys.argv[1]), module.Options(ray=sys.argv[2]))
 """
 

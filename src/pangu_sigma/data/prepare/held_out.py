@@ -1,4 +1,4 @@
-"""Decontamination of the held-out set: documents that repeat other text of their domain are not held out.
+"""Passes `overlap` and `choose`: candidates of each domain → which of them are held out, without documents that repeat other text.
 
 A *window* is an n-gram of 13 tokens of a document, without its <eot>; a shorter document is one window. *Boilerplate* are
 windows that occur in more than data.boilerplate_documents documents: footers, licences, lines of blanks. They belong to the domain,
@@ -10,19 +10,27 @@ document is held out changes no overlap.
 Other domains do not count, so that the held-out set of a domain depends on its own text only. Windows are compared by hashes of 64
 bits: different windows with the same hash count as equal, never the other way round.
 
+A domain's candidates are in memory, with their windows of tokens, and of the other documents the number in which each window
+occurs, a sum over blocks.
+
 Shape suffixes: T tokens of some documents end to end, G n-grams of documents, C candidates, K their windows, U their distinct
 windows, P pairs of a document and a distinct window that occurs in it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pangu_sigma.data.manifest import OverlapRecord
+from pangu_sigma.data.prepare.encoding import CANDIDATES, OTHERS, encoded_documents, ids_of
+from pangu_sigma.data.prepare.selection import Selection, held_out_count, selection_of
+from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
 from pangu_sigma.sections import DataConfig
 
 WINDOW = 13
@@ -33,6 +41,80 @@ _CHUNK = 1 << 16
 """Number of tokens compared at a time: their hashes fit in the CPU cache."""
 _PREFIX_BITS = 3
 """Bits of a hash's prefix above those that number the windows: of 8 to 16 other windows one has the prefix of a window."""
+_PARTS = 64
+"""Number of parts, at most, in which the overlap of a domain is counted: one process adds them up, and all cores have enough."""
+
+_OverlapItem = tuple[int, list[int]]
+"""A domain, and a part of the blocks that have documents of it."""
+
+
+def hold_out(passes: Passes, selection: Selection, decisive: dict[str, Any]) -> list[str]:
+    """Choose the documents to hold out of each domain. Return for each why there are too few, or "". decisive: settings and text
+    that decide the result."""
+    passes.begin("overlap")
+    passes.map(_count_overlap, _overlap_items(selection))
+    passes.begin("choose", decisive, passes.work.config.model.seq_length)
+    return [table["shortage"][0].as_py() for table in passes.map(_choose, range(len(passes.work.domains)))]
+
+
+def _overlap_items(selection: Selection) -> list[_OverlapItem]:
+    """Return the items of the pass `overlap`."""
+    return [
+        (n, domain.blocks[first : first + size])
+        for n, domain in enumerate(selection.domains)
+        if (size := -(-len(domain.blocks) // _PARTS))
+        for first in range(0, len(domain.blocks), size)
+    ]
+
+
+def _candidates(stage: Stage, domain: int) -> pa.Table:
+    """Return the candidates of a domain, first choice first."""
+    blocks, columns = selection_of(stage).domains[domain].blocks, ["document", "rank", "tokens", "ids"]
+    return pa.concat_tables(encoded_documents(stage, blocks, domain, CANDIDATES, columns)).sort_by("rank")
+
+
+@functools.lru_cache(maxsize=1)
+def _finder(stage: Stage, domain: int, key: str) -> Finder:
+    """Return the search for the windows of a domain's candidates; they may be many, and items come domain by domain. key: of the
+    pass `encode`, which decides them."""
+    return Finder(ids_of(_candidates(stage, domain)))
+
+
+def _count_overlap(work: Work, item: _OverlapItem) -> Iterator[pa.Table]:
+    """Count for each window in how many documents of a domain, of the item's blocks, it occurs; candidates do not count. The
+    columns are the results of `Finder.count`."""
+    domain, blocks = item
+    tables = encoded_documents(work.stage, blocks, domain, OTHERS, ["tokens", "ids"])
+    windows, counts = _finder(work.stage, domain, work.stage.key("encode")).count(
+        ids for table in tables for ids in ids_of(table)
+    )
+    yield pa.table({"window": windows, "count": counts})
+
+
+def _choose(work: Work, domain: int) -> Iterator[pa.Table]:
+    """Choose the documents of a domain to hold out: their numbers, ascending, and how they were chosen."""
+    stage, selection = work.stage, selection_of(work.stage)
+    data = work.config.data_of(domain)
+    parts = [number for number, item in enumerate(_overlap_items(selection)) if item[0] == domain]
+    tables = (stage.read(f"overlap/{numbered(part)}") for part in parts)
+    counts = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
+    candidates = _candidates(stage, domain)
+    choice = choose_held_out(
+        ids_of(candidates),
+        _finder(stage, domain, stage.key("encode")),
+        counts,
+        data,
+        held_out_count(selection.domains[domain].kept, data.held_out),
+        work.config.model.seq_length + 1,
+    )
+    held_out = candidates.take(pa.array(choice.numbers, pa.int64())).sort_by("document")
+    yield pa.table(
+        {
+            "documents": pa.array([held_out["document"].to_pylist()], pa.list_(pa.int64())),
+            "overlap": [choice.overlap.model_dump_json()],
+            "shortage": [choice.shortage],
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -126,9 +208,9 @@ class Finder:
         """Yield, in parts, the windows of candidates: for each window its candidate, the position of its first token in the tokens
         of all candidates, and its hash. Windows have WINDOW tokens; a shorter candidate has one window, of its own length."""
         sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
-        for ngrams in _ngrams(candidates, self._lengths):
-            is_window_G = ngrams.length == np.minimum(sizes_C, WINDOW)[ngrams.document_G]
-            yield ngrams.document_G[is_window_G], ngrams.start_G[is_window_G], ngrams.hash_G[is_window_G]
+        for length, candidate_G, start_G, hash_G in _ngrams(candidates, self._lengths):
+            is_window_G = length == np.minimum(sizes_C, WINDOW)[candidate_G]
+            yield candidate_G[is_window_G], start_G[is_window_G], hash_G[is_window_G]
 
     def match(self, hash_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which n-grams are windows of candidates: their positions in `hash_G`, and the index of each in `hashes_U`."""
@@ -140,9 +222,9 @@ class Finder:
     def occurrences(self, documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Find the windows of the candidates in documents. Yields, in parts, document_P and window_P, int32 [P]: the index of a
         document in `documents`, and the index in `hashes_U` of a window that occurs in it. No pair comes twice."""
-        for ngrams in _ngrams(documents, self._lengths):
-            positions, windows = self.match(ngrams.hash_G)
-            pairs_P = np.unique(ngrams.document_G[positions].astype(np.int64) << 32 | windows)
+        for _, document_G, _, hash_G in _ngrams(documents, self._lengths):
+            positions, windows = self.match(hash_G)
+            pairs_P = np.unique(document_G[positions].astype(np.int64) << 32 | windows)
             yield (pairs_P >> 32).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
     def count(self, documents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -172,9 +254,9 @@ class _Windows:
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
         # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
         own = ((*ends_K, finder.match(hash_K)[1]) for *ends_K, hash_K in finder.own_windows(candidates))
-        self._owner_K, start_K, self._window_K = _joined(3, own)
+        self._owner_K, start_K, self._window_K = _concatenate(3, own)
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
-        self._candidate_P, self._window_P = _joined(2, finder.occurrences(candidates))
+        self._candidate_P, self._window_P = _concatenate(2, finder.occurrences(candidates))
         self.documents_U = np.bincount(self._window_P, minlength=len(finder.hashes_U))
         for windows, counts in others:
             self.documents_U[windows] += counts
@@ -210,33 +292,24 @@ class _Windows:
         return {"windows": count, "share": share, "boilerplate": boilerplate}
 
 
-def _joined(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+def _concatenate(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """Join parts of so many arrays of int32, each part a tuple."""
     return [*map(np.concatenate, zip((np.empty(0, np.int32),) * arrays, *parts, strict=True))]
 
 
-class _NGrams(NamedTuple):
-    """N-grams of one length.
+def _ngrams(
+    documents: Iterable[np.ndarray], lengths: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, in parts, the n-grams of documents without their <eot>: their length, document_G and start_G, int32, the document and
+    the position of the first token in the tokens of all, and hash_G, uint64, a polynomial in _FACTOR of the tokens' hashes.
 
-    length: number of tokens of each n-gram.
-    document_G: index of the document, int32.
-    start_G: position of the first token in the tokens of all documents, int32.
-    hash_G: uint64, the polynomial in _FACTOR whose coefficients are the hashes of the tokens.
+    lengths: lengths of the n-grams, ascending.
     """
-
-    length: int
-    document_G: np.ndarray
-    start_G: np.ndarray
-    hash_G: np.ndarray
-
-
-def _ngrams(documents: Iterable[np.ndarray], lengths: Sequence[int]) -> Iterator[_NGrams]:
-    """Yield, in parts, the n-grams of documents without their <eot>. lengths: lengths of the n-grams, ascending."""
     first = begin = 0
     for group in _groups(documents):
         sizes = np.array([len(ids) - 1 for ids in group])
         document_T = np.repeat(np.arange(first, first + len(group), dtype=np.int32), sizes)
-        mixed_T = _mixed(np.concatenate([ids[:-1] for ids in group]))
+        mixed_T = _hash_ids(np.concatenate([ids[:-1] for ids in group]))
         tokens = len(mixed_T)
         ends_T = np.repeat(np.cumsum(sizes), sizes)
         hash_G = np.zeros(tokens + 1, np.uint64)
@@ -244,7 +317,7 @@ def _ngrams(documents: Iterable[np.ndarray], lengths: Sequence[int]) -> Iterator
             hash_G = hash_G[:-1] * _FACTOR + mixed_T[length - 1 :]
             if length in lengths:
                 start_G = np.flatnonzero(np.arange(length, tokens + 1) <= ends_T[: len(hash_G)])
-                yield _NGrams(length, document_T[start_G], (begin + start_G).astype(np.int32), hash_G[start_G])
+                yield length, document_T[start_G], (begin + start_G).astype(np.int32), hash_G[start_G]
         first, begin = first + len(group), begin + tokens
 
 
@@ -261,7 +334,7 @@ def _groups(documents: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         yield group
 
 
-def _mixed(ids_T: np.ndarray) -> np.ndarray:
+def _hash_ids(ids_T: np.ndarray) -> np.ndarray:
     """Hash each id to 64 bits (the finaliser of splitmix64)."""
     mixed_T = ids_T.astype(np.uint64) * _FACTOR + _FACTOR
     mixed_T = (mixed_T ^ (mixed_T >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

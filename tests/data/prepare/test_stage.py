@@ -12,13 +12,18 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
-from pangu_sigma.data.prepare.stages.executors import LocalProcesses, run_pass
-from pangu_sigma.data.prepare.stages.stage import Stage, StageError, staged, tables_of
+from experiments.tiny import tiny_config
+from pangu_sigma.data.prepare.executors import LocalProcesses, StageError
+from pangu_sigma.data.prepare.stage import Passes, Stage, Work, staged, tables_of
 from pangu_sigma.writable import NotWritable
 
 
 def table(*values: int) -> pa.Table:
     return pa.table({"value": pa.array(values, pa.int64())})
+
+
+def passes_in(folder: Path) -> Passes:
+    return Passes(Work(tiny_config(folder), Stage(folder)), LocalProcesses())
 
 
 def test_tables_come_back_in_order_and_each_as_a_row_group(tmp_path):
@@ -77,13 +82,14 @@ def test_a_database_says_what_to_raise_where_memory_and_the_disk_end(tmp_path):
 
 
 def test_a_pass_is_begun_anew_with_all_after_it_if_its_settings_changed(tmp_path):
-    stage = Stage(tmp_path)
-    for number, name in enumerate("abc"):
-        stage.begin(name, "1", "abc"[:number])
+    stage, passes = Stage(tmp_path), passes_in(tmp_path)
+    for name in "abc":
+        passes.begin(name, 1)
         stage.write(f"{name}/000000", [table(1)])
-    stage.begin("a", "1", "")
-    assert stage.path("a/000000").exists()
-    stage.begin("b", "2", "a")
+    passes = passes_in(tmp_path)
+    passes.begin("a", 1)
+    assert stage.path("c/000000").exists()
+    passes.begin("b", 2)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
         "a",
         "a/000000",
@@ -141,7 +147,7 @@ def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def double(item: int) -> Iterator[pa.Table]:
+def double(work: Work, item: int) -> Iterator[pa.Table]:
     if item < 0:
         raise ValueError(item)
     with Path(os.environ["DONE"]).open("a") as file:
@@ -151,10 +157,10 @@ def double(item: int) -> Iterator[pa.Table]:
 
 def test_a_pass_goes_on_with_the_units_that_have_no_result(tmp_path, monkeypatch):
     monkeypatch.setenv("DONE", str(tmp_path / "done"))
-    stage = Stage(tmp_path / "stage")
-    stage.begin("p", "", [])
+    passes = passes_in(tmp_path / "stage")
+    passes.begin("p")
     with pytest.raises(ValueError, match="-3"):
-        run_pass(LocalProcesses(), stage, "p", double, [1, 2, -3, 4])
-    results = run_pass(LocalProcesses(), stage, "p", double, [1, 2, 3, 4])
+        passes.map(double, [1, 2, -3, 4])
+    results = passes.map(double, [1, 2, 3, 4])
     assert (tmp_path / "done").read_text().split() == ["1", "2", "3", "4"]
     assert list(results) == [table(item, 2 * item) for item in range(1, 5)]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_sigma.data.manifest import OverlapRecord, load_manifest
-from pangu_sigma.data.prepare.held_out.overlap import WINDOW, Finder, HeldOutChoice, choose_held_out
+from pangu_sigma.data.prepare.held_out import WINDOW, Finder, HeldOutChoice, choose_held_out
 from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.sections import DataConfig
