@@ -174,10 +174,10 @@ def train(
     try:
         with mindspore_lock:
             trainer = train_run(resolved, folder, backend, options, profile, on_step=on_step)
+        outcome = _outcome(folder) if trainer.finished and trainer.ranks.first else None
     except OSError as error:
         error.filename = error.filename or str(folder)  # a write that fails names no file
         raise
-    outcome = _outcome(folder) if trainer.finished and trainer.ranks.first else None
     return Model(folder, outcome=outcome, stopped=not trainer.finished)
 
 

@@ -97,7 +97,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @cache
     def types() -> dict[str, TypeAdapter[Any]]:
-        strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
+        strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
         return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function).items()}
 
     @wraps(function)

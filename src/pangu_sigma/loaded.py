@@ -45,8 +45,9 @@ def _text_or_ids(value: Any) -> str | list[int]:
     if isinstance(value, str):
         return value
     ids = [*value] if isinstance(value, Iterable) else [value]
-    if not all(isinstance(token, Integral) for token in ids):
-        raise ValueError("a text, or whole numbers, ids of tokens")
+    for token in ids:
+        if not isinstance(token, Integral) or isinstance(token, bool):
+            raise ValueError(f"a text, or whole numbers, ids of tokens, and not {token!r}")
     return [int(token) for token in ids]
 
 
@@ -313,6 +314,9 @@ def export(
 def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     """Convert keyword arguments to sampling options. Warns of an option or a seed that has no effect. Raises ConfigError for an
     unknown option, and for a value that is not allowed."""
+    if unknown := options.keys() - Sampling.model_fields:
+        allowed = ", ".join(["max_new_tokens", "seed", "stop", *Sampling.model_fields])
+        raise ConfigError(f"{min(unknown)}: unknown argument; allowed here: {allowed}")
     sampling = validated(Sampling, override({}, [*options.items()]))
     if sampling.temperature == 0:
         values = sampling.model_dump() | {"seed": seed}

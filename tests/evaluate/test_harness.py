@@ -220,34 +220,38 @@ def test_the_longest_texts_are_first_and_those_that_begin_alike_together(model):
 
 
 def test_answers_that_were_kept_are_not_asked_for_again(tiny_run, tmp_path, monkeypatch):
-    """Broken off at the third answer; what comes afterwards is what comes without a break, and only the rest is asked for."""
-    model = HarnessModel(str(tiny_run), "en", batch_size=1)
-    prompts = [(text, {"max_gen_toks": 3, "temperature": 1.0}) for text in ("the cat", "a small", "dog", "house tree")]
+    """Broken off while the longest answer is written; what comes afterwards is what comes without a break, and only the rest is
+    asked for."""
+    model = HarnessModel(str(tiny_run), "en", batch_size=2)
+    lengths = {"the cat": 12, "a small": 3, "dog": 3, "house tree": 3}
+    prompts = [(text, {"max_gen_toks": n, "temperature": float(n == 3)}) for text, n in lengths.items()]
     whole = model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
     scores = model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True)
-    counted: list[int] = []
-    answers_to = model.engine.answers_to
+    requested: list[list[Request]] = []
+    answers_to, read, readings = model.engine.answers_to, model.engine.decoder.read, iter(range(9))
 
-    def counting(requests: list[Request]) -> Any:
-        counted.append(len(requests))
+    def recorded(requests: list[Request]) -> Any:
+        requested.append(requests)
         return answers_to(requests)
 
-    def killed(requests: list[Request]) -> Any:
-        yield from counting(requests[:2])
-        raise KeyboardInterrupt
+    def killed(chunks: Any) -> Any:
+        if next(readings) == 8:
+            raise KeyboardInterrupt
+        return read(chunks)
 
     model.cache = ResultCache(tmp_path / "kept", {})
-    monkeypatch.setattr(model.engine, "answers_to", killed)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(model.engine, "answers_to", recorded)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model.engine.decoder, "read", killed)
         model.generate_until(asked("generate_until", *prompts), disable_tqdm=True)
     model.cache = ResultCache(tmp_path / "kept", {})
-    monkeypatch.setattr(model.engine, "answers_to", counting)
     assert model.generate_until(asked("generate_until", *prompts), disable_tqdm=True) == whole
     assert model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True) == scores
-    assert counted == [2, 2, 4]
+    first, rest, scored = requested
+    assert 0 < len(rest) < len(first) == len(scored) and 12 in [request.max_new_tokens for request in rest]
     model.cache = ResultCache(tmp_path / "kept", {})
     again = model.loglikelihood(asked("loglikelihood", *PAIRS[:4]), disable_tqdm=True)
-    assert again == scores and counted == [2, 2, 4, 0], "the numbers come back from the file as they were"
+    assert again == scores and requested[3:] == [[]], "the numbers come back from the file as they were"
 
 
 def test_without_the_harness_there_is_one_message(monkeypatch):

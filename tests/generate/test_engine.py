@@ -281,6 +281,7 @@ def test_ids_are_those_of_the_answer_without_what_ended_it():
         ({"ids": (-1,)}, "token id -1 does not exist"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1 is not allowed"),
         ({"seed": -1}, "seed=-1 is not allowed"),
+        ({"seed": True}, "seed=True is not allowed"),
         ({"seed": 0.5}, "seed=0.5 is not allowed"),
         ({"stop": ("a", "")}, "a stop string is empty"),
     ],
@@ -301,13 +302,20 @@ def test_a_row_that_the_slot_has_not_is_refused():
         Engine(decoder).submit(Request(UP, (1, 3)))
 
 
-def test_answers_come_in_order_each_once_it_is_finished():
-    engine = Engine(FakeDecoder(1), waiting=2)
-    asked = [Request(UP, (number,), 3, DRAWN) for number in range(5)]
-    for answer, request in zip(engine.answers_to(asked), asked, strict=True):
-        assert answer.request is request
+def test_an_answer_comes_as_soon_as_it_is_finished_and_the_rest_is_cancelled_with_the_iterator():
+    engine = Engine(FakeDecoder(2), waiting=2)
+    asked = [Request(UP, (number,), 40 if number == 0 else 3, DRAWN, ignore_eot=True) for number in range(6)]
+    numbers = []
+    for number, answer in engine.answers_to(asked):
+        assert answer.request is asked[number]
         check_equals_alone(answer)
-        assert engine.waiting or request in asked[-3:], "later ones are not read yet"
+        numbers.append(number)
+    assert numbers == [1, 2, 3, 4, 5, 0]
+    assert [answer.request for answer in engine.complete(asked)] == asked
+    with contextlib.closing(engine.answers_to(asked)) as answers:
+        assert next(answers)[0] == 1
+    assert engine.step() and not engine.step()
+    assert (engine.running, engine.waiting) == (0, 0)
 
 
 def test_an_error_of_the_decoder_ends_what_runs_and_nothing_else(monkeypatch):

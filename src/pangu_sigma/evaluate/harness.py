@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -215,10 +216,13 @@ class HarnessModel(LM):
         cache_names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
         results: list[Any] = [self.cache.get(name) if self.cache else None for name in cache_names]
         order = [number for number in _submission_order(requests) if results[number] is None]
-        answers = self.engine.answers_to([requests[number] for number in order])
         total = len(requests)
-        with Bar(total=total, initial=total - len(order), desc=label, unit="request", disable=quiet) as bar:
-            for number, answer in zip(order, answers, strict=True):
+        with (
+            closing(self.engine.answers_to([requests[number] for number in order])) as answers,
+            Bar(total=total, initial=total - len(order), desc=label, unit="request", disable=quiet) as bar,
+        ):
+            for place, answer in answers:
+                number = order[place]
                 results[number] = extract(answer)
                 if self.cache:
                     self.cache.put(cache_names[number], results[number])

@@ -78,7 +78,7 @@ class Engine:
         """Raise ConfigError for a request that this model cannot answer. Ids of stop_ids and logit_bias must have rows in the
         domain's slot: their sender looks them up."""
         for name, value in (("max_new_tokens", request.max_new_tokens), ("seed", request.seed)):
-            if not isinstance(value, Integral) or value < 0:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
                 raise ConfigError(f"{keyword(name)}={value!r} is not allowed: a whole number, 0 or more")
         length, count = self.decoder.config.model.seq_length, len(request.ids)
         if not count:
@@ -131,31 +131,35 @@ class Engine:
             return bool(chunks or self.updated)
 
     def complete(self, requests: Sequence[Request]) -> list[Answer]:
-        """Return the answers to requests. What is raised: see `answers_to`."""
-        return [*self.answers_to(requests)]
+        """Return the answers to requests, in their order. What is raised: see `answers_to`."""
+        answers = dict(self.answers_to(requests))
+        return [answers[number] for number in range(len(requests))]
 
-    def answers_to(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        """Submit requests and step until all are answered. Yield their answers in order, each once it is finished. If interrupted,
-        cancel the unfinished ones.
+    def answers_to(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """Submit requests and step until all are answered. Yield the number of a request and its answer as soon as it is finished.
+        If the iterator is closed before its end, cancel the unfinished answers.
 
         Raises ConfigError, before anything is read, for a request that this model cannot answer, and the error of an answer that
         fails, such as the UserError of logits that are not finite.
         """
         for request in requests:
             self.check(request)
-        answers = deque[Answer]()
+        unfinished: dict[int, Answer] = {}
         try:
-            for request in requests:
-                answers.append(self.submit_when_free(request))
-                while answers and not self.is_unfinished(answers[0]):
-                    yield answers.popleft()
-            while answers:
-                while self.is_unfinished(answers[0]):
-                    self.step()
-                yield answers.popleft()
+            for number, request in enumerate(requests):
+                unfinished[number] = self.submit_when_free(request)
+                yield from self._pop_finished(unfinished)
+            while unfinished:
+                self.step()
+                yield from self._pop_finished(unfinished)
         finally:
-            for answer in answers:
+            for answer in unfinished.values():
                 self.cancel(answer)
+
+    def _pop_finished(self, answers: dict[int, Answer]) -> Iterator[tuple[int, Answer]]:
+        for number, answer in [*answers.items()]:
+            if not self.is_unfinished(answer):
+                yield number, answers.pop(number)
 
     def is_unfinished(self, answer: Answer) -> bool:
         """Return False once an answer is finished. Raises the error that ended it, and RuntimeError if it was cancelled, because

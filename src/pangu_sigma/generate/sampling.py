@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pangu_sigma.sections import Fraction, Section
 
 LEAST_FACTOR, MOST_FACTOR = 1e-9, 1e9
 """Range of divisors and factors of logits: beyond it float64 may overflow, and the choice no longer changes."""
-Temperature = Annotated[float, Field(ge=0, le=MOST_FACTOR)]
-"""Temperature of a draw; below LEAST_FACTOR it is greedy."""
+_Greedy = AfterValidator(lambda temperature: temperature if temperature >= LEAST_FACTOR else 0.0)
+Temperature = Annotated[float, Field(ge=0, le=MOST_FACTOR), _Greedy]
+"""Temperature of a draw; below LEAST_FACTOR it is 0, which is greedy."""
 TopP = Annotated[float, Field(gt=0, le=1)]
 Factor = Annotated[float, Field(ge=LEAST_FACTOR, le=MOST_FACTOR)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -51,7 +52,7 @@ class Sampling(Section):
         """Choose the next token and return its row. prompt, answer: rows of the tokens that precede it, for the penalties."""
         if self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty:
             logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
-        if self.temperature < LEAST_FACTOR:
+        if not self.temperature:
             return int(logits_R.argmax())
         logits_R = logits_R.astype(np.float64)
         chances_R = np.exp((logits_R - logits_R.max()) / self.temperature)

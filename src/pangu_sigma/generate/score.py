@@ -44,7 +44,7 @@ def token_losses(logits_SR: np.ndarray, rows_S: np.ndarray) -> np.ndarray:
 def score(engine: Engine, text: str, domain: Domain) -> Score:
     """Score a text with a domain's tokenizer and experts.
 
-    Raises ConfigError for invalid Unicode, for a text without tokens, or with more than model.seq_length tokens.
+    Raises DataError for invalid Unicode, ConfigError for a text without tokens, or with more than model.seq_length tokens.
     """
     from pangu_sigma.generate.request import Request
 

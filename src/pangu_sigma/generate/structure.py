@@ -60,12 +60,10 @@ class Structures:
         if domain.slot not in self._of_slot:
             self._of_slot[domain.slot] = LLTokenizer(_SlotTokens(self._tokenizer, domain.slot))  # type: ignore[arg-type]
         try:
-            json.dumps(
-                constraint, ensure_ascii=False
-            ).encode()  # half of a surrogate pair is an error here that names it
+            json.dumps(constraint, ensure_ascii=False).encode()  # half of a surrogate pair is an error here
             matcher = LLMatcher(self._of_slot[domain.slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
         except (RecursionError, UnicodeEncodeError) as error:
-            raise ConfigError(f"cannot be followed: {error}") from error
+            raise ConfigError(f"cannot be followed: {error}; give Unicode text, nested less deeply") from error
         matcher.compute_bitmask()  # finds out what no text can have, and fills what the copies share
         if matcher.is_error():
             raise ConfigError(f"cannot be followed: {_reason(matcher)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def generate(
     """Continue each prompt. Texts end at <eot>, before a string of `stop`, after max_new_tokens, or at model.seq_length.
 
     seed: seed of each prompt's own random generator, so that answers do not depend on each other; a repeated prompt gets the next
-    seed. Raises ConfigError for an unknown domain, a prompt that is no Unicode text or does not fit, and invalid options, and
-    UserError if the logits of a prompt are not finite.
+    seed. Raises ConfigError for an unknown domain, a prompt that does not fit, and invalid options, DataError for a prompt that is
+    no Unicode text, and UserError if the logits of a prompt are not finite.
     """
     _warn_of_blanks(engine, prompts)
     times: Counter[Prompt] = Counter()
@@ -88,10 +89,12 @@ def generate(
     for prompt in prompts:
         requests.append(_request(engine, prompt, max_new_tokens, sampling, seed + times[prompt], stop))
         times[prompt] += 1
-    answers = Bar(engine.answers_to(requests), total=len(requests), desc="generate", unit="text", leave=False)
+    with closing(engine.answers_to(requests)) as numbered:
+        answers = dict(Bar(numbered, total=len(requests), desc="generate", unit="text", leave=False))
+    in_order = [answers[number] for number in range(len(prompts))]
     return [
         Generated(name, text, answer.text, [*answer.request.ids, *answer.ids], answer.finish == "stop")
-        for (name, text), answer in zip(prompts, answers, strict=True)
+        for (name, text), answer in zip(prompts, in_order, strict=True)
     ]
 
 
@@ -105,7 +108,7 @@ def stream(
 ) -> Iterator[str]:
     """Yield the continuation that `generate` would return, piece by piece; each character once all its bytes are generated.
 
-    Raises the ConfigError of `generate` before anything is generated.
+    Raises the ConfigError and DataError of `generate` before anything is generated.
     """
     _warn_of_blanks(engine, [prompt])
     request = _request(engine, prompt, max_new_tokens, sampling, seed, stop)

@@ -51,7 +51,7 @@ def node_checks(host: Host, chip: Chip | None = None, run: Path | None = None) -
     """
     expected_chips = [NamedChip(chip, "--chip") if chip else chip_in_environment(host.environment)]
     if run is not None and kind_of(run) == "run":
-        expected_chips.append(NamedChip(run_config(run).parallel.chip, f"the configuration of {run}"))
+        expected_chips.append(NamedChip(run_config(run).parallel.chip, f"parallel.chip of {run}"))
     named_chips = [named for named in expected_chips if named is not None]
     planned_chip = named_chips[0].name if named_chips else host.chip
     checks: dict[str, Callable[[], Check | None]] = {
