@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,14 +99,11 @@ class _DrawnBatches(BatchLoader):
     """The project's batches of drawn text, with each domain's samples in order: a shuffle of so many would fill the memory."""
 
     def __init__(self, config: Config, tokenizer: Any, table: RoutingTable, frequencies_V: np.ndarray | None):
-        self._frequencies_V = frequencies_V
-        super().__init__(config, Path(), tokenizer, table)
+        drawn: Any = SimpleNamespace(
+            tokens=lambda domain, split, vocabulary: _DrawnText(vocabulary, f"{domain}.{split}", frequencies_V)
+        )
+        super().__init__(config, Samples(config, drawn, "train", tokenizer.size), tokenizer, table)
         self.order = _InTurn(config, self.samples.counts)
-
-    def _open(self, folder: Path, split: str) -> Samples:
-        names = [f"{d.name}.{split}" for d in self.domains]
-        texts = [_DrawnText(self.tokenizer.size, name, self._frequencies_V) for name in names]
-        return Samples(self.config, texts, split)  # type: ignore[arg-type]  # read as `Tokens` are
 
 
 class _InTurn(SampleOrder):

@@ -525,7 +525,6 @@ def inherit(
     folder = Path(output or f"runs/{resolved.name}")
     if not dry_run:
         check_folder_writable(folder, "--output")
-        from_alpha.check_absent(folder)
     with mindspore_lock:
         parent = open_parent(Path(model), heads, activation)
         if dry_run:

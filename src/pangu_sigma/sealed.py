@@ -97,10 +97,11 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
 def seal_folder(
     folder: Path, names: Iterable[str], facts: dict[str, Any], fingerprints: dict[str, Any] | None = None
 ) -> None:
-    """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk. facts: other contents of
-    the seal. fingerprints: those that the writer of a file has computed, so that large files are not read again."""
-    files = {name: (fingerprints or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
-    for path in dict.fromkeys(path for name in files for path in (folder / name, (folder / name).parent)):
+    """Write `seal.json` with size and hash of existing files of a folder, and flush them to the disk. facts: other contents of
+    the seal. fingerprints: of files that their writers have hashed, and flush themselves: they are not read here."""
+    recorded = fingerprints or {}
+    files = {name: recorded.get(name) or fingerprint(folder / name) for name in sorted(names)}
+    for path in dict.fromkeys(p for n in files if n not in recorded for p in (folder / n, (folder / n).parent)):
         sync(path)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
 

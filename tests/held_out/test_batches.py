@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.data.prepared import unigram_nats
+from pangu_sigma.data.samples import open_samples
 from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch
 from pangu_sigma.ranks.plans import RankPlanner
 from pangu_sigma.rre.table import draw_tables
@@ -155,8 +156,9 @@ def test_held_out_batches_of_ranks_are_the_samples_of_one_process(four, tokenize
     one, config = sets_config({}), sets_config({"groups": 2, "expert": 2})
     whole = open_batches(one, four, tokenizer, "held_out")
     table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
+    samples = open_samples(config, four, "held_out", VOCABULARY)
     ranks = [
-        BatchLoader(config, four, tokenizer, table, "held_out", rank, RankPlanner(config, rank))  # type: ignore[arg-type]
+        BatchLoader(config, samples, tokenizer, table, rank, RankPlanner(config, rank))  # type: ignore[arg-type]
         for rank in range(4)
     ]
     for domain in range(4):

@@ -117,7 +117,7 @@ def test_domains_without_the_same_tokens_are_left_out_with_the_reason_and_runs_w
     assert apart() == {}
     counts = [count - (number == 1) for number, count in enumerate(batches.samples.counts)]
     fewer = SimpleNamespace(counts=counts, read=batches.samples.read)
-    differs = f"its held-out text in {batches.folder} and {batches.folder} differs"
+    differs = f"its held-out text in {run.config.data.path} and {run.config.data.path} differs"
     assert apart(samples=fewer) == {"en": differs}
     assert apart(domains=list(batches.domains)[:2]) == {"code": f"{tiny_run} has no such domain"}
 

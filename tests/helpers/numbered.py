@@ -14,6 +14,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.indexed import write_tokens
+from pangu_sigma.data.samples import open_samples
 from pangu_sigma.rre.table import draw_tables
 
 VOCABULARY, PAD, EOT = 700, 6, 9
@@ -52,7 +53,7 @@ def config_of(
 def open_batches(config: Config, folder: Path, tokenizer: SimpleNamespace, split: str = "train") -> BatchLoader:
     domains, layers = len(config.domains), config.model.rre_layers
     table = draw_tables(config.routing, layers, domains, VOCABULARY, config.model.experts_per_domain, None)
-    return BatchLoader(config, folder, tokenizer, table, split)  # type: ignore[arg-type]
+    return BatchLoader(config, open_samples(config, folder, split, VOCABULARY), tokenizer, table)  # type: ignore[arg-type]
 
 
 def samples_of(ids_GBS: np.ndarray, domains_M: np.ndarray) -> list[tuple[int, int]]:

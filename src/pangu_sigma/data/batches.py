@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,8 +21,7 @@ import xxhash
 
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor, SampleOrder
-from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.data.samples import Samples, open_samples
+from pangu_sigma.data.samples import Samples
 from pangu_sigma.data.sequences import documents_and_positions
 from pangu_sigma.data.step_arrays import StepArrays
 from pangu_sigma.domains import Domains, domains_of
@@ -111,31 +109,25 @@ class MakesPlans(Protocol):
 
 
 class BatchLoader:
-    """Data loader of one rank: its share of each batch of one split of the prepared data."""
+    """Data loader of one rank: its share of each batch of samples."""
 
     def __init__(
         self,
         config: Config,
-        folder: Path,
+        samples: Samples,
         tokenizer: Tokenizer,
         table: RoutingTable,
-        split: str = "train",
         rank: int = 0,
         planner: MakesPlans | None = None,
     ):
-        """folder: folder of prepared data. rank: rank that loads. planner: maker of its routing plans; None: the
-        one of a process on CPUs.
-
-        Raises DataError for missing or damaged data, as `open_samples`.
-        """
-        self.config, self.rank, self.folder = config, rank, folder
+        """rank: rank that loads. planner: maker of its routing plans; None: the one of a process on CPUs."""
+        self.config, self.samples, self.rank = config, samples, rank
         self.planner = planner or make_planner(config, rank)
         self.domains: Domains = domains_of(config)
         self.domain_sets = config.domain_sets
         self.tokenizer = tokenizer
         self.table = table
-        self.samples = self._open(folder, split)
-        self.order = SampleOrder(config, self.samples.counts, self.samples.weights)
+        self.order = SampleOrder(config, samples.counts, samples.weights)
 
     def start(self) -> Cursor:
         """Return the data position (`Cursor`) before the first batch."""
@@ -217,13 +209,6 @@ class BatchLoader:
     def own(self, taker_B: np.ndarray) -> np.ndarray:
         """Return the indices of the sequences that this rank takes, ascending. taker_B: as in `assemble`."""
         return np.flatnonzero(taker_B == data_rank_of(self.config, self.rank))
-
-    def frequencies(self) -> np.ndarray:
-        """Return the token counts [D, V] of the training text. Raises DataError if they are damaged."""
-        return PreparedData(self.folder, [domain.name for domain in self.domains]).frequencies()
-
-    def _open(self, folder: Path, split: str) -> Samples:
-        return open_samples(self.config, folder, split, self.tokenizer.size)
 
     def _plan(
         self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray

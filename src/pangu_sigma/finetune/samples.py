@@ -23,7 +23,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare.quarantine import format_reasons
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.finetune.task_batches import EncodedSample, TaskSamples
+from pangu_sigma.finetune.sequences import EncodedSample, TaskSamples
 from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
 from pangu_sigma.results import aligned
 from pangu_sigma.sealed import fingerprint
@@ -146,7 +146,7 @@ def read_task_files(
     training = read_task_file(train_file, "--train-file", config, tokenizer)
     if dev_file is None:
         return training, None
-    dev = read_task_file(dev_file, "--dev-file", config, tokenizer)
+    dev = read_task_file(dev_file, "--dev-file", config, tokenizer, training.sequences)
     if dev.sequences.hash == training.sequences.hash:
         raise ConfigError(
             f"{argument('--dev-file')} {dev_file} is the {argument('--train-file')}: its loss says nothing about new text; "
@@ -155,11 +155,13 @@ def read_task_files(
     return training, dev
 
 
-def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer) -> TaskFile:
+def read_task_file(
+    path: Path, option: str, config: Config, tokenizer: Tokenizer, training: TaskSamples | None = None
+) -> TaskFile:
     """Read a fine-tuning file of prompts and responses, or of messages.
 
-    option: command-line option that names the file, for messages. Raises DataError for a file that cannot be read, or has no usable
-    sample.
+    option: command-line option that names the file, for messages. training: of a dev set, the training samples. Raises DataError
+    for a file that cannot be read, or has no usable sample.
     """
     check_input(path, option)
     domains, usual, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
@@ -196,7 +198,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
             + f"{argument(option)} {path}: has no sample that can be used"
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
-    sequences = TaskSamples(config, samples, tokenizer)
+    sequences = TaskSamples(config, samples, tokenizer, training)
     for name, account in accounts.items():
         account["sequences"] = sequences.counts[domains.named(name).index]
     facts = {

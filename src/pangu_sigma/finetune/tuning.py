@@ -24,6 +24,7 @@ from pangu_sigma.config_file import Override
 from pangu_sigma.data.prepare.quarantine import write_quarantine
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.finetune.best import BestState
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
 from pangu_sigma.finetune.task import read_task
 from pangu_sigma.held_out.compare import compare_runs
@@ -39,6 +40,7 @@ from pangu_sigma.stored.model import TUNING_RESULT, read_lineage, read_tuning_re
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.health import UnhealthyRun
 from pangu_sigma.training.log.report import draw_report
 
 logger = logging.getLogger(__name__)
@@ -99,9 +101,7 @@ def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, An
         if (result_before := read_tuning_result(into)) is not None:
             keep_only(run.checkpoints, result_before["best"]["step"])
             return result_before
-        from pangu_sigma.finetune.tuner import tune  # which loads MindSpore
-
-        tuned = tune(run, training.sequences, None if dev is None else dev.sequences)
+        tuned = _train(run, training, dev)
         if tuned is None:
             return None
         keep_only(run.checkpoints, tuned["best"]["step"])
@@ -160,6 +160,26 @@ def _begin(
     child.options = {**config.tuning.model_dump(mode="json"), **hashes}
     child.parameters = {"learns": learns, "stays as it was": total - learns}
     new_run_from(child, folder, data_hash)
+
+
+def _train(run: StoredRun, training: TaskFile, dev: TaskFile | None) -> dict[str, Any] | None:
+    """Train to the end, and return steps, best state and losses; None if SIGTERM came before. Raises UnhealthyRun if the best state
+    has no finite loss."""
+    from pangu_sigma.training.loop import Trainer, train_to_end  # which load MindSpore
+
+    samples = {"train": training.sequences} | ({} if dev is None else {"held_out": dev.sequences})
+    best = BestState()
+    trainer = train_to_end(Trainer(run, samples=samples, best=best))
+    if not trainer.finished:
+        return None
+    if best.loss is None:
+        raise UnhealthyRun(
+            f"{run.path}: the loss of the {'training samples' if dev is None else 'dev set'} is not finite after step {best.step}: "
+            "the tuning diverged, and there is no better state to keep; remove the folder, lower train.optimizer.peak_lr="
+            f"{run.config.train.optimizer.peak_lr:g} and tune again, with --dev-file to keep the best state"
+        )
+    losses = {"before": best.before, "after": best.loss}
+    return {"steps": trainer.progress.step, "best": best.state(), "losses": losses}
 
 
 def learned(config: Config) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import parent_ids
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 _MAY_CHANGE = (
     *("seed", "model.init_std", "model.expert_init"),  # they draw what is new
@@ -115,14 +115,13 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
     The receipt compares the logits of both models for the old domains' text. source, scratch: as in `plan_extension`.
     Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text.
     """
-    check_absent(folder)
-    parent = open_model(path, "run")
-    child = plan_extension(parent, config, source, scratch)
-    text = Path(child.config.data.path)
-    open_samples(child.config, text, "train", child.tokenizer.size)
-    cursor, position = text_cursor(parent, child.config)
-    child.notes.append(position)
     with unfinished_folder(folder) as fresh:
+        parent = open_model(path, "run")
+        child = plan_extension(parent, config, source, scratch)
+        text = Path(child.config.data.path)
+        open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
+        cursor, position = text_cursor(parent, child.config)
+        child.notes.append(position)
         return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text, cursor)
 
 

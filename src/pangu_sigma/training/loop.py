@@ -6,10 +6,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -21,9 +21,10 @@ from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.order import repetitions
-from pangu_sigma.data.prepared import read_prepared_tokenizer
+from pangu_sigma.data.prepared import SPLITS, read_prepared_tokenizer
+from pangu_sigma.data.samples import Samples, open_samples
+from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.evaluator import Evaluator
-from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.process import gc_frozen
 from pangu_sigma.ranks.heartbeat import Heartbeat
@@ -47,6 +48,9 @@ from pangu_sigma.training.start import (
 )
 from pangu_sigma.training.step import StepResult
 
+if TYPE_CHECKING:
+    from pangu_sigma.finetune.best import BestState
+
 logger = logging.getLogger(__name__)
 
 CPU = Backend()
@@ -61,35 +65,37 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
-        folder: Path,
+        run: StoredRun,
         backend: Backend = CPU,
-        start_options: StartOptions = DEFAULT_START,
         ranks: Ranks | None = None,
-        run: StoredRun | None = None,
+        samples: Mapping[str, Samples] | None = None,
+        best: BestState | None = None,
     ):
-        """folder: run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
+        """run: open run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
-        start_options: further start options of the user. ranks: already connected ranks; None to connect them here. run: the run
-        folder if it is open; None to create or open it. Raises the errors of `start_run`.
+        ranks: already connected ranks; None to connect them here. samples: of a run that is tuned to a task, its samples as
+        "train", and its dev set as "held_out" if it has one; None: the prepared text. best: of such a run, its best state, which
+        evaluations update and pruning spares; None: the newest state is the best. Raises DataError and CheckpointError.
         """
-        self.config, self.backend = config, backend
+        self.run, self.config, self.backend, self.best = run, (config := run.config), backend, best
         self.ranks = ranks or backend.connect(config)
         self.heart = Heartbeat(self.ranks.rank)
-        self.heart.beat("the start")
-        self.run = run or start_run(folder, config, self.ranks, start_options)
+        self.heart.beat("building the network")
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.setup = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.setup.network, self.setup.store, self.setup.step
         self.shards = self.setup.shards
         self.step.set_train()
+        with self.ranks.fail_together(f"reading {config.data.path}"):
+            path, vocabulary = Path(config.data.path), run.tokenizer.size
+            self.samples = samples or {split: open_samples(config, path, split, vocabulary) for split in SPLITS}
         self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
-        self.progress, checkpoint = resume(self.run, self.batches.start(), self.ranks)
-        health = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
-        self.health = Health(config.train, [d.name for d in config.domains], health)
-        self.resumed: dict[str, Any] = {} if checkpoint is None else checkpoint.state
-        """State of the checkpoint that the run resumed from; empty if there is none."""
+        self.progress, checkpoint = resume(run, self.ranks)
+        state = {} if checkpoint is None else checkpoint.state
+        self.health = Health(config.train, [d.name for d in config.domains], state.get("health"))
+        if best is not None:
+            best.restore(state.get("best", {}))
         if checkpoint is not None:
             backend.restore(self.setup, checkpoint)
         self.changes = changes_since_checkpoint(checkpoint, self.run)
@@ -102,22 +108,23 @@ class Trainer:
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
     def open_batches(self, split: str) -> BatchLoader:
-        """Open this rank's share of the batches of one split of the prepared data."""
-        data = Path(self.config.data.path)
-        rank, planner = self.ranks.rank, self.backend.planner(self.config, self.ranks.rank)
-        return BatchLoader(self.run.config, data, self.run.tokenizer, self.run.table, split, rank, planner)
+        """Open this rank's share of the batches of one split of the samples, "train" or "held_out"."""
+        run, rank = self.run, self.ranks.rank
+        planner = self.backend.planner(run.config, rank)
+        return BatchLoader(run.config, self.samples[split], run.tokenizer, run.table, rank, planner)
 
     def evaluator(self) -> Evaluator:
-        """Make the evaluator of the network's held-out losses."""
-        return self.backend.evaluator(self.setup, self.open_batches("held_out"))
+        """Make the evaluator of the held-out losses. A dev set is evaluated whole; without one, the training samples stand in."""
+        split = "held_out" if "held_out" in self.samples else "train"
+        is_dev_set = self.best is not None and split == "held_out"
+        limit = max(self.samples[split].counts) if is_dev_set else samples_of_evaluation(self.config)
+        return self.backend.evaluator(self.setup, self.open_batches(split), limit)
 
     @property
     def finished(self) -> bool:
-        """True if the run has taken all of its steps."""
-        return self.progress.step >= self.config.train.steps
-
-    def after_evaluation(self, losses: dict[str, HeldOutLoss]) -> None:
-        """Hook for subclasses, called with the held-out losses of each evaluation. This class does nothing."""
+        """True if the run has taken all of its steps, or if its dev set's loss has not improved for too long."""
+        is_stale = self.best is not None and self.best.stale >= self.config.tuning.patience
+        return is_stale or self.progress.step >= self.config.train.steps
 
     def advance(self) -> tuple[Batch, float, StepResult]:
         """Take one step. Returns its batch, learning rate, and result."""
@@ -185,8 +192,9 @@ class Trainer:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint holds besides arrays: progress and health, as plain data."""
-        return {**self.progress.state(), "health": self.health.state()}
+        """Return the state that a checkpoint holds besides arrays, as plain data: progress, health, and the best state."""
+        best = {} if self.best is None else {"best": self.best.state()}
+        return {**self.progress.state(), "health": self.health.state(), **best}
 
     def save(self) -> Path:
         """Write a checkpoint of the last step synchronously. Raises CheckpointError, or UnhealthyState for values not finite."""
@@ -200,6 +208,8 @@ class Trainer:
         """
         self.heart.beat(f"the save after step {self.progress.step}")
         self.complete_save()  # this checkpoint or the next one may fail alone
+        if self.best is not None:
+            self.saver.spared = (self.best.step,)  # not before: the save before this one may prune the best state then
         if last:
             self.save()
             return
@@ -219,12 +229,9 @@ class Trainer:
             yield
         except CheckpointError as error:
             if self.ranks.first:
-                logger.error(
-                    "%s. Training goes on without this checkpoint; the next one is due after step %d",
-                    error,
-                    (self.progress.step // self.config.train.checkpoint_interval + 1)
-                    * self.config.train.checkpoint_interval,
-                )
+                interval = self.config.train.checkpoint_interval
+                due = (self.progress.step // interval + 1) * interval
+                logger.error("%s. Training goes on without this checkpoint; the next is due after step %d", error, due)
 
     def _open_saver(self) -> Saver:
         reason = self.backend.cannot_copy(self.config)
@@ -235,8 +242,8 @@ class Trainer:
             self.run.checkpoints,
             self.run.identity,
             self.config.train.keep_checkpoints,
-            behind,
             self.store.tier.release,
+            behind,
             self.ranks,
         )
 
@@ -265,7 +272,9 @@ def train(
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, ranks):
-        return train_to_end(kind(config, folder, backend, start_options, ranks), profile, on_step)
+        Heartbeat(ranks.rank).beat("the start")
+        run = start_run(folder, config, ranks, start_options)
+        return train_to_end(kind(run, backend, ranks), profile, on_step)
 
 
 def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> Trainer:
@@ -304,14 +313,11 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 check_health(trainer.health, trainer.setup, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
-            saver = trainer.saver
-            stops, written, broken = ranks.sum(np.array([stop.is_set(), saver.is_written, saver.is_broken], np.float32))
+            stops, ready = ranks.sum(np.array([stop.is_set(), trainer.saver.is_ready], np.float32))
             stopped = bool(stops)
-            if broken:
-                trainer.complete_save()
-            if written == ranks.world:
+            if ready == ranks.world:
                 with trainer.log_disk_errors():
-                    saver.commit()
+                    trainer.saver.proceed()
             if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
@@ -350,14 +356,17 @@ def _remarks(trainer: Trainer) -> list[str]:
 
 
 def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:
-    losses = evaluator.losses()
-    if losses:
-        log.evaluation(trainer.progress.step, losses)
+    """Evaluate the held-out samples; without any, the training samples before the first step and after the last one."""
+    step, best, has_held_out = trainer.progress.step, trainer.best, "held_out" in trainer.samples
+    losses = evaluator.losses() if has_held_out or step == 0 or trainer.finished else {}
+    if has_held_out:
+        log.evaluation(step, losses)
     if rows := trainer.store.rows:
         first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
         scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
-        log.write("rows", step=trainer.progress.step, entries=dict(enumerate(rows.figures())), scales=scales)
-    trainer.after_evaluation(losses)
+        log.write("rows", step=step, entries=dict(enumerate(rows.figures())), scales=scales)
+    if best is not None:
+        best.take(step, losses, has_held_out)
 
 
 @contextmanager

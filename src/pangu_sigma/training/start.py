@@ -143,14 +143,14 @@ class Progress:
         return cls(state["step"], state["updates"], Cursor(list(cursor["taken"]), list(cursor["begun"])))
 
 
-def resume(run: StoredRun, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
-    """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0 at `start`, and None.
+def resume(run: StoredRun, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
+    """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0, and None.
 
     All ranks call this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table.
     """
     checkpoint = newest_checkpoint(run.checkpoints, run.identity, ranks)
     if checkpoint is None:
-        return Progress(0, 0, start), None
+        return Progress(0, 0, Cursor([0] * len(run.config.domains))), None
     if checkpoint.step:  # a run that was made of another begins with a checkpoint, too
         logger.info("resuming %s after step %d", run.path, checkpoint.step)
     return Progress.from_state(checkpoint.state), checkpoint
@@ -281,8 +281,4 @@ def _compare(
         )
     elif identity.data_hash != data_hash:
         texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")
-    elif options.allow_data_change:
-        texts.append(
-            f"{argument('--allow-data-change')}: {path} was trained on the same text, there was nothing to allow"
-        )
     return texts
