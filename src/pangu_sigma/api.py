@@ -177,8 +177,8 @@ def train(
     except OSError as error:
         error.filename = error.filename or str(folder)  # a write that fails names no file
         raise
-    outcome = _summary(folder) if trainer.finished and trainer.ranks.first else None
-    return Model(folder, outcome=outcome, stopped=not trainer.finished)
+    finished, is_first = trainer is None or trainer.finished, trainer is None or trainer.ranks.first
+    return Model(folder, outcome=_summary(folder) if finished and is_first else None, stopped=not finished)
 
 
 def _summary(run: Path) -> Result | None:

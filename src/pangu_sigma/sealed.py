@@ -99,9 +99,9 @@ def seal_folder(
 ) -> None:
     """Write `seal.json` with size and hash of existing files of a folder, and flush them to the disk. facts: other contents of
     the seal. fingerprints: of files that their writers have hashed, and flush themselves: they are not read here."""
-    recorded = fingerprints or {}
-    files = {name: recorded.get(name) or fingerprint(folder / name) for name in sorted(names)}
-    for path in dict.fromkeys(p for n in files if n not in recorded for p in (folder / n, (folder / n).parent)):
+    files = {name: (fingerprints or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
+    unflushed_files = [folder / name for name in files if name not in (fingerprints or {})]
+    for path in dict.fromkeys(path for file in unflushed_files for path in (file, file.parent)):
         sync(path)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
 

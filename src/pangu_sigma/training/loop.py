@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 
 from ascend_ops.adam_worker import WorkerTimes
-from pangu_sigma.checkpoint.checkpoint import CheckpointError
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError
 from pangu_sigma.checkpoint.run_folder import one_writer, set_aside
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
@@ -40,6 +40,7 @@ from pangu_sigma.training.log.summary import format_divergence
 from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.start import (
     DEFAULT_START,
+    Progress,
     StartOptions,
     changes_since_checkpoint,
     refuse_tuned,
@@ -68,14 +69,16 @@ class Trainer:
         run: StoredRun,
         backend: Backend = CPU,
         ranks: Ranks | None = None,
+        resumed: tuple[Progress, Checkpoint | None] | None = None,
         samples: Mapping[str, Samples] | None = None,
         best: BestState | None = None,
     ):
         """run: open run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
-        ranks: already connected ranks; None to connect them here. samples: of a run that is tuned to a task, its samples as
-        "train", and its dev set as "held_out" if it has one; None: the prepared text. best: of such a run, its best state, which
-        evaluations update and pruning spares; None: the newest state is the best. Raises DataError and CheckpointError.
+        ranks: already connected ranks; None to connect them here. resumed: result of `resume`; None to call it here. samples: of a
+        run that is tuned to a task, its samples as "train", and its dev set as "held_out" if it has one; None: the prepared text.
+        best: of such a run, its best state, which evaluations update and pruning spares; None: the newest state is the best.
+        Raises DataError and CheckpointError.
         """
         self.run, self.config, self.backend, self.best = run, (config := run.config), backend, best
         self.ranks = ranks or backend.connect(config)
@@ -91,7 +94,7 @@ class Trainer:
             self.samples = samples or {split: open_samples(config, path, split, vocabulary) for split in SPLITS}
         self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
-        self.progress, checkpoint = resume(run, self.ranks)
+        self.progress, checkpoint = resumed or resume(run, self.ranks)
         state = {} if checkpoint is None else checkpoint.state
         self.health = Health(config.train, [d.name for d in config.domains], state.get("health"))
         if best is not None:
@@ -109,9 +112,8 @@ class Trainer:
 
     def open_batches(self, split: str) -> BatchLoader:
         """Open this rank's share of the batches of one split of the samples, "train" or "held_out"."""
-        run, rank = self.run, self.ranks.rank
-        planner = self.backend.planner(run.config, rank)
-        return BatchLoader(run.config, self.samples[split], run.tokenizer, run.table, rank, planner)
+        run, rank, planner = self.run, self.ranks.rank, self.backend.planner(self.config, self.ranks.rank)
+        return BatchLoader(self.config, self.samples[split], run.tokenizer, run.table, rank, planner)
 
     def evaluator(self) -> Evaluator:
         """Make the evaluator of the held-out losses. A dev set is evaluated whole; without one, the training samples stand in."""
@@ -256,8 +258,9 @@ def train(
     profile: bool = False,
     kind: type[Trainer] = Trainer,
     on_step: OnStep | None = None,
-) -> Trainer:
+) -> Trainer | None:
     """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics, checkpoints and a report.
+    Returns None, before anything is compiled, if the run has taken all of its steps.
 
     backend: the devices to train on. start_options: further start options of the user. profile: True to write a timeline of a few
     steps (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
@@ -274,7 +277,17 @@ def train(
     with one_writer(folder, ranks):
         Heartbeat(ranks.rank).beat("the start")
         run = start_run(folder, config, ranks, start_options)
-        return train_to_end(kind(run, backend, ranks), profile, on_step)
+        resumed, steps, trainer = resume(run, ranks), config.train.steps, None
+        if (step := resumed[0].step) < steps:
+            trainer = train_to_end(kind(run, backend, ranks, resumed), profile, on_step)
+        elif ranks.first:
+            logger.warning("nothing to do: %s is at step %d of %d; raise train.steps to train on", folder, step, steps)
+        ranks.leave()  # no rank waits while the first one draws the report
+        if ranks.first and (trainer is None or trainer.finished):
+            draw_report(folder)
+            if divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr):
+                logger.warning("%s", divergence)
+        return trainer
 
 
 def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> Trainer:
@@ -329,22 +342,14 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                     log.flush()
                     trainer.save_in_turn(is_last or stopped)
             trainer.timeline.step_done(step)
-    ranks.leave()  # no rank waits while the first one draws the report
-    if ranks.first and trainer.finished and config.finetune is None:  # the report of a tuned run shows its result
-        draw_report(folder)
-        if divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr):
-            logger.warning("%s", divergence)
-    elif not trainer.finished:
+    if not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
     return trainer
 
 
 def _remarks(trainer: Trainer) -> list[str]:
-    """Return the warnings to log before a training of this length begins; for a run that has taken all steps, that it has."""
+    """Return the warnings to log before a training of this length begins."""
     config, steps = trainer.config, trainer.config.train.steps
-    if trainer.finished and config.finetune is None:
-        step = trainer.progress.step
-        return [f"nothing to do: {trainer.run.path} is at step {step} of {steps}; raise train.steps to train on"]
     names, warmup = [domain.name for domain in config.domains], config.train.optimizer.warmup_steps
     remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
     if warmup > steps:
