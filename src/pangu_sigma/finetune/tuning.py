@@ -176,7 +176,8 @@ def _train(run: StoredRun, files: dict[str, TaskFile]) -> dict[str, Any] | None:
 
     splits, best = {"train_file": "train", "dev_file": "held_out"}, BestState()
     samples = {splits[name]: file.sequences for name, file in files.items()}
-    trainer = train_to_end(Trainer(run, samples=samples, best=best))
+    trainer = Trainer(run, samples=samples, best=best)
+    train_to_end(trainer)
     if not trainer.finished:
         return None
     if best.loss is None:

@@ -236,18 +236,12 @@ class Trainer:
                 logger.error("%s. Training goes on without this checkpoint; the next is due after step %d", error, due)
 
     def _open_saver(self) -> Saver:
-        reason = self.backend.cannot_copy(self.config)
-        behind = self.config.train.async_save and reason is None
-        if self.config.train.async_save and not behind and self.ranks.first:
+        run, options, reason = self.run, self.config.train, self.backend.cannot_copy(self.config)
+        behind = options.async_save and reason is None
+        if options.async_save and not behind and self.ranks.first:
             logger.info("checkpoints are written before training goes on, as with train.async_save=false: %s", reason)
-        return Saver(
-            self.run.checkpoints,
-            self.run.identity,
-            self.config.train.keep_checkpoints,
-            self.store.tier.release,
-            behind,
-            self.ranks,
-        )
+        release = self.store.tier.release
+        return Saver(run.checkpoints, run.identity, options.keep_checkpoints, release, behind, self.ranks)
 
 
 def train(
@@ -277,11 +271,14 @@ def train(
     with one_writer(folder, ranks):
         Heartbeat(ranks.rank).beat("the start")
         run = start_run(folder, config, ranks, start_options)
-        resumed, steps, trainer = resume(run, ranks), config.train.steps, None
-        if (step := resumed[0].step) < steps:
-            trainer = train_to_end(kind(run, backend, ranks, resumed), profile, on_step)
+        (progress, checkpoint), steps, trainer = resume(run, ranks), config.train.steps, None
+        if progress.step < steps:
+            trainer = kind(run, backend, ranks, (progress, checkpoint))
+            del checkpoint  # its files are mapped, so that pruning would not free their space
+            train_to_end(trainer, profile, on_step)
         elif ranks.first:
-            logger.warning("nothing to do: %s is at step %d of %d; raise train.steps to train on", folder, step, steps)
+            remark = "nothing to do: %s is at step %d of %d; raise train.steps to train on"
+            logger.warning(remark, folder, progress.step, steps)
         ranks.leave()  # no rank waits while the first one draws the report
         if ranks.first and (trainer is None or trainer.finished):
             draw_report(folder)
@@ -290,8 +287,8 @@ def train(
         return trainer
 
 
-def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> Trainer:
-    """Train until the run is finished or SIGTERM comes, and return the trainer. The caller holds the lock of the run folder."""
+def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> None:
+    """Train until the run is finished or SIGTERM comes. The caller holds the lock of the run folder."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, names = config.train, [d.name for d in config.domains]
     with ranks.fail_together("reading the held-out text"):
@@ -344,7 +341,6 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             trainer.timeline.step_done(step)
     if not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
-    return trainer
 
 
 def _remarks(trainer: Trainer) -> list[str]:
