@@ -25,7 +25,7 @@ BUDGETS = {
     "data": 2360,
     "ecss": 377,
     "evaluate": 755,
-    "finetune": 479,
+    "finetune": 481,
     "foreign": 945,
     "generate": 1544,
     "held_out": 445,
@@ -40,7 +40,7 @@ BUDGETS = {
     "serve": 1037,
     "stored": 673,
     "text": 928,
-    "training": 1423,
+    "training": 1419,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -132,7 +132,7 @@ def _take_up(run: StoredRun, config: Config, parent: Path) -> None:
     recorded_parent = (run.lineage or {}).get("parent", "")
     if run.config.finetune is None:
         raise ConfigError(f"{into} is a run that is not tuned to a task; {other}")
-    if Path(recorded_parent).absolute() != parent:
+    if Path(recorded_parent).resolve() != parent.resolve():
         raise ConfigError(f"{into} began with {recorded_parent}, not with {parent}; {other}")
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or {other}"
