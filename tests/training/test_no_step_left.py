@@ -10,6 +10,7 @@ from experiments.tiny import STEPS
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
 from pangu_sigma.training.backend import Backend
+from pangu_sigma.training.log.metrics import read_metrics
 from pangu_sigma.training.loop import train
 
 
@@ -30,10 +31,11 @@ def test_training_that_is_finished_says_so_before_a_network_is_built_and_changes
 
 
 def test_what_changed_and_what_a_crash_took_is_written(run, tiny_data, tmp_path):
-    """Text that was moved, the report, and what a kill left of the last save; the log has the change when training goes on."""
+    """Text that was moved, the report, and what a kill left of the last save."""
     moved, leftover = shutil.copytree(tiny_data, tmp_path / "moved"), run / "checkpoints" / ".unfinished-pruned-step_1"
     leftover.mkdir()
     (run / "report/report.html").unlink()
     assert train(run_config(run, [("data.path", str(moved))]), run) is None
     assert run_config(run).data.path == str(moved)
+    assert read_metrics(run)[-1]["changes"] == [["data.path", str(tiny_data), str(moved)]]
     assert (run / "report/report.html").exists() and not leftover.exists()

@@ -279,6 +279,9 @@ def train(
         elif ranks.first:
             remark = "nothing to do: %s is at step %d of %d; raise train.steps to train on"
             logger.warning(remark, folder, progress.step, steps)
+            names = [domain.name for domain in config.domains]
+            with MetricsLog(folder, names, steps, config.train.log_interval, progress.step, run.identity) as log:
+                log.changes(progress.step, changes_since_checkpoint(checkpoint, run))
         ranks.leave()  # no rank waits while the first one draws the report
         if ranks.first and (trainer is None or trainer.finished):
             draw_report(folder)
