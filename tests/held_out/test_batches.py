@@ -102,7 +102,7 @@ def test_unigram_and_bytes_are_of_exactly_the_tokens_that_count(folder, tokenize
     config = config_of(accumulation=2 if form == "like_training" else 1, blocks=2, batch=4)
     batches = open_batches(config, folder, tokenizer, "held_out")
     counts_DV = np.random.default_rng(0).integers(0, 9, (3, VOCABULARY))
-    batches.frequencies = lambda: counts_DV  # type: ignore[method-assign]
+    batches.samples.frequencies = lambda: counts_DV  # type: ignore[method-assign]
     held_out = HeldOut(batches, 7)
     found = (
         held_out.training_shaped_batches()
