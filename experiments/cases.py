@@ -140,4 +140,5 @@ def train_whole(config: Config, run: Path) -> bool:
     """Train a run to its last step. Returns False if it was asked to stop before."""
     from pangu_sigma.training.loop import train
 
-    return train(config, run).finished
+    trainer = train(config, run)
+    return trainer is None or trainer.finished

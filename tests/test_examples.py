@@ -16,7 +16,7 @@ from helpers.prepared import seal
 from helpers.toy import SLOT_ROWS, VOCABULARY, toy_config, toy_network, toy_table
 
 from examples import pangu_sigma as example
-from pangu_sigma.data.batches import Batch, BatchLoader, StepArrays
+from pangu_sigma.data.batches import Batch, BatchLoader, StepArrays, open_samples
 from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.optimizer.update import Schedule
@@ -75,7 +75,8 @@ def run(graph_mode, tmp_path_factory) -> SimpleNamespace:
     row_of = np.tile(np.arange(VOCABULARY, dtype=np.int32), (2, 1))  # in the example a token's id is its row
     tokenizer = SimpleNamespace(size=VOCABULARY, eot=example.EOT, pad=-1, row_of=row_of)
     table = toy_table(config)
-    loader = BatchLoader(config, seal(folder), tokenizer, table)  # type: ignore[arg-type]
+    samples = open_samples(config, seal(folder), "train", tokenizer.size)
+    loader = BatchLoader(config, samples, tokenizer, table)  # type: ignore[arg-type]
     network, store = toy_network(config)
     step = TrainStep(config, network, store)
     dense = {name: parameter.asnumpy().copy() for name, parameter in network.parameters_and_names()}

@@ -19,28 +19,28 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2010,
-    "checkpoint": 926,
-    "convert": 670,
-    "data": 2317,
+    ".": 2013,
+    "checkpoint": 903,
+    "convert": 668,
+    "data": 2313,
     "ecss": 377,
-    "evaluate": 749,
-    "finetune": 497,
+    "evaluate": 752,
+    "finetune": 482,
     "foreign": 945,
-    "generate": 1480,
+    "generate": 1484,
     "held_out": 445,
-    "inherit": 843,
+    "inherit": 840,
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 373,
-    "npu": 2346,
+    "npu": 2345,
     "optimizer": 97,
     "ranks": 937,
     "rre": 411,
     "serve": 1028,
     "stored": 673,
     "text": 927,
-    "training": 1422,
+    "training": 1419,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -66,7 +66,6 @@ MISTAKES = {
     "inherit list.yaml RUN -o new": "a configuration; MODEL comes first, CONFIG second",
     "inherit RUN sigma_tiny -o new": "model.rre_layers",
     "inherit EXPORT sigma_tiny -o new": "EXPORT",
-    "inherit RUN sigma_tiny -o full": "full exists",
     "extend nix sigma_tiny -o new": "nix",
     "extend RUN sigma_tiny -o full": "full exists",
     "extend RUN sigma_tiny -o new": "model.hidden",

@@ -98,10 +98,10 @@ def _stall(saver: Saver, step: int, files: Files) -> float:
     started = time.perf_counter()
     saver.begin(step, files, {"step": step})
     stall = time.perf_counter() - started
-    while not saver.is_written:
+    while not saver.is_ready:
         time.sleep(0.01)  # a step
     started = time.perf_counter()
-    saver.commit()
+    saver.proceed()
     stall += time.perf_counter() - started
     saver.wait()  # a training waits when it saves again, and the thread has long ended by then
     return stall

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,10 +98,11 @@ class _DrawnBatches(BatchLoader):
     """The project's batches of drawn text, with each domain's samples in order: a shuffle of so many would fill the memory."""
 
     def __init__(self, config: Config, tokenizer: Any, table: RoutingTable, frequencies_V: np.ndarray | None):
-        texts = [_DrawnText(tokenizer.size, f"{domain.name}.train", frequencies_V) for domain in config.domains]
-        samples = Samples(config, texts, "train")  # type: ignore[arg-type]  # read as `Tokens` are
-        super().__init__(config, Path(), tokenizer, table, samples=samples)
-        self.order = _InTurn(config, samples.counts)
+        drawn: Any = SimpleNamespace(
+            tokens=lambda domain, split, vocabulary: _DrawnText(vocabulary, f"{domain}.{split}", frequencies_V)
+        )
+        super().__init__(config, Samples(config, drawn, "train", tokenizer.size), tokenizer, table)
+        self.order = _InTurn(config, self.samples.counts)
 
 
 class _InTurn(SampleOrder):

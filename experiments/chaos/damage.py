@@ -14,7 +14,7 @@ import numpy as np
 from experiments.chaos.cases import TRAIN, Case, command, configuration, data, once
 from experiments.chaos.runs import newest, opened_whole
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import open_samples
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.errors import UserError
 from pangu_sigma.stored.open import open_model
@@ -114,9 +114,8 @@ def _read_data(whole: Path) -> str | None:
     """Opens the prepared data, and reads every sample of both splits once and the lengths of documents, which reports need."""
     config, prepared = load_config(whole / "config.yaml"), PreparedData(whole / "data")
     tokenizer, _ = prepared.tokenizer(), prepared.frequencies()
-    table = open_model(whole / "run", "run").table
     for split in ("train", "held_out"):
-        samples = BatchLoader(config, whole / "data", tokenizer, table, split).samples
+        samples = open_samples(config, whole / "data", split, tokenizer.size)
         for position, count in enumerate(samples.counts):
             for number in range(count):
                 samples.read(position, number)

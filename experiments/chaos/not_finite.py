@@ -19,6 +19,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.process import use_cpu
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
 _BAD = {"nan": np.nan, "infinity": np.inf, "minus_infinity": -np.inf}
 _SCALE = 1024.0
@@ -42,7 +43,7 @@ def _trainer(work: Path) -> Trainer:
     folder = work / "not_finite"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    return Trainer(load_config(configuration(folder, data(work), train={"steps": 10_000})), folder / "run")
+    return Trainer(start_run(folder / "run", load_config(configuration(folder, data(work), train={"steps": 10_000}))))
 
 
 def _snapshot(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -91,8 +92,9 @@ import numpy as np
 from pangu_sigma.config_file import load_config
 from pangu_sigma.ranks.ranks import end_as_rank
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
-trainer = Trainer(load_config(sys.argv[1]), Path(sys.argv[2]))
+trainer = Trainer(start_run(Path(sys.argv[2]), load_config(sys.argv[1])))
 bad_rank, bad_step, value = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
 take = trainer.feed.take
 

@@ -14,12 +14,17 @@ from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import load_checkpoint
 from pangu_sigma.config import Config
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
 
 def same_saves(config: Config, folder: Path, count: int) -> list[bool]:
     """True for each of `count` steps whose checkpoint, written while the next steps were taken, is the one of a run that waited."""
     behind, at_once = (
-        Trainer(config.model_copy(update={"train": config.train.model_copy(update=_many(count, waits))}), folder / name)
+        Trainer(
+            start_run(
+                folder / name, config.model_copy(update={"train": config.train.model_copy(update=_many(count, waits))})
+            )
+        )
         for name, waits in (("behind", True), ("at_once", False))
     )
     for trainer in (behind, at_once):

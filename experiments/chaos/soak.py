@@ -98,8 +98,9 @@ def _resting(work: Path, ecss: dict, folder: Path) -> str:
 def _watch_experts(config: Path, run: Path) -> str:
     """Take the steps of a run, and compare the store before and after each."""
     from pangu_sigma.training.loop import Trainer
+    from pangu_sigma.training.start import start_run
 
-    trainer = Trainer(load_config(config), run)
+    trainer = Trainer(start_run(run, load_config(config)))
     rested = 0
     arrays = [p for experts in trainer.store.segments for p in experts.named.values()]
     layer_of = {id(p): n for n, experts in enumerate(trainer.store.segments) for p in experts.named.values()}

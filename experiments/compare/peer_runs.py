@@ -13,6 +13,7 @@ from typing import Literal
 
 from experiments.compare.gates import GateBackend, GateTrainer
 from experiments.compare.hashing import HashTrainer, LeakTrainer, RowLeakTrainer
+from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
 from pangu_sigma.config import Config
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.loop import Trainer, train
@@ -33,6 +34,7 @@ def train_peer(peer: Peer, config: Config, run: Path) -> bool:
     """Train an arm to the end. Returns False if it was asked to stop before. Raises as `train`."""
     backend, kind = PEERS[peer]
     trainer = train(config, run, backend, kind=kind)
-    if trainer.finished:
-        shutil.rmtree(trainer.run.checkpoints)
-    return trainer.finished
+    finished = trainer is None or trainer.finished
+    if finished:
+        shutil.rmtree(run / CHECKPOINTS)
+    return finished

@@ -44,7 +44,7 @@ from pangu_sigma.ranks.ranks import check_started_ranks, is_rank
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.rre.own_table import Router, own_table
 from pangu_sigma.sections import Activation
-from pangu_sigma.writable import LOCK, check_file_writable, check_folder_writable, folder_lock, refuse_link
+from pangu_sigma.writable import check_file_writable, check_folder_writable, refuse_link
 
 if TYPE_CHECKING:
     from pangu_sigma.inherit.receipt import Receipt
@@ -160,9 +160,6 @@ def train(
     options = StartOptions(start_over, allow_data_change, from_step)
     if not is_rank():  # a rank's launcher has checked it
         check_start(folder, resolved, options)
-        if (folder / LOCK).exists():  # before MindSpore is imported; `train_run` takes it again
-            with folder_lock(folder):
-                pass
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
 
@@ -173,26 +170,28 @@ def train(
         backend = AscendBackend()
     try:
         with mindspore_lock:
-            trainer = train_run(resolved, folder, backend, options, profile, on_step=on_step)
-        outcome = _outcome(folder) if trainer.finished and trainer.ranks.first else None
+            ranks = backend.connect(resolved)
+            trainer = train_run(resolved, folder, backend, options, profile, on_step=on_step, ranks=ranks)
+        stopped = trainer is not None and not trainer.finished
+        outcome = _outcome(folder) if ranks.first and not stopped else None
     except OSError as error:
         error.filename = error.filename or str(folder)  # a write that fails names no file
         raise
-    return Model(folder, outcome=outcome, stopped=not trainer.finished)
+    return Model(folder, outcome=outcome, stopped=stopped)
 
 
 def _outcome(run: Path) -> Result | None:
     """Draw the report of a finished run, and return its summary; None, with a warning, if its log is lost, which does not affect
     the training."""
     from pangu_sigma.training.log.metrics import EmptyLogError
-    from pangu_sigma.training.log.report import draw_report
+    from pangu_sigma.training.log.report import write_report
     from pangu_sigma.training.log.summary import format_summary, summarise
 
-    draw_report(run)
     try:
+        write_report(run)
         summary = summarise(run)
     except EmptyLogError as lost:
-        logger.warning("no summary: %s", lost)
+        logger.warning("no report and no summary: %s", lost)
         return None
     return Result(summary, format_summary(summary))
 
@@ -528,7 +527,6 @@ def inherit(
     folder = Path(output or f"runs/{resolved.name}")
     if not dry_run:
         check_folder_writable(folder, "--output")
-        from_alpha.check_absent(folder)
     with mindspore_lock:
         parent = open_parent(Path(model), heads, activation)
         if dry_run:

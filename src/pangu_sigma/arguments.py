@@ -37,8 +37,9 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a text")
     if half := HALF_PAIR.search(value):
-        place = f"character {half.start()} is {half[0]!r}"
-        raise ValueError(f"it is not Unicode text: {place}, half a pair or a byte that is no UTF-8; give it in UTF-8")
+        raise ValueError(
+            f"it is not Unicode text: character {half.start()}, {half[0]!r}, is half a pair or no UTF-8; give UTF-8"
+        )
     return value
 
 

@@ -45,9 +45,8 @@ def _text_or_ids(value: Any) -> str | list[int]:
     if isinstance(value, str):
         return value
     ids = [*value] if isinstance(value, Iterable) else [value]
-    for token in ids:
-        if not isinstance(token, Integral) or isinstance(token, bool):
-            raise ValueError(f"a text, or whole numbers, ids of tokens, and not {token!r}")
+    if invalid_ids := [token for token in ids if not isinstance(token, Integral) or isinstance(token, bool)]:
+        raise ValueError(f"a text, or whole numbers, ids of tokens, and not {invalid_ids[0]!r}")
     return [int(token) for token in ids]
 
 
@@ -315,15 +314,15 @@ def _sampling(options: Mapping[str, Any], seed: int) -> Sampling:
     """Convert keyword arguments to sampling options. Warns of an option or a seed that has no effect. Raises ConfigError for an
     unknown option, and for a value that is not allowed."""
     if unknown := options.keys() - Sampling.model_fields:
-        allowed = ", ".join(["max_new_tokens", "seed", "stop", *Sampling.model_fields])
-        raise ConfigError(f"{min(unknown)}: unknown argument; allowed here: {allowed}")
+        names = ("max_new_tokens", "seed", "stop", *Sampling.model_fields)
+        raise ConfigError(f"{min(unknown)}: unknown argument; allowed here: {', '.join(names)}")
     sampling = validated(Sampling, override({}, [*options.items()]))
     if sampling.temperature == 0:
         values = sampling.model_dump() | {"seed": seed}
         for name, default in {"top_k": 0, "top_p": 1, "min_p": 0, "seed": 0}.items():
             if values[name] != default:
-                why = f"{keyword('temperature')}=0 takes the likeliest token"
-                warn_without_effect(f"{keyword(name)}={values[name]}", why)
+                option, greedy = f"{keyword(name)}={values[name]}", f"{keyword('temperature')}=0"
+                warn_without_effect(option, f"{greedy} takes the likeliest token")
     return sampling
 
 

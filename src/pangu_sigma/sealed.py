@@ -97,10 +97,11 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
 def seal_folder(
     folder: Path, names: Iterable[str], facts: dict[str, Any], fingerprints: dict[str, Any] | None = None
 ) -> None:
-    """Write `seal.json` with size and hash of existing files of a folder, and flush all files to the disk. facts: other contents of
-    the seal. fingerprints: those that the writer of a file has computed, so that large files are not read again."""
+    """Write `seal.json` with size and hash of existing files of a folder, and flush them to the disk. facts: other contents of
+    the seal. fingerprints: of files that their writers have hashed, and flush themselves: they are not read here."""
     files = {name: (fingerprints or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
-    for path in dict.fromkeys(path for name in files for path in (folder / name, (folder / name).parent)):
+    unflushed_files = [folder / name for name in files if name not in (fingerprints or {})]
+    for path in dict.fromkeys(path for file in unflushed_files for path in (file, file.parent)):
         sync(path)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
 

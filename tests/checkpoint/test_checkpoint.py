@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.failing_files import FileCalls, Killed, killed_at, refused_at
+from helpers.saved import save_checkpoint
 from helpers.threads import on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from pangu_sigma.checkpoint.checkpoint import (
 )
 from pangu_sigma.checkpoint.not_finite import NotFinite
 from pangu_sigma.checkpoint.parts import Files, Part, SavedArray
-from pangu_sigma.checkpoint.saver import Saver, save_checkpoint
+from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
 from pangu_sigma.sealed import fingerprint, sealed
 
@@ -261,7 +262,7 @@ def save_by_ranks(root: Path, step: int, world: int = 2) -> list[Path]:
         rows = np.arange(ranks.rank, 2 * world, world)
         experts = SavedArray(Part.of_rows((2 * world, 3), rows), np.full((2, 3), ranks.rank, np.float32))
         files = files_of(step) if ranks.first else {}
-        with Saver(root, IDENTITY, 1, False, ranks=ranks) as saver:
+        with Saver(root, IDENTITY, 1, ranks=ranks) as saver:
             return saver.save(step, files | {f"experts_layer_0.{ranks.rank:05d}": {"w1": experts}}, {})
 
     return on_ranks(world, work)
@@ -307,7 +308,7 @@ def test_an_unhealthy_state_is_an_error_on_all_ranks_and_in_every_window_of_a_ki
             values[1] = np.inf
         rows = np.array([ranks.rank, ranks.rank + 3])
         files = {f"experts_layer_0.{ranks.rank:05d}": {"w1": SavedArray(Part.of_rows((6, 3), rows), values)}}
-        with Saver(tmp_path, IDENTITY, 1, False, ranks=ranks) as saver:
+        with Saver(tmp_path, IDENTITY, 1, ranks=ranks) as saver:
             return saver.save(7, files, {})
 
     for error in on_ranks(3, work):

@@ -7,6 +7,7 @@ from pangu_sigma.checkpoint.checkpoint import load_checkpoint, whole_array
 from pangu_sigma.checkpoint.compose import compose
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("graph_mode")
 def test_what_is_composed_of_a_new_runs_weights_is_what_training_saves(tiny_data, tmp_path, ecss):
     """Names, shapes, dtypes and values of every file: what is not given begins as in a new run."""
     config = tiny_config(tiny_data, ecss=ecss)
-    saved = load_checkpoint(Trainer(config, tmp_path / "run").save())
+    saved = load_checkpoint(Trainer(start_run(tmp_path / "run", config)).save())
 
     def find(shard, name, shape):
         given = shard == "dense" or (shard.startswith("experts") and "." not in name and name != "step")

@@ -94,7 +94,7 @@ def save_on(world: int, root: Path, step: int) -> list:
         files = {f"experts.{ranks.rank}": {"w": SavedArray(Part.of_rows((6, 4), rows), whole[rows])}}
         if ranks.first:
             files["dense"] = {"x": SavedArray.whole(np.ones(3))}
-        with Saver(root, IDENTITY, 2, False, ranks=ranks) as saver:
+        with Saver(root, IDENTITY, 2, ranks=ranks) as saver:
             return saver.save(step, files, {"step": step})
 
     return on_ranks(world, work)

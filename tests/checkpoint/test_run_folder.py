@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.failing_files import killed_after
+from helpers.saved import save_checkpoint
 
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, newest_checkpoint
 from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.run_folder import go_back, one_writer, run_config, set_aside, start_over
-from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.sealed import sealed_line
 from pangu_sigma.stored.open import open_model

@@ -54,7 +54,7 @@ def bits(files: Files) -> dict[str, bytes]:
 
 
 def opened(root: Path, behind: bool = True, keep: int = 1000, **options) -> Saver:
-    return Saver(root, IDENTITY, keep, behind, **options)
+    return Saver(root, IDENTITY, keep, behind=behind, **options)
 
 
 @pytest.fixture
@@ -77,13 +77,15 @@ def test_what_is_saved_is_the_state_at_the_step_however_late_it_is_written(tmp_p
         before = bits(files)
         behind.begin(1, files, {"step": 1})
         train(files)
-        assert not behind.is_written
+        assert not behind.is_ready
         held.set()
-        eventually(lambda: behind.is_written, 30)
+        eventually(lambda: behind.is_ready, 30)
         assert checkpoints(tmp_path) == []
-        behind.commit()
-        assert not behind.is_written
-        eventually(lambda: checkpoints(tmp_path) == [tmp_path / "step_00000001"], 30)
+        behind.proceed()
+        eventually(lambda: behind.is_ready, 30)
+        assert checkpoints(tmp_path) == [tmp_path / "step_00000001"]
+        behind.proceed()
+        assert not behind.is_ready
     loaded = newest_checkpoint(tmp_path, IDENTITY)
     assert bits(loaded.files) == before != bits(files)
     assert (loaded.step, loaded.state) == (1, {"step": 1})
@@ -138,20 +140,19 @@ def test_an_error_in_the_thread_is_that_of_a_save_at_once(tmp_path: Path):
     assert newest_checkpoint(tmp_path).step == 3
 
 
-def test_an_error_after_all_ranks_have_written_is_told_by_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_after_all_ranks_have_written_is_told_by_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with opened(tmp_path) as behind:
         behind.begin(1, arrays(), {})
-        eventually(lambda: behind.is_written, 30)
+        eventually(lambda: behind.is_ready, 30)
         monkeypatch.setattr("pangu_sigma.checkpoint.saver.seal_folder", full)
-        assert not behind.is_broken
-        behind.commit()
-        eventually(lambda: behind.is_broken, 30)
+        behind.proceed()
+        eventually(lambda: behind.is_ready, 30)
         with pytest.raises(CheckpointError, match=r"cannot save checkpoint .*No space"):
-            behind.wait()
-        assert not behind.is_broken and list(tmp_path.iterdir()) == []
+            behind.proceed()
+        assert not behind.is_ready and list(tmp_path.iterdir()) == []
 
 
 def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
@@ -160,9 +161,9 @@ def test_a_state_that_is_not_healthy_is_one_behind_too(tmp_path: Path):
         behind.save(1, files, {})
         files["experts_layer_0"]["w1"].values[2] = np.nan
         behind.begin(2, files, {})
-        eventually(lambda: behind.is_written, 30)
+        eventually(lambda: behind.is_ready, 30)
         with pytest.raises(UnhealthyState, match=r"experts_layer_0: w1 has 350.*layer 0, expert 2"):
-            behind.commit()
+            behind.proceed()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001"]
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.saved import save_checkpoint
 from helpers.toy import randomise, toy_config, toy_network, weights_of
 
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, load_checkpoint
 from pangu_sigma.checkpoint.parts import Files
-from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.ecss.store import ExpertStore, make_store

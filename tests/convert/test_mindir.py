@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.saved import save_checkpoint
 from safetensors.numpy import load_file
 
 import pangu_sigma as ps
@@ -18,7 +19,6 @@ from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config
 from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config import ConfigError
 from pangu_sigma.convert import mindir as module
 from pangu_sigma.convert.mindir import ExportError, export_mindir, verify_export
@@ -35,6 +35,7 @@ from pangu_sigma.sealed import SEAL, DamagedFile
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.metrics import read_metrics
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -136,7 +137,7 @@ def test_a_model_without_experts_is_exported_too_and_a_large_one_in_several_file
     """MindSpore writes values beside the graph when there is more than 1 GiB of them."""
     monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
     model = tiny_config(tiny_data).model.model_dump() | {"dense_layers": 2, "rre_layers": 0}
-    trainer = Trainer(tiny_config(tiny_data, model=model), tmp_path / "run")
+    trainer = Trainer(start_run(tmp_path / "run", tiny_config(tiny_data, model=model)))
     trainer.save()
     export_mindir(tmp_path / "run", tmp_path / "out")
     assert (tmp_path / "out" / "model.mindir").stat().st_size < (tmp_path / "out/model_variables/data_0").stat().st_size

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.numbered import LENGTH, VOCABULARY, config_of, open_batches, samples_of, sets_config
 
-from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.batches import Batch, BatchLoader, open_samples
 from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.plans import RankPlanner
 from pangu_sigma.rre.table import draw_tables
@@ -111,10 +111,10 @@ def test_every_sample_of_a_run_has_a_number_of_its_own_to_draw_by(folder, tokeni
 def test_shares_of_ranks_make_up_the_batch_of_one_process(four, tokenizer, parallel):
     whole = open_batches(sets_config({}, 2), four, tokenizer)
     config = sets_config(parallel, 2)
-    ranks = []
+    ranks, samples = [], open_samples(config, four, "train", VOCABULARY)
     for rank in range(config.parallel.ranks):
         table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
-        ranks.append(BatchLoader(config, four, tokenizer, table, rank=rank, planner=RankPlanner(config, rank)))  # type: ignore[arg-type]
+        ranks.append(BatchLoader(config, samples, tokenizer, table, rank=rank, planner=RankPlanner(config, rank)))  # type: ignore[arg-type]
     cursors = [batches.start() for batches in (whole, *ranks)]
     for _ in range(5):
         expected, *found = (b.next(c) for b, c in zip((whole, *ranks), cursors, strict=True))

@@ -195,8 +195,8 @@ def test_every_line_is_accounted_for_by_domain(read, tmp_path):
     assert english["counted"] + other["counted"] == sum(sample.counted for sample in samples)
     assert english["sequences"] == found.sequences.counts[1] < 7
     assert facts["skipped"] == {"not JSON": 2, "wrong keys": 1}
-    assert [line.reason for line in found.refused] == ["not JSON", "wrong keys", "not JSON"]
-    assert found.refused[0].offset == (tmp_path / "a.jsonl").read_bytes().index(b"no json")
+    assert [line.reason for line in found.unusable_lines] == ["not JSON", "wrong keys", "not JSON"]
+    assert found.unusable_lines[0].offset == (tmp_path / "a.jsonl").read_bytes().index(b"no json")
     table = format_file(facts)
     assert "3 lines are unusable and quarantined:\n  2 × not JSON, first " in table
     assert "left out: 1 × prompt and answer are too long" in table

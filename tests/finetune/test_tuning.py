@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -186,7 +187,7 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_the_one_that_was_not(tiny_ru
     asked = TuningRequest(folder / "test.yaml", folder / "train.jsonl", folder / "dev.jsonl", learn="experts")
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Trainer, "advance", stopping)
-        finetune_run(tiny_run, asked, tmp_path / "run")
+        finetune_run(Path(os.path.relpath(tiny_run)), asked, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints").exists()
     result = finetune_run(tiny_run, asked, tmp_path / "run")
     same_end(tuned, tmp_path / "run")

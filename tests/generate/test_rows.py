@@ -12,7 +12,7 @@ from mindspore import Tensor
 
 from experiments.tiny import TINY_ROWS, tiny_config
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import BatchLoader, open_samples
 from pangu_sigma.data.prepared import PreparedData, drawn_tables
 from pangu_sigma.domains import domains_of
 from pangu_sigma.generate.graph.rows import GraphRows
@@ -41,7 +41,8 @@ def table(config, tokenizer) -> RoutingTable:
 @pytest.mark.usefixtures("graph_mode")
 def test_keys_of_a_thousand_documents_are_equal_in_loader_decoder_and_graph(config, tokenizer, table):
     rng, length, weights = np.random.default_rng(3), config.model.seq_length, NumberedRows(config)
-    loader, domains = BatchLoader(config, Path(config.data.path), tokenizer, table), domains_of(config)
+    samples = open_samples(config, Path(config.data.path), "train", tokenizer.size)
+    loader, domains = BatchLoader(config, samples, tokenizer, table), domains_of(config)
     ends = np.cumsum([entry.width for entry in config.model.rows]) - 1
     graph, met = GraphRows(config, table, weights), MetRows(config, table, weights, 2 * length)
     documents = 0

@@ -23,7 +23,7 @@ from helpers.numbered import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import BatchLoader, open_samples
 from pangu_sigma.data.prepared import unigram_nats
 from pangu_sigma.held_out.batches import HeldOut, HeldOutBatch
 from pangu_sigma.ranks.plans import RankPlanner
@@ -101,7 +101,7 @@ def test_unigram_and_bytes_are_of_exactly_the_tokens_that_count(folder, tokenize
     config = config_of(accumulation=2 if form == "like_training" else 1, blocks=2, batch=4)
     batches = open_batches(config, folder, tokenizer, "held_out")
     counts_DV = np.random.default_rng(0).integers(0, 9, (3, VOCABULARY))
-    batches.frequencies = lambda: counts_DV  # type: ignore[method-assign]
+    batches.samples.frequencies = lambda: counts_DV  # type: ignore[method-assign]
     held_out = HeldOut(batches, 7)
     found = (
         held_out.training_shaped_batches()
@@ -155,8 +155,9 @@ def test_held_out_batches_of_ranks_are_the_samples_of_one_process(four, tokenize
     one, config = sets_config({}), sets_config({"groups": 2, "expert": 2})
     whole = open_batches(one, four, tokenizer, "held_out")
     table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
+    samples = open_samples(config, four, "held_out", VOCABULARY)
     ranks = [
-        BatchLoader(config, four, tokenizer, table, "held_out", rank, RankPlanner(config, rank))  # type: ignore[arg-type]
+        BatchLoader(config, samples, tokenizer, table, rank, RankPlanner(config, rank))  # type: ignore[arg-type]
         for rank in range(4)
     ]
     for domain in range(4):

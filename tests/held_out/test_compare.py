@@ -117,7 +117,7 @@ def test_domains_without_the_same_tokens_are_left_out_with_the_reason_and_runs_w
     assert apart() == {}
     counts = [count - (number == 1) for number, count in enumerate(batches.samples.counts)]
     fewer = SimpleNamespace(counts=counts, read=batches.samples.read)
-    differs = f"its held-out text in {batches.folder} and {batches.folder} differs"
+    differs = f"its held-out text in {run.config.data.path} and {run.config.data.path} differs"
     assert apart(samples=fewer) == {"en": differs}
     assert apart(domains=list(batches.domains)[:2]) == {"code": f"{tiny_run} has no such domain"}
 
@@ -129,7 +129,8 @@ def test_domains_without_the_same_tokens_are_left_out_with_the_reason_and_runs_w
             apart(theirs, tokenizer=SimpleNamespace(vocabulary=vocabulary))
 
     refuse("their tokenizers differ", tokenizer=SimpleNamespace(hash="another"))
-    refuse("model.seq_length is 32 and 16", config=SimpleNamespace(model=SimpleNamespace(seq_length=16)))
+    shorter = SimpleNamespace(model=SimpleNamespace(seq_length=16), data=run.config.data)
+    refuse("model.seq_length is 32 and 16", config=shorter)
     refuse(differs)
     with pytest.raises(ConfigError, match="1 runs against 2; against takes as many as runs"):
         compare_runs([tiny_run], [tiny_run, earlier])

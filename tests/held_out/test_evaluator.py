@@ -5,7 +5,7 @@ import pytest
 
 from experiments.chaos.runs import digests
 from experiments.tiny import tiny_config
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import BatchLoader, open_samples
 from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -36,7 +36,9 @@ def test_held_out_loss_is_a_mean_over_all_its_tokens(tiny_data, trainer, forward
         options = trainer.config.train.model_dump() | {"batch_size": size}
         config = tiny_config(tiny_data, train=options, model=trainer.config.model.model_dump())
         run = trainer.run
-        batches = BatchLoader(config, tiny_data, run.tokenizer, run.table, "held_out")
+        batches = BatchLoader(
+            config, open_samples(config, tiny_data, "held_out", run.tokenizer.size), run.tokenizer, run.table
+        )
         losses.append(Evaluator(batches, 40, forward, trainer.network).losses())
         assert any(n % size for n in batches.samples.counts), "one batch should be filled up"
     for name, loss in losses[0].items():

@@ -29,6 +29,7 @@ import xxhash
 import yaml
 from helpers import foreign_files
 from helpers.manifests import manifest
+from helpers.saved import save_checkpoint
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +37,6 @@ from experiments.chaos.runs import opened_whole
 from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import Identity, load_checkpoint
 from pangu_sigma.checkpoint.parts import SavedArray
-from pangu_sigma.checkpoint.saver import save_checkpoint
 from pangu_sigma.config_file import load_config
 from pangu_sigma.data.manifest import Source, load_manifest
 from pangu_sigma.domains import domains_of

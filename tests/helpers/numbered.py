@@ -12,7 +12,7 @@ from helpers.prepared import seal
 
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.batches import Batch, BatchLoader, open_samples
 from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.rre.table import draw_tables
 
@@ -52,7 +52,7 @@ def config_of(
 def open_batches(config: Config, folder: Path, tokenizer: SimpleNamespace, split: str = "train") -> BatchLoader:
     domains, layers = len(config.domains), config.model.rre_layers
     table = draw_tables(config.routing, layers, domains, VOCABULARY, config.model.experts_per_domain, None)
-    return BatchLoader(config, folder, tokenizer, table, split)  # type: ignore[arg-type]
+    return BatchLoader(config, open_samples(config, folder, split, VOCABULARY), tokenizer, table)  # type: ignore[arg-type]
 
 
 def samples_of(ids_GBS: np.ndarray, domains_M: np.ndarray) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from mindspore import Parameter, Tensor, nn
 from pangu_sigma.checkpoint.state import shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.batches import Batch, BatchLoader, StepArrays
+from pangu_sigma.data.batches import Batch, BatchLoader, StepArrays, open_samples
 from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.domains import domains_of
 from pangu_sigma.ecss.store import ExpertStore, build
@@ -83,7 +83,8 @@ def toy_batches(config: Config, folder: Path, documents: int = 60) -> BatchLoade
     for domain in domains_of(config):
         (folder / domain.name).mkdir(exist_ok=True)
         write_tokens(folder / domain.name / "train", random_documents(rng, documents))
-    return BatchLoader(config, seal(folder), toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
+    samples = open_samples(config, seal(folder), "train", VOCABULARY)
+    return BatchLoader(config, samples, toy_tokenizer(config.slots), toy_table(config))  # type: ignore[arg-type]
 
 
 def toy_network(config: Config, seed: int = 0) -> tuple[PanGuSigma, ExpertStore]:

@@ -11,6 +11,7 @@ from experiments.tiny import tiny_config
 def trainer(graph_mode, tiny_data, tmp_path_factory):
     """A run of its own, with dropout, that tests advance step by step."""
     from pangu_sigma.training.loop import Trainer
+    from pangu_sigma.training.start import start_run
 
     config = tiny_config(tiny_data, model={**tiny_config(tiny_data).model.model_dump(), "dropout": 0.2})
-    return Trainer(config, tmp_path_factory.mktemp("trainer") / "run")
+    return Trainer(start_run(tmp_path_factory.mktemp("trainer") / "run", config))

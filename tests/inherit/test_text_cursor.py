@@ -16,6 +16,7 @@ from pangu_sigma.data.prepare.prepare import prepare
 from pangu_sigma.inherit.extend import extend_run, text_cursor
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -33,14 +34,14 @@ def test_a_run_goes_on_with_the_same_bits_after_its_text_got_a_domain_in_place(t
     two, three = parse_config(tree | {"domains": tree["domains"][:2]}), parse_config(tree)
     three = three.model_copy(update={"model": three.model.model_copy(update={"slot_rows": 700})})
     prepare(two, [text], tmp_path / "data")
-    trainer = Trainer(two, tmp_path / "run")
+    trainer = Trainer(start_run(tmp_path / "run", two))
     for _ in range(3):
         trainer.advance()
     trainer.save()
     shutil.copytree(tmp_path / "run", tmp_path / "resumed")
     prepare_extension(three, [text])
     assert (tmp_path / "data" / "code" / "train.bin").exists()
-    resumed = Trainer(two, tmp_path / "resumed")
+    resumed = Trainer(start_run(tmp_path / "resumed", two))
     assert resumed.progress.step == 3
     for each in (trainer, resumed):
         each.advance()
@@ -62,7 +63,7 @@ def test_after_only_new_text_was_prepared_the_run_goes_on_in_the_old_text(tiny_d
     assert "the text of zh, en, code is read on from where the run stands" in receipt.notes
     assert [agreement.exact for agreement in receipt.agreement.values()] == [0.0] * 4
     taken = open_model(tiny_run, "run").checkpoint.state["cursor"]["taken"]
-    trainer = Trainer(config, tmp_path / "run")
+    trainer = Trainer(start_run(tmp_path / "run", config))
     assert trainer.progress.cursor == Cursor([*taken, 0], [*taken, 0])
     order = trainer.batches.order
     first = {domain: numbers[0] for domain, numbers in order.take(Cursor([*taken, 0], [*taken, 0]))}
@@ -72,7 +73,7 @@ def test_after_only_new_text_was_prepared_the_run_goes_on_in_the_old_text(tiny_d
     for _ in range(4):
         trainer.advance()
     trainer.save()
-    resumed = Trainer(config, tmp_path / "run")
+    resumed = Trainer(start_run(tmp_path / "run", config))
     assert resumed.progress.cursor == trainer.progress.cursor
     assert (np.array(resumed.progress.cursor.taken) - [*taken, 0]).tolist() == [6, 6, 6, 6]
     moved, other = parse_config(law_tree(text)), parse_config(last_tree(text, seed=1))

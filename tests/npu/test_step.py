@@ -78,10 +78,8 @@ def toy(request, graph_mode, toys, tmp_path_factory) -> Toy:
 @pytest.fixture(scope="module")
 def exchanged(toy: Toy) -> BatchLoader:
     """The same batches in the layout of Ascend."""
-    batches = toy.batches
-    folder = batches.folder
-    planner = ExchangePlanner(toy.config, 0)
-    return BatchLoader(toy.config, folder, batches.tokenizer, batches.table, planner=planner)
+    batches, planner = toy.batches, ExchangePlanner(toy.config, 0)
+    return BatchLoader(toy.config, batches.samples, batches.tokenizer, batches.table, planner=planner)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +185,7 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(rows: list, routed
     train, parallel = {"accumulation": 2, "batch_size": 4}, {"chip": chip}
     config = toy_config(model={"rre_layers": routed, "rows": rows}, train=train, parallel=parallel)
     made = toy_batches(config, tmp_path)
-    batches = BatchLoader(config, tmp_path, made.tokenizer, made.table, planner=ExchangePlanner(config, 0))
+    batches = BatchLoader(config, made.samples, made.tokenizer, made.table, planner=ExchangePlanner(config, 0))
     batch = batches.next(batches.start())
     e_GTH = make_store(config).rows_of(batch.own_row_keys)
     arrays, inputs = inputs_of(batch, config, e_GTH), step_inputs(config)

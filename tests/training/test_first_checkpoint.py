@@ -6,7 +6,7 @@ import os
 import pytest
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -23,11 +23,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_what_is_there_already_is_kept(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "file").touch()
-    with pytest.raises(ConfigError, match="run exists; choose another path with output"):
-        check_absent(tmp_path / "run")
-    with pytest.raises(ConfigError, match="was made meanwhile"), unfinished_folder(tmp_path / "run"):
-        pass
-    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    exists = "(run|other) exists; choose another path with output"
+    with pytest.raises(ConfigError, match=exists), unfinished_folder(tmp_path / "run"):
+        pytest.fail("the folder is refused before anything is done")
+    with pytest.raises(ConfigError, match=exists), unfinished_folder(tmp_path / "other"):
+        (tmp_path / "other").mkdir()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "run"]
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["file"]
 
 
 def test_a_folder_that_cannot_be_made_and_a_full_disk_are_named(tmp_path):

@@ -28,6 +28,7 @@ from pangu_sigma.training.health import DomainHealth, Health, UnhealthyRun, chec
 from pangu_sigma.training.log.metrics import NoLog, read_metrics
 from pangu_sigma.training.log.summary import format_summary, summarise
 from pangu_sigma.training.loop import Trainer, train
+from pangu_sigma.training.start import start_run
 
 LOSSES = st.lists(st.floats(0.1, 12.0), min_size=1, max_size=40)
 
@@ -145,7 +146,9 @@ def test_limits_are_those_of_the_weighted_losses_of_the_domains_of_a_batch():
 @pytest.fixture(scope="module")
 def patient(graph_mode, tiny_data, tiny_run, tmp_path_factory) -> Trainer:
     """The tiny run in the middle, to be made ill and well again."""
-    return Trainer(tiny_config(tiny_data), stopped_at(tiny_run, SAVED_AT, tmp_path_factory.mktemp("patient") / "run"))
+    return Trainer(
+        start_run(stopped_at(tiny_run, SAVED_AT, tmp_path_factory.mktemp("patient") / "run"), tiny_config(tiny_data))
+    )
 
 
 @pytest.fixture
@@ -225,7 +228,7 @@ def test_all_experts_are_looked_at_unless_some_are_asked_for(well):
 
 def test_an_expert_is_named_with_its_segment_and_a_common_one_without_a_domain(tiny_data, tmp_path):
     config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 7})
-    trainer = Trainer(config, tmp_path / "run")
+    trainer = Trainer(start_run(tmp_path / "run", config))
     poison(trainer.shards["experts_layer_2"]["w1"], 3, math.nan)
     poison(trainer.shards["experts_layer_3"]["w2.moment"], 6, math.nan)
     own, common = unhealthy_arrays(trainer.setup)
@@ -290,7 +293,9 @@ def test_a_spike_that_is_skipped_changes_nothing_and_without_spikes_the_bits_are
     """Neither weights nor moments nor the loss scale. The run that was ill goes on from its checkpoint to the bits of the one that
     was not, and a limit that nothing reaches changes none of them."""
     copy = shutil.copytree(ill, tmp_path / "run")
-    trainer = Trainer(tiny_config(tiny_data, train={**tiny_tree(tiny_data)["train"], "spikes": {"skip": True}}), copy)
+    trainer = Trainer(
+        start_run(copy, tiny_config(tiny_data, train={**tiny_tree(tiny_data)["train"], "spikes": {"skip": True}}))
+    )
     while trainer.progress.step < STEPS:
         trainer.advance()
     assert digests(trainer.save()) == digests(tiny_run / f"checkpoints/step_{STEPS:08d}")

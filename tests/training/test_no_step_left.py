@@ -9,6 +9,7 @@ import pytest
 from experiments.tiny import STEPS
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
+from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.log.metrics import read_metrics
 
 
@@ -17,7 +18,10 @@ def run(tiny_run, tmp_path):
     return shutil.copytree(tiny_run, tmp_path / "run")
 
 
-def test_training_that_is_finished_says_so_and_changes_nothing(run, caplog, capsys):
+def test_training_that_is_finished_says_so_before_a_network_is_built_and_changes_nothing(
+    run, caplog, capsys, monkeypatch
+):
+    monkeypatch.setattr(Backend, "build", lambda *_: pytest.fail("a network was built"))
     before = {path: path.read_bytes() for path in [run / "metrics.jsonl", run / "configuration.json"]}
     assert main(["train", str(run)]) == 0
     assert f"nothing to do: {run} is at step {STEPS} of {STEPS}; raise train.steps to train on" in caplog.text

@@ -12,6 +12,7 @@ from experiments.tiny import tiny_tree
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -39,7 +40,7 @@ def experts(run) -> dict[str, np.ndarray]:
 def test_experts_of_a_domain_outside_the_phase_keep_their_bits_and_a_stopped_run_ends_in_the_same_ones(
     tiny_data, tmp_path
 ):
-    whole = Trainer(phased(tiny_data), tmp_path / "whole")
+    whole = Trainer(start_run(tmp_path / "whole", phased(tiny_data)))
     whole.save()
     drawn = experts(tmp_path / "whole")
     steps = [whole.metrics(*whole.advance()) for _ in range(3)]
@@ -48,11 +49,11 @@ def test_experts_of_a_domain_outside_the_phase_keep_their_bits_and_a_stopped_run
         assert values[4:].tobytes() == drawn[name][4:].tobytes(), f"{name}: code is not in the phase"
         assert values[:4].tobytes() != drawn[name][:4].tobytes(), name
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
-    again = Trainer(phased(tiny_data), tmp_path / "stopped")  # in the first phase; a step before the second
+    again = Trainer(start_run(tmp_path / "stopped", phased(tiny_data)))  # in the first phase; a step before the second
     for _ in range(3):
         again.advance()
     again.save()
-    last = Trainer(phased(tiny_data), tmp_path / "stopped")
+    last = Trainer(start_run(tmp_path / "stopped", phased(tiny_data)))
     while not last.finished:  # in the second
         last.advance()
     last.save()

@@ -12,6 +12,7 @@ from pangu_sigma.checkpoint.checkpoint import newest_checkpoint
 from pangu_sigma.stored.network import build_network
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.loop import Trainer
+from pangu_sigma.training.start import start_run
 
 ROWS = [
     {"order": 1, "rows": 2_000, "width": 8},
@@ -26,7 +27,7 @@ def trained(
     """Train to a step with a checkpoint after step 6 and the last one, as the loop saves them, without its evaluations."""
     keys = {"steps": steps} | (train_keys or {})
     model = {"rows": ROWS, "rre_layers": 1}
-    trainer = Trainer(tiny_config(tiny_data, model=model, train=keys, **sections), run)
+    trainer = Trainer(start_run(run, tiny_config(tiny_data, model=model, train=keys, **sections)))
     while not trainer.finished:
         trainer.advance()
         if trainer.finished or trainer.progress.step == 6:

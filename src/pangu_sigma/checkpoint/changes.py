@@ -24,9 +24,7 @@ class Rule(NamedTuple):
     why: str = ""
 
 
-_CATCHES_UP = (
-    "no sample is lost or taken twice; domains that are behind by the new values come first until they have caught up"
-)
+_CATCHES_UP = "no sample is lost or taken twice; domains that it leaves behind come first until they have caught up"
 _DRAWN = "the weights of this run were drawn with it"
 
 RULES = {

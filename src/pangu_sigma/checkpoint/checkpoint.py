@@ -286,20 +286,17 @@ def prune(root: Path, keep: int | None = None, spared: Collection[int] = ()) -> 
     all. No process may save then. A failure is logged, not raised. A link is removed, and what it points to is left alone."""
     try:
         old = [] if keep is None else [path for path in checkpoints(root) if step_of(path) not in spared][keep:]
+        for path in old:
+            set_aside_for_removal(path)
     except OSError as error:
-        old = []
-        logger.warning("cannot list %s: %s; older checkpoints stay", root, error)
-    for path in [*old, *root.glob(f"{UNFINISHED}*")]:
+        logger.warning("cannot prune %s: %s; older checkpoints stay", root, error)
+    for path in root.glob(f"{UNFINISHED}*"):
         try:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(set_aside_for_removal(path))
-            else:
-                path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError as error:
             logger.warning("cannot remove %s: %s; remove it by hand to free its space", path, error)
 
 
-def set_aside_for_removal(folder: Path) -> Path:
-    """Rename a checkpoint, and return its path: a crash in the middle of its removal leaves no folder that looks damaged."""
-    is_checkpoint = not folder.name.startswith(UNFINISHED)
-    return folder.rename(folder.with_name(f"{UNFINISHED}pruned-{folder.name}")) if is_checkpoint else folder
+def set_aside_for_removal(folder: Path) -> None:
+    """Rename a checkpoint, so that a crash in the middle of its removal leaves no folder that looks damaged."""
+    folder.rename(folder.with_name(f"{UNFINISHED}pruned-{folder.name}"))

@@ -61,70 +61,45 @@ _WRITTEN = TypeAdapter(Written)
 
 
 class _Save(NamedTuple):
-    """A save that has begun. target: the checkpoint's folder. facts: content of its file STATE. written: report of this rank."""
+    """A save that has begun. target: the checkpoint's folder. task: what a thread of this rank does for it: it writes, and returns
+    its report; then, in another task, it completes the checkpoint, and returns None."""
 
     target: Path
-    facts: bytes
-    written: Future[Written]
-
-
-def save_checkpoint(
-    root: Path,
-    step: int,
-    files: Files,
-    state: dict[str, Any],
-    identity: Identity,
-    keep: int,
-    after_chunk: Callable[[], None] = lambda: None,
-) -> Path:
-    """Write the checkpoint of `step` in one process, then prune to the `keep` newest. Returns the checkpoint's folder.
-
-    state: values that JSON can hold. after_chunk: called as the arrays are written, so that arrays of mapped files need not stay
-    in memory. Raises CheckpointError for disk errors, and UnhealthyState if an array holds NaN or infinity: no checkpoint is made
-    then, and none is pruned.
-    """
-    with Saver(root, identity, keep, False, after_chunk) as saver:
-        return saver.save(step, files, state)
+    task: Future[Written | None]
 
 
 @dataclass
 class Saver:
-    """Saver of a run's checkpoints. All ranks call the same methods in the same order. Leaving the context manager ends its
-    threads.
+    """Saver of a run's checkpoints, as a context manager, which ends its threads. All ranks call its methods in the same order.
 
-    behind: True to go on while a thread writes a copy; False to wait for it. after_chunk: as in `save_checkpoint`. spared: steps
-    whose checkpoints are kept, however many newer ones there are.
-    Raises the errors of `save_checkpoint`, on all ranks; an error of a thread is raised by the call that completes the save.
+    keep: number of newest checkpoints that pruning leaves. after_chunk: called as arrays are written, so that arrays of mapped
+    files need not stay in memory. behind: True to go on while a thread writes a copy; False to wait for it. spared: steps whose
+    checkpoints are kept, however many newer ones there are.
+    Raises CheckpointError for disk errors, and UnhealthyState if an array holds NaN or infinity, on all ranks: no checkpoint is
+    made then, and none is pruned. An error of a thread is raised by the call that completes the save.
     """
 
     root: Path
     identity: Identity
     keep: int
-    behind: bool
     after_chunk: Callable[[], None] = lambda: None
+    behind: bool = False
     ranks: Ranks = SINGLE_PROCESS
     spared: Collection[int] = ()
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, "checkpoint")
         self._pending: _Save | None = None
-        self._committed: tuple[Path, Future[None]] | None = None
         self._copy: Files = {}
         self._warned = False
 
     @property
-    def is_written(self) -> bool:
-        """True if the thread of this rank has written the pending checkpoint, or failed to. When all ranks have, `commit` waits for
-        nothing."""
-        return self._pending is not None and self._pending.written.done()
-
-    @property
-    def is_broken(self) -> bool:
-        """True if the thread of this rank failed to complete the committed checkpoint: `wait` raises the error."""
-        return self._committed is not None and self._committed[1].done() and self._committed[1].exception() is not None
+    def is_ready(self) -> bool:
+        """True if this rank's thread has done its part, or failed. When all ranks are ready, `proceed` waits for nothing."""
+        return self._pending is not None and self._pending.task.done()
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
-        """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first."""
+        """Write a checkpoint at once, and return its folder. A pending checkpoint is completed first. state: values for JSON."""
         self.wait()
         target = self._start(step, files, state, self.after_chunk)
         self.wait()
@@ -143,13 +118,15 @@ class Saver:
             self._take(files)
         self._start(step, self._copy, state, lambda: None)
 
-    def commit(self) -> None:
-        """Let a thread complete the pending checkpoint, if there is one, when all ranks have written it."""
+    def proceed(self) -> None:
+        """Let a thread complete the pending checkpoint, when all ranks have written it; or end the save, when it is complete."""
         save, self._pending = self._pending, None
         if save is None:
             return
         with self._refused(save.target), self.ranks.fail_together("writing a checkpoint"):
-            report = save.written.result()
+            report = save.task.result()
+        if report is None:  # the checkpoint is complete
+            return
         texts = self.ranks.texts(_WRITTEN.dump_json(report).decode())
         reports = [_WRITTEN.validate_json(text) for text in texts]
         not_finite = [array for report in reports for array in report.not_finite]
@@ -158,16 +135,12 @@ class Saver:
                 shutil.rmtree(_unfinished(save.target), ignore_errors=True)
             raise UnhealthyState(step_of(save.target), not_finite, self.identity.config, way_on(self.root, self.ranks))
         fingerprints = {file: recorded for report in reports for file, recorded in report.files.items()}
-        self._committed = save.target, self._threads.submit(self._complete, save, fingerprints)
+        self._pending = _Save(save.target, self._threads.submit(self._complete, save.target, fingerprints))
 
     def wait(self) -> None:
         """Wait until the pending checkpoint is complete, if there is one."""
-        self.commit()
-        committed, self._committed = self._committed, None
-        if committed is not None:
-            target, completion = committed
-            with self._refused(target), self.ranks.fail_together("completing a checkpoint"):
-                completion.result()
+        while self._pending is not None:
+            self.proceed()
 
     def __enter__(self) -> Saver:
         return self
@@ -196,19 +169,19 @@ class Saver:
                     sync(self.root.parent)
                 prune(self.root)
                 folder.mkdir()
-        self._pending = _Save(target, facts, self._threads.submit(_write, folder, files, after_chunk))
+                (folder / STATE).write_bytes(facts)
+        self._pending = _Save(target, self._threads.submit(_write, folder, files, after_chunk))
         return target
 
-    def _complete(self, save: _Save, fingerprints: dict[str, Any]) -> None:
+    def _complete(self, target: Path, fingerprints: dict[str, Any]) -> None:
         """On rank 0, seal the folder in which all ranks have written, rename it and prune. Raises OSError."""
         if not self.ranks.first:
             return
-        folder = _unfinished(save.target)
-        (folder / STATE).write_bytes(save.facts)
-        seal_folder(folder, [*fingerprints, STATE], {}, fingerprints)  # flushes all of it
-        if save.target.exists():  # of an earlier save after the same step
-            set_aside_for_removal(save.target)
-        folder.rename(save.target)
+        folder = _unfinished(target)
+        seal_folder(folder, [*fingerprints, STATE], {}, fingerprints)
+        if target.exists():  # of an earlier save after the same step
+            set_aside_for_removal(target)
+        folder.rename(target)
         sync(self.root)
         prune(self.root, self.keep, self.spared)
 

@@ -32,7 +32,7 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import KIND_NAMES, open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import copy_tokenizer
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder, write_step_0
+from pangu_sigma.training.first_checkpoint import unfinished_folder, write_step_0
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ def convert_model(source: Path, output: Path, to: Form) -> Path:
 
     Raises ConfigError if `output` exists or `source` has that form already, and the errors of a missing or damaged model.
     """
-    check_absent(output)
     model = open_model(source, "run", "hf")
     if model.kind == to:
         raise ConfigError(f"{source} is {KIND_NAMES[to]} already; to have it twice, copy the folder")

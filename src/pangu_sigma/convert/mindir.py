@@ -29,7 +29,7 @@ from pangu_sigma.stored.hf_folder import table_tensors
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.text.tokenizer import copy_tokenizer
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 if TYPE_CHECKING:
     from ascend_ops.few_rows import StoredPrecision
@@ -56,9 +56,8 @@ def export_mindir(
     at_rest: dtype of the stored matrices. use_device: sets the device whose operators the graph uses. The folder is created
     atomically. Raises ConfigError, before any work, if `output` exists or cannot be written.
     """
-    check_absent(output)
-    run = open_model(run_path, "run")
     with unfinished_folder(output) as folder:
+        run = open_model(run_path, "run")
         from pangu_sigma.generate.graph.cached import cached_graph, inputs_and_outputs
 
         use_device()

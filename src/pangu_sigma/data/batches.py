@@ -25,7 +25,6 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.data.prepared import PreparedData
-from pangu_sigma.data.token_files import Tokens
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
@@ -41,13 +40,12 @@ class Samples:
     files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S:
     a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain; None: the
     weights of the configuration.
-    Raises DataError if a domain has fewer tokens than one sample.
     """
 
-    def __init__(self, config: Config, files: Sequence[Tokens], split: str):
-        """split: name of the split, for error messages."""
-        self.files = files
-        self._length = config.model.seq_length
+    def __init__(self, config: Config, prepared: PreparedData, split: str, vocabulary: int):
+        """vocabulary: number of ids V. Raises DataError for a missing file, and for a domain with fewer tokens than one sample."""
+        self._prepared, self._length = prepared, config.model.seq_length
+        self.files = files = [prepared.tokens(domain.name, split, vocabulary) for domain in config.domains]
         self.weights: list[float] | None = None
         self.counts = [(file.tokens - 1) // self._length for file in files]
         for domain, count, file in zip(config.domains, self.counts, files, strict=True):
@@ -65,6 +63,10 @@ class Samples:
         """Return the loss mask of a sample, bool [S]: all True. Position s stands for the prediction of token s + 1."""
         return np.ones(self._length, bool)
 
+    def frequencies(self) -> np.ndarray:
+        """Return the token counts [D, V] of the training text. Raises DataError if they are damaged."""
+        return self._prepared.frequencies()
+
 
 def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:
     """Open the samples of one split of a prepared data folder. vocabulary: number of ids V.
@@ -72,8 +74,7 @@ def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> S
     Raises ConfigError for a domain that is not there, DataError for a missing or damaged file, and for a domain with fewer tokens
     than one sample.
     """
-    prepared = PreparedData(folder, [domain.name for domain in config.domains])
-    return Samples(config, [prepared.tokens(domain.name, split, vocabulary) for domain in config.domains], split)
+    return Samples(config, PreparedData(folder, [domain.name for domain in config.domains]), split, vocabulary)
 
 
 class StepArrays(NamedTuple):
@@ -193,32 +194,25 @@ class MakesPlans(Protocol):
 
 
 class BatchLoader:
-    """Data loader of one rank: its share of each batch of one split of the prepared data."""
+    """Data loader of one rank: its share of each batch of samples."""
 
     def __init__(
         self,
         config: Config,
-        folder: Path,
+        samples: Samples,
         tokenizer: Tokenizer,
         table: RoutingTable,
-        split: str = "train",
         rank: int = 0,
         planner: MakesPlans | None = None,
-        samples: Samples | None = None,
     ):
-        """folder: folder of prepared data. rank: rank that loads. planner: maker of its routing plans; None: the
-        one of a process on CPUs. samples: None for the samples of the split in `folder`.
-
-        Raises DataError for missing or damaged data, as `open_samples`.
-        """
-        self.config, self.rank, self.folder = config, rank, folder
+        """rank: rank that loads. planner: maker of its routing plans; None: the one of a process on CPUs."""
+        self.config, self.samples, self.rank = config, samples, rank
         self.planner = planner or make_planner(config, rank)
         self.domains: Domains = domains_of(config)
         self.domain_sets = config.domain_sets
         self.tokenizer = tokenizer
         self.table = table
-        self.samples = samples or open_samples(config, folder, split, tokenizer.size)
-        self.order = SampleOrder(config, self.samples.counts, self.samples.weights)
+        self.order = SampleOrder(config, samples.counts, samples.weights)
 
     def start(self) -> Cursor:
         """Return the data position (`Cursor`) before the first batch."""
@@ -296,10 +290,6 @@ class BatchLoader:
     def own(self, taker_B: np.ndarray) -> np.ndarray:
         """Return the indices of the sequences that this rank takes, ascending. taker_B: as in `assemble`."""
         return np.flatnonzero(taker_B == data_rank_of(self.config, self.rank))
-
-    def frequencies(self) -> np.ndarray:
-        """Return the token counts [D, V] of the training text. Raises DataError if they are damaged."""
-        return PreparedData(self.folder, [domain.name for domain in self.domains]).frequencies()
 
     def _plan(
         self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray

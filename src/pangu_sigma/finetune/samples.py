@@ -23,7 +23,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare.overview import format_reasons
 from pangu_sigma.domains import Domain, Domains, domains_of
 from pangu_sigma.errors import DataError, argument
-from pangu_sigma.finetune.task_batches import EncodedSample, TaskSamples
+from pangu_sigma.finetune.sequences import EncodedSample, TaskSamples
 from pangu_sigma.generate.chat_template import ChatTemplate, Messages, Role, without_oldest
 from pangu_sigma.results import aligned
 from pangu_sigma.sealed import fingerprint
@@ -53,15 +53,15 @@ class Conversation:
                 yield self.messages[:number], text
 
 
-def parse_conversation(line: bytes, domains: Domains, usual: str) -> Conversation:
+def parse_conversation(line: bytes, domains: Domains, default_domain: str) -> Conversation:
     """Parse a fine-tuning line: `{"prompt", "response"}` or `{"messages"}`, optionally with `domain`; other keys are ignored.
 
-    usual: domain of a line that names none. Raises RejectedLine for any other line, and for a mistyped `domain`.
+    default_domain: domain of a line that names none. Raises RejectedLine for any other line, and for a mistyped `domain`.
     """
     record = json_object(line)
     if "domain" not in record and (near := difflib.get_close_matches("domain", record, n=1, cutoff=_NEAR)):
         raise RejectedLine("unknown key", f"unknown key {near[0]!r}, nearest 'domain'")
-    domain = known_domain(record["domain"], domains) if "domain" in record else usual
+    domain = known_domain(record["domain"], domains) if "domain" in record else default_domain
     keys = [key for key in (*_PAIR, *_CONVERSATION) if key in record]
     if keys == list(_PAIR):
         prompt, response = (visible_text(record[key], key) for key in _PAIR)
@@ -133,48 +133,51 @@ class SampleEncoder:
 @dataclass
 class TaskFile:
     """Contents of a fine-tuning task's file. sequences: its samples, packed. facts: path, hashes, and counts of each domain's lines
-    and samples, as values for JSON. A line gives one sample for each of its answers. refused: lines that cannot be used."""
+    and samples, as values for JSON. A line gives one sample for each of its answers."""
 
     sequences: TaskSamples
     facts: dict[str, Any]
-    refused: list[Rejected]
+    unusable_lines: list[Rejected]
 
 
 def read_task_files(
     train_file: Path, dev_file: Path | None, config: Config, tokenizer: Tokenizer
-) -> tuple[TaskFile, TaskFile | None]:
-    """Read the training samples and the dev set. Raises DataError, and ConfigError if they are the same."""
+) -> dict[str, TaskFile]:
+    """Read the training samples, "train_file", and the dev set, "dev_file", if there is one. Raises DataError, and ConfigError if
+    they are the same."""
     training = read_task_file(train_file, "--train-file", config, tokenizer)
     if dev_file is None:
-        return training, None
-    dev = read_task_file(dev_file, "--dev-file", config, tokenizer)
+        return {"train_file": training}
+    dev = read_task_file(dev_file, "--dev-file", config, tokenizer, training.sequences)
     if dev.sequences.hash == training.sequences.hash:
         raise ConfigError(
             f"{argument('--dev-file')} {dev_file} is the {argument('--train-file')}: its loss says nothing about new text; "
             "give other lines, or leave it out"
         )
-    return training, dev
+    return {"train_file": training, "dev_file": dev}
 
 
-def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer) -> TaskFile:
+def read_task_file(
+    path: Path, option: str, config: Config, tokenizer: Tokenizer, training: TaskSamples | None = None
+) -> TaskFile:
     """Read a fine-tuning file of prompts and responses, or of messages.
 
-    option: command-line option that names the file, for messages. Raises DataError for a file that cannot be read, or has no usable
-    sample.
+    option: command-line option that names the file, for messages. training: of a dev set, the training samples. Raises DataError
+    for a file that cannot be read, or has no usable sample.
     """
     check_input(path, option)
-    domains, usual, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
+    domains, default_domain, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
     samples: list[list[EncodedSample]] = [[] for _ in domains]
-    accounts, refused = dict[str, dict[str, Any]](), list[Rejected]()
+    accounts, unusable_lines = dict[str, dict[str, Any]](), list[Rejected]()
     with Bar(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar:
 
         def parse(line: bytes) -> Conversation:
             bar.update(len(line))
-            return parse_conversation(line, domains, usual)
+            return parse_conversation(line, domains, default_domain)
 
         for item in items_of(path, json_lines(path, option=option), parse):
             if isinstance(item, Rejected):
-                refused.append(item)
+                unusable_lines.append(item)
                 continue
             account = accounts.setdefault(item.domain, {**dict.fromkeys(_COUNTS, 0), "left_out": {}})
             account["lines"] += 1
@@ -187,17 +190,17 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
                 samples[domains.named(item.domain).index].append(sample)
                 counted = {"samples": 1, "cut": sample.cut, "tokens": len(sample.ids_T), "counted": sample.counted}
                 account.update({key: account[key] + more for key, more in counted.items()})
-    counts = dict(Counter(line.reason for line in refused))
-    examples = {line.reason: str(line) for line in reversed(refused)}
+    counts = dict(Counter(line.reason for line in unusable_lines))
+    examples = {line.reason: str(line) for line in reversed(unusable_lines)}
     if not any(samples):
         left_out = sum((Counter(account["left_out"]) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
         raise DataError(
-            (f"{format_reasons(counts, examples)}\n" if refused else "")
+            (f"{format_reasons(counts, examples)}\n" if unusable_lines else "")
             + f"{argument(option)} {path}: has no sample that can be used"
             + (f": {why}; model.seq_length is {config.model.seq_length}" if why else "")
         )
-    sequences = TaskSamples(config, samples, tokenizer)
+    sequences = TaskSamples(config, samples, tokenizer, training)
     for name, account in accounts.items():
         account["sequences"] = sequences.counts[domains.named(name).index]
     facts = {
@@ -206,7 +209,7 @@ def read_task_file(path: Path, option: str, config: Config, tokenizer: Tokenizer
         "samples": sequences.hash,
         "domains": accounts,
     }
-    return TaskFile(sequences, {**facts, "skipped": counts, "examples": examples}, refused)
+    return TaskFile(sequences, {**facts, "skipped": counts, "examples": examples}, unusable_lines)
 
 
 _COUNTS = ("lines", "samples", "cut", "sequences", "tokens", "counted")
@@ -216,8 +219,8 @@ _COUNTS = ("lines", "samples", "cut", "sequences", "tokens", "counted")
 def format_file(facts: dict[str, Any]) -> str:
     """Format a file's `facts` as a table: counts of each domain, and the reasons of samples left out and of skipped lines."""
     domains = facts["domains"].items()
-    rows = [["domain", *_COUNTS], *([name, *(f"{account[key]:,}" for key in _COUNTS)] for name, account in domains)]
-    lines = aligned(rows, "<>", facts["path"])
+    table = [["domain", *_COUNTS], *([name, *(f"{account[key]:,}" for key in _COUNTS)] for name, account in domains)]
+    lines = aligned(table, "<>", facts["path"])
     for name, account in domains:
         lines += [f"{name}, left out: {count:,} × {reason}" for reason, count in account["left_out"].items()]
     return "\n".join([*lines, *([format_reasons(facts["skipped"], facts["examples"])] if facts["skipped"] else [])])

@@ -30,10 +30,10 @@ TASK_SECTIONS = ("finetune", "chat", "train")
 
 @dataclass(frozen=True)
 class Task:
-    """Fine-tuning task with the user's overrides. tree: its configuration keys. given: paths of the keys that task or user sets."""
+    """Fine-tuning task with the user's overrides. tree: its configuration keys. keys: paths of the keys that task or user sets."""
 
     tree: dict[str, Any]
-    given: frozenset[str]
+    keys: frozenset[str]
     overrides: tuple[Override, ...]
 
     def config(self, parent: Config, domains: Sequence[str] = (), sequences: int = 1) -> Config:
@@ -48,10 +48,10 @@ class Task:
         tree["parallel"] = ParallelConfig().model_dump(mode="json")
         tree["ecss"]["path"] = None  # else two runs would write to one file store
         override(tree, list(self.overrides))
-        saved = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.given else 1
+        interval = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.keys else 1
         one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one
         # provisional, so that `parse_config` takes the tree: an evaluation must fall on a checkpoint
-        self._set_default(tree, {"train.eval_interval": saved, "train.checkpoint_interval": saved, **one_domain})
+        self._set_default(tree, {"train.eval_interval": interval, "train.checkpoint_interval": interval, **one_domain})
         self._set_default(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
         tree["finetune"]["domains"] = list(domains)
         child = parse_config(tree)
@@ -64,17 +64,18 @@ class Task:
 
     def _set_default(self, tree: dict[str, Any], values: dict[str, Any]) -> None:
         """Set the keys that nobody has set."""
-        override(tree, [(key, value) for key, value in values.items() if key not in self.given])
+        override(tree, [(key, value) for key, value in values.items() if key not in self.keys])
 
     def _derived(self, parent: Config, config: Config, domains: int, sequences: int) -> dict[str, Any]:
         """Return the values of keys that follow from the samples. config: the configuration with other values for them."""
         options, train = config.tuning, config.train
         batch = train.batch_size * train.accumulation
         epochs = max(math.ceil(options.epochs * sequences / batch), 1)
-        steps = train.steps if "train.steps" in self.given else epochs
+        steps = train.steps if "train.steps" in self.keys else epochs
         warmup, pass_steps = int(options.warmup * steps), min(max(math.ceil(sequences / batch), 1), steps)
-        saved = train.checkpoint_interval if "train.checkpoint_interval" in self.given else 1
-        interval = train.eval_interval if "train.eval_interval" in self.given else -(-pass_steps // saved) * saved
+        save_interval = train.checkpoint_interval if "train.checkpoint_interval" in self.keys else 1
+        multiple = -(-pass_steps // save_interval) * save_interval
+        interval = train.eval_interval if "train.eval_interval" in self.keys else multiple
         blocks = range(min(parent.data.domains_per_step, max(domains, 1)), 0, -1)
         return {
             "train.steps": steps,
@@ -105,15 +106,15 @@ def read_task(
         raise ConfigError(f"task {path}: {unknown[0]} is no section of a task; allowed: {', '.join(TASK_SECTIONS)}")
     if not isinstance(tree.get("finetune"), dict):
         raise ConfigError(f"task {path}: has no section finetune, which names the task and its domain")
-    chosen = [(f"finetune.{key}", value) for key, value in (("learn", learn), ("domain", domain)) if value is not None]
-    every = (*chosen, *overrides)
-    given = leaves(override(deepcopy(tree), every))
-    for key, value in chosen:
-        if given.get(key) != value:
+    options = [(f"finetune.{key}", value) for key, value in (("learn", learn), ("domain", domain)) if value is not None]
+    all_overrides = (*options, *overrides)
+    values = leaves(override(deepcopy(tree), all_overrides))
+    for key, value in options:
+        if values.get(key) != value:
             option = argument(f"--{key.removeprefix('finetune.')}")
-            by = f"by {argument('--set', 'overrides')} {key} is {given.get(key, 'left out')}"
+            by = f"by {argument('--set', 'overrides')} {key} is {values.get(key, 'left out')}"
             raise ConfigError(f"{option} {value}, and {by}; leave one of them away")
-    return Task(tree, frozenset(given), every)
+    return Task(tree, frozenset(values), all_overrides)
 
 
 def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

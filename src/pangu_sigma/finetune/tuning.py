@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from pangu_sigma.config_file import Override
 from pangu_sigma.data.prepare.overview import write_rejected
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
+from pangu_sigma.finetune.best import BestState
 from pangu_sigma.finetune.samples import TaskFile, format_file, read_task_files
-from pangu_sigma.finetune.task import read_task
+from pangu_sigma.finetune.task import Task, read_task
 from pangu_sigma.held_out.compare import compare_runs
 from pangu_sigma.held_out.losses import format_numbers
 from pangu_sigma.host_memory import check_training_fits
@@ -38,8 +40,10 @@ from pangu_sigma.sealed import sealed, write_atomically
 from pangu_sigma.stored.model import TUNING_RESULT, read_lineage, read_tuning_result
 from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
-from pangu_sigma.training.log.report import draw_report
+from pangu_sigma.training.first_checkpoint import unfinished_folder
+from pangu_sigma.training.health import UnhealthyRun
+from pangu_sigma.training.log.metrics import EmptyLogError
+from pangu_sigma.training.log.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -65,72 +69,78 @@ def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, An
     Returns the result that `format_result` formats; None if SIGTERM stopped the run. A finished run is not trained again. Raises
     ConfigError, DataError and CheckpointError for errors that the user can fix, and UnhealthyRun if training fails.
     """
-    parent, task = open_model(path, "run"), read_task(request.task, request.learn, request.domain, request.overrides)
+    parent = open_model(path.absolute(), "run")
+    task = read_task(request.task, request.learn, request.domain, request.overrides)
     if into.resolve() == path.resolve():
         raise ConfigError(
             f"{into} is the run to tune, which stays as it is; name another folder with {argument('--output')}"
         )
-    first, begins = task.config(parent.config), kind_of(into) != "run"
-    if first.parallel.ranks > 1 or is_rank():
-        raise ConfigError(
-            f"parallel ({axes_text(first.parallel)}): fine-tuning is one process, and neither `pangu-sigma launch` nor msrun "
-            "starts it; leave the keys of this section out, and start one process"
-        )
-    if begins:
-        check_absent(into)
-    check_training_fits(first)
-    training, dev = read_task_files(request.train_file, request.dev_file, first, parent.tokenizer)
-    counts = training.sequences.counts
-    domains = [domain.name for domain, count in zip(first.domains, counts, strict=True) if count]
-    config = task.config(parent.config, domains, sum(counts))
-    data_hash = training.sequences.hash + ("" if dev is None else dev.sequences.hash)
-    if begins:
-        with unfinished_folder(into) as fresh:
-            _begin(parent, config, training, dev, fresh, data_hash)
-            (fresh / TUNING_FOLDER).mkdir()
-            if refused := [line for file in (training, dev) if file for line in file.refused]:
-                write_rejected(fresh / TUNING_FOLDER / QUARANTINE, refused)
+    if kind_of(into) == "run":
+        config, files = _read_files(parent, task, request)
+    else:
+        with unfinished_folder(into) as folder:
+            config, files = _read_files(parent, task, request)
+            _begin(parent, config, files, folder)
     with one_writer(into):
-        run = StoredRun(into, text_hash=data_hash)
-        if not begins:
-            _take_up(run, config, parent.path.absolute())
+        run = StoredRun(into, text_hash=_hash_of(files))
+        _take_up(run, config, parent.path)
         logger.info("%s", learns_text(learned(config)))
         run.config = config
-        if (result_before := read_tuning_result(into)) is not None:
-            keep_only(run.checkpoints, result_before["best"]["step"])
-            return result_before
-        from pangu_sigma.finetune.tuner import tune  # which loads MindSpore
-
-        tuned = tune(run, training.sequences, None if dev is None else dev.sequences)
-        if tuned is None:
+        if (earlier_result := read_tuning_result(into)) is not None:
+            keep_only(run.checkpoints, earlier_result["best"]["step"])
+            return earlier_result
+        outcome = _train(run, files)
+        if outcome is None:
             return None
-        keep_only(run.checkpoints, tuned["best"]["step"])
+        keep_only(run.checkpoints, outcome["best"]["step"])
+        facts: dict[str, Any] = dict.fromkeys(("train_file", "dev_file")) | {name: f.facts for name, f in files.items()}
         result = {
-            "parent": str(parent.path.absolute()),
+            "parent": str(parent.path),
             "task": config.tuning.task,
             **learned(config),
-            "train_file": training.facts,
-            "dev_file": None if dev is None else dev.facts,
-            **tuned,
+            **facts,
+            **outcome,
             "forgetting": measure_forgetting(into, parent.path),
         }
         write_atomically(into / TUNING_RESULT, sealed(result, record=True))
-        draw_report(into)
+        with suppress(EmptyLogError):  # a crash took the log
+            write_report(into)
     return result
 
 
-def _take_up(run: StoredRun, config: Config, path: Path) -> None:
+def _read_files(parent: StoredRun, task: Task, request: TuningRequest) -> tuple[Config, dict[str, TaskFile]]:
+    """Return the configuration of the tuned run, and the task's files by the names of `read_task_files`. Raises ConfigError for
+    several ranks, or a run that does not fit into memory, before a file is read."""
+    draft = task.config(parent.config)
+    if draft.parallel.ranks > 1 or is_rank():
+        raise ConfigError(
+            f"parallel ({axes_text(draft.parallel)}): fine-tuning is one process, and neither `pangu-sigma launch` nor msrun "
+            "starts it; leave the keys of this section out, and start one process"
+        )
+    check_training_fits(draft)
+    files = read_task_files(request.train_file, request.dev_file, draft, parent.tokenizer)
+    counts = files["train_file"].sequences.counts
+    domains = [domain.name for domain, count in zip(draft.domains, counts, strict=True) if count]
+    return task.config(parent.config, domains, sum(counts)), files
+
+
+def _hash_of(files: dict[str, TaskFile]) -> str:
+    """Return the hash of all samples, which is to a tuned run what the content hash of the prepared text is to another."""
+    return "".join(file.sequences.hash for file in files.values())
+
+
+def _take_up(run: StoredRun, config: Config, parent: Path) -> None:
     """Take up a run with what may change in it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
-    into = run.path
-    parent_before, other = (run.lineage or {}).get("parent"), f"choose another folder with {argument('--output')}"
+    into, other = run.path, f"choose another folder with {argument('--output')}"
+    recorded_parent = (run.lineage or {}).get("parent", "")
     if run.config.finetune is None:
         raise ConfigError(f"{into} is a run that is not tuned to a task; {other}")
-    if parent_before != str(path):
-        raise ConfigError(f"{into} began with {parent_before}, not with {path}; {other}")
+    if Path(recorded_parent).resolve() != parent.resolve():
+        raise ConfigError(f"{into} began with {recorded_parent}, not with {parent}; {other}")
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
     fix = f"give the options that it was begun with, or {other}"
     refuse_changes(into, changes, fix)
-    if (saved := run.newest) and saved.identity.data_hash != run.text_hash:
+    if (newest := run.newest) and newest.identity.data_hash != run.text_hash:
         raise ConfigError(
             f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
             f"lines have changed; name the files that it was begun with, or {other}"
@@ -139,36 +149,61 @@ def _take_up(run: StoredRun, config: Config, path: Path) -> None:
         raise ConfigError(
             "\n  ".join([f"{into} is finished, and was tuned with", *map(change_text, changes)]) + f"\n{fix}"
         )
-    refuse_idle_changes(into, changes, config.train.steps, saved.step if saved else -1)
+    refuse_idle_changes(into, changes, config.train.steps, newest.step if newest else -1)
     if changes:
         logger.info("%s", "\n".join(map(change_text, changes)))
         write_config(into, config, "run")
 
 
-def _begin(
-    parent: StoredRun, config: Config, training: TaskFile, dev: TaskFile | None, folder: Path, data_hash: str
-) -> None:
-    """Write a run that has all of its parent, with Adam state."""
+def _begin(parent: StoredRun, config: Config, files: dict[str, TaskFile], folder: Path) -> None:
+    """Write a run that has all of its parent, with Adam state, and the unusable lines of the files."""
     learns, total = (counts := learned(config))["parameters"].values()
-    files = {name: file.facts for name, file in (("train_file", training), ("dev_file", dev)) if file is not None}
-    hashes = {name: {key: facts[key] for key in ("path", "xxh3_128", "samples")} for name, facts in files.items()}
-    same = {domain.name: domain.name for domain in config.domains}
-    child = Child.of_run("finetune", parent, config, parent.tokenizer, parent.table, same)
-    child.domains = dict.fromkeys(same, "as it was") if config.tuning.learn == "experts" else {}
+    hashes = {name: {key: file.facts[key] for key in ("path", "xxh3_128", "samples")} for name, file in files.items()}
+    sources = {domain.name: domain.name for domain in config.domains}
+    child = Child.of_run("finetune", parent, config, parent.tokenizer, parent.table, sources)
+    child.domains = dict.fromkeys(sources, "as it was") if config.tuning.learn == "experts" else {}
     child.domains |= dict.fromkeys(config.tuning.domains, "learns the task")
     child.notes = [WARM, learns_text(counts)]
     child.options = {**config.tuning.model_dump(mode="json"), **hashes}
     child.parameters = {"learns": learns, "stays as it was": total - learns}
-    new_run_from(child, folder, data_hash)
+    new_run_from(child, folder, _hash_of(files))
+    (folder / TUNING_FOLDER).mkdir()
+    if unusable_lines := [line for file in files.values() for line in file.unusable_lines]:
+        write_rejected(folder / TUNING_FOLDER / QUARANTINE, unusable_lines)
+
+
+def _train(run: StoredRun, files: dict[str, TaskFile]) -> dict[str, Any] | None:
+    """Train to the end, and return steps, best state and losses; None if SIGTERM came before. Raises UnhealthyRun if the best state
+    has no finite loss."""
+    from pangu_sigma.training.loop import Trainer, train_to_end  # which load MindSpore
+
+    splits, best = {"train_file": "train", "dev_file": "held_out"}, BestState()
+    samples = {splits[name]: file.sequences for name, file in files.items()}
+    trainer = Trainer(run, samples=samples, best=best)
+    train_to_end(trainer)
+    if not trainer.finished:
+        return None
+    if best.loss is None:
+        text = "dev set" if "dev_file" in files else "training samples"
+        raise UnhealthyRun(
+            f"{run.path}: the loss of the {text} is not finite after step {best.step}: the tuning diverged, and there is no better "
+            f"state to keep; remove the folder, lower train.optimizer.peak_lr={run.config.train.optimizer.peak_lr:g} and tune "
+            "again, with --dev-file to keep the best state"
+        )
+    losses = {"before": best.before, "after": best.loss}
+    return {"steps": trainer.progress.step, "best": best.state(), "losses": losses}
 
 
 def learned(config: Config) -> dict[str, Any]:
     """Return what a fine-tuning run trains, as values for JSON: its choice, the number of parameters that its samples reach and of
     all, of experts of common segments that keep their bits, and for each kind of `model.rows` if those that samples meet learn."""
     options, model, count = config.tuning, config.model, config.num_params()
-    named = {domains_of(config).named(name).slot for name in options.domains}
-    slots = len(named) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
-    learn, experts = config.domain_experts * len(options.domains) + slots, len(config.domains) * config.domain_experts
+    slots = {domains_of(config).named(name).slot for name in options.domains}
+    of_slots = len(slots) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
+    learn, experts = (
+        config.domain_experts * len(options.domains) + of_slots,
+        len(config.domains) * config.domain_experts,
+    )
     if options.learn == "all":
         learn = count.total - experts + config.domain_experts * len(options.domains)
     return {
@@ -181,21 +216,21 @@ def learned(config: Config) -> dict[str, Any]:
 
 def learns_text(result: dict[str, Any]) -> str:
     """Format the number of parameters that a fine-tuning run trains, in one line."""
-    learned, total = result["parameters"]["learn"], result["parameters"]["all"]
+    learn, total = result["parameters"]["learn"], result["parameters"]["all"]
     text = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
     for kind, learns in result.get("rows", {}).items():
         text += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
-    return f"learn {result['learn']}: {learned:,} of {total:,} parameters ({learned / total:.1%}){text}"
+    return f"learn {result['learn']}: {learn:,} of {total:,} parameters ({learn / total:.1%}){text}"
 
 
 def format_result(result: dict[str, Any]) -> str:
     """Format a fine-tuning result as the tables that `pangu-sigma finetune` prints."""
     best, dev, losses = result["best"], result["dev_file"], format_numbers(result["losses"].values(), [4] * 2)
-    of, which = ("dev set", "at its best") if dev else ("training samples", "at the end (no --dev-file)")
+    text, moment = ("dev set", "at its best") if dev else ("training samples", "at the end (no --dev-file)")
     lines = [format_file(facts) for facts in (result["train_file"], dev) if facts]
     lines += [
         learns_text(result),
-        f"loss of the {of}: {losses[0]} before, {losses[1]} {which}, after step {best['step']} of {result['steps']}; nats per "
+        f"loss of the {text}: {losses[0]} before, {losses[1]} {moment}, after step {best['step']} of {result['steps']}; nats per "
         "token of the answers",
     ]
     if not best["step"]:
@@ -222,8 +257,10 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
 
     losses: dict[str, Any] = {}
     for name, after in pair["domains"].items():
-        both = {"before": after["against"], "after": after}.items()
-        losses[name] = {when: {key: of[key] for key in ("loss", "tokens", "samples")} for when, of in both}
+        figures = {"before": after["against"], "after": after}
+        losses[name] = {
+            when: {key: of_run[key] for key in ("loss", "tokens", "samples")} for when, of_run in figures.items()
+        }
         losses[name]["difference"] = after["difference"]
     return {"domains": losses}
 
@@ -232,13 +269,13 @@ def format_forgetting(forgetting: dict[str, Any]) -> str:
     """Format what `measure_forgetting` returned as a table of each domain's held-out loss before and after fine-tuning."""
     if "skipped" in forgetting:
         return f"forgetting was not measured: {forgetting['skipped']}"
-    rows, lost = [["domain", "before", "after", "change", "±"]], list[str]()
+    table, remarks = [["domain", "before", "after", "change", "±"]], list[str]()
     for name, losses in forgetting["domains"].items():
         before, after, difference = losses["before"]["loss"], losses["after"]["loss"], losses["difference"]
         cells = format_numbers([before, after, difference["nats_per_token"], difference["se"]], [4] * 4)
         if difference["nats_per_token"] == 0:
             cells[2] = "exactly 0"
-        rows.append([name, *cells])
+        table.append([name, *cells])
         if after is None and before is not None:
-            lost.append(f"{name} is lost: its loss is not finite any more; lower train.optimizer.peak_lr")
-    return "\n".join([*aligned(rows, "<>", "held-out text of the parent, nats per token"), *lost])
+            remarks.append(f"{name} is lost: its loss is not finite any more; lower train.optimizer.peak_lr")
+    return "\n".join([*aligned(table, "<>", "held-out text of the parent, nats per token"), *remarks])

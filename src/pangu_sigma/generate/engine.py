@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Literal
@@ -135,7 +135,7 @@ class Engine:
         answers = dict(self.answers_to(requests))
         return [answers[number] for number in range(len(requests))]
 
-    def answers_to(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+    def answers_to(self, requests: Sequence[Request]) -> Generator[tuple[int, Answer], None, None]:
         """Submit requests and step until all are answered. Yield the number of a request and its answer as soon as it is finished.
         If the iterator is closed before its end, cancel the unfinished answers.
 

@@ -93,7 +93,7 @@ class HeldOut:
     def texts(self, size: int = 1) -> dict[str, HeldOutText]:
         """Return the text of each domain, of units of `size` samples. Raises DataError for damaged token counts."""
         samples, tokenizer, texts = self._batches.samples, self._batches.tokenizer, {}
-        bytes_V, counts_DV, digests = bytes_of_ids(tokenizer), self._batches.frequencies(), self.digests(size)
+        bytes_V, counts_DV, digests = bytes_of_ids(tokenizer), samples.frequencies(), self.digests(size)
         for domain, counts_V in zip(self._batches.domains, counts_DV, strict=True):
             unigram_V, rows_of_units = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot]), []
             for number in self.numbers(domain.index).tolist():

@@ -77,11 +77,11 @@ def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], sample
     digests, reasons = [HeldOut(loader, sample_limit).digests() for loader in batches], dict[str, str]()
     for name in dict.fromkeys(name for of_run in digests for name in of_run):
         lacking = next((run.path for run, of_run in zip(runs, digests, strict=True) if name not in of_run), None)
-        for run, loader, of_run in zip(runs, batches, digests, strict=True):
+        for run, of_run in zip(runs, digests, strict=True):
             if lacking:
                 reasons[name] = f"{lacking} has no such domain"
             elif of_run[name] != digests[0][name]:
-                text_differs = f"its held-out text in {batches[0].folder} and {loader.folder} differs"
+                text_differs = f"its held-out text in {runs[0].config.data.path} and {run.config.data.path} differs"
                 reasons[name] = _why_incomparable(runs[0], run) or text_differs
     if digests[0].keys() <= reasons.keys():
         raise ConfigError(

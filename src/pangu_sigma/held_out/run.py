@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ascend_ops.few_rows import Precision
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import BatchLoader, open_samples
 from pangu_sigma.data.prepared import encodes, read_prepared_tokenizer
 from pangu_sigma.foreign.dense_files import is_dense_model
 from pangu_sigma.generate.text import open_engine
@@ -58,7 +58,7 @@ def held_out_batches(run: StoredModel, batches_like: Config | None = None) -> Ba
             f"prepare them there again as they were: pangu-sigma prepare-data {run.path}, with the same --input"
         )
     config = run.config.on_one_rank() if batches_like is None else run.config.with_batches_of(batches_like)
-    return BatchLoader(config, folder, run.tokenizer, run.table, "held_out")
+    return BatchLoader(config, open_samples(config, folder, "held_out", run.tokenizer.size), run.tokenizer, run.table)
 
 
 def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:

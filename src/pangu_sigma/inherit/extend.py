@@ -37,7 +37,7 @@ from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import parent_ids
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 _MAY_CHANGE = (
     *("seed", "model.init_std", "model.expert_init"),  # they draw what is new
@@ -99,7 +99,7 @@ def plan_extension(parent: StoredRun, config: Config, source: str | None = None,
     _check_vocabulary(parent, config, tokenizer)
     names = {domain.name for domain in parent.config.domains}
     source_of = {domain.name: domain.name if domain.name in names else source for domain in config.domains}
-    sources = {name: its for name, its in source_of.items() if its is not None}
+    sources = {name: parent_name for name, parent_name in source_of.items() if parent_name is not None}
     table = extended_tables(parent, config, tokenizer, old_id_V, sources)
     child = Child.of_run("extend", parent, absolute_paths(config), tokenizer, table, sources, source)
     origin = f"new, with experts and routing of domain {source}" if source else "new, its experts drawn"
@@ -115,14 +115,13 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
     The receipt compares the logits of both models for the old domains' text. source, scratch: as in `plan_extension`.
     Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text.
     """
-    check_absent(folder)
-    parent = open_model(path, "run")
-    child = plan_extension(parent, config, source, scratch)
-    text = Path(child.config.data.path)
-    open_samples(child.config, text, "train", child.tokenizer.size)
-    cursor, position = text_cursor(parent, child.config)
-    child.notes.append(position)
     with unfinished_folder(folder) as fresh:
+        parent = open_model(path, "run")
+        child = plan_extension(parent, config, source, scratch)
+        text = Path(child.config.data.path)
+        open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
+        cursor, position = text_cursor(parent, child.config)
+        child.notes.append(position)
         return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text, cursor)
 
 
@@ -195,10 +194,10 @@ def extended_tables(
     layers, size, segments = config.model.rre_layers, tokenizer.size, config.model.segments
     first_NDV = np.empty((len(config.model.routed), len(config.domains), size), np.int16)
     spread_DV = np.empty((len(config.domains), size), np.int16)
-    kept_V, of_rows = old_id_V >= 0, {}
+    is_old_V, of_rows = old_id_V >= 0, {}
     if config.model.rows:
-        its_rows = None if old.row_EV is None or old.before_EV1 is None else (old.row_EV, old.before_EV1)
-        drawn_rows = extended_row_tables(config.model.rows, its_rows, old_id_V, config.routing.seed)
+        parent_rows = None if old.row_EV is None or old.before_EV1 is None else (old.row_EV, old.before_EV1)
+        drawn_rows = extended_row_tables(config.model.rows, parent_rows, old_id_V, config.routing.seed)
         of_rows = dict(zip(("row_EV", "before_EV1"), drawn_rows, strict=True))
 
     def draw(seed: int, counts: np.ndarray | None) -> RoutingTable:
@@ -213,16 +212,16 @@ def extended_tables(
         first_NDV[:, domain.index], spread_DV[domain.index] = drawn.first_NDV[:, 0], drawn.spread_DV[0]
         if domain.name in origins:
             source = domains_of(parent.config).named(origins[domain.name]).index
-            first_NDV[:, domain.index, kept_V] = old.first_NDV[:, source, old_id_V[kept_V]]
-            spread_DV[domain.index, kept_V] = old.spread_DV[source, old_id_V[kept_V]]
+            first_NDV[:, domain.index, is_old_V] = old.first_NDV[:, source, old_id_V[is_old_V]]
+            spread_DV[domain.index, is_old_V] = old.spread_DV[source, old_id_V[is_old_V]]
     if old.common_N is None or old.common_spread_V is None:
         return RoutingTable(first_NDV, spread_DV, experts, **of_rows)
     drawn = draw(config.routing.seed, None if frequencies_DV is None else frequencies_DV.sum(axis=0, keepdims=True))
     common_N, spread_V = old.common_N > 0, old.common_spread_V[old_id_V]
-    drawn.first_NDV[:, 0, kept_V] = old.first_NDV[:, 0, old_id_V[kept_V]]
+    drawn.first_NDV[:, 0, is_old_V] = old.first_NDV[:, 0, old_id_V[is_old_V]]
     first_NDV[common_N] = drawn.first_NDV[common_N]  # one row for all domains
     if drawn.common_spread_V is not None:
-        spread_V[~kept_V] = drawn.common_spread_V[~kept_V]
+        spread_V[~is_old_V] = drawn.common_spread_V[~is_old_V]
     return RoutingTable(first_NDV, spread_DV, experts, old.common_N, spread_V, **of_rows)
 
 
@@ -247,8 +246,8 @@ def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
     The samples that `parent` has taken of its domains are not taken again if the files of these domains are the same, and if their
     order is: it follows from the seed, `data.shuffle` and a domain's place in the list.
     """
-    begin, before = Cursor([0] * len(config.domains)), [domain.name for domain in parent.config.domains]
-    if parent.data_hash != load_manifest(Path(config.data.path), before).content_hash:
+    begin, parent_names = Cursor([0] * len(config.domains)), [domain.name for domain in parent.config.domains]
+    if parent.data_hash != load_manifest(Path(config.data.path), parent_names).content_hash:
         return (
             begin,
             "all text is read from its beginning: it is not that of the run, which `prepare-data --extend` would keep",
@@ -256,13 +255,13 @@ def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
     if parent.config.seed != config.seed:
         return begin, "all text is read from its beginning: with another seed its order is another"
     names = [domain.name for domain in config.domains]
-    unmoved = [name for old_name, name in zip(before, names, strict=False) if old_name == name]
-    moved = [name for name in names if name in before and name not in unmoved]
-    counts = dict(zip(before, parent.checkpoint.state["cursor"]["taken"], strict=True))
-    taken = [counts[name] if name in unmoved else 0 for name in names]
-    notes = [f"the text of {', '.join(unmoved)} is read on from where the run stands"] if unmoved else []
-    if moved:
-        text = "that" if unmoved else "the text"
+    names_in_place = [name for old_name, name in zip(parent_names, names, strict=False) if old_name == name]
+    moved_names = [name for name in names if name in parent_names and name not in names_in_place]
+    counts = dict(zip(parent_names, parent.checkpoint.state["cursor"]["taken"], strict=True))
+    taken_counts = [counts[name] if name in names_in_place else 0 for name in names]
+    notes = [f"the text of {', '.join(names_in_place)} is read on from where the run stands"] if names_in_place else []
+    if moved_names:
+        text = "that" if names_in_place else "the text"
         why = "because another place in the list is another order"
-        notes.append(f"{text} of {', '.join(moved)} is read from its beginning, {why}")
-    return Cursor(taken, list(taken)), "; ".join(notes)
+        notes.append(f"{text} of {', '.join(moved_names)} is read from its beginning, {why}")
+    return Cursor(taken_counts, list(taken_counts)), "; ".join(notes)

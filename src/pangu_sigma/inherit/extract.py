@@ -23,7 +23,7 @@ from pangu_sigma.inherit.receipt import WARM, Receipt
 from pangu_sigma.sections import ParallelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,12 @@ def extract_domains(
     model (MindIR) instead of a run, whose greedy tokens are compared with the run's.
     Raises ConfigError, CheckpointError and DataError.
     """
-    check_absent(output)
-    parent = open_model(path, "run")
-    names = chosen_domains(parent.config, kept, dropped)
-    child = plan_extraction(parent, names, data or Path(parent.config.data.path))
-    data_hash = _text_hash(child, data)
-    text = None if data_hash is None else Path(child.config.data.path)
     with unfinished_folder(output) as fresh:
+        parent = open_model(path, "run")
+        names = chosen_domains(parent.config, kept, dropped)
+        child = plan_extraction(parent, names, data or Path(parent.config.data.path))
+        data_hash = _text_hash(child, data)
+        text = None if data_hash is None else Path(child.config.data.path)
         if export:
             run = fresh.parent / "run"
             receipt = new_run_from(child, run, None, text)  # never trained, so without the hash of its text

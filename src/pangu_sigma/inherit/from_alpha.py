@@ -25,7 +25,7 @@ from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import StoredModel, expert_name
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import parent_ids
-from pangu_sigma.training.first_checkpoint import check_absent, unfinished_folder
+from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,10 @@ def inherit(
     moments, drop_rows: as in `plan_inheritance`. Raises its errors, ConfigError if `folder` exists, and LayoutError or
     CheckpointError if the parent cannot be read.
     """
-    check_absent(folder)
-    child = plan_inheritance(parent, config, moments, drop_rows)
-    text = Path(child.config.data.path)
-    open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
     with unfinished_folder(folder) as fresh:
+        child = plan_inheritance(parent, config, moments, drop_rows)
+        text = Path(child.config.data.path)
+        open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
         return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text)
 
 

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 from mindspore.dataset import GeneratorDataset
 from mindspore.train import Callback
 
-from pangu_sigma.checkpoint.saver import save_checkpoint
+from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.checkpoint.state import files_of, shards_of
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import BatchLoader, Lookahead, StepArrays
@@ -109,6 +109,6 @@ class PanGuSigmaCheckpoint(Callback):
             return
         cell.network.store.settle()
         files, state = files_of(cell.shards, {}, SINGLE_PROCESS), cell.progress.state()
-        path = save_checkpoint(cell.folder.checkpoints, step, files, state, cell.folder.identity, self.keep)
+        with Saver(cell.folder.checkpoints, cell.folder.identity, self.keep) as saver:
+            logger.info("saved %s", saver.save(step, files, state))
         self.saved = step
-        logger.info("saved %s", path)

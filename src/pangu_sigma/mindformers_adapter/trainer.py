@@ -18,8 +18,7 @@ from mindspore.dataset import GeneratorDataset
 from pangu_sigma.checkpoint.run_folder import one_writer
 from pangu_sigma.checkpoint.state import restore
 from pangu_sigma.config import ConfigError
-from pangu_sigma.data.batches import BatchLoader
-from pangu_sigma.data.order import Cursor
+from pangu_sigma.data.batches import BatchLoader, open_samples
 from pangu_sigma.mindformers_adapter.model import PanGuSigmaForCausalLM
 from pangu_sigma.mindformers_adapter.train_one_step import PanGuSigmaAdam
 from pangu_sigma.mindformers_adapter.yaml_keys import sigma_config
@@ -45,7 +44,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
             )
         with one_writer(Path(config.output_dir)):
             self.folder = start_run(Path(config.output_dir), self.sigma)
-            self.progress, self.checkpoint = resume(self.folder, Cursor([0] * len(self.sigma.domains)))
+            self.progress, self.checkpoint = resume(self.folder)
             if self.progress.step >= self.sigma.train.steps:
                 logger.info("%s has all of its %d steps", self.folder.path, self.sigma.train.steps)
                 return
@@ -64,8 +63,8 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
         return build_optim(self.config.optimizer, default_args=arguments)
 
     def create_model_wrapper(self, network: PanGuSigmaForCausalLM, optimizer: PanGuSigmaAdam) -> nn.Cell:
-        data = Path(self.sigma.data.path)
-        batches = BatchLoader(self.folder.config, data, self.folder.tokenizer, self.folder.table)
+        samples = open_samples(self.sigma, Path(self.sigma.data.path), "train", self.folder.tokenizer.size)
+        batches = BatchLoader(self.folder.config, samples, self.folder.tokenizer, self.folder.table)
         parts = {"network": network, "optimizer": optimizer, "config": self.sigma, "batches": batches}
         parts |= {"folder": self.folder, "progress": self.progress}
         cell = build_wrapper({"type": self.config.runner_wrapper.type}, default_args=parts)

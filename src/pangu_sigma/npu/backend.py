@@ -10,7 +10,6 @@ from pangu_sigma.checkpoint.parts import EXPERTS, Files, SavedArray
 from pangu_sigma.checkpoint.state import Parts, file_of_rank, restore, restore_rows, row_files
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
-from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.evaluator import Evaluator
 from pangu_sigma.npu.context import use_ascend
 from pangu_sigma.npu.inputs import step_inputs
@@ -65,12 +64,11 @@ class AscendBackend(Backend):
         coordinates = Layout(config.parallel).coordinates(ranks.rank)
         return coordinates.tensor == 0 and coordinates.stage == config.parallel.stages - 1
 
-    def evaluator(self, setup: TrainingSetup, held_out: BatchLoader) -> Evaluator:
+    def evaluator(self, setup: TrainingSetup, held_out: BatchLoader, sample_limit: int) -> Evaluator:
         """Return the held-out evaluator. It runs the training graph, because another graph would have to be compiled: all ranks
         take part in each pass."""
-        ranks, limit = setup.ranks, samples_of_evaluation(setup.config)
-        adds = self.adds_losses(setup.config, ranks)
-        return Evaluator(held_out, limit, setup.step, setup.network, ranks, training_shaped=True, adds_losses=adds)
+        adds, parts = self.adds_losses(setup.config, setup.ranks), (setup.step, setup.network, setup.ranks)
+        return Evaluator(held_out, sample_limit, *parts, training_shaped=True, adds_losses=adds)
 
     def checkpoint_files(self, setup: TrainingSetup) -> Files:
         rank = setup.ranks.rank

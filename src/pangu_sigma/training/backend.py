@@ -20,7 +20,6 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader, MakesPlans
 from pangu_sigma.ecss.store import ExpertStore, array_specs, build
 from pangu_sigma.ecss.tiers import FileTier, HostTier
-from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
 from pangu_sigma.host_memory import check_rows_fit
 from pangu_sigma.model.pangu_sigma import PanGuSigma
@@ -98,10 +97,10 @@ class Backend:
         """Return True if this rank adds its losses to the total: exactly one of the ranks that read the same tokens does."""
         return True  # no two ranks see the same tokens
 
-    def evaluator(self, setup: TrainingSetup, held_out: BatchLoader) -> Evaluator:
-        """Make the evaluator of the network's losses on held-out batches."""
-        step, samples = EvaluationStep(setup.network, setup.store), samples_of_evaluation(setup.config)
-        return Evaluator(held_out, samples, step, setup.network, setup.ranks)
+    def evaluator(self, setup: TrainingSetup, held_out: BatchLoader, sample_limit: int) -> Evaluator:
+        """Make the evaluator of the network's losses on held-out batches. sample_limit: maximum number of samples of a domain."""
+        step = EvaluationStep(setup.network, setup.store)
+        return Evaluator(held_out, sample_limit, step, setup.network, setup.ranks)
 
     def checkpoint_files(self, setup: TrainingSetup) -> Files:
         """Return the files of a checkpoint that this rank writes, with their arrays."""

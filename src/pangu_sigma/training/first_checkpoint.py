@@ -11,7 +11,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, UnhealthyState
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.checkpoint.parts import Files
-from pangu_sigma.checkpoint.saver import bytes_of, save_checkpoint
+from pangu_sigma.checkpoint.saver import Saver, bytes_of
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.errors import argument, in_words
@@ -31,8 +31,9 @@ def check_absent(output: Path) -> None:
 def unfinished_folder(folder: Path) -> Iterator[Path]:
     """Make a temporary folder that the `with` block fills; it is renamed to `folder` if the block succeeds, else removed.
 
-    Raises ConfigError if it cannot be made, or if `folder` was created meanwhile.
+    Raises ConfigError if it cannot be made, or if `folder` exists, before the block or after it.
     """
+    check_absent(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
@@ -46,8 +47,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         except OSError as error:
             error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
             raise
-        if folder.exists():
-            raise ConfigError(f"{folder} was made meanwhile; choose another folder")
+        check_absent(folder)
         commit(path, folder)
 
 
@@ -62,16 +62,11 @@ def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> 
     health = Health(config.train, [domain.name for domain in config.domains]).state()
     total = bytes_of(files)
     try:
-        with Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar:
-            save_checkpoint(
-                run.checkpoints,
-                0,
-                files,
-                {**Progress(0, 0, start).state(), "health": health},
-                run.identity,
-                config.train.keep_checkpoints,
-                lambda: bar.update(min(_CHUNK, total - bar.n)),
-            )
+        with (
+            Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar,
+            Saver(run.checkpoints, run.identity, 1, lambda: bar.update(min(_CHUNK, total - bar.n))) as saver,
+        ):
+            saver.save(0, files, {**Progress(0, 0, start).state(), "health": health})
     except UnhealthyState as error:
         raise CheckpointError(
             f"the model has values that are not finite: {'; '.join(describe(error.not_finite, run.identity.config))}. No run "
@@ -80,4 +75,4 @@ def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> 
 
 
 _CHUNK = 64 << 20
-"""Bytes by which the progress bar moves; `save_checkpoint` calls back at least that often."""
+"""Bytes by which the progress bar moves; `Saver` calls back at least that often."""

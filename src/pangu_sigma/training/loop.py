@@ -6,24 +6,24 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
 
 from ascend_ops.adam_worker import WorkerTimes
-from pangu_sigma.checkpoint.checkpoint import CheckpointError
+from pangu_sigma.checkpoint.checkpoint import Checkpoint, CheckpointError
 from pangu_sigma.checkpoint.run_folder import one_writer, set_aside
 from pangu_sigma.checkpoint.saver import Saver
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.batches import Batch, BatchLoader, Samples, open_samples
 from pangu_sigma.data.order import repetitions
-from pangu_sigma.data.prepared import read_prepared_tokenizer
+from pangu_sigma.data.prepared import SPLITS, read_prepared_tokenizer
+from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.evaluator import Evaluator
-from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.process import gc_frozen
 from pangu_sigma.ranks.heartbeat import Heartbeat
@@ -38,6 +38,7 @@ from pangu_sigma.training.log.summary import format_divergence
 from pangu_sigma.training.log.timeline import Timeline
 from pangu_sigma.training.start import (
     DEFAULT_START,
+    Progress,
     StartOptions,
     changes_since_checkpoint,
     refuse_tuned,
@@ -45,6 +46,9 @@ from pangu_sigma.training.start import (
     start_run,
 )
 from pangu_sigma.training.step import StepResult
+
+if TYPE_CHECKING:
+    from pangu_sigma.finetune.best import BestState
 
 logger = logging.getLogger(__name__)
 
@@ -60,35 +64,39 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
-        folder: Path,
+        run: StoredRun,
         backend: Backend = CPU,
-        start_options: StartOptions = DEFAULT_START,
         ranks: Ranks | None = None,
-        run: StoredRun | None = None,
+        resumed: tuple[Progress, Checkpoint | None] | None = None,
+        samples: Mapping[str, Samples] | None = None,
+        best: BestState | None = None,
     ):
-        """folder: run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
+        """run: open run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
-        start_options: further start options of the user. ranks: already connected ranks; None to connect them here. run: the run
-        folder if it is open; None to create or open it. Raises the errors of `start_run`.
+        ranks: already connected ranks; None to connect them here. resumed: result of `resume`; None to call it here. samples: of a
+        run that is tuned to a task, its samples as "train", and its dev set as "held_out" if it has one; None: the prepared text.
+        best: of such a run, its best state, which evaluations update and pruning spares; None: the newest state is the best.
+        Raises DataError and CheckpointError.
         """
-        self.config, self.backend = config, backend
+        self.run, self.config, self.backend, self.best = run, (config := run.config), backend, best
         self.ranks = ranks or backend.connect(config)
         self.heart = Heartbeat(self.ranks.rank)
-        self.heart.beat("the start")
-        self.run = run or start_run(folder, config, self.ranks, start_options)
+        self.heart.beat("building the network")
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.setup = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.setup.network, self.setup.store, self.setup.step
         self.shards = self.setup.shards
         self.step.set_train()
+        with self.ranks.fail_together(f"reading {config.data.path}"):
+            path, vocabulary = Path(config.data.path), run.tokenizer.size
+            self.samples = samples or {split: open_samples(config, path, split, vocabulary) for split in SPLITS}
         self.batches = self.open_batches("train")
         self.schedule = Schedule(config.train.optimizer)
-        self.progress, checkpoint = resume(self.run, self.batches.start(), self.ranks)
-        health = None if checkpoint is None else checkpoint.state.get("health")  # checkpoints before this have none
-        self.health = Health(config.train, [d.name for d in config.domains], health)
-        self.resumed: dict[str, Any] = {} if checkpoint is None else checkpoint.state
-        """State of the checkpoint that the run resumed from; empty if there is none."""
+        self.progress, checkpoint = resumed or resume(run, self.ranks)
+        state = {} if checkpoint is None else checkpoint.state
+        self.health = Health(config.train, [d.name for d in config.domains], state.get("health"))
+        if best is not None:
+            best.restore(state.get("best", {}))
         if checkpoint is not None:
             backend.restore(self.setup, checkpoint)
         self.changes = changes_since_checkpoint(checkpoint, self.run)
@@ -101,22 +109,22 @@ class Trainer:
         self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
     def open_batches(self, split: str) -> BatchLoader:
-        """Open this rank's share of the batches of one split of the prepared data."""
-        data = Path(self.config.data.path)
-        rank, planner = self.ranks.rank, self.backend.planner(self.config, self.ranks.rank)
-        return BatchLoader(self.run.config, data, self.run.tokenizer, self.run.table, split, rank, planner)
+        """Open this rank's share of the batches of one split of the samples, "train" or "held_out"."""
+        run, rank, planner = self.run, self.ranks.rank, self.backend.planner(self.config, self.ranks.rank)
+        return BatchLoader(self.config, self.samples[split], run.tokenizer, run.table, rank, planner)
 
     def evaluator(self) -> Evaluator:
-        """Make the evaluator of the network's held-out losses."""
-        return self.backend.evaluator(self.setup, self.open_batches("held_out"))
+        """Make the evaluator of the held-out losses. A dev set is evaluated whole; without one, the training samples stand in."""
+        split = "held_out" if "held_out" in self.samples else "train"
+        is_dev_set = self.best is not None and split == "held_out"
+        limit = max(self.samples[split].counts) if is_dev_set else samples_of_evaluation(self.config)
+        return self.backend.evaluator(self.setup, self.open_batches(split), limit)
 
     @property
     def finished(self) -> bool:
-        """True if the run has taken all of its steps."""
-        return self.progress.step >= self.config.train.steps
-
-    def after_evaluation(self, losses: dict[str, HeldOutLoss]) -> None:
-        """Hook for subclasses, called with the held-out losses of each evaluation. This class does nothing."""
+        """True if the run has taken all of its steps, or if its dev set's loss has not improved for too long."""
+        is_stale = self.best is not None and self.best.stale >= self.config.tuning.patience
+        return is_stale or self.progress.step >= self.config.train.steps
 
     def advance(self) -> tuple[Batch, float, StepResult]:
         """Take one step. Returns its batch, learning rate, and result."""
@@ -184,8 +192,9 @@ class Trainer:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint holds besides arrays: progress and health, as plain data."""
-        return {**self.progress.state(), "health": self.health.state()}
+        """Return the state that a checkpoint holds besides arrays, as plain data: progress, health, and the best state."""
+        best = {} if self.best is None else {"best": self.best.state()}
+        return {**self.progress.state(), "health": self.health.state(), **best}
 
     def save(self) -> Path:
         """Write a checkpoint of the last step synchronously. Raises CheckpointError, or UnhealthyState for values not finite."""
@@ -199,6 +208,8 @@ class Trainer:
         """
         self.heart.beat(f"the save after step {self.progress.step}")
         self.complete_save()  # this checkpoint or the next one may fail alone
+        if self.best is not None:
+            self.saver.spared = (self.best.step,)  # not before: the save before this one may prune the best state then
         if last:
             self.save()
             return
@@ -218,26 +229,17 @@ class Trainer:
             yield
         except CheckpointError as error:
             if self.ranks.first:
-                logger.error(
-                    "%s. Training goes on without this checkpoint; the next one is due after step %d",
-                    error,
-                    (self.progress.step // self.config.train.checkpoint_interval + 1)
-                    * self.config.train.checkpoint_interval,
-                )
+                interval = self.config.train.checkpoint_interval
+                due = (self.progress.step // interval + 1) * interval
+                logger.error("%s. Training goes on without this checkpoint; the next is due after step %d", error, due)
 
     def _open_saver(self) -> Saver:
-        reason = self.backend.cannot_copy(self.config)
-        behind = self.config.train.async_save and reason is None
-        if self.config.train.async_save and not behind and self.ranks.first:
+        run, options, reason = self.run, self.config.train, self.backend.cannot_copy(self.config)
+        behind = options.async_save and reason is None
+        if options.async_save and not behind and self.ranks.first:
             logger.info("checkpoints are written before training goes on, as with train.async_save=false: %s", reason)
-        return Saver(
-            self.run.checkpoints,
-            self.run.identity,
-            self.config.train.keep_checkpoints,
-            behind,
-            self.store.tier.release,
-            self.ranks,
-        )
+        release = self.store.tier.release
+        return Saver(run.checkpoints, run.identity, options.keep_checkpoints, release, behind, self.ranks)
 
 
 def train(
@@ -248,27 +250,46 @@ def train(
     profile: bool = False,
     kind: type[Trainer] = Trainer,
     on_step: OnStep | None = None,
-) -> Trainer:
-    """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics and checkpoints.
+    ranks: Ranks | None = None,
+) -> Trainer | None:
+    """Train a configuration in a run folder, resuming from its newest checkpoint, and write metrics and checkpoints. Returns None,
+    before anything is compiled, if the run has taken all of its steps.
 
     backend: the devices to train on. start_options: further start options of the user. profile: True to write a timeline of a few
     steps (log/timeline.py). kind: class of the trainer, such as a subclass that reads other batches or measures something else.
-    on_step: called after each step; True stops the training as SIGTERM does.
+    on_step: called after each step; True stops the training as SIGTERM does. ranks: already connected ranks; None to connect them.
     Raises UnhealthyRun if the run cannot recover, NotWritable while another process writes in the folder, ConfigError for a
     fine-tuning run, and the errors of `start_run`.
     After SIGTERM to any rank, all ranks finish the same step, save it and return; the run is then not at its last step. No rank may
     need another afterwards.
     """
     refuse_tuned(folder, config)
-    ranks = backend.connect(config)
+    ranks = ranks or backend.connect(config)
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, ranks):
-        return train_to_end(kind(config, folder, backend, start_options, ranks), profile, on_step)
+        Heartbeat(ranks.rank).beat("the start")
+        run = start_run(folder, config, ranks, start_options)
+        (progress, checkpoint), steps, trainer = resume(run, ranks), config.train.steps, None
+        if progress.step < steps:
+            trainer = kind(run, backend, ranks, (progress, checkpoint))
+            del checkpoint  # its files are mapped, so that pruning would not free their space
+            train_to_end(trainer, profile, on_step)
+        elif ranks.first:
+            remark = "nothing to do: %s is at step %d of %d; raise train.steps to train on"
+            logger.warning(remark, folder, progress.step, steps)
+            names = [domain.name for domain in config.domains]
+            with MetricsLog(folder, names, steps, config.train.log_interval, progress.step, run.identity) as log:
+                log.changes(progress.step, changes_since_checkpoint(checkpoint, run))
+        ranks.leave()  # no rank waits for what the first one does after the training
+        finished_here = ranks.first and (trainer is None or trainer.finished)
+        if finished_here and (divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr)):
+            logger.warning("%s", divergence)
+        return trainer
 
 
-def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> Trainer:
-    """Train until the run is finished or SIGTERM comes, and return the trainer. The caller holds the lock of the run folder."""
+def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> None:
+    """Train until the run is finished or SIGTERM comes. The caller holds the lock of the run folder."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, names = config.train, [d.name for d in config.domains]
     with ranks.fail_together("reading the held-out text"):
@@ -303,14 +324,11 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 check_health(trainer.health, trainer.setup, trainer.run, step, batch.active_A, log)
             if on_step is not None and on_step(metrics) is True:
                 stop.set()
-            saver = trainer.saver
-            stops, written, broken = ranks.sum(np.array([stop.is_set(), saver.is_written, saver.is_broken], np.float32))
+            stops, ready = ranks.sum(np.array([stop.is_set(), trainer.saver.is_ready], np.float32))
             stopped = bool(stops)
-            if broken:
-                trainer.complete_save()
-            if written == ranks.world:
+            if ready == ranks.world:
                 with trainer.log_disk_errors():
-                    saver.commit()
+                    trainer.saver.proceed()
             if is_last or (step % options.eval_interval == 0 and not stopped):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
@@ -322,21 +340,13 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                     log.flush()
                     trainer.save_in_turn(is_last or stopped)
             trainer.timeline.step_done(step)
-    ranks.leave()  # no rank waits for what the first one does after the training
-    if ranks.first and trainer.finished and config.finetune is None:
-        if divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr):
-            logger.warning("%s", divergence)
-    elif not trainer.finished:
+    if not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
-    return trainer
 
 
 def _remarks(trainer: Trainer) -> list[str]:
-    """Return the warnings to log before a training of this length begins; for a run that has taken all steps, that it has."""
+    """Return the warnings to log before a training of this length begins."""
     config, steps = trainer.config, trainer.config.train.steps
-    if trainer.finished and config.finetune is None:
-        step = trainer.progress.step
-        return [f"nothing to do: {trainer.run.path} is at step {step} of {steps}; raise train.steps to train on"]
     names, warmup = [domain.name for domain in config.domains], config.train.optimizer.warmup_steps
     remarks = repetitions(trainer.batches.order, names, steps) if config.finetune is None else []
     if warmup > steps:
@@ -348,14 +358,17 @@ def _remarks(trainer: Trainer) -> list[str]:
 
 
 def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:
-    losses = evaluator.losses()
-    if losses:
-        log.evaluation(trainer.progress.step, losses)
+    """Evaluate the held-out samples; without any, the training samples before the first step and after the last one."""
+    step, best, has_held_out = trainer.progress.step, trainer.best, "held_out" in trainer.samples
+    losses = evaluator.losses() if has_held_out or step == 0 or trainer.finished else {}
+    if has_held_out:
+        log.evaluation(step, losses)
     if rows := trainer.store.rows:
         first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
         scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
-        log.write("rows", step=trainer.progress.step, entries=dict(enumerate(rows.figures())), scales=scales)
-    trainer.after_evaluation(losses)
+        log.write("rows", step=step, entries=dict(enumerate(rows.figures())), scales=scales)
+    if best is not None:
+        best.take(step, losses, has_held_out)
 
 
 @contextmanager

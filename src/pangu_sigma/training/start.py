@@ -49,7 +49,7 @@ from pangu_sigma.sealed import SEAL, UNFINISHED
 from pangu_sigma.stored.open import KIND_NAMES, kind_of
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.writable import LOCK
+from pangu_sigma.writable import LOCK, folder_lock
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +143,14 @@ class Progress:
         return cls(state["step"], state["updates"], Cursor(list(cursor["taken"]), list(cursor["begun"])))
 
 
-def resume(run: StoredRun, start: Cursor, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
-    """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0 at `start`, and None.
+def resume(run: StoredRun, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
+    """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0, and None.
 
     All ranks call this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table.
     """
     checkpoint = newest_checkpoint(run.checkpoints, run.identity, ranks)
     if checkpoint is None:
-        return Progress(0, 0, start), None
+        return Progress(0, 0, Cursor([0] * len(run.config.domains))), None
     if checkpoint.step:  # a run that was made of another begins with a checkpoint, too
         logger.info("resuming %s after step %d", run.path, checkpoint.step)
     return Progress.from_state(checkpoint.state), checkpoint
@@ -183,10 +183,13 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     """Check that `start_run` would succeed, and return what it would change in a run with checkpoints; nothing is written.
 
     This is called before ranks start, and before MindSpore is loaded. Raises ConfigError for a start that would be refused,
-    DataError for invalid data, DamagedFile for a damaged file of the run.
+    DataError for invalid data, DamagedFile for a damaged file of the run, NotWritable while another process writes in the folder.
     """
     refuse_tuned(path, config)
     refuse_foreign(path)
+    if (path / LOCK).exists():
+        with folder_lock(path):  # the training takes it again
+            pass
     prepared, data_hash = read_prepared_tokenizer(config), data_of(config).manifest.content_hash
     if options.start_over and options.from_step is not None:
         raise ConfigError(
@@ -281,8 +284,4 @@ def _compare(
         )
     elif identity.data_hash != data_hash:
         texts.append(f"{path} goes on with other text, that of data.path={config.data.path}")
-    elif options.allow_data_change:
-        texts.append(
-            f"{argument('--allow-data-change')}: {path} was trained on the same text, there was nothing to allow"
-        )
     return texts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.toy import Logits, active_weights, logits_arguments
 
-from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.batches import BatchLoader, open_samples
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.decoder import Chunk, Decoder
 from pangu_sigma.generate.graph.cached import CachedGraph, cached_graph, open_inputs
@@ -62,7 +62,8 @@ def expected(graph_mode, run, texts) -> np.ndarray:
     tree = run.config.model_dump()
     tree["train"]["batch_size"] = tree["data"]["domains_per_step"] = 3
     config = run.config.model_validate(tree)
-    batches = BatchLoader(config, Path(config.data.path), run.tokenizer, run.table)
+    samples = open_samples(config, Path(config.data.path), "train", run.tokenizer.size)
+    batches = BatchLoader(config, samples, run.tokenizer, run.table)
     network, store = build_network(run)
     logits = Logits(network).set_train(False)
 

@@ -1,4 +1,4 @@
-"""Batches of a fine-tuning task's samples, with the loss on the answers only. Samples in a sequence do not attend to each other.
+"""Samples of a fine-tuning task as sequences, with the loss on the answers only. Samples in a sequence do not attend to each other.
 
 Shape suffixes: T ids of a sample, S sequence, V vocabulary, D domains.
 """
@@ -9,14 +9,12 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import BatchLoader, Samples
-from pangu_sigma.rre.table import RoutingTable
+from pangu_sigma.data.batches import Samples
 from pangu_sigma.text.tokenizer import Tokenizer
 
 
@@ -37,12 +35,20 @@ class EncodedSample:
 class TaskSamples(Samples):
     """Sequences of a fine-tuning task: one or several packed samples, then <pad>. A domain may have no sequences."""
 
-    def __init__(self, config: Config, samples: Sequence[list[EncodedSample]], tokenizer: Tokenizer):
-        """samples: the tokenized samples of each domain."""
-        self._length, self._pad = config.model.seq_length, tokenizer.pad
+    def __init__(
+        self,
+        config: Config,
+        samples: Sequence[list[EncodedSample]],
+        tokenizer: Tokenizer,
+        training: TaskSamples | None = None,
+    ):
+        """samples: the tokenized samples of each domain. training: of a dev set, the training samples."""
+        self._length, self._pad, self._vocabulary = config.model.seq_length, tokenizer.pad, tokenizer.size
+        self._training = training or self
         self._samples, together = samples, config.tuning.packed
-        self._packs = [pack([len(s.ids_T) for s in own], self._length + 1, together) for own in samples]
-        self.counts = [len(own) for own in self._packs]
+        lengths = [[len(s.ids_T) for s in of_domain] for of_domain in samples]
+        self._packs = [pack(of_domain, self._length + 1, together) for of_domain in lengths]
+        self.counts = [len(of_domain) for of_domain in self._packs]
         self.weights = [float(count) for count in self.counts]
 
     def read(self, domain: int, number: int) -> np.ndarray:
@@ -60,10 +66,11 @@ class TaskSamples(Samples):
             start += len(sample.ids_T)
         return counted[1:]
 
-    def frequencies(self, vocabulary: int) -> np.ndarray:
-        """Return the token counts [D, V] of the answers, for the unigram baseline."""
-        ids = [[s.ids_T[s.answer :] for s in own] for own in self._samples]
-        return np.stack([np.bincount(np.concatenate(own or [np.array([], int)]), minlength=vocabulary) for own in ids])
+    def frequencies(self) -> np.ndarray:
+        """Return the token counts [D, V] of the training samples' answers, for the unigram baseline."""
+        answers = [[s.ids_T[s.answer :] for s in of_domain] for of_domain in self._training._samples]
+        ids = [np.concatenate(of_domain or [np.array([], int)]) for of_domain in answers]
+        return np.stack([np.bincount(of_domain, minlength=self._vocabulary) for of_domain in ids])
 
     @cached_property
     def hash(self) -> str:
@@ -77,21 +84,6 @@ class TaskSamples(Samples):
 
     def _pack(self, domain: int, number: int) -> list[EncodedSample]:
         return [self._samples[domain][n] for n in self._packs[domain][number]]
-
-
-class TaskBatches(BatchLoader):
-    """Batches of a fine-tuning task's samples for one process."""
-
-    def __init__(
-        self, config: Config, tokenizer: Tokenizer, table: RoutingTable, samples: TaskSamples, training: TaskSamples
-    ):
-        """training: the training samples, whose token frequencies are the unigram baseline."""
-        self._training = training
-        super().__init__(config, Path(), tokenizer, table, samples=samples)
-
-    def frequencies(self) -> np.ndarray:
-        """Return the token counts [D, V] of the answers of the training samples."""
-        return self._training.frequencies(self.tokenizer.size)
 
 
 def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from mindspore import ParameterTuple, Tensor
 
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batch
-from pangu_sigma.finetune.task_batches import EncodedSample, TaskBatches, TaskSamples, pack
+from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.finetune.sequences import EncodedSample, TaskSamples, pack
 from pangu_sigma.held_out.evaluator import EvaluationStep
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.training.step import EXPERTS_ARGUMENT, ScaledLoss
@@ -50,13 +50,13 @@ def samples() -> list[EncodedSample]:
     return found
 
 
-def batches_of(packed: bool) -> TaskBatches:
+def batches_of(packed: bool) -> BatchLoader:
     config, tokenizer = config_of(packed), toy_tokenizer(2)
-    own = TaskSamples(config, [samples(), [], [], []], tokenizer)
-    return TaskBatches(config, tokenizer, toy_table(config), own, own)
+    task_samples = TaskSamples(config, [samples(), [], [], []], tokenizer)
+    return BatchLoader(config, task_samples, tokenizer, toy_table(config))
 
 
-def batch_of(batches: TaskBatches, numbers: list[int]) -> Batch:
+def batch_of(batches: BatchLoader, numbers: list[int]) -> Batch:
     """These sequences as a batch."""
     ids, counted = (
         np.stack([read(0, n) for n in numbers])[None] for read in (batches.samples.read, batches.samples.counted)
@@ -77,8 +77,8 @@ def test_sequences_hold_the_samples_and_say_what_counts():
     total = sum(sample.counted for sample in samples())
     for own in (packed, alone):
         assert sum(own.counted(0, n).sum() for n in range(own.counts[0])) == total
-        assert own.frequencies(VOCABULARY)[0].sum() == total
-        assert own.frequencies(VOCABULARY)[0, EOT] == 6
+        assert own.frequencies()[0].sum() == total
+        assert own.frequencies()[0, EOT] == 6
     assert packed.hash != alone.hash
 
 
