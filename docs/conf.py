@@ -23,7 +23,7 @@ include_patterns = [
 ]
 exclude_patterns = [".*", "*.egg-info", "build", "data", "runs", "exports", "**/model_configs"]
 html_theme = "furo"
-html_title = project
+html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_show_copyright = False
