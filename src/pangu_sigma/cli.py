@@ -49,7 +49,8 @@ SPELLED = {
 
 
 def _as_typed(kind: Any, tokens: Any) -> Any:
-    """Return values as they were typed: functions check paths, also blank ones, and cyclopts would round 1.5."""
+    """Return the values of an option, in place of cyclopts's conversion: it would round 1.5 to a whole number, and change paths,
+    which the called functions check as they were typed. Raises ValueError for a value that is an option."""
     values = [int(token.value) if kind is int else token.value for token in tokens]
     if options := [value for value in values if str(value).startswith("--")]:
         raise ValueError(f"{options[0]} is an option")
@@ -133,7 +134,8 @@ def make_app(only: str = "") -> App:
 
 
 def _show_plainly(app: App) -> None:
-    """Print help as lines of text without boxes, which are folded between words; examples are not folded."""
+    """Print help as lines of text without boxes. Texts that cyclopts gives to `_print_plain` are folded between words; the
+    epilogue, such as the examples, goes to the console as it is."""
     from cyclopts.help.formatters.plain import PlainFormatter
     from rich.console import Console
 

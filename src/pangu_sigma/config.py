@@ -245,7 +245,8 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model."""
+        """Count the parameters of the model. Of the embeddings, every word has a row, every position one for the first layer and
+        one for the query layer. With `model.rows` each layer has a scale, and a token computes with one vector of H values."""
         m = self.model
         attention, norms = 4 * (m.hidden * m.hidden + m.hidden), 2 * 2 * m.hidden
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden

@@ -72,7 +72,8 @@ class RowStore:
     def met(self, entry: int) -> np.ndarray:
         """Return the keys of the rows of an entry that a token met, or that `put` wrote, ascending, int64."""
         self.settle()
-        self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]  # `put` writes rows of step 0
+        # keys are remembered, and not searched by step count > 0, because `put` also writes rows whose count is 0
+        self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]
         return self._met[entry][0]
 
     def figures(self) -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ def _parse_value(head: bytes, remaining: int) -> _Value:
     dtype, position = "", tensor.begin
     while position < tensor.end:
         entry_field = read_field(head, position, tensor.end)
+        # the content is the last field, of the tensor and of the value
         if entry_field.number == 3 and entry_field.end == tensor.end == value.end:
             name = head[tag.begin : tag.end].decode()
             return _Value(name, tuple(dims), _KINDS.get(dtype, dtype[:40]), (entry_field.begin, entry_field.end))

@@ -95,8 +95,11 @@ def compare(
 
 
 def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None) -> Agreement:
-    """Compare parent and child in one domain. held_out_T: held-out tokens of the child; None: tokens are drawn."""
+    """Compare the parent, `old`, and the child, `new`, in one domain; both readers have the parent's activation. If the child's is
+    another one, compare once more with that, and measure what it costs. held_out_T: held-out tokens of the child; None: tokens are
+    drawn."""
     tokenizer, activation = new.model.tokenizer, new.model.config.model.activation
+    # columns of logits are the rows W of the child's slot whose token the parent has, too; `old.ids_R` are the parent's ids of rows
     common_W = np.flatnonzero(old.rows(old.ids_R) >= 0)
     ids_T = _comparable_text(new.model, held_out_T, new.ids_R[common_W])
     rows_T = tokenizer.row_of[new.domain.slot, ids_T]

@@ -189,7 +189,8 @@ def count_by_origin(
 ) -> dict[str, int]:
     """Count the parameters of a new run by origin. slots: rows of each slot; none if they are not known, as no text is prepared.
 
-    experts: parameters of experts that are not copied like all else. had_rows: True if the parent has scales of `model.rows`."""
+    experts: origin → parameters, of experts that are not copied like all else. had_rows: True if the parent has `model.rows`, so a
+    scale in each layer; without, these scales are "begun"."""
     model, total = config.model, config.num_params().total
     table, begun = config.slots * model.slot_rows * model.hidden, model.layers if model.rows and not had_rows else 0
     copied, used = (sum(getattr(slot, key) for slot in slots) * model.hidden for key in ("copied", "rows"))
@@ -212,6 +213,8 @@ def _format_rows(count: RowCount) -> str:
 
 
 def _format_agreement(agreement: Agreement, receipt: Receipt) -> str:
+    """Format the difference of logits; if the run has another activation than its parent, first with its own, then with the
+    parent's."""
     parts = [f"{agreement.exact:.2g}"]
     if agreement.own_activation is not None:
         other = f"{agreement.own_activation:.2g} with {receipt.activation}, which costs {agreement.activation_nats:+.4f} nats"

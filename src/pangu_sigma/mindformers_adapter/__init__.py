@@ -26,7 +26,7 @@ def quiet_mindformers() -> Iterator[None]:
     os.environ.setdefault("LOG_MF_PATH", str(Path(tempfile.gettempdir()) / "mindformers_log"))
     logging.disable(logging.WARNING)
     try:
-        with gc_disabled():
+        with gc_disabled():  # because of the import
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -139,9 +139,10 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
 
 
 def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the arrays that accumulate gradients of micro-batches, if an update has several; each has its weight's dtype, and the
-    shape of the rank's tensor-parallel slice: ZeRO does not divide them among data-parallel ranks. The last stage has one more, for
-    the word table that it receives. alike: as in `all_arrays`."""
+    """Return the arrays that accumulate gradients of micro-batches, if an update has several. The weights are dense ones and
+    active experts; each array has its weight's dtype and the shape of the rank's tensor-parallel slice, `computed`: ZeRO, which
+    makes `kept` smaller, does not divide these arrays among data-parallel ranks. The last stage has one more, for the word table
+    that it receives. alike: as in `all_arrays`."""
     if config.train.accumulation == 1:
         return []
     weights = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]

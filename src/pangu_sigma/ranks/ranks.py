@@ -115,13 +115,14 @@ def end_as_rank(command: Callable[[], int]) -> NoReturn:
     """Run a command in a rank's process, and end the process with the command's status, which is 1 after the traceback of a bug."""
     try:
         status = command()
-    except SystemExit as error:  # argparse, which has said why
+    except SystemExit as error:  # of the command line, which has said why
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
         status = 1
     if status != 0:
-        time.sleep(PAUSE)  # for messages to other ranks: `leave` was not called
+        # messages to other ranks may be on their way: only `leave`, which was not called, waits for them
+        time.sleep(PAUSE)
     end_process(status)
 
 

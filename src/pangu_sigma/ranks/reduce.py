@@ -27,6 +27,7 @@ class LocalGradients(nn.Cell):
 
     def construct(self, dense, experts):
         flat_experts = flatten_segments(experts)
+        # sums: of all gradients, then of each one; 0.0 * sums[0] is a zero of the same type
         sums, dense_end = self.square_sums(dense + flat_experts), 1 + len(dense)
         expert_sum = ops.ReduceSum()(sums[dense_end:], 0) if flat_experts else 0.0 * sums[0]
         dense_sum = ops.ReduceSum()(sums[1:dense_end], 0) if dense else 0.0 * sums[0]

@@ -29,8 +29,8 @@ def write_tables(path: Path, tables: Mapping[str, Any]) -> None:
 
 
 def read_tables(path: Path, fix: str = DAMAGED) -> dict[str, Any]:
-    """Read the fields that `write_tables` wrote. Raises DataError, which ends with `fix`, for any other file, of which nothing is
-    run."""
+    """Read the fields that `write_tables` wrote. Raises DataError, which ends with `fix`, for any other file, which is
+    never unpickled."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
@@ -38,10 +38,11 @@ def read_tables(path: Path, fix: str = DAMAGED) -> dict[str, Any]:
             raise ValueError(f"it unpacks to {size} bytes, at most {_MOST_BYTES} are read")
         with np.load(path, allow_pickle=False) as file:
             names = [*_ALWAYS, *(name for pair in (_COMMON, _ROWS) if pair[0] in file.files for name in pair)]
-            arrays: dict[str, Any] = {name: np.asarray(file[name]) for name in names}  # other members would be bytes
+            # NumPy returns the bytes of a member that is no .npy; they become an array, which `wrong_tables` refuses
+            arrays: dict[str, Any] = {name: np.asarray(file[name]) for name in names}
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; {fix}") from error
-    except Exception as error:  # NumPy reads headers as Python's source, and fails in as many ways
+    except Exception as error:  # NumPy parses headers by literal_eval, which fails in many ways
         raise DataError(f"{path}: is not what was written ({error}); {fix}") from error
     experts = arrays["experts"]
     arrays["experts"] = int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0

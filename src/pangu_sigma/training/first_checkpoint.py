@@ -61,6 +61,7 @@ def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> 
     start = cursor or Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
     total = bytes_of(files)
+    # the saver keeps 1 checkpoint, and moves the bar after each chunk
     try:
         with (
             Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar,

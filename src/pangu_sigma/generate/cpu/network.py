@@ -69,7 +69,7 @@ def hidden_states(
     """
     x_TH = operators.embed(words_T, positions_T)
     if trace is not None:
-        trace.append(x_TH[: len(words_T)].copy())
+        trace.append(x_TH[: len(words_T)].copy())  # operators may return a larger buffer
     for layer in range(model.layers):
         is_query_layer = layer == model.layers - 1
         if is_query_layer:
@@ -78,7 +78,7 @@ def hidden_states(
             x_TH = operators.add_rows(layer, x_TH, e_TH)
         normed_TH = operators.norm(f"layers.{layer}.attention_norm", x_TH)
         query_TH, layer_A = (operators.queries(positions_T), outputs_A) if is_query_layer else (normed_TH, None)
-        x_TH = operators.attention(layer, x_TH, normed_TH, query_TH, layer_A)
+        x_TH = operators.attention(layer, x_TH, normed_TH, query_TH, layer_A)  # after the query layer's: [A, H]
         if layer_A is not None:
             experts_NT = experts_NT[:, layer_A]
             if not len(layer_A):
