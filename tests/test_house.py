@@ -19,13 +19,13 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2013,
-    "checkpoint": 903,
+    ".": 2014,
+    "checkpoint": 907,
     "convert": 668,
-    "data": 2313,
+    "data": 2315,
     "ecss": 377,
     "evaluate": 752,
-    "finetune": 482,
+    "finetune": 483,
     "foreign": 945,
     "generate": 1484,
     "held_out": 445,
@@ -40,7 +40,7 @@ BUDGETS = {
     "serve": 1028,
     "stored": 673,
     "text": 927,
-    "training": 1419,
+    "training": 1427,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

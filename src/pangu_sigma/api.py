@@ -22,6 +22,7 @@ from pangu_sigma import arguments, config_file
 from pangu_sigma.arguments import AnyConfig, AnyPath, AtLeastOne, Count, Overrides, Paths, Seconds, Text, Texts, checked
 from pangu_sigma.arguments import load_config as load_config
 from pangu_sigma.bars import Bar
+from pangu_sigma.checkpoint.run_folder import refuse_second_writer
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError as UserError  # a public name
@@ -160,6 +161,7 @@ def train(
     options = StartOptions(start_over, allow_data_change, from_step)
     if not is_rank():  # a rank's launcher has checked it
         check_start(folder, resolved, options)
+        refuse_second_writer(folder)
     from pangu_sigma.training.backend import Backend
     from pangu_sigma.training.loop import train as train_run
 
@@ -184,14 +186,14 @@ def _outcome(run: Path) -> Result | None:
     """Draw the report of a finished run, and return its summary; None, with a warning, if its log is lost, which does not affect
     the training."""
     from pangu_sigma.training.log.metrics import EmptyLogError
-    from pangu_sigma.training.log.report import write_report
+    from pangu_sigma.training.log.report import draw_report
     from pangu_sigma.training.log.summary import format_summary, summarise
 
+    draw_report(run)
     try:
-        write_report(run)
         summary = summarise(run)
     except EmptyLogError as lost:
-        logger.warning("no report and no summary: %s", lost)
+        logger.warning("no summary: %s", lost)
         return None
     return Result(summary, format_summary(summary))
 

@@ -31,6 +31,9 @@ def test_of_any_length_it_gives_different_numbers_below_the_length(count, key, d
     given = [shuffle[index] for index in asked]
     assert len({*given}) == len(asked)
     assert all(0 <= each < count for each in given)
+    for outside in (-1, count):
+        with pytest.raises(IndexError):
+            shuffle[outside]
 
 
 def test_it_is_the_same_in_every_version():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ from helpers.tasks import pairs, write_lines, write_task
 
 from experiments.chaos.runs import digests
 from experiments.tiny import tiny_config
+from pangu_sigma.checkpoint import saver
 from pangu_sigma.checkpoint.checkpoint import CheckpointError, newest_checkpoint
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError
+from pangu_sigma.finetune import best as best_state
+from pangu_sigma.finetune.best import BestState
 from pangu_sigma.finetune.tuning import TuningRequest, finetune_run, learns_text
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.inherit.equality import compare
@@ -204,6 +209,37 @@ def again(tuned: Path, learn: str = "experts", **overrides: Any) -> TuningReques
     folder = tuned.parent / "asked"
     files = [folder / name for name in ("test.yaml", "train.jsonl", "dev.jsonl")]
     return TuningRequest(*files, learn, overrides=[f"train.{key}={value}" for key, value in overrides.items()])
+
+
+def test_neither_a_full_disk_nor_a_stop_at_an_evaluation_loses_the_best_state(tiny_run, tuned, tmp_path, monkeypatch):
+    """The best state of step 2 cannot be saved at first; then SIGTERM comes in the step before its evaluation."""
+    take, seal, advance = BestState.take, saver.seal_folder, Trainer.advance
+    loss_of_step = [3.0, 2.0, 1.0, 1.5, 1.6]
+
+    def scripted(best, step, losses, is_dev_set):
+        monkeypatch.setattr(best_state, "mean_loss", lambda _: loss_of_step[step])
+        take(best, step, losses, is_dev_set)
+
+    def full(folder, *arguments):
+        if folder.name.endswith("step_00000002"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        seal(folder, *arguments)
+
+    def stopping(trainer):
+        if trainer.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(trainer)
+
+    asked = again(tuned, steps=4, eval_interval=1, checkpoint_interval=1, keep_checkpoints=1)
+    monkeypatch.setattr(BestState, "take", scripted)
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left"):
+        patch.setattr(saver, "seal_folder", full)
+        finetune_run(tiny_run, asked, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", stopping)
+        assert finetune_run(tiny_run, asked, tmp_path / "run") is None
+    result = finetune_run(tiny_run, asked, tmp_path / "run")
+    assert result is not None and (result["best"]["step"], result["best"]["loss"], result["steps"]) == (2, 1.0, 4)
 
 
 @pytest.mark.parametrize(("overrides", "started"), [(["parallel.expert=2"], "1"), ([], "2")])

@@ -117,11 +117,11 @@ def test_own_rows_leave_with_their_domains_and_common_ones_whole_bit_for_bit(row
 
 
 def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tiny_graph, tmp_path):
-    receipt = extract_domains(tiny_run, tmp_path / "zh", ["zh"], export=True)
+    receipt = extract_domains(tiny_run, tmp_path / "run", ["zh"], export=True)
     assert not any("Adam" in note for note in receipt.notes), "an export has no optimizer"
     assert receipt.agreement["zh"].exact == 0.0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["zh"]
-    parent, child = open_model(tiny_export, "export"), open_model(tmp_path / "zh", "export")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    parent, child = open_model(tiny_export, "export"), open_model(tmp_path / "run", "export")
     logits, texts = [], []
     for export, graph in ((parent, tiny_graph), (child, ExportedGraph.load(child))):
         domain = domains_of(export.config).named("zh")
@@ -129,7 +129,7 @@ def test_exports_answer_alike_bit_for_bit(tiny_run, tiny_export, tiny_graph, tmp
         logits.append(graph.read(domain, texts[-1])[0])
     assert texts[0] == texts[1]
     assert logits[0].tobytes() == logits[1].tobytes()
-    assert json.loads((tmp_path / "zh" / "lineage.json").read_text(encoding="utf-8"))["kind"] == "extract"
+    assert json.loads((tmp_path / "run" / "lineage.json").read_text(encoding="utf-8"))["kind"] == "extract"
 
 
 def test_it_trains_on_from_exactly_the_loss_that_the_parent_had(tiny_run, extracted, tmp_path):

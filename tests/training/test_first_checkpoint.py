@@ -10,14 +10,14 @@ from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError, match="half"), unfinished_folder(tmp_path / "run") as folder:
+    with pytest.raises(RuntimeError, match="half"), unfinished_folder(tmp_path / "new" / "run") as folder:
         (folder / "file").touch()
         raise RuntimeError("half")
     assert list(tmp_path.iterdir()) == []
-    with unfinished_folder(tmp_path / "run") as folder:
+    with unfinished_folder(tmp_path / "new" / "run") as folder:
         (folder / "file").touch()
-        assert not (tmp_path / "run").exists()
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["file"]
+        assert not (tmp_path / "new").exists()
+    assert [file.name for file in (tmp_path / "new" / "run").iterdir()] == ["file"]
 
 
 def test_what_is_there_already_is_kept(tmp_path):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from experiments.tiny import STEPS
+from experiments.tiny import SAVED_AT, STEPS
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
 from pangu_sigma.training.backend import Backend
@@ -38,3 +38,12 @@ def test_what_changed_and_what_a_crash_took_is_written(run, tiny_data, tmp_path)
     assert run_config(run).data.path == str(moved)
     assert read_metrics(run)[-1]["changes"] == [["data.path", str(tiny_data), str(moved)]]
     assert (run / "report/report.html").exists() and not leftover.exists()
+
+
+def test_a_damaged_checkpoint_of_a_later_step_and_its_log_are_moved_aside(run):
+    with next((run / "checkpoints" / f"step_{STEPS:08d}").glob("dense.*")).open("r+b") as file:
+        file.truncate(100)
+    log = read_metrics(run)
+    assert main(["train", str(run), "--set", f"train.steps={SAVED_AT}"]) == 0
+    assert [checkpoint.name for checkpoint in (run / "checkpoints").iterdir()] == [f"step_{SAVED_AT:08d}"]
+    assert read_metrics(run / "set_aside_1") == log

@@ -309,14 +309,9 @@ def test_keys_of_a_run_without_a_step_left_are_refused_and_its_place_is_not(tiny
     start_run(run, run_config(run, ["train.optimizer.peak_lr=1", "train.steps=4"]))
 
 
-def test_options_without_an_effect_are_said(tiny_data, run, tmp_path, caplog):
+def test_a_start_over_of_nothing_is_said(tiny_data, run, tmp_path, caplog):
     start_run(tmp_path / "new", tiny_config(tiny_data), options=StartOptions(start_over=True))
     assert f"start_over: {tmp_path / 'new'} holds no run, there was nothing to start over" in caplog.text
-    identity = start_run(run, tiny_config(tiny_data)).identity
-    state = {"step": 4, "updates": 4, "cursor": {"taken": [4, 0, 0]}}
-    save_checkpoint(run / "checkpoints", 4, {}, state, identity, 2)
-    start_run(run, tiny_config(tiny_data), options=StartOptions(allow_data_change=True))
-    assert "other text" not in caplog.text
 
 
 def test_other_text_is_refused_unless_asked_for(tiny_data, run, monkeypatch, caplog):

@@ -34,7 +34,7 @@ from pangu_sigma.config_file import Override, changed, override, parse_config
 from pangu_sigma.errors import argument
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 from pangu_sigma.sealed import SEAL, DamagedFile, sync
-from pangu_sigma.writable import folder_lock, refuse_link
+from pangu_sigma.writable import LOCK, folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,13 @@ def one_writer(path: Path, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
                 lock.enter_context(folder_lock(path))
                 prune(path / CHECKPOINTS)
         yield
+
+
+def refuse_second_writer(path: Path) -> None:
+    """Raise NotWritable if another process holds the lock of a run folder, before MindSpore is loaded."""
+    if (path / LOCK).exists():
+        with folder_lock(path):
+            pass
 
 
 def start_over(run: Path) -> None:

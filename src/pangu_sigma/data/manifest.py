@@ -52,7 +52,7 @@ class SplitCounts(_Record):
 
 
 class OverlapRecord(_Record):
-    """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (see `overlap`).
+    """Overlap of a domain's held-out text with its training text, measured in n-grams, called windows (prepare/held_out.py).
 
     window: number of tokens of a window. windows: number of windows in the held-out text. share: fraction of them that also occur
     in the training text and touch no boilerplate. boilerplate: fraction of the tokens that are in boilerplate, windows that occur

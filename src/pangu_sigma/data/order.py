@@ -177,7 +177,9 @@ class KeyedShuffle:
         self._keys: list[int] = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).tolist()
 
     def __getitem__(self, index: int) -> int:
-        """Return the number at a position, 0 … count - 1, of the shuffled numbers."""
+        """Return the number at a position, 0 … count - 1, of the shuffled numbers. Raises IndexError for another position."""
+        if not 0 <= index < self._count:
+            raise IndexError(f"position {index} of {self._count}")
         while True:
             high, low = index >> self._low_bits, index & self._low_mask
             for n, key in enumerate(self._keys):

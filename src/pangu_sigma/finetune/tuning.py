@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,7 @@ from pangu_sigma.stored.open import kind_of, open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.first_checkpoint import unfinished_folder
 from pangu_sigma.training.health import UnhealthyRun
-from pangu_sigma.training.log.metrics import EmptyLogError
-from pangu_sigma.training.log.report import write_report
+from pangu_sigma.training.log.report import draw_report
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +101,7 @@ def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, An
             "forgetting": measure_forgetting(into, parent.path),
         }
         write_atomically(into / TUNING_RESULT, sealed(result, record=True))
-        with suppress(EmptyLogError):  # a crash took the log
-            write_report(into)
+        draw_report(into)
     return result
 
 
@@ -184,11 +181,13 @@ def _train(run: StoredRun, files: dict[str, TaskFile]) -> dict[str, Any] | None:
     if not trainer.finished:
         return None
     if best.loss is None:
-        text = "dev set" if "dev_file" in files else "training samples"
+        text, advice = (
+            ("dev set", "") if "dev_file" in files else ("training samples", ", with --dev-file to keep the best state")
+        )
         raise UnhealthyRun(
             f"{run.path}: the loss of the {text} is not finite after step {best.step}: the tuning diverged, and there is no better "
             f"state to keep; remove the folder, lower train.optimizer.peak_lr={run.config.train.optimizer.peak_lr:g} and tune "
-            "again, with --dev-file to keep the best state"
+            f"again{advice}"
         )
     losses = {"before": best.before, "after": best.loss}
     return {"steps": trainer.progress.step, "best": best.state(), "losses": losses}

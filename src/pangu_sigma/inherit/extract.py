@@ -91,7 +91,7 @@ def extract_domains(
         data_hash = _text_hash(child, data)
         text = None if data_hash is None else Path(child.config.data.path)
         if export:
-            run = fresh.parent / "run"
+            run = fresh.parent / f".{fresh.name}"
             receipt = new_run_from(child, run, None, text)  # never trained, so without the hash of its text
             fresh.rmdir()  # an export makes its own folder
             export_mindir(run, fresh)

@@ -34,9 +34,11 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
     Raises ConfigError if it cannot be made, or if `folder` exists, before the block or after it.
     """
     check_absent(folder)
+    ancestor = next(
+        path for path in folder.absolute().parents if path.exists()
+    )  # a block that fails leaves no new folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+        temporary = tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{folder.name}-")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {in_words(error, folder)}; choose another folder") from error
     with temporary as unfinished:
@@ -48,6 +50,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
             error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
             raise
         check_absent(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         commit(path, folder)
 
 

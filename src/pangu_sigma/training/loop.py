@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -70,17 +71,18 @@ class Trainer:
         resumed: tuple[Progress, Checkpoint | None] | None = None,
         samples: Mapping[str, Samples] | None = None,
         best: BestState | None = None,
+        heart: Heartbeat | None = None,
     ):
         """run: open run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
         ranks: already connected ranks; None to connect them here. resumed: result of `resume`; None to call it here. samples: of a
         run that is tuned to a task, its samples as "train", and its dev set as "held_out" if it has one; None: the prepared text.
         best: of such a run, its best state, which evaluations update and pruning spares; None: the newest state is the best.
-        Raises DataError and CheckpointError.
+        heart: heartbeat of the rank; None to begin one. Raises DataError and CheckpointError.
         """
         self.run, self.config, self.backend, self.best = run, (config := run.config), backend, best
         self.ranks = ranks or backend.connect(config)
-        self.heart = Heartbeat(self.ranks.rank)
+        self.heart = heart or Heartbeat(self.ranks.rank)
         self.heart.beat("building the network")
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.setup = backend.build(config, self.ranks, self.run)
@@ -204,13 +206,14 @@ class Trainer:
         """Write a checkpoint after the last step, in the background if train.async_save is set and more steps follow.
 
         last: True if no step follows, so that an error ends the run. Otherwise an error of the disk is logged, and training goes on
-        to the next checkpoint (our choice: nothing computed is lost if the disk recovers). Raises UnhealthyState in either case.
+        to the next checkpoint (our choice: nothing computed is lost if the disk recovers), unless it is the best state of a tuned
+        run: the next save prunes the best state before. Raises UnhealthyState in either case.
         """
         self.heart.beat(f"the save after step {self.progress.step}")
         self.complete_save()  # this checkpoint or the next one may fail alone
         if self.best is not None:
             self.saver.spared = (self.best.step,)  # not before: the save before this one may prune the best state then
-        if last:
+        if last or (self.best is not None and self.best.step == self.progress.step):
             self.save()
             return
         with self.log_disk_errors():
@@ -230,7 +233,7 @@ class Trainer:
         except CheckpointError as error:
             if self.ranks.first:
                 interval = self.config.train.checkpoint_interval
-                due = (self.progress.step // interval + 1) * interval
+                due = math.ceil(self.progress.step / interval) * interval
                 logger.error("%s. Training goes on without this checkpoint; the next is due after step %d", error, due)
 
     def _open_saver(self) -> Saver:
@@ -268,16 +271,17 @@ def train(
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, ranks):
-        Heartbeat(ranks.rank).beat("the start")
+        (heart := Heartbeat(ranks.rank)).beat("the start")
         run = start_run(folder, config, ranks, start_options)
         (progress, checkpoint), steps, trainer = resume(run, ranks), config.train.steps, None
         if progress.step < steps:
-            trainer = kind(run, backend, ranks, (progress, checkpoint))
+            trainer = kind(run, backend, ranks, (progress, checkpoint), heart=heart)
             del checkpoint  # its files are mapped, so that pruning would not free their space
             train_to_end(trainer, profile, on_step)
         elif ranks.first:
-            remark = "nothing to do: %s is at step %d of %d; raise train.steps to train on"
+            remark = "nothing to do: %s is at step %d of %d; raise train.steps to train on" + "; no timeline" * profile
             logger.warning(remark, folder, progress.step, steps)
+            set_aside(folder, progress.step)  # damaged checkpoints of later steps, with a copy of the log
             names = [domain.name for domain in config.domains]
             with MetricsLog(folder, names, steps, config.train.log_interval, progress.step, run.identity) as log:
                 log.changes(progress.step, changes_since_checkpoint(checkpoint, run))
@@ -329,7 +333,8 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             if ready == ranks.world:
                 with trainer.log_disk_errors():
                     trainer.saver.proceed()
-            if is_last or (step % options.eval_interval == 0 and not stopped):
+            # a resumed run does not make up for it; without the evaluation, a tuned run would miss a best state
+            if is_last or (step % options.eval_interval == 0 and (not stopped or trainer.best is not None)):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
                     _evaluate(trainer, evaluator, log)

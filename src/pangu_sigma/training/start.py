@@ -49,7 +49,7 @@ from pangu_sigma.sealed import SEAL, UNFINISHED
 from pangu_sigma.stored.open import KIND_NAMES, kind_of
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.writable import LOCK, folder_lock
+from pangu_sigma.writable import LOCK
 
 logger = logging.getLogger(__name__)
 
@@ -183,13 +183,10 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     """Check that `start_run` would succeed, and return what it would change in a run with checkpoints; nothing is written.
 
     This is called before ranks start, and before MindSpore is loaded. Raises ConfigError for a start that would be refused,
-    DataError for invalid data, DamagedFile for a damaged file of the run, NotWritable while another process writes in the folder.
+    DataError for invalid data, DamagedFile for a damaged file of the run.
     """
     refuse_tuned(path, config)
     refuse_foreign(path)
-    if (path / LOCK).exists():
-        with folder_lock(path):  # the training takes it again
-            pass
     prepared, data_hash = read_prepared_tokenizer(config), data_of(config).manifest.content_hash
     if options.start_over and options.from_step is not None:
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from pangu_sigma.sealed import write_atomically
 from pangu_sigma.training.log.metrics import FILE, EmptyLogError, columns, expert_load, flat, lines_by_kind, points
 from pangu_sigma.training.log.summary import PAGE, format_rows, read_tuning
 from pangu_sigma.writable import refuse_link
+
+logger = logging.getLogger(__name__)
 
 Table = list[dict[str, Any]]
 """Lines of a table of the page, each with its cells by their heads; a line may lack some."""
@@ -201,6 +204,14 @@ def _tables(run: RunLog) -> dict[str, Table]:
         else:
             tables["Fine-tuning"].append({"key": name, "value": value})
     return tables | {title: [*lines.values()] for title, lines in by_domain.items()}
+
+
+def draw_report(run: Path) -> None:
+    """Write the report of a finished run. A log without lines to draw is logged as a warning, and no error."""
+    try:
+        write_report(run)
+    except EmptyLogError as problem:
+        logger.warning("no report is drawn: %s", problem)
 
 
 def write_report(run_folder: Path, others: Sequence[Path] = (), compared: str = "") -> Path:
