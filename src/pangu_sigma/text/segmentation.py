@@ -87,10 +87,10 @@ def english_runs(text: str, language: str) -> list[str]:
 
 
 def _chinese_runs(text: str) -> tuple[Run, ...]:
-    """Split Chinese text into runs for PanGu-α. Vanishing characters are runs of their own: jieba takes each for a word, so no
-    other id changes."""
+    """Split Chinese text into runs for PanGu-α. Vanishing characters are runs of their own: jieba takes each for a word, so words
+    beside them, and their ids, are the same."""
     parts = enumerate(VANISHING.split(text))  # parts of odd numbers vanish
-    return tuple(Run(True, part, True) if i % 2 else Run(True, words(part)) for i, part in parts if part)
+    return tuple(Run(True, part, spelled=True) if i % 2 else Run(True, words(part)) for i, part in parts if part)
 
 
 def is_chinese(text: str) -> bool:

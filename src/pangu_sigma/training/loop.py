@@ -129,14 +129,16 @@ class Trainer:
         return is_stale or self.progress.step >= self.config.train.steps
 
     def advance(self) -> tuple[Batch, float, StepResult]:
-        """Take one step. Returns its batch, learning rate, and result."""
+        """Take one step, and record it. Returns its batch, learning rate, and result.
+
+        A step whose gradients are not finite, or whose loss is a spike to skip, is counted, but not applied: it is no update."""
         step = self.progress.step + 1
         self.heart.beat(f"the batch of step {step}")
         with self.timeline.span("feed"):
             step_input = self.feed.take()
         self.heart.beat(f"step {step}")
         rate = self.schedule(self.progress.updates + 1)
-        weight_M = step_input.batch.block_weights_GM.sum(axis=0)
+        weight_M = step_input.batch.block_weights_GM.sum(axis=0)  # M blocks of the batch; their weights add up to 1
         limit_D = self.health.limits(step_input.batch.domains_M, weight_M) if self.config.train.spikes.skip else None
         with self.timeline.span("step"):
             result = self.backend.take_step(self.setup, rate, step_input, limit_D)
@@ -151,9 +153,11 @@ class Trainer:
         return step_input.batch, rate, result
 
     def _losses(self, batch: Batch, weight_M: np.ndarray, result: StepResult) -> tuple[float, dict[str, float]]:
-        """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank."""
+        """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank.
+
+        weight_M: weight of each block in the loss; the step returns losses of blocks that are multiplied by it."""
         loss_M = np.zeros_like(weight_M)
-        if self._adds_losses:
+        if self._adds_losses:  # of ranks that read the same tokens, one adds
             loss_M[batch.blocks] = sum(loss.asnumpy() for loss in result.block_loss_GM)
         loss_M = self.ranks.sum(loss_M)
         per_domain = {}

@@ -96,6 +96,7 @@ def signature(document: Document, permutations: int = PERMUTATIONS, size: int = 
     sketch = _empty(permutations).copy()
     for hashes in shingles("\n".join(text for _, text in document.segments), size):
         for first in range(0, len(hashes), _BATCH):
+            # one "value" of many hashes: the hash function of `_empty` takes arrays; a batch bounds the memory
             sketch.update_batch([hashes[first : first + _BATCH]])
     return sketch.hashvalues
 
