@@ -36,8 +36,7 @@ def _open_stream(path: Path) -> BinaryIO:
         return path.open("rb")
     import pyarrow  # here: it takes 0.2 s
 
-    file = pyarrow.OSFile(os.fsencode(path))
-    return io.BufferedReader(pyarrow.CompressedInputStream(file, _COMPRESSED[path.suffix]))
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(os.fsencode(path)), _COMPRESSED[path.suffix]))
 
 
 def _broken_stream(path: Path, offset: int, error: OSError, option: str = "--input") -> RejectedLine:
