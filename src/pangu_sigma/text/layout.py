@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
 from reprlib import repr as _shown  # of a nested value the beginning
 from types import ModuleType
@@ -205,11 +206,11 @@ def _load_function(reader: str, source: bytes) -> Callable[[Record], Record | No
     sys.modules[module.__name__], module.__file__ = module, file
     try:
         exec(compile(source, file, "exec"), module.__dict__)  # no import, which may take a stale .pyc
-        function = getattr(module, name)
     except Exception as error:  # the user's code, which may raise anything
         raise _refused(reader, f"cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise _refused(reader, "is not a function; it takes a record and returns one, or None")
+    if not callable(function := vars(module).get(name)):
+        names = ", ".join(key for key, value in vars(module).items() if isfunction(value)) or "none"
+        raise _refused(reader, f"{file} has no function {name!r}; its functions: {names}")
     return function
 
 
