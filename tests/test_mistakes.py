@@ -141,7 +141,7 @@ MISTAKES = {
     "prepare-data sigma_tiny --input zst.jsonl.gz": "it begins as a .zst file; end its name in .jsonl.zst, .json.zst",
     "prepare-data sigma_tiny --input file.jsonl --extend --set data.path=RUN": "RUN: no folder in it has a manifest.json",
     "prepare-data sigma_tiny --input file.jsonl --extend --set data.path=nix": "--extend: set data.path to prepared data that gets",
-    "train sigma_tiny --set data.path=nix/x": "data.path=nix/x is not there, below /",
+    "train sigma_tiny --set data.path=nix/x": "data.path=nix/x is not there (relative to /",
     "train sigma_tiny --set data.domains_per_step=5": "data.domains_per_step=5 is more than the 4 domains",
     "inspect runs/nothing": "runs/nothing is not there: neither a model nor a configuration; check the path",
     "inspect nix": "nix",

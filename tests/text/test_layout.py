@@ -145,7 +145,7 @@ def test_rules_that_contradict_each_other_are_an_error():
         ({"reader": "no_colon"}, "^reader=no_colon: is not FILE.py:FUNCTION"),
         (
             {"reader": "subprocess:call"},
-            "reader=subprocess:call: .*; name file and function, such as subprocess\\.py:call",
+            "reader=subprocess:call: .*; name file and function, such as my_corpora\\.py:read",
         ),
         ({"reader": "no_such.py:f"}, r"reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
         (

@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_what_is_done_and_says_so(texts, expected, tmp_path, m
     with monkeypatch.context() as failing:
         failing.setattr("pangu_sigma.data.prepare.writing.write_tokens", full)
         with pytest.raises(
-            DataError, match=r"No space left on device; .* is done stays in .*\.out\.stage for the same"
+            DataError, match=r"No space left on device; .* is done stays in .*\.out\.stage, and the same"
         ):
             prepare(limited(), texts, tmp_path / "out")
     monkeypatch.setattr("pangu_sigma.data.prepare.encoding.segment", None)

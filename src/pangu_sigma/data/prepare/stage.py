@@ -153,7 +153,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     """
     folder = stage_folder(output)
     refuse_link(folder)
-    remark = f"what is done stays in {folder} for the same command; remove it if there will be none"
+    remark = f"what is done stays in {folder}, and the same command goes on from there; remove it if you do not go on"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with folder_lock(folder):
@@ -168,7 +168,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
         stays = f"; {remark}" if folder.exists() else ""
         untouched = "" if output.exists() else "; nothing was changed there"
         raise DataError(f"cannot write {output}: {error.strerror or error}{untouched}{stays}") from error
-    except Exception:
+    except BaseException:  # Ctrl-C, too
         logger.info("%s", remark)
         raise
 
