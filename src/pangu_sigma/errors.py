@@ -60,13 +60,13 @@ class LayoutError(UserError, ValueError):
     """Error of a folder or file of weights that cannot be used; the message names the tensor or file, the problem and the fix."""
 
 
-_on_command_line = False
-"""True while a command runs, whose options messages name."""
+on_command_line = False
+"""True while a command runs, whose options messages name; in its worker processes, too."""
 
 
 def argument(option: str, python: str = "") -> str:
     """Return the name of an argument for a message: "--from-domain" while a command runs, else "from_domain", or `python`."""
-    return option if _on_command_line else python or option.removeprefix("--").replace("-", "_")
+    return option if on_command_line else python or option.removeprefix("--").replace("-", "_")
 
 
 def keyword(name: str) -> str:
@@ -81,8 +81,8 @@ def warn_without_effect(option: str, why: str) -> None:
 
 def exit_status(command: Callable[[], int]) -> int:
     """Run a command and return its exit status, or 2, after a message on standard error, for an error that the user can fix."""
-    global _on_command_line
-    _on_command_line = True
+    global on_command_line
+    on_command_line = True
     try:
         status = command()
         sys.stdout.flush()  # here, where a reader that is gone can still be noticed
@@ -108,7 +108,7 @@ def exit_status(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     finally:
-        _on_command_line = False
+        on_command_line = False
 
 
 def _reader_is_gone() -> bool:

@@ -93,7 +93,7 @@ def test_an_answer_that_cannot_be_is_refused_at_the_start(decoder, capsys):
 
 
 def test_a_message_that_does_not_fit_is_told_with_the_option_of_the_command(decoder, capsys, monkeypatch):
-    monkeypatch.setattr("pangu_sigma.errors._on_command_line", True)
+    monkeypatch.setattr("pangu_sigma.errors.on_command_line", True)
     lines, told = said(decoder, "a message of some words\n", capsys, max_new_tokens=95)
     assert lines == [] and "95 are for the answer; shorten them, or lower --max-new-tokens\n" in told
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pangu_sigma.errors import DataError
 from pangu_sigma.text.documents import Document, Rejected
-from pangu_sigma.text.inputs import INPUTS, InputUnit, check_input, input_files, input_units, read_unit
+from pangu_sigma.text.inputs import INPUTS, LINES, InputUnit, check_input, input_files, input_units, read_unit
 from pangu_sigma.text.layout import Layout
 
 RECORDS = [{"domain": ("zh", "en", "fr")[i % 3], "text": f"第{i}章 " * (i % 7), "id": i} for i in range(60)]
@@ -178,6 +178,21 @@ def test_names_say_the_format(tmp_path, domains):
             check_input(tmp_path / name)
     with pytest.raises(DataError, match=r"must end in \.jsonl, .*, \.parquet$"):
         check_input(tmp_path / "a.parquet.gz", suffixes=INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "suffixes", "fix"),
+    [
+        ("gz.jsonl", b"\x1f\x8b..", INPUTS, r"a \.gz file; end its name in \.jsonl\.gz, \.json\.gz$"),
+        ("gz.jsonl", b"\x1f\x8b..", LINES, r"a \.gz file; end its name in \.jsonl\.gz$"),
+        ("a.json", b"PAR1", INPUTS, r"a \.parquet file; end its name in \.parquet$"),
+        ("a.jsonl", b"PAR1", LINES, r"a \.parquet file; convert it to \.jsonl$"),
+    ],
+)
+def test_content_of_another_format_is_told_the_names_that_are_read(tmp_path, name, content, suffixes, fix):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=fix):
+        check_input(tmp_path / name, suffixes=suffixes)
 
 
 def test_a_name_that_no_file_can_have_is_one_error():

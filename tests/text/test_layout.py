@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import keyword
 import pickle
 import re
 import sys
@@ -144,11 +145,15 @@ def test_rules_that_contradict_each_other_are_an_error():
         ({"reader": "no_colon"}, "^reader=no_colon: is not FILE.py:FUNCTION"),
         (
             {"reader": "subprocess:call"},
-            "reader=subprocess:call: .*; name file and function, such as subprocess\\.py:call",
+            "reader=subprocess:call: .*; name file and function, such as my_corpora\\.py:read",
         ),
         ({"reader": "no_such.py:f"}, r"reader=no_such\.py:f: .*No such file.*; relative paths begin in /"),
-        ({"reader": f"{textwrap.__file__}:no_such"}, r"reader=.*:no_such: cannot be loaded: AttributeError"),
-        ({"reader": f"{textwrap.__file__}:__name__"}, r"reader=.*:__name__: is not a function"),
+        (
+            {"reader": f"{textwrap.__file__}:no_such"},
+            rf":no_such: {textwrap.__file__} has no function 'no_such'; its functions: wrap, fill, shorten, dedent, indent$",
+        ),
+        ({"reader": f"{textwrap.__file__}:__name__"}, r"has no function '__name__'; its"),
+        ({"reader": f"{keyword.__file__}:f"}, r"has no function 'f'; its functions: none$"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(data, message):

@@ -224,7 +224,7 @@ def read_prepared_tokenizer(config: Config) -> Tokenizer:
     """
     prepared = Path(config.data.path)
     if not prepared.exists():
-        began = "" if prepared.is_absolute() else f", below {Path.cwd()}"
+        began = "" if prepared.is_absolute() else f" (relative to {Path.cwd()})"
         raise DataError(
             f"data.path={config.data.path} is not there{began}; run prepare-data first, or, if it was moved, set data.path"
         )

@@ -65,7 +65,9 @@ def check_input(path: Path, option: str = "--input", suffixes: tuple[str, ...] =
         raise DataError(f"{option} {path}: cannot be read: {reason}; check the path") from error
     for magic, suffix in _MAGIC.items():
         if first_bytes.startswith(magic) and not path.name.endswith(suffix):
-            raise DataError(f"{option} {path}: it begins as a {suffix} file; name it so, such as {path.stem}{suffix}")
+            endings = ", ".join(ending for ending in suffixes if ending.endswith(suffix))
+            fix = f"end its name in {endings}" if endings else f"convert it to {suffixes[0]}"
+            raise DataError(f"{option} {path}: it begins as a {suffix} file; {fix}")
     if not stat.S_ISREG(mode):
         raise DataError(f"{option} {path}: is not a file but a folder, a pipe or a device; write the text to a file")
 
@@ -76,12 +78,11 @@ def input_files(paths: Sequence[Path]) -> list[Path]:
     Hidden files, links to folders and files of other names are left out of folders, and counted in the log. Raises DataError for
     a folder without a file that can be read, and as `check_input` does.
     """
-    files = []
+    files = list[Path]()
     for path in paths:
-        files_of_path = _files_below(path) if path.is_dir() and not path.name.endswith(INPUTS) else [path]
-        for file in files_of_path:
-            check_input(file, suffixes=INPUTS)
-        files += files_of_path
+        files += _files_below(path) if path.is_dir() and not path.name.endswith(INPUTS) else [path]
+    for file in files:
+        check_input(file, suffixes=INPUTS)
     return files
 
 
@@ -93,8 +94,7 @@ def _files_below(folder: Path) -> list[Path]:
             f"{argument('--input')} {error.filename}: cannot be read: {error.strerror}; change its permissions"
         ) from error
 
-    texts: list[Path] = []
-    others: list[Path] = []
+    texts, others = list[Path](), list[Path]()
     for parent, subfolders, files in os.walk(folder, onerror=refuse):
         others += [Path(parent, n) for n in subfolders if n.startswith(".") or Path(parent, n).is_symlink()]
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -35,7 +36,7 @@ def _open_stream(path: Path) -> BinaryIO:
         return path.open("rb")
     import pyarrow  # here: it takes 0.2 s
 
-    return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression=_COMPRESSED[path.suffix]))
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(os.fsencode(path)), _COMPRESSED[path.suffix]))
 
 
 def _broken_stream(path: Path, offset: int, error: OSError, option: str = "--input") -> RejectedLine:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
 from reprlib import repr as _shown  # of a nested value the beginning
 from types import ModuleType
@@ -22,6 +23,8 @@ from pangu_sigma.text.documents import SIDES, Document, RejectedLine, Segments
 _ARRAY_ADVICE = "`jq -c '.[]' FILE > lines.jsonl` makes lines of an array"
 _DOMAIN = "domain"
 """Key with the name of a record's domain."""
+LEFT_OUT = "left out by the reader"
+"""Reason of records for which the user's function returns None."""
 
 Record = dict[str, Any]
 """JSON object, or a row of a Parquet file."""
@@ -182,10 +185,9 @@ def _naming_advice(role: str, record: Record, domains: Domains) -> str:
 
 def _source_of(reader: str) -> bytes:
     """Return the content of the file FILE.py of a reader. Raises ConfigError if it cannot be read."""
-    file, _, name = reader.rpartition(":")
+    file = reader.rpartition(":")[0]
     if not file.endswith(".py"):
-        example = f"{file.replace('.', '/')}.py:{name}" if file else "my_corpora.py:read"
-        raise _refused(reader, f"is not FILE.py:FUNCTION; name file and function, such as {example}")
+        raise _refused(reader, "is not FILE.py:FUNCTION; name file and function, such as my_corpora.py:read")
     try:
         return Path(file).read_bytes()
     except (OSError, ValueError) as error:
@@ -205,11 +207,11 @@ def _load_function(reader: str, source: bytes) -> Callable[[Record], Record | No
     sys.modules[module.__name__], module.__file__ = module, file
     try:
         exec(compile(source, file, "exec"), module.__dict__)  # no import, which may take a stale .pyc
-        function = getattr(module, name)
     except Exception as error:  # the user's code, which may raise anything
         raise _refused(reader, f"cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise _refused(reader, "is not a function; it takes a record and returns one, or None")
+    if not callable(function := vars(module).get(name)):
+        names = ", ".join(key for key, value in vars(module).items() if isfunction(value)) or "none"
+        raise _refused(reader, f"{file} has no function {name!r}; its functions: {names}")
     return function
 
 
@@ -220,7 +222,7 @@ def _apply_reader(function: Callable[[Record], Record | None], record: Record) -
     except Exception as error:  # the user's code, which may raise anything
         raise RejectedLine("reader failed", f"{type(error).__name__}: {error}") from error
     if result is None:
-        raise RejectedLine("left out by the reader", "it returned None")
+        raise RejectedLine(LEFT_OUT, "it returned None")
     if not isinstance(result, dict):
         raise RejectedLine("reader failed", f"it returned a {type(result).__name__}, not a dict or None")
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def _open_parquet(path: Path) -> Generator[Any, None, None]:
     import pyarrow.parquet  # here: it takes 0.3 s, and most input is not Parquet
 
     try:
-        with path.open("rb") as stream:
+        with pyarrow.OSFile(os.fsencode(path)) as stream:
             yield pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(

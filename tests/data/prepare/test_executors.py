@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.prepare import reading
 from pangu_sigma.data.prepare.executors import LocalProcesses, StageError, executor_of
 from pangu_sigma.data.prepare.prepare import Options, prepare
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import fingerprint
 
 CHINESE = "中国人民的希望。这本书很好，推荐给大家。今天天气不错，我们去公园。他说：“你好。”"
@@ -139,7 +140,7 @@ def test_a_full_disk_keeps_what_is_done_and_says_so(texts, expected, tmp_path, m
     with monkeypatch.context() as failing:
         failing.setattr("pangu_sigma.data.prepare.writing.write_tokens", full)
         with pytest.raises(
-            DataError, match=r"No space left on device; .* is done stays in .*\.out\.stage for the same"
+            DataError, match=r"No space left on device; .* is done stays in .*\.out\.stage, and the same"
         ):
             prepare(limited(), texts, tmp_path / "out")
     monkeypatch.setattr("pangu_sigma.data.prepare.encoding.segment", None)
@@ -168,6 +169,17 @@ def test_errors_of_workers_reach_the_caller(task, error, said):
             executor.run(task, list(enumerate(range(9))), "p", 9)
     finally:
         executor.close()
+
+
+def name_an_option(number: int, unit: int) -> None:
+    raise DataError(argument("--input"))
+
+
+@pytest.mark.parametrize("name", ["input", "--input"])
+def test_messages_of_workers_name_arguments_as_the_caller_does(monkeypatch, name):
+    monkeypatch.setattr("pangu_sigma.errors.on_command_line", name == "--input")
+    with closing(LocalProcesses(2)) as executor, pytest.raises(DataError, match=f"^{name}$"):
+        executor.run(name_an_option, list(enumerate(range(2))), "p", 2)
 
 
 def test_processes_import_nothing_from_the_working_folder_and_run_no_script_again(tmp_path):

@@ -16,6 +16,23 @@ def test_the_table_says_what_became_of_the_text_in_the_order_of_the_configuratio
     assert lines[4:] == ["2 lines are unusable and quarantined:", "  2 × not JSON, first a.jsonl:3: what"]
 
 
+def test_there_is_no_table_without_a_usable_document():
+    empty = manifest(quarantined={"not JSON": 2})
+    records = {name: record.model_copy(update={"offered": 0}) for name, record in empty.domains.items()}
+    assert format_overview(empty.model_copy(update={"domains": records})).splitlines() == [
+        "no document of any domain is usable",
+        "2 lines are unusable and quarantined:",
+        "  2 × not JSON, first a.jsonl:3: what",
+    ]
+
+
+@pytest.mark.parametrize(("passed_over", "advice"), [(0, "more documents"), (7, "up to 1, to pass over fewer")])
+def test_an_unfair_sample_is_told_the_keys(passed_over, advice):
+    record = manifest(shift=3.5, overlap=overlap().model_copy(update={"passed_over": passed_over}))
+    [sentence] = [text for text in warnings_of(record) if "no fair sample" in text]
+    assert "raise data.held_out" in sentence and sentence.endswith(advice)
+
+
 def test_text_that_is_left_out_is_said_with_the_key():
     assert warnings_of(manifest(limit=6.0, inputs=[["a", "b"]]))[0] == (
         "zh: 24.0 of 30.0 MiB were left out by data.max_mib_per_domain=6.0; raise it, or set it to null for all of input"

@@ -287,7 +287,7 @@ def test_problems_of_all_domains_are_one_message_each_with_a_remedy_that_works(t
     assert done["zh"].overlap.passed_over == 0 < done["zh"].overlap.boilerplate_windows
 
 
-def test_check_prints_the_table_and_the_problems_and_writes_nothing_but_a_stage(tmp_path, monkeypatch):
+def test_check_prints_the_table_and_the_problems_and_writes_nothing_but_a_stage(tmp_path, monkeypatch, caplog):
     path = real_collections(tmp_path / "a.jsonl")
     with path.open("a") as file:
         file.write("{\n")
@@ -295,6 +295,7 @@ def test_check_prints_the_table_and_the_problems_and_writes_nothing_but_a_stage(
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     config = strict()
     found = ps.prepare_data(config, path, check=True)
+    assert f"{caplog.text}{found}".count("1 × not JSON") == 1, "reasons are told once"
     stage = tmp_path / "data/.prepared.stage"
     after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if not p.is_relative_to(stage.parent)}
     assert after == before

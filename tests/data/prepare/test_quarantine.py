@@ -21,12 +21,14 @@ def test_names_that_are_no_text_are_written_down_too(tmp_path):
     assert json.loads((tmp_path / "q.jsonl").read_bytes())["file"].startswith("a")
 
 
-def test_the_three_most_frequent_reasons_are_shown():
-    text = format_reasons({"a": 1, "b": 1_000, "c": 2, "d": 3, "e": 1}, {"b": "x.jsonl:5: why"})
-    assert text.splitlines() == [
-        "1,007 lines are unusable and quarantined:",
-        "  1,000 × b, first x.jsonl:5: why",
-        "  3 × d",
-        "  2 × c",
-        "  2 × other reasons",
+def test_all_reasons_are_shown_and_lines_that_the_reader_left_out_are_counted_apart():
+    counts = {"a": 1, "b": 2_000, "left out by the reader": 1_000, "c": 3, "d": 4}
+    assert format_reasons(counts, {"d": "x.jsonl:5: why"}).splitlines() == [
+        "1,000 lines were left out by the reader",
+        "2,008 lines are unusable and quarantined:",
+        "  2,000 × b",
+        "  4 × d, first x.jsonl:5: why",
+        "  3 × c",
+        "  1 × a",
     ]
+    assert format_reasons({"left out by the reader": 1}, {}) == "1 line was left out by the reader"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,22 @@ def test_a_file_that_was_not_written_to_the_disk_is_noticed(tmp_path, damage):
         list(tables_of(database, "SELECT sum(value) FROM rows"))
 
 
+def test_threads_of_arrow_need_no_interpreter(tmp_path, monkeypatch):
+    """Such a thread aborts the process if it works while the interpreter ends."""
+    threads = set[int]()
+
+    class RecordingFile(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    stage = Stage(tmp_path)
+    stage.write("a", [table(1, 2)])
+    monkeypatch.setattr(Path, "open", lambda path, mode: RecordingFile(path))
+    assert stage.read("a", rows=pyarrow.dataset.field("value") == 2) == table(2)
+    assert threads <= {threading.get_ident()}
+
+
 def test_a_database_says_what_to_raise_where_memory_and_the_disk_end(tmp_path):
     with (
         pytest.raises(StageError, match=r"raise data\.memory_gib=0\.05, or free the disk"),
@@ -111,7 +129,8 @@ def test_a_missing_file_of_a_stage_is_named_with_the_way_on(tmp_path):
     missing = tmp_path / ".out.stage/encode/000000"
     with (
         pytest.raises(
-            StageError, match=rf"^{missing}: is missing, damaged; remove {tmp_path}/\.out\.stage and call again"
+            StageError,
+            match=rf"^{missing}: damaged \(.*No such file.*\); remove {tmp_path}/\.out\.stage and call again",
         ),
         staged(tmp_path / "out", removed=True) as stage,
     ):
@@ -127,11 +146,12 @@ def test_a_stage_is_the_users_alone_whatever_the_umask_and_stays_unless_all_is_d
     finally:
         os.umask(before)
     assert caplog.messages == [
-        f"what is done stays in {tmp_path}/.out.stage for the same command; remove it if there will be none"
+        f"what is done stays in {tmp_path}/.out.stage, and the same command goes on from there; remove it if you do not go on"
     ]
-    with pytest.raises(ZeroDivisionError), staged(tmp_path / "out", removed=True):
-        _ = 1 / 0
-    assert (tmp_path / ".out.stage").exists() and len(caplog.messages) == 2
+    for error in (ZeroDivisionError, KeyboardInterrupt):
+        with pytest.raises(error), staged(tmp_path / "out", removed=True):
+            raise error
+    assert (tmp_path / ".out.stage").exists() and len({*caplog.messages}) == 1 and len(caplog.messages) == 3
     with staged(tmp_path / "out", removed=True):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pangu_sigma import errors
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
 from pangu_sigma.errors import UserError, argument
@@ -79,7 +80,7 @@ class LocalProcesses:
                 # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
                 context = get_context("spawn")
                 ended, self._life = context.Pipe(duplex=False)
-                self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (ended,))
+                self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (ended, errors.on_command_line))
             return self._pool.submit(task, number, unit)
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class Ray:
         ray, references = self._ray, dict[Future[object], Any]()
         # a lost node loses only units without a result, so that doing them again is right at any time
         remote = ray.remote(_call).options(max_retries=_RETRIES, memory=WORKER_BYTES)
-        shared = ray.put((task, Path.cwd()))
+        shared = ray.put((task, Path.cwd(), errors.on_command_line))
 
         def submit(number: int, unit: Any) -> Future[object]:
             for finished in [future for future in references if future.done()]:
@@ -148,9 +149,9 @@ class Ray:
             self._ray.shutdown()
 
 
-def _call(shared: tuple[UnitTask, Path], number: int, unit: Any) -> None:
-    """Do a unit in the working folder of the command, for paths that are relative to it."""
-    task, folder = shared
+def _call(shared: tuple[UnitTask, Path, bool], number: int, unit: Any) -> None:
+    """Do a unit in the working folder of the command, for paths that are relative to it. Messages name options as there."""
+    task, folder, errors.on_command_line = shared
     os.chdir(folder)
     task(number, unit)
 
@@ -218,8 +219,12 @@ def _as_its_own() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
-def _begin_worker(ended: connection.Connection) -> None:
-    """Make a worker process end when the other side of a pipe is closed, and with its parent, even with a killed one."""
+def _begin_worker(ended: connection.Connection, on_command_line: bool) -> None:
+    """Make a worker process end when the other side of a pipe is closed, and with its parent, even with a killed one.
+
+    on_command_line: of the parent, so that messages name options as they do there.
+    """
+    errors.on_command_line = on_command_line
     parent = parent_process()
     assert parent is not None, "this is a worker"
 

@@ -13,13 +13,11 @@ from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesReco
 from pangu_sigma.errors import argument
 from pangu_sigma.results import aligned
 from pangu_sigma.text.documents import Rejected
+from pangu_sigma.text.layout import LEFT_OUT
 
 _MUCH_UNKNOWN, _MANY_COPIES, _MUCH_OVERLAP, _MUCH_BOILERPLATE, _MUCH_SHIFT = 0.005, 0.1, 0.01, 0.5, 0.3
 """Thresholds of the warnings: fraction of <unk> tokens, of exact copies, of held-out windows found in the training text, of
 held-out tokens in boilerplate; and nats of the shift, which must also be two standard deviations."""
-
-_SHOWN_REASONS = 3
-"""Number of reasons shown with an example, the most frequent ones."""
 
 
 def write_rejected(file: Path, lines: Iterable[Rejected]) -> tuple[dict[str, int], dict[str, str]]:
@@ -36,14 +34,14 @@ def write_rejected(file: Path, lines: Iterable[Rejected]) -> tuple[dict[str, int
 
 
 def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
-    """Return the number of unusable lines, and the most frequent reasons with an example, as lines of text."""
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    total = sum(counts.values())
-    lines = [f"{total:,} {'line is' if total == 1 else 'lines are'} unusable and quarantined:"]
-    for reason, count in ranked[:_SHOWN_REASONS]:
+    """Return the number of unusable lines, and the reasons with an example, the most frequent first, as lines of text. Lines that
+    the reader left out are counted apart."""
+    faults = Counter(counts)
+    left_out, total = faults.pop(LEFT_OUT, 0), faults.total()
+    lines = [f"{left_out:,} {'line was' if left_out == 1 else 'lines were'} {LEFT_OUT}"] * bool(left_out)
+    lines += [f"{total:,} {'line is' if total == 1 else 'lines are'} unusable and quarantined:"] * bool(total)
+    for reason, count in faults.most_common():
         lines.append(f"  {count:,} × {reason}" + (f", first {examples[reason]}" if reason in examples else ""))
-    if others := sum(count for _, count in ranked[_SHOWN_REASONS:]):
-        lines.append(f"  {others:,} × other reasons")
     return "\n".join(lines)
 
 
@@ -73,10 +71,6 @@ _COLUMNS: dict[str, Callable[[DomainRecord], str]] = {
 counts characters that decode to another form, as `，` to `,`. `passed over` documents are trained on because they repeat others or
 are mostly boilerplate. `overlap` is the fraction of the held-out text that occurs in the training text. `boilerplate`, the fraction
 that stands in many documents of the domain, is not in it. `shift`: see `_SHIFT`."""
-_IF_ANY = ("near copies",)
-"""Columns that are left out if all their cells are 0: these are off unless the configuration asks for them."""
-
-_IF_TABLES = "; data.max_boilerplate=1 holds out what is mostly boilerplate, too"
 _SHIFT = "shift: unigram loss of the held-out text above that of random text of its domain ± its standard deviation, nats per token"
 
 
@@ -84,8 +78,9 @@ def format_overview(manifest: Manifest) -> str:
     """Return the table as text, with lines for near-duplicates, and for each reason why lines are quarantined."""
     records = manifest.domains
     columns = [[title, *map(cell, records.values())] for title, cell in _COLUMNS.items()]
-    columns = [[title, *cells] for title, *cells in columns if title not in _IF_ANY or {*cells} != {"0"}]
-    lines = [*aligned([*zip(["domain", *records], *columns, strict=True)], "<>"), _SHIFT]
+    columns = [column for column in columns if manifest.near_duplicates or column[0] != "near copies"]
+    table = [*aligned([*zip(["domain", *records], *columns, strict=True)], "<>"), _SHIFT]
+    lines = table if any(record.offered for record in records.values()) else ["no document of any domain is usable"]
     if manifest.near_duplicates is not None:
         lines.append(_near(manifest.near_duplicates))
     if manifest.quarantined:
@@ -148,7 +143,8 @@ def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[st
         yield (
             f"its held-out text is no fair sample of it: its unigram loss is {abs(record.shift):.2f} nats a token "
             f"{'above' if record.shift > 0 else 'below'} that of random documents (± {record.shift_deviation:.2f}), and a model's "
-            f"loss is likely to be, too{_IF_TABLES * bool(record.shift > 0 and overlap.boilerplate_windows)}"
+            "loss is likely to be, too; raise data.held_out to hold out more documents"
+            f"{', or max_overlap or data.max_boilerplate, up to 1, to pass over fewer' * bool(overlap.passed_over)}"
         )
 
 

@@ -168,8 +168,9 @@ def _run_passes(
     stage, domains = passes.work.stage, passes.work.domains
     files, counts, examples = read_text(passes, stamps, layout, decisive)
     if counts:  # said at once: what is too little later may be too little because of these lines
+        reasons = format_reasons(counts, examples) if writes else f"{sum(counts.values()):,} lines are not used"
         remark = "%s\nall of them are in %s, and in data.path when it is complete"
-        logger.warning(remark, format_reasons(counts, examples), stage.path(QUARANTINE_NAME))
+        logger.warning(remark, reasons, stage.path(QUARANTINE_NAME))
     selection = select_documents(passes)
     tokenizer = make_vocabulary(passes, selection, kept_vocabulary, decisive)
     encode(passes, selection)

@@ -86,7 +86,9 @@ class Stage:
         """Read a file, or columns of it. rows: condition of the rows to read; row groups that have none, by their statistics, are
         skipped. Raises OSError and StageError."""
         path = self.path(name)
-        with self._report_damage(path), path.open("rb") as stream:
+        # Arrow's own file, no file of Python: Arrow's threads release the buffers, perhaps while the interpreter ends, which
+        # would then abort the process
+        with self._report_damage(path), pa.OSFile(os.fsencode(path)) as stream:
             return pq.read_table(
                 stream, columns=columns, filters=rows, page_checksum_verification=True, use_threads=False
             )
@@ -131,7 +133,7 @@ class Stage:
         try:
             yield
         except (pa.ArrowException, OSError, duckdb.Error) as error:
-            if _is_of_the_system(error) or isinstance(error, _NO_DAMAGE):
+            if isinstance(error, _NO_DAMAGE) or (_is_of_the_system(error) and not isinstance(error, FileNotFoundError)):
                 raise
             raise StageError(f"{path}: damaged ({error}); remove {self.folder} and call again") from error
 
@@ -151,7 +153,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
     """
     folder = stage_folder(output)
     refuse_link(folder)
-    remark = f"what is done stays in {folder} for the same command; remove it if there will be none"
+    remark = f"what is done stays in {folder}, and the same command goes on from there; remove it if you do not go on"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with folder_lock(folder):
@@ -166,7 +168,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
         stays = f"; {remark}" if folder.exists() else ""
         untouched = "" if output.exists() else "; nothing was changed there"
         raise DataError(f"cannot write {output}: {error.strerror or error}{untouched}{stays}") from error
-    except Exception:
+    except BaseException:  # Ctrl-C, too
         logger.info("%s", remark)
         raise
 
