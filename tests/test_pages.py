@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -223,12 +223,18 @@ class Reader:
         if language == "python":
             exec(block, self.names)
             return
-        for words in shell_commands(block):
+        commands = [*shell_commands(block)]
+        for words, following in zip(commands, [*commands[1:], []], strict=True):
             match words:
                 case ["pangu-sigma", "serve", *_]:
                     self.serve(words[1:])
                 case ["pangu-sigma", *arguments]:
-                    assert main(arguments) in ((0, 1) if "--check" in arguments else (0,)), shlex.join(words)
+                    is_redirected = following[:1] == ["a file"]
+                    output = open(following[1], "w") if is_redirected else nullcontext(sys.stdout)  # noqa: SIM115
+                    with output as file, redirect_stdout(file):
+                        assert main(arguments) in ((0, 1) if "--check" in arguments else (0,)), shlex.join(words)
+                case ["a file", _]:
+                    pass  # written by the command before
                 case ["curl", *_]:
                     subprocess.run([*words, "--fail-with-body", "--no-progress-meter"], check=True)
                 case _:
