@@ -40,7 +40,7 @@ BUDGETS = {
     "serve": 1028,
     "stored": 673,
     "text": 927,
-    "training": 1419,
+    "training": 1418,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -295,13 +295,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     with ranks.fail_together("reading the held-out text"):
         evaluator = trainer.evaluator()
     start = trainer.progress.step
+    log: MetricsLog | NoLog = NoLog()
     if ranks.first:  # all ranks have read the checkpoint
         set_aside(folder, start)  # damaged ones of later steps
-    log = (
-        MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
-        if ranks.first
-        else NoLog()
-    )
+        log = MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
