@@ -37,7 +37,7 @@ BUDGETS = {
     "optimizer": 97,
     "ranks": 937,
     "rre": 411,
-    "serve": 1028,
+    "serve": 1027,
     "stored": 673,
     "text": 927,
     "training": 1418,
