@@ -117,7 +117,7 @@ class Trainer:
         """Make the evaluator of the held-out losses. A dev set is evaluated whole; without one, the training samples stand in."""
         split = "held_out" if "held_out" in self.samples else "train"
         is_dev_set = self.best is not None and split == "held_out"
-        limit = max(self.samples[split].counts) if is_dev_set else samples_of_evaluation(self.config)
+        limit = samples_of_evaluation(self.config, all=is_dev_set)
         return self.backend.evaluator(self.setup, self.open_batches(split), limit)
 
     @property
