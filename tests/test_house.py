@@ -37,10 +37,10 @@ BUDGETS = {
     "optimizer": 97,
     "ranks": 937,
     "rre": 411,
-    "serve": 1028,
+    "serve": 1027,
     "stored": 673,
     "text": 927,
-    "training": 1427,
+    "training": 1426,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

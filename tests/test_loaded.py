@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import pytest
 import pangu_sigma as ps
 from pangu_sigma.data.prepared import PreparedData
 from pangu_sigma.generate.cpu.exact import ExactModel
+from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.text import read_documents
 from pangu_sigma.stored.open import open_model
 
@@ -224,6 +226,26 @@ def test_the_loss_of_a_file_is_that_of_its_documents_one_after_another(one, tmp_
     assert one.evaluate(input=file, domain="en").keys() == {"en"}
 
 
+def test_of_a_long_file_as_many_samples_are_read_as_training_evaluates_spread_evenly(one, tmp_path, caplog):
+    limit, length = samples_of_evaluation(one.config), one.config.model.seq_length
+    file, texts = tmp_path / "mine.jsonl", ["the cat sees a dog " * 40, "a bird " * 90, "the cat " * 100]
+    file.write_text("\n".join(json.dumps({"domain": "en", "text": text}) for text in texts * 3))
+    every_sample = one.evaluate(input=file, all_samples=True)["en"]
+    assert caplog.messages == [] and every_sample["samples"] > 2 * limit
+    with caplog.at_level(logging.INFO):
+        found = one.evaluate(input=file)["en"]
+    total = every_sample["samples"]
+    assert caplog.messages == [f"en: {limit} of {total} samples; all: all_samples"]
+    numbers = [(2 * n + 1) * total // (2 * limit) for n in range(limit)]
+    for key, values in every_sample["per_sample"].items():
+        assert found["per_sample"][key] == [values[number] for number in numbers]
+    assert found["held_out"] != every_sample["held_out"], "other samples cannot be compared"
+    text = " ".join(texts)
+    assert one.evaluate(text, "en")["en"]["samples"] >= len(one.ids(text, "en")) // length > limit, (
+        "a text is read whole"
+    )
+
+
 def test_a_function_that_the_call_names_reads_the_records(one, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text.jsonl").write_text('{"text": "the cat sees", "domain": "en"}\n')
@@ -293,9 +315,9 @@ def test_what_has_no_effect_on_a_measure_is_warned_of(one, tmp_path, caplog):
     file.write_text('{"text": "the cat", "domain": "en"}\n')
     alone = one.evaluate(input=file)
     assert caplog.messages == []
-    of_text, body = "against, all_samples, passages has no effect", {"data.text_key": "body"}
+    of_text, body = "against, passages has no effect", {"data.text_key": "body"}
     calls: list[tuple[Callable[[], Any], str]] = [
-        (lambda: one.evaluate("the", "en", all_samples=True), of_text),
+        (lambda: one.evaluate("the", "en", passages=1), of_text),
         (lambda: ps.evaluate(one, one, input=file), of_text),
         (lambda: one.evaluate(overrides=body), "domain, reader or overrides has no effect: held-out text"),
         (lambda: one.evaluate("the", "en", overrides=body), "overrides has no effect: they say how"),

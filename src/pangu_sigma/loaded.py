@@ -26,6 +26,7 @@ from pangu_sigma.generate.score import Score
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.sections import Fraction
+from pangu_sigma.text.documents import Document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,8 @@ def evaluate(
     Args:
         model: a run, an export or a Hugging Face style folder, which is evaluated on its run's text; several for `against`.
         against: as many other runs as `model` names, to compare in pairs.
-        all_samples: read all held-out samples, not only those that training evaluates.
+        all_samples: read all samples of the held-out text or of `input`, not only as many as training evaluates,
+            train.eval_batches · train.batch_size of each domain.
         input: any other text, files or folders of documents as in `prepare_data`, in samples of model.seq_length tokens; all tokens
             of a document but the first are predicted, and its <eot>. Lines that cannot be used are left out with a warning.
             "unigram" is None: no training text is read. Records are read by the run's keys of section `data`.
@@ -103,6 +105,8 @@ def evaluate(
         pangu-sigma evaluate runs/sigma_1 runs/sigma_2 --against runs/dense_1 runs/dense_2 --all-samples
         pangu-sigma evaluate runs/sigma_tiny --input mine.jsonl --domain en
     """
+    from pangu_sigma.held_out.batches import samples_of_evaluation
+    from pangu_sigma.held_out.decoded import measure_documents
     from pangu_sigma.held_out.losses import format_losses
 
     models, others, files = several(model, _model), paths(against), paths(input)
@@ -111,10 +115,13 @@ def evaluate(
         alone = argument("--against")
         raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
     if is_other_text:
-        if all_samples or others or passages:
-            names = ", ".join(map(argument, ("--against", "--all-samples", "--passages")))
-            warn_without_effect(names, "they are about held-out text, and this is other text")
-        return _evaluate_other_text(_opened(models[0]), files, text, domain, reader, changes)
+        if others or passages:
+            warn_without_effect(f"{argument('--against')}, {argument('--passages')}", "they are about held-out text")
+        opened = _opened(models[0])
+        documents = _documents(opened, files, text, domain, reader, changes)
+        limit = samples_of_evaluation(opened.config, all=all_samples or text is not None)
+        losses = {name: loss.figures() for name, loss in measure_documents(opened.engine, documents, limit).items()}
+        return _measured(losses, format_losses(losses, "nats per token"), [losses])
     if domain is not None or reader is not None or changes:
         names = f"{argument('--domain')}, {argument('--reader')} or {argument('--set', 'overrides')}"
         warn_without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
@@ -140,26 +147,21 @@ def evaluate(
     return _measured(losses, table, [losses])
 
 
-def _evaluate_other_text(
+def _documents(
     model: Model, files: list[Path], text: str | None, domain: str | None, reader: str | None, overrides: list[Override]
-) -> Result:
-    from pangu_sigma.held_out.decoded import measure_documents
-    from pangu_sigma.held_out.losses import format_losses
+) -> list[Document]:
+    """Return the documents of files, or a text as one document. Raises UserError for a text with files or without a domain."""
     from pangu_sigma.held_out.text import read_documents
-    from pangu_sigma.text.documents import Document
 
     if text is None:
-        documents = read_documents(model.config, files, domain, overrides, reader)
-    elif files or domain is None:
+        return read_documents(model.config, files, domain, overrides, reader)
+    if files or domain is None:
         file = f"the name of a file is {argument('--input')}=…"
         raise ConfigError(f"{argument('--text')}: give it a domain, {argument('--domain')}=…, and no input; {file}")
-    else:
-        if overrides or reader is not None:
-            names = f"{argument('--reader')} or {argument('--set', 'overrides')}"
-            warn_without_effect(names, "they say how records of input are read")
-        documents = [Document(model.domains.named(domain).name, text)]
-    losses = {name: loss.figures() for name, loss in measure_documents(model.engine, documents).items()}
-    return _measured(losses, format_losses(losses, "nats per token"), [losses])
+    if overrides or reader is not None:
+        names = f"{argument('--reader')} or {argument('--set', 'overrides')}"
+        warn_without_effect(names, "they say how records of input are read")
+    return [Document(model.domains.named(domain).name, text)]
 
 
 def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, Any]]) -> Result:

@@ -80,7 +80,7 @@ def test_over_pairs_the_mean_has_an_error_of_its_own(tiny_run, earlier, monkeypa
         losses[name] = {"zh": HeldOutLoss(nats_U, np.full(50, 256), np.full(50, 800), 7.0, "d")}
     monkeypatch.setattr(compare, "open_model", lambda path, kind: SimpleNamespace(path=path, config=None))
     monkeypatch.setattr(compare, "held_out_batches", lambda run, like: run)
-    monkeypatch.setattr(compare, "samples_read", lambda run, batches, all: 50)
+    monkeypatch.setattr(compare, "samples_of_evaluation", lambda config, all: 50)
     monkeypatch.setattr(compare, "left_out", lambda *arguments: {})
     monkeypatch.setattr(compare, "measure", lambda run, batches, most: losses[str(run.path)])
     paths = [Path(name) for name in names]

@@ -17,6 +17,7 @@ import xxhash
 from pangu_sigma.config import Config
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.data.prepared import unigram_nats
+from pangu_sigma.held_out.losses import HeldOutLoss, ratio
 from pangu_sigma.ranks.layout import data_rank_of_sequences, share_of, takers_of_group
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -46,6 +47,11 @@ class HeldOutText:
     digest: str
     units_U3: np.ndarray
 
+    def loss(self, nats_U: np.ndarray) -> HeldOutLoss:
+        """Return the loss on the text. nats_U: loss of each unit, summed over its tokens."""
+        tokens_U, bytes_U, unigram_U = self.units_U3.T
+        return HeldOutLoss(nats_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, self.digest)
+
 
 class HeldOut:
     """Held-out batches that one rank evaluates, with the domains of its group of ranks. Two methods return the same samples:
@@ -74,8 +80,7 @@ class HeldOut:
 
     def numbers(self, domain: int) -> np.ndarray:
         """Return the numbers of a domain's samples that are evaluated, ascending: the middles of equal stretches of its text."""
-        total, count = self._batches.samples.counts[domain], self._sample_counts[domain]
-        return (2 * np.arange(count) + 1) * total // (2 * count)
+        return evenly_spread(self._batches.samples.counts[domain], self._sample_counts[domain])
 
     def digests(self, size: int = 1) -> dict[str, str]:
         """Return the hash of each domain's text, of units of `size` samples (HeldOutText.digest)."""
@@ -153,9 +158,14 @@ class HeldOut:
         return self._batches.assemble(ids_GBS1, domains_M, counted_GBS=counted_GBS, taker_B=self._takers_B)
 
 
-def samples_of_evaluation(config: Config) -> int:
-    """Return the maximum number of held-out samples per domain that an evaluation during training reads."""
-    return config.train.eval_batches * config.train.batch_size
+def samples_of_evaluation(config: Config, all: bool = False) -> int:
+    """Return the maximum number of samples per domain that an evaluation reads. all: False for as many as during training."""
+    return np.iinfo(np.int64).max if all else config.train.eval_batches * config.train.batch_size
+
+
+def evenly_spread(total: int, count: int) -> np.ndarray:
+    """Return `count` of the numbers 0 … total - 1, ascending: the middles of equal stretches."""
+    return (2 * np.arange(count) + 1) * total // (2 * count)
 
 
 def bytes_of_ids(tokenizer: Tokenizer) -> np.ndarray:

@@ -18,9 +18,9 @@ import numpy as np
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.errors import argument
-from pangu_sigma.held_out.batches import HeldOut
+from pangu_sigma.held_out.batches import HeldOut, samples_of_evaluation
 from pangu_sigma.held_out.losses import Difference, DomainFigures, HeldOutLoss, finite_or_none, format_numbers, mean_of
-from pangu_sigma.held_out.run import held_out_batches, measure, samples_read
+from pangu_sigma.held_out.run import held_out_batches, measure
 from pangu_sigma.results import aligned
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
@@ -50,7 +50,7 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path
     `compare_runs`."""
     opened, first = {path: open_model(path, "run") for path in runs}, runs[0]
     batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
-    sample_limit = samples_read(opened[first], batches[first], all)
+    sample_limit = samples_of_evaluation(opened[first].config, all)
     reasons = left_out(list(opened.values()), list(batches.values()), sample_limit)
     losses = {path: measure(run, batches[path], sample_limit) for path, run in opened.items()}
     return {path: {name: of[name] for name in of if name not in reasons} for path, of in losses.items()}, reasons
@@ -76,17 +76,16 @@ def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], sample
     """
     digests, reasons = [HeldOut(loader, sample_limit).digests() for loader in batches], dict[str, str]()
     for name in dict.fromkeys(name for of_run in digests for name in of_run):
-        lacking = next((run.path for run, of_run in zip(runs, digests, strict=True) if name not in of_run), None)
         for run, of_run in zip(runs, digests, strict=True):
-            if lacking:
-                reasons[name] = f"{lacking} has no such domain"
-            elif of_run[name] != digests[0][name]:
+            if name not in of_run:
+                reasons[name] = f"{run.path} has no such domain"
+            elif of_run[name] != digests[0].get(name):
                 text_differs = f"its held-out text in {runs[0].config.data.path} and {run.config.data.path} differs"
-                reasons[name] = _why_incomparable(runs[0], run) or text_differs
+                reasons.setdefault(name, _why_incomparable(runs[0], run) or text_differs)
     if digests[0].keys() <= reasons.keys():
         raise ConfigError(
             f"{', '.join(str(run.path) for run in runs)} cannot be compared token by token: {'; '.join(_lines(reasons))}; train "
-            "them on the same prepared data, or compare losses of one text by `evaluate MODEL --input FILE`"
+            "them on the same prepared data, or compare losses of one text by `evaluate MODEL --input FILE --all-samples`"
         )
     return reasons
 

@@ -10,6 +10,7 @@ Shape suffixes: S tokens of a sample, R rows of a slot, V vocabulary, U samples.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -20,11 +21,14 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.config import ConfigError
 from pangu_sigma.data.batches import BatchLoader
 from pangu_sigma.domains import Domain, domains_of
+from pangu_sigma.errors import argument
 from pangu_sigma.generate.engine import Engine
 from pangu_sigma.generate.score import token_losses
-from pangu_sigma.held_out.batches import HeldOut, bytes_of_ids, counted
-from pangu_sigma.held_out.losses import HeldOutLoss, ratio
+from pangu_sigma.held_out.batches import HeldOut, HeldOutText, bytes_of_ids, counted, evenly_spread
+from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.text.documents import Document
+
+logger = logging.getLogger(__name__)
 
 
 def measure_decoded(engine: Engine, batches: BatchLoader, sample_limit: int) -> dict[str, HeldOutLoss]:
@@ -32,31 +36,32 @@ def measure_decoded(engine: Engine, batches: BatchLoader, sample_limit: int) -> 
     held_out, losses = HeldOut(batches, sample_limit), {}
     for domain, (name, text) in zip(batches.domains, held_out.texts().items(), strict=True):
         samples = [batches.samples.read(domain.index, n) for n in held_out.numbers(domain.index).tolist()]
-        tokens_U, bytes_U, unigram_U = text.units_U3.T
-        losses[name] = HeldOutLoss(
-            _nats(engine, domain, samples), tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, text.digest
-        )
+        losses[name] = text.loss(_nats(engine, domain, samples))
     return losses
 
 
-def measure_documents(engine: Engine, documents: Iterable[Document]) -> dict[str, HeldOutLoss]:
+def measure_documents(engine: Engine, documents: Iterable[Document], sample_limit: int) -> dict[str, HeldOutLoss]:
     """Measure the loss of each domain on documents. They are encoded as for training, each with its <eot>, and follow each other in
-    samples of model.seq_length. "unigram" is NaN, because no training text is read. Raises ConfigError for a domain without a
-    token."""
+    samples of model.seq_length, of which at most `sample_limit` are read, spread evenly; a message says so. "unigram" is NaN,
+    because no training text is read. Raises ConfigError for a domain without a token."""
     tokenizer, domains, losses = engine.decoder.tokenizer, domains_of(engine.decoder.config), {}
     bytes_V, length = bytes_of_ids(tokenizer), engine.decoder.config.model.seq_length
     streams = defaultdict[str, list[int]](list)
     for document in documents:
         streams[document.domain] += tokenizer.sample(document, domains.named(document.domain))
     for domain in (domain for domain in domains if domain.name in streams):
-        ids = np.array(streams[domain.name], np.int32)
+        ids = np.array(streams[domain.name], "<i4")
         if len(ids) < 2:
             raise ConfigError(f"a text of domain {domain.name} has no tokens; give at least one character")
-        samples = [ids[first : first + length + 1] for first in range(0, len(ids) - 1, length)]
+        total = -(-(len(ids) - 1) // length)
+        numbers = evenly_spread(total, min(total, sample_limit)).tolist()
+        if len(numbers) < total:
+            logger.info("%s: %d of %d samples; all: %s", domain.name, len(numbers), total, argument("--all-samples"))
+        samples = [ids[length * number : length * (number + 1) + 1] for number in numbers]
         predicted = [sample[1:][counted(sample, tokenizer)] for sample in samples]
-        tokens_U, bytes_U = np.array([(len(p), bytes_V[p].sum()) for p in predicted], float).T
-        digest = xxhash.xxh3_128_hexdigest(ids.astype("<i4").tobytes())
-        losses[domain.name] = HeldOutLoss(_nats(engine, domain, samples), tokens_U, bytes_U, np.nan, digest)
+        units_U3 = np.array([(len(p), bytes_V[p].sum(), np.nan) for p in predicted])
+        digest = xxhash.xxh3_128_hexdigest(np.concatenate([ids[:1], *(sample[1:] for sample in samples)]))
+        losses[domain.name] = HeldOutText(digest, units_U3).loss(_nats(engine, domain, samples))
     return losses
 
 

@@ -14,7 +14,7 @@ from pangu_sigma.bars import Bar
 from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.store import ExpertStore
 from pangu_sigma.held_out.batches import HeldOut
-from pangu_sigma.held_out.losses import HeldOutLoss, ratio
+from pangu_sigma.held_out.losses import HeldOutLoss
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.model.pangu_sigma import NextTokenLoss, PanGuSigma
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
@@ -82,12 +82,8 @@ class Evaluator:
             self._network.set_train(was_training)  # a training step that is compiled after this must keep its dropout
         # rounded to float32 as the sum over ranks is, so that the number of ranks changes nothing
         nats_U = self._ranks.sum(own_U.astype(np.float32)).astype(float)
-        losses = {}
-        for (name, text), of_domain_U in zip(self._texts.items(), np.split(nats_U, self._first_D[1:-1]), strict=True):
-            tokens_U, bytes_U, unigram_U = text.units_U3.T
-            if len(of_domain_U):
-                losses[name] = HeldOutLoss(of_domain_U, tokens_U, bytes_U, ratio(unigram_U, tokens_U).mean, text.digest)
-        return losses
+        texts = zip(self._texts.items(), np.split(nats_U, self._first_D[1:-1]), strict=True)
+        return {name: text.loss(of_domain_U) for (name, text), of_domain_U in texts if len(of_domain_U)}
 
     def _own(self) -> np.ndarray:
         """Return the loss in nats of each unit, summed over this rank's tokens, [U]; the units of the domains follow each other."""

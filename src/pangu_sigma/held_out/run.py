@@ -34,7 +34,8 @@ def evaluate_run(path: Path, all: bool = False, passages: int = 0, weights: Prec
         )
     model = open_model(path, "run", "export", "hf")
     batches = held_out_batches(model)
-    limit, is_decoded = samples_read(model, batches, all), model.kind != "run" or weights not in (None, "float32")
+    limit = samples_of_evaluation(model.config, all)
+    is_decoded = model.kind != "run" or weights not in (None, "float32")
     engine = open_engine(model, 1, weights) if is_decoded or passages else None
     losses = measure_decoded(engine, batches, limit) if engine and is_decoded else measure(model, batches, limit)
     figures = {name: loss.figures() for name, loss in losses.items()}
@@ -59,11 +60,6 @@ def held_out_batches(run: StoredModel, batches_like: Config | None = None) -> Ba
         )
     config = run.config.on_one_rank() if batches_like is None else run.config.with_batches_of(batches_like)
     return BatchLoader(config, open_samples(config, folder, "held_out", run.tokenizer.size), run.tokenizer, run.table)
-
-
-def samples_read(run: StoredModel, batches: BatchLoader, all: bool) -> int:
-    """Return the maximum number of held-out samples that an evaluation reads of each domain."""
-    return max(batches.samples.counts) if all else samples_of_evaluation(run.config)
 
 
 def measure(run: StoredModel, batches: BatchLoader, sample_limit: int) -> dict[str, HeldOutLoss]:

@@ -151,7 +151,7 @@ class Answers:
             for request in requests:
                 answer = self._engine.submit(request)
                 self.answers.append(answer)
-                self._watches.append(self._metrics.watch(request))
+                self._watches.append(AnswerWatch(self._metrics, request))
                 self._thread.handlers[answer] = self
         except QueueFull as error:
             self._metrics.refused.labels("busy").inc()

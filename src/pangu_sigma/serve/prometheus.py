@@ -36,10 +36,6 @@ class Metrics:
         self.refused = Counter("pangu_sigma:requests_refused", "Requests that were refused", ["reason"], **to)
         self.mean_seconds = 1.0
 
-    def watch(self, request: Request) -> AnswerWatch:
-        """Start the measurement of the answer to a request."""
-        return AnswerWatch(self, self.names[request.domain.name], len(request.ids))
-
     def wait_seconds(self) -> int:
         """Estimate the seconds until the requests in the queue are answered, 1 to 60, for the header Retry-After."""
         rounds = (self._engine.waiting + self._engine.running) / max(self._engine.decoder.lanes, 1)
@@ -47,10 +43,10 @@ class Metrics:
 
 
 class AnswerWatch:
-    """Measurement of one answer. prompt: number of tokens of its prompt."""
+    """Measurement of the answer to a request, which begins now."""
 
-    def __init__(self, metrics: Metrics, name: str, prompt: int):
-        self._metrics, self._name, self._prompt = metrics, name, prompt
+    def __init__(self, metrics: Metrics, request: Request):
+        self._metrics, self._name, self._prompt = metrics, metrics.names[request.domain.name], len(request.ids)
         self._started, self._last, self._open = time.monotonic(), 0.0, True
 
     def record(self, tokens: int) -> None:

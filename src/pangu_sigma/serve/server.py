@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+from asyncio import CancelledError
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,8 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, served: Served):
         super().__init__(config)
         self.served = served
+        # uvicorn has a line for the requests that it cancels at the end, and then a traceback for each
+        logging.getLogger("uvicorn.error").addFilter(lambda record: CancelledError not in (record.exc_info or ()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop after the open requests at the first SIGINT or SIGTERM, and at once at the second SIGINT."""

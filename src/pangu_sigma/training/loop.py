@@ -119,7 +119,7 @@ class Trainer:
         """Make the evaluator of the held-out losses. A dev set is evaluated whole; without one, the training samples stand in."""
         split = "held_out" if "held_out" in self.samples else "train"
         is_dev_set = self.best is not None and split == "held_out"
-        limit = max(self.samples[split].counts) if is_dev_set else samples_of_evaluation(self.config)
+        limit = samples_of_evaluation(self.config, all=is_dev_set)
         return self.backend.evaluator(self.setup, self.open_batches(split), limit)
 
     @property
@@ -303,13 +303,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     with ranks.fail_together("reading the held-out text"):
         evaluator = trainer.evaluator()
     start = trainer.progress.step
+    log: MetricsLog | NoLog = NoLog()
     if ranks.first:  # all ranks have read the checkpoint
         set_aside(folder, start)  # damaged ones of later steps
-    log = (
-        MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
-        if ranks.first
-        else NoLog()
-    )
+        log = MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span

@@ -195,6 +195,12 @@ def test_the_progress_line_has_the_loss_of_counting_words_once_it_is_known(tmp_p
         log.evaluation(1, held_out(zh=5.0))
         record(log, 2, {"loss/zh": 4.5})
         assert log._progress.postfix.startswith("loss (of counting words) zh 4.500 (4.00)")
+        record(log, 3, {"loss/zh": 4.4})
+        log.evaluation(3, held_out(zh=float("nan")))
+        log.evaluation(4, {})
+    with MetricsLog(tmp_path, DOMAINS, 8, 4, resumed_step=3) as log:  # the line of step 4 is dropped
+        record(log, 4, {"loss/zh": 4.2})
+        assert log._progress.postfix.startswith("loss (of counting words) en 4.000 zh 4.200 (4.00)")
 
 
 def test_the_log_says_how_many_steps_its_means_leave_out_and_the_progress_line_what_is_not_finite_now(tmp_path: Path):

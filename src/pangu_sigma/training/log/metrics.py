@@ -108,8 +108,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         """resumed_step: step of the checkpoint to resume from; lines of later steps, and changes at this step, are dropped.
         identity: configuration and data hash of the run, for the first line of a new log."""
         folder.mkdir(parents=True, exist_ok=True)
-        _drop_lines_beyond(folder / FILE, resumed_step)
-        self._fresh = not (folder / FILE).exists()
+        retained_lines = _drop_lines_beyond(folder / FILE, resumed_step)
+        self._fresh = not retained_lines
         self._lines = open(folder / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._log_interval, self._steps_total = log_interval, steps_total
         self._pending: list[Metrics] = []
@@ -117,7 +117,10 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._samples, self._load_NK, self._last_step = "", np.array(0), resumed_step
         self._begun, self._first_step = 0.0, 0
         """When the first step ended, and its number; since then the speed is measured."""
-        self._losses, self._unigram, self._counts = dict[str, float](), dict[str, float](), Counter[str]()
+        self._losses, self._counts = dict[str, float](), Counter[str]()
+        evaluations = [line["unigram"] for line in retained_lines if "unigram" in line]
+        self._unigram: dict[str, float | None] = evaluations[-1] if evaluations else {}
+        """Unigram loss of each domain in the last evaluation; None if it is not finite."""
         self._progress = Bar(
             total=steps_total,
             initial=resumed_step,
@@ -166,8 +169,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Log the held-out loss of each domain after `step`."""
-        self._unigram = {name: loss.unigram for name, loss in losses.items() if math.isfinite(loss.unigram)}
-        self.write(**evaluation_line(step, losses))
+        line = evaluation_line(step, losses)
+        self._unigram = line["unigram"]
+        self.write(**line)
         self.flush()
 
     def changes(self, step: int, changes: Sequence[Change]) -> None:
@@ -207,7 +211,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._losses |= losses
         # with many domains the line has room only for the domains of this step
         shown = self._losses if len(self._losses) <= _DOMAINS_SHOWN else losses
-        words = {name: f" ({self._unigram[name]:.2f})" for name in shown.keys() & self._unigram.keys()}
+        words = {name: f" ({nats:.2f})" for name, nats in self._unigram.items() if nats is not None and name in shown}
         title = "loss (of counting words)" if words else "loss"
         parts = [" ".join([title, *(f"{name} {loss:.3f}{words.get(name, '')}" for name, loss in shown.items())])]
         self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
@@ -362,14 +366,12 @@ def expert_load(lines: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
     return total_NK if total_NK.any() else None
 
 
-def _drop_lines_beyond(file: Path, step: int) -> None:
+def _drop_lines_beyond(file: Path, step: int) -> list[dict[str, Any]]:
     """Drop the lines of steps after `step`, and the changes made at `step`; the resumed run writes both again.
 
-    Step 0 drops the whole file. Logs a warning if lines up to `step` are missing.
+    Step 0 drops the whole file. Returns the retained lines. Logs a warning if lines up to `step` are missing.
     """
-    if not file.exists():
-        return
-    lines = read_metrics(file.parent) if step else []
+    lines = read_metrics(file.parent) if step and file.exists() else []
     lines = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
     logged = max((line["step"] for line in lines if line["kind"] == "step"), default=0)
     if logged < step:
@@ -380,4 +382,5 @@ def _drop_lines_beyond(file: Path, step: int) -> None:
     if lines:
         write_atomically(file, "".join(map(sealed_line, lines)).encode())
     else:
-        file.unlink()
+        file.unlink(missing_ok=True)
+    return lines
