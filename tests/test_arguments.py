@@ -62,5 +62,5 @@ def test_an_unknown_or_missing_argument_is_refused_with_those_there_are():
 
 def test_bytes_that_are_no_text_are_refused_with_their_position():
     assert texts("今天 🙂") == ["今天 🙂"]
-    with pytest.raises(ValueError, match=r"^it is not Unicode text: character 2 is '\\udcff'"):
+    with pytest.raises(ValueError, match=r"^it is not Unicode text: character 2, '\\udcff'"):
         texts(b"ab\xff".decode(errors="surrogateescape"))

@@ -30,6 +30,7 @@ from pangu_sigma.config_file import load_config, shipped_configs
 from pangu_sigma.generate.sampling import Sampling
 from pangu_sigma.results import Result
 from pangu_sigma.training import loop
+from pangu_sigma.training.log.report import write_report
 from pangu_sigma.training.start import start_run
 from pangu_sigma.writable import folder_lock
 
@@ -218,18 +219,19 @@ def test_a_model_that_overflows_is_an_error_of_generate_and_a_row_of_evaluate(ca
 
 
 def test_report_draws_the_page_anew_and_compares_with_several_runs(tiny_run, tmp_path, capsys):
-    other, page = shutil.copytree(tiny_run, tmp_path / "other"), Path("report", "report.html")
-    drawn = [(run / page).stat().st_mtime_ns for run in (tiny_run, other)]
-    first, *summaries = json.loads(prints(capsys, "report", tiny_run, "--against", other, tiny_run, "--json", "-"))
-    assert (first["steps"], first["report"]) == (STEPS, str(tiny_run / page))
+    run, other = (shutil.copytree(tiny_run, tmp_path / name) for name in ("run", "other"))
+    page = Path("report", "report.html")
+    drawn = [write_report(folder).stat().st_mtime_ns for folder in (run, other)]
+    first, *summaries = json.loads(prints(capsys, "report", run, "--against", other, run, "--json", "-"))
+    assert (first["steps"], first["report"]) == (STEPS, str(run / page))
     assert [summary.keys() - first.keys() for summary in summaries] == [{"differences"}] * 2
     assert summaries[0]["differences"]["en"]["se"] == 0.0
-    assert (tiny_run / page).stat().st_mtime_ns > drawn[0]
+    assert (run / page).stat().st_mtime_ns > drawn[0]
     assert (other / page).stat().st_mtime_ns == drawn[1], "the page of another run stays as it is"
-    text = prints(capsys, "report", tiny_run, "--against", other, tiny_run)
+    text = prints(capsys, "report", run, "--against", other, run)
     assert text.count("held-out; ± over samples") == 2
-    assert text.splitlines()[-1] == f"report       {tiny_run / page}"
-    text = prints(capsys, "report", tiny_run)
+    assert text.splitlines()[-1] == f"report       {run / page}"
+    text = prints(capsys, "report", run)
     assert all(f"{first['domains'][name]['loss_after']:.3f}" in text for name in ("zh", "en", "code"))
 
 

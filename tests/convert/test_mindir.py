@@ -112,7 +112,7 @@ def test_verifying_tells_a_model_from_another(tiny_run, tiny_export, tmp_path):
         verify_export(altered(tiny_run, tmp_path / "other"), tiny_export, 4)
 
 
-@pytest.mark.parametrize("format", ["mindir", "hf", "run"])
+@pytest.mark.parametrize("format", ["mindir", "hf"])
 def test_export_over_another_models_export_is_refused(tiny_run, tiny_export, tmp_path, format):
     """Also over one of the same model, a file, or anything else: one rule for every format and every command."""
     other, file = tmp_path / "other", tmp_path / "file"

@@ -347,7 +347,7 @@ def test_a_new_request_replaces_one_that_runs(page, decoder, served, slowly):
 
 def test_what_the_server_refuses_is_said_with_its_reason(page):
     ask(page, Temperature=3)
-    reason = "temperature: must be 0 (greedy), or 1e-09 to 2"
+    reason = "temperature: it must be less than or equal to 2"
     expect(page.locator("article").get_by_role("alert")).to_contain_text(reason)
     wait(page)
     expect(page.locator(".state")).to_have_text("0 tokens, then it failed")

@@ -51,5 +51,5 @@ def test_the_chip_is_asked_for_by_option_or_environment_and_by_the_run(tmp_path:
     assert check == Check("chip", True, "1 NPUs of the family 910b, as --chip says")
     write_config(run, load_config(config_path("sigma_tiny"), ["parallel.chip=910a"]), "run")
     check = chip_check(machine, "910b", run)
-    assert (check.ok, f"the configuration of {run} says 910a" in check.state) == (False, True)
+    assert (check.ok, f"parallel.chip of {run} says 910a" in check.state) == (False, True)
     assert chip_check(machine, "910b1").ok, "another bin"
