@@ -211,6 +211,7 @@ def again(tuned: Path, learn: str = "experts", **overrides: Any) -> TuningReques
     return TuningRequest(*files, learn, overrides=[f"train.{key}={value}" for key, value in overrides.items()])
 
 
+@pytest.mark.slow
 def test_neither_a_full_disk_nor_a_stop_at_an_evaluation_loses_the_best_state(tiny_run, tuned, tmp_path, monkeypatch):
     """The best state of step 2 cannot be saved at first; then SIGTERM comes in the step before its evaluation."""
     take, seal, advance = BestState.take, saver.seal_folder, Trainer.advance
