@@ -19,7 +19,7 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2014,
+    ".": 2013,
     "checkpoint": 907,
     "convert": 668,
     "data": 2315,
@@ -27,7 +27,7 @@ BUDGETS = {
     "evaluate": 752,
     "finetune": 483,
     "foreign": 945,
-    "generate": 1484,
+    "generate": 1482,
     "held_out": 445,
     "inherit": 840,
     "inspection": 301,
@@ -39,8 +39,8 @@ BUDGETS = {
     "rre": 411,
     "serve": 1027,
     "stored": 673,
-    "text": 927,
-    "training": 1426,
+    "text": 928,
+    "training": 1429,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from pathlib import Path
@@ -19,9 +18,8 @@ from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import Override, config_path
 from pangu_sigma.errors import UserError, argument, keyword
+from pangu_sigma.text.documents import HALF_PAIR
 
-HALF_PAIR = re.compile("[\ud800-\udfff]")
-"""Pattern of half of a surrogate pair, as which Python reads a byte of a file or an argument that is no UTF-8."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

@@ -26,7 +26,7 @@ from pangu_sigma.generate.score import Score
 from pangu_sigma.process import mindspore_lock
 from pangu_sigma.results import Result, Results, Table
 from pangu_sigma.sections import Fraction
-from pangu_sigma.text.documents import Document
+from pangu_sigma.text.documents import HALF_PAIR, Document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,7 +265,7 @@ def _lines(file: Path) -> list[str]:
         raise ConfigError(f"{source}: {error.strerror}; name a file with a prompt a line") from None
     lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
-        if not line or arguments.HALF_PAIR.search(line):
+        if not line or HALF_PAIR.search(line):
             raise ConfigError(f"{source}: line {number} is empty, or not UTF-8; write a prompt a line, in UTF-8")
     return lines
 

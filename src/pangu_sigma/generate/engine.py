@@ -132,8 +132,7 @@ class Engine:
 
     def complete(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers to requests, in their order. What is raised: see `answers_to`."""
-        answers = dict(self.answers_to(requests))
-        return [answers[number] for number in range(len(requests))]
+        return [answer for _, answer in sorted(self.answers_to(requests))]
 
     def answers_to(self, requests: Sequence[Request]) -> Generator[tuple[int, Answer], None, None]:
         """Submit requests and step until all are answered. Yield the number of a request and its answer as soon as it is finished.

@@ -90,11 +90,10 @@ def generate(
         requests.append(_request(engine, prompt, max_new_tokens, sampling, seed + times[prompt], stop))
         times[prompt] += 1
     with closing(engine.answers_to(requests)) as numbered:
-        answers = dict(Bar(numbered, total=len(requests), desc="generate", unit="text", leave=False))
-    in_order = [answers[number] for number in range(len(prompts))]
+        answers = sorted(Bar(numbered, total=len(requests), desc="generate", unit="text", leave=False))
     return [
         Generated(name, text, answer.text, [*answer.request.ids, *answer.ids], answer.finish == "stop")
-        for (name, text), answer in zip(prompts, in_order, strict=True)
+        for (name, text), (_, answer) in zip(prompts, answers, strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ file count as lines.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ Segments = tuple[tuple[str, str], ...]
 
 SIDES = ("zh", "en")
 """Languages of the two sides of a bilingual document."""
+
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""Pattern of half of a surrogate pair, as which Python reads a byte of a file or an argument that is no UTF-8."""
 
 MAX_LINE_BYTES = 64 << 20
 """Maximum length of a line in bytes, about ten long novels. A longer line is a file without newlines, not a document."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from pangu_sigma.config import ConfigError
 from pangu_sigma.domains import Domain
 from pangu_sigma.errors import DataError
 from pangu_sigma.sections import MOST_ROWS
-from pangu_sigma.text.documents import Document, Segments
+from pangu_sigma.text.documents import HALF_PAIR, Document, Segments
 from pangu_sigma.text.segmentation import Run, folded_characters, is_chinese, runs_of
 from pangu_sigma.text.sentencepieces import META, alpha_model, append_bytes, compact_model, restricted_model
 from pangu_sigma.text.vocabulary import (
@@ -96,7 +95,7 @@ class Tokenizer:
             try:
                 ids.append(self._encode_run(run, self._model(domain.slot, run.alpha)))
             except RuntimeError:  # SentencePiece's, which does not say why
-                if half := re.search("[\ud800-\udfff]", run.text):
+                if half := HALF_PAIR.search(run.text):
                     raise DataError(
                         f"text has half a surrogate pair, {half[0]!r}, no character; take it out or decode the text anew"
                     ) from None

@@ -282,12 +282,13 @@ def train(
             trainer = kind(run, backend, ranks, (progress, checkpoint), heart=heart)
             del checkpoint  # its files are mapped, so that pruning would not free their space
             train_to_end(trainer, profile, on_step)
-        elif ranks.first:
-            remark = "nothing to do: %s is at step %d of %d; raise train.steps to train on" + "; no timeline" * profile
-            logger.warning(remark, folder, progress.step, steps)
-            set_aside(folder, progress.step)  # damaged checkpoints of later steps, with a copy of the log
-            names = [domain.name for domain in config.domains]
-            with MetricsLog(folder, names, steps, config.train.log_interval, progress.step, run.identity) as log:
+        else:
+            if ranks.first:
+                remark = (
+                    "nothing to do: %s is at step %d of %d; raise train.steps to train on" + "; no timeline" * profile
+                )
+                logger.warning(remark, folder, progress.step, steps)
+            with _open_log(run, progress.step, ranks) as log:
                 log.changes(progress.step, changes_since_checkpoint(checkpoint, run))
         ranks.leave()  # no rank waits for what the first one does after the training
         finished_here = ranks.first and (trainer is None or trainer.finished)
@@ -299,14 +300,10 @@ def train(
 def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> None:
     """Train until the run is finished or SIGTERM comes. The caller holds the lock of the run folder."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
-    options, names = config.train, [d.name for d in config.domains]
+    options, start = config.train, trainer.progress.step
     with ranks.fail_together("reading the held-out text"):
         evaluator = trainer.evaluator()
-    start = trainer.progress.step
-    log: MetricsLog | NoLog = NoLog()
-    if ranks.first:  # all ranks have read the checkpoint
-        set_aside(folder, start)  # damaged ones of later steps
-        log = MetricsLog(folder, names, options.steps, options.log_interval, start, trainer.run.identity)
+    log = _open_log(trainer.run, start, ranks)
     if profile and ranks.first:
         trainer.timeline = Timeline(folder, start)
     span = trainer.timeline.span
@@ -348,6 +345,16 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             trainer.timeline.step_done(step)
     if not trainer.finished:
         logger.info("stopped after step %d, which is saved; the same command goes on from there", trainer.progress.step)
+
+
+def _open_log(run: StoredRun, step: int, ranks: Ranks) -> MetricsLog | NoLog:
+    """Open the metrics log of a run that goes on after `step`, and set damaged checkpoints of later steps aside, with a copy of the
+    log. Rank 0 does it, after all ranks have read the checkpoint; others have no log."""
+    if not ranks.first:
+        return NoLog()
+    set_aside(run.path, step)
+    options, names = run.config.train, [domain.name for domain in run.config.domains]
+    return MetricsLog(run.path, names, options.steps, options.log_interval, step, run.identity)
 
 
 def _remarks(trainer: Trainer) -> list[str]:
