@@ -259,12 +259,14 @@ def test_generate_reads_a_prompt_a_line_from_a_file_or_from_standard_input(tiny_
     generate, lines = ["generate", tiny_run, *options], tmp_path / "lines.txt"
     expected = prints(capsys, *generate, "--prompt", "the cat", "--prompt", "a dog ")
     lines.write_text("the cat\na dog \n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\na dog "))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat\na dog ")))
     for source in (lines, "-"):
         assert prints(capsys, *generate, "--prompts", source) == expected
     lines.write_bytes(b"a\n\xff")
-    said = fails(capsys, *generate, "--prompts", lines)
-    assert "/lines.txt: line 2 is empty, or not UTF-8; write a prompt a line" in said
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.read_bytes())))
+    for source in (lines, "-"):
+        said = fails(capsys, *generate, "--prompts", source)
+        assert f"--prompts {source}: line 2 is empty, or not UTF-8; write a prompt a line" in said
 
 
 def test_every_option_of_sampling_is_one_of_generate(tiny_run, capsys):

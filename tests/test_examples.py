@@ -17,6 +17,7 @@ from helpers.toy import SLOT_ROWS, VOCABULARY, toy_config, toy_network, toy_tabl
 
 from examples import pangu_sigma as example
 from pangu_sigma.data.batches import Batch, BatchLoader, StepArrays, open_samples
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.data.token_files import write_tokens
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.optimizer.update import Schedule
@@ -84,7 +85,7 @@ def run(graph_mode, tmp_path_factory) -> SimpleNamespace:
     names = [name for names in example.EXPERT_TENSORS for name in names]
     weights = [weight for segment in store.segments for weight in segment.weights]
     experts = {name: weight.asnumpy().copy() for name, weight in zip(names, weights, strict=True)}
-    cursor, rate = loader.start(), Schedule(config.train.optimizer)
+    cursor, rate = Cursor([0] * len(loader.domains)), Schedule(config.train.optimizer)
     batches = [loader.next(cursor) for _ in range(STEPS)]
     losses = []
     for update, batch in enumerate(batches, 1):

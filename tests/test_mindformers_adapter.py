@@ -257,7 +257,7 @@ def test_a_step_that_overflows_is_said_to_and_does_not_advance_the_rate(graph_mo
     batches = toy_batches(config, tmp_path)
     model = PanGuSigmaForCausalLM(PanGuSigmaConfig(tree=config.model_dump(mode="json")))
     randomise([*model.network.trainable_params(), *weights_of(model.store)], 0)
-    progress = Progress(0, 0, batches.start())
+    progress = Progress(0, 0, Cursor([0] * len(batches.domains)))
     optimizer = PanGuSigmaAdam([], nn.PolynomialDecayLR(0.5, 0.1, 4, 1.0))
     cell = PanGuSigmaTrainOneStepCell(model, optimizer, config, batches, None, progress).set_train()
     cell.step.scale.value.set_data(Tensor(1e20, ms.float32))

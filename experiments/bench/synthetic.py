@@ -12,7 +12,7 @@ from mindspore import Parameter
 from pangu_sigma.config import Config
 from pangu_sigma.config_file import parse_config
 from pangu_sigma.data.batches import Batch, BatchLoader, Samples
-from pangu_sigma.data.order import SampleOrder
+from pangu_sigma.data.order import Cursor, SampleOrder
 from pangu_sigma.ecss.store import ExpertStore, make_network, make_store
 from pangu_sigma.ecss.tiers import ArraySpec, HostTier
 from pangu_sigma.model.declare import wrap_array
@@ -50,7 +50,7 @@ class SyntheticRun:
         self.step = TrainStep(config, make_network(config), self.store)
         self.step.set_train()
         batches = _batches(config, frequencies_V)
-        self._feed = InputPipeline(batches, batches.start(), self.store)
+        self._feed = InputPipeline(batches, Cursor([0] * len(batches.domains)), self.store)
         self.device_bytes = 0.0
         """Bytes of the expert weights that the network read in the last step."""
 

@@ -91,7 +91,8 @@ def types_of(function: Callable[..., Any], names: Mapping[str, Any] | None = Non
 
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate a function so that it raises UserError, which names the argument, for a value that its annotation does not allow,
-    and for unknown and missing arguments. The function gets the values of the types above as lists and paths."""
+    and for unknown and missing arguments. The function gets lists and paths where the types of this module allow one value or a
+    string, too."""
     signature = inspect.signature(function)
 
     @cache

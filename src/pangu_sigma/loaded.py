@@ -257,13 +257,14 @@ def generate(
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file or of standard input. Raises ConfigError for an empty one, and bytes that are not UTF-8."""
+    """Return the lines of a file or of standard input. Raises ConfigError for an empty line, and for bytes that are not
+    UTF-8."""
     source = f"{argument('--prompts')} {file}"
     try:
-        text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8", errors="surrogateescape")
+        content = sys.stdin.buffer.read() if file == Path("-") else file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{source}: {error.strerror}; name a file with a prompt a line") from None
-    lines = text.removesuffix("\n").split("\n")
+    lines = content.decode(errors="surrogateescape").replace("\r\n", "\n").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
         if not line or HALF_PAIR.search(line):
             raise ConfigError(f"{source}: line {number} is empty, or not UTF-8; write a prompt a line, in UTF-8")

@@ -18,7 +18,7 @@ from pangu_sigma.checkpoint.changes import (
 )
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.config_file import parse_config
-from pangu_sigma.data.order import SampleOrder
+from pangu_sigma.data.order import Cursor, SampleOrder
 
 CONFIG = tiny_config(Path("/data"), parallel={"data": 2})
 PHASES = {"phases": [{"from_step": 0, "weights": {"zh": 1.0}}]}
@@ -100,7 +100,7 @@ def test_no_sample_is_lost_or_taken_twice_when_the_shape_of_batches_or_weights_c
     """The reason why batch_size, accumulation, domains_per_step and weights are free."""
     counts = [40, 30, 50]
     taken: list[list[int]] = [[], [], []]
-    cursor = SampleOrder(shaped(1, 1, 1, 1.0), counts).start()
+    cursor = Cursor([0] * 3)
     for shape, updates in stretches:
         order = SampleOrder(shaped(*shape), counts)
         for _ in range(updates):

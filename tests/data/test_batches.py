@@ -10,6 +10,7 @@ import pytest
 from helpers.numbered import LENGTH, VOCABULARY, config_of, open_batches, samples_of, sets_config
 
 from pangu_sigma.data.batches import Batch, BatchLoader, open_samples
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.plans import RankPlanner
 from pangu_sigma.rre.table import draw_tables
@@ -18,7 +19,7 @@ from pangu_sigma.rre.table import draw_tables
 def test_a_batch_is_cut_into_blocks_of_one_domain(folder, tokenizer):
     """Also over the passes of an update: block m has the same domain in each."""
     batches = open_batches(config_of(accumulation=3, blocks=2, batch=4), folder, tokenizer)
-    cursor = batches.start()
+    cursor = Cursor([0] * len(batches.domains))
     for _ in range(10):
         batch = batches.next(cursor)
         assert batch.ids_GBS.shape == (3, 4, LENGTH)
@@ -31,7 +32,7 @@ def test_a_batch_is_cut_into_blocks_of_one_domain(folder, tokenizer):
 
 def test_labels_are_the_inputs_shifted_by_one_in_the_rows_of_the_slot(folder, tokenizer):
     batches = open_batches(config_of(blocks=3, batch=3), folder, tokenizer)
-    batch = batches.next(batches.start())
+    batch = batches.next(Cursor([0] * len(batches.domains)))
     for b, domain in enumerate(batch.domains_M):
         slot = [0, 1, 0][domain]
         ids = batch.ids_GBS[0, b]
@@ -44,7 +45,7 @@ def test_labels_are_the_inputs_shifted_by_one_in_the_rows_of_the_slot(folder, to
 
 def test_load_counts_every_token_once_in_every_layer(folder, tokenizer):
     batches = open_batches(config_of(accumulation=2, blocks=2, batch=4), folder, tokenizer)
-    cursor = batches.start()
+    cursor = Cursor([0] * len(batches.domains))
     for _ in range(5):
         batch = batches.next(cursor)
         expected = np.zeros((2, 6), int)
@@ -62,7 +63,7 @@ def test_load_counts_every_token_once_in_every_layer(folder, tokenizer):
 
 def test_a_model_without_rre_layers_has_batches_of_the_same_form(folder, tokenizer):
     routed, dense = (open_batches(config_of(blocks=2, layers=n), folder, tokenizer) for n in (2, 0))
-    one, two = (b.next(b.start()).arrays() for b in (routed, dense))
+    one, two = (b.next(Cursor([0] * len(b.domains))).arrays() for b in (routed, dense))
     assert len(one) == len(two)
     for name in ("rows_GBS", "positions_GBS", "documents_GBS", "slots_GM", "labels_GBS", "weights_GBS"):
         assert (getattr(one, name) == getattr(two, name)).all()
@@ -96,7 +97,7 @@ def test_every_sample_of_a_run_has_a_number_of_its_own_to_draw_by(folder, tokeni
     numbers = []
     for accumulation, batch in ((1, 12), (3, 4)):
         batches = open_batches(config_of(accumulation=accumulation, blocks=2, batch=batch), folder, tokenizer)
-        cursor, number_of = batches.start(), {}
+        cursor, number_of = Cursor([0] * len(batches.domains)), {}
         for step in range(10):
             taken = batches.next(cursor)
             assert (taken.draws_GB4[..., :2] == [batches.config.seed, 0]).all()
@@ -115,7 +116,7 @@ def test_shares_of_ranks_make_up_the_batch_of_one_process(four, tokenizer, paral
     for rank in range(config.parallel.ranks):
         table = draw_tables(config.routing, 2, 4, VOCABULARY, 2, None)
         ranks.append(BatchLoader(config, samples, tokenizer, table, rank=rank, planner=RankPlanner(config, rank)))  # type: ignore[arg-type]
-    cursors = [batches.start() for batches in (whole, *ranks)]
+    cursors = [Cursor([0] * len(batches.domains)) for batches in (whole, *ranks)]
     for _ in range(5):
         expected, *found = (b.next(c) for b, c in zip((whole, *ranks), cursors, strict=True))
         assert {batch.digest for batch in found} == {expected.digest}

@@ -30,7 +30,7 @@ def same(one: Batch, other: Batch) -> bool:
 def test_batches_and_cursors_come_in_the_order_of_batches_with_the_one_that_follows(folder: Path):
     """Over several passes through the text, whose orders are drawn anew."""
     start, expected = Cursor([0] * 4), batches(folder)
-    feed, cursor = Lookahead(batches(folder), start), expected.start()
+    feed, cursor = Lookahead(batches(folder), start), Cursor([0] * len(expected.domains))
     coming = expected.next(cursor)
     assert min(expected.samples.counts) < 20 * 8
     for _ in range(20):

@@ -38,7 +38,7 @@ def drawn_domains(order: SampleOrder, cursor: Cursor, steps: int) -> list[list[i
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_each_phase_draws_its_domains_by_its_weights_from_its_first_step_to_its_last(blocks):
     order = SampleOrder(phased(blocks), COUNTS)
-    steps = drawn_domains(order, order.start(), 140)
+    steps = drawn_domains(order, Cursor([0] * 3), 140)
     shares = [(0.5, 0.5, 0.0), (1 / 8, 2 / 8, 5 / 8), (0.0, 0.25, 0.75)]
     for (first, last), share in zip([(0, 10), (10, 40), (40, 140)], shares, strict=True):
         counts: Counter[int] = Counter()
@@ -53,7 +53,7 @@ def test_each_phase_draws_its_domains_by_its_weights_from_its_first_step_to_its_
 
 def test_a_run_goes_on_in_any_phase_as_if_it_had_not_stopped():
     order = SampleOrder(phased(2), COUNTS)
-    cursor, states, taken = order.start(), [], []
+    cursor, states, taken = Cursor([0] * 3), [], []
     for _ in range(60):
         states.append(json.dumps(cursor.taken))
         taken.append(order.take(cursor))
@@ -65,7 +65,7 @@ def test_a_run_goes_on_in_any_phase_as_if_it_had_not_stopped():
 def test_every_set_draws_from_its_own_domains_in_every_phase():
     config = with_data(sets_config({}), phases=[{"from_step": 0, "weights": {"a": 1.0, "d": 1.0}}, {"from_step": 5}])
     order = SampleOrder(config, [20] * 4)
-    steps = drawn_domains(order, order.start(), 65)
+    steps = drawn_domains(order, Cursor([0] * 4), 65)
     assert steps[:5] == [[0, 3, 0, 3]] * 5, "sets are a, c and b, d"
     counts = Counter(domain for step in steps[5:] for domain in step)
     assert [counts[n] for n in range(4)] == [20, 48, 100, 72], "120 blocks of each set, 1 : 5 and 2 : 3"
@@ -85,7 +85,7 @@ def test_temperature_weighs_domains_by_their_size(temperature, shares):
     mixture = Mixture.of(config, COUNTS)
     np.testing.assert_allclose(mixture.weights_PD[0] / mixture.weights_PD[0].sum(), shares, rtol=1e-4)
     order = SampleOrder(config, COUNTS)
-    counts = Counter(domain for step in drawn_domains(order, order.start(), 510) for domain in step)
+    counts = Counter(domain for step in drawn_domains(order, Cursor([0] * 3), 510) for domain in step)
     for domain, share in enumerate(shares):
         assert abs(counts[domain] - 510 * share) < 2
 

@@ -16,7 +16,7 @@ from pangu_sigma.data.order import Cursor, KeyedShuffle, SampleOrder
 def test_the_order_follows_from_the_cursor_alone(folder, tokenizer, shuffle):
     config = config_of(blocks=2, shuffle=shuffle)
     batches = open_batches(config, folder, tokenizer)
-    cursor, states, expected = batches.start(), [], []
+    cursor, states, expected = Cursor([0] * len(batches.domains)), [], []
     for _ in range(20):
         states.append(json.dumps(cursor.taken))
         expected.append(batches.next(cursor))
@@ -49,7 +49,7 @@ def test_every_sample_of_a_pass_comes_once_before_any_comes_again(
     folder, tokenizer, accumulation, blocks, batch, shuffle
 ):
     batches = open_batches(config_of(accumulation, blocks, batch, shuffle=shuffle), folder, tokenizer)
-    cursor, taken = batches.start(), [[], [], []]
+    cursor, taken = Cursor([0] * len(batches.domains)), [[], [], []]
     for _ in range(60):
         found = batches.next(cursor)
         for domain, number in samples_of(found.ids_GBS, found.domains_M):
@@ -68,7 +68,7 @@ def test_every_sample_of_a_pass_comes_once_before_any_comes_again(
 
 def test_a_domain_of_weight_0_gives_nothing_and_the_others_by_their_weights():
     order = SampleOrder(config_of(), [0, 7, 3], [0.0, 7.0, 3.0])
-    cursor, taken = order.start(), Counter()
+    cursor, taken = Cursor([0] * 3), Counter()
     for _ in range(100):
         taken.update({domain: len(numbers) for domain, numbers in order.take(cursor)})
     assert taken == {1: 280, 2: 120}

@@ -327,9 +327,9 @@ def test_tokens_that_would_be_lost_are_named_with_the_way_to_keep_them(tiny_run,
         ConfigError, match=r"slot zh: 10 of its 640 tokens have no row .*extend with model\.slot_rows=40\d\d\d or more"
     ):
         plan_extension(parent, law_config, "zh")
-    old_id_V = extend.parent_ids(parent.tokenizer.vocabulary, lossy.vocabulary)
+    old_id_V = extend.matching_ids(parent.tokenizer.vocabulary, lossy.vocabulary)
     old_id_V[old_id_V == parent.tokenizer.slot_rows[0, 600]] = -1  # other pieces were learned from other text
-    monkeypatch.setattr(extend, "parent_ids", lambda *of: old_id_V)
+    monkeypatch.setattr(extend, "matching_ids", lambda *of: old_id_V)
     with pytest.raises(
         ConfigError, match=r"The new vocabulary lacks some of them, so more rows do not help: keep .*\n.*keep="
     ):

@@ -15,6 +15,7 @@ from helpers.toy import Toy, adam_of, toy_batches, toy_config, weights_of
 from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_sigma.data.batches import Batch, BatchLoader
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.ecss.store import ExpertStore, make_store
 from pangu_sigma.model.declare import as_tensor
 from pangu_sigma.npu import dropless
@@ -138,7 +139,7 @@ def same_state(toy: Toy, step: AscendStep) -> None:
 
 def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchanged: BatchLoader):
     start_equal(toy, step)
-    cursor, same = toy.batches.start(), exchanged.start()
+    cursor, same = Cursor([0] * len(toy.batches.domains)), Cursor([0] * len(exchanged.domains))
     for _ in range(3):
         given = toy.batches.next(cursor)
         result = toy.run_arrays(given.arrays(toy.store.rows_of(given.own_row_keys)), RATE)
@@ -160,7 +161,7 @@ def test_it_takes_the_steps_of_the_train_step(toy: Toy, step: AscendStep, exchan
 
 def test_an_overflow_changes_nothing_but_the_scale(toy: Toy, step: AscendStep, exchanged: BatchLoader):
     start_equal(toy, step)
-    cursor = exchanged.start()
+    cursor = Cursor([0] * len(exchanged.domains))
     advance(step, exchanged.next(cursor))
     kinds = [
         *step.dense.weights,
@@ -186,7 +187,7 @@ def test_a_batch_has_the_shapes_that_the_step_is_compiled_for(rows: list, routed
     config = toy_config(model={"rre_layers": routed, "rows": rows}, train=train, parallel=parallel)
     made = toy_batches(config, tmp_path)
     batches = BatchLoader(config, made.samples, made.tokenizer, made.table, planner=ExchangePlanner(config, 0))
-    batch = batches.next(batches.start())
+    batch = batches.next(Cursor([0] * len(batches.domains)))
     e_GTH = make_store(config).rows_of(batch.own_row_keys)
     arrays, inputs = inputs_of(batch, config, e_GTH), step_inputs(config)
     assert [(a.shape, a.dtype.name) for a in arrays] == [(t.shape, t.asnumpy().dtype.name) for t in inputs]
@@ -197,7 +198,7 @@ def test_an_evaluation_gives_the_losses_of_the_step_and_changes_nothing(
     toy: Toy, step: AscendStep, exchanged: BatchLoader
 ):
     start_equal(toy, step)
-    batch = exchanged.next(exchanged.start())
+    batch = exchanged.next(Cursor([0] * len(exchanged.domains)))
     kinds = [p for p in step.get_parameters() if not p.name.startswith(("active", "used", "rate", "learns"))]
     before = [p.asnumpy().copy() for p in kinds]
     loss_M = step.block_losses(batch)
@@ -221,7 +222,7 @@ def test_a_flag_of_overflow_is_an_overflow(toy: Toy, step: AscendStep, exchanged
     flagged.set_train()
     flagged.scale.value.set_data(Tensor(1024.0, ms.float32))
     flagged.copy_scale()
-    _, norm, applied, *_ = advance(flagged, exchanged.next(exchanged.start()))
+    _, norm, applied, *_ = advance(flagged, exchanged.next(Cursor([0] * len(exchanged.domains))))
     assert np.isfinite(norm)
     assert applied == 0.0
     assert flagged.scale.value.asnumpy() == 512.0

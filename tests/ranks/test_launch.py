@@ -52,7 +52,7 @@ def test_a_killed_rank_is_noticed_within_8_seconds_and_everything_is_stopped(tmp
         assert it.left() == []
     assert "rank 1 was killed by SIGKILL" in it.errors
     assert "worker_1.log:\nrank 1\n" in it.errors, "the last lines of its log are shown"
-    assert "rank 0 did not end within" in it.errors
+    assert "rank 0 had not ended" in it.errors
 
 
 FAILS_ONCE = """
@@ -121,7 +121,7 @@ def test_ranks_that_do_not_end_in_time_are_killed(tmp_path):
         assert it.wait() == 1
         assert 1 < time.monotonic() - asked < Job.grace, "it is not the default that counts"
         assert it.left() == []
-    assert "rank 0 did not end within 1 s" in it.errors
+    assert "rank 0 had not ended " in it.errors
 
 
 def test_asking_twice_kills_at_once(tmp_path):

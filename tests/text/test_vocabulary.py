@@ -17,7 +17,7 @@ from pangu_sigma.text.vocabulary import (
     UNK,
     WORD_MARK,
     choose_rows,
-    parent_ids,
+    matching_ids,
     special_ids,
 )
 
@@ -37,7 +37,7 @@ def test_english_pieces_are_matched_by_what_they_stand_for():
     shared = [b""] * 40_260
     parent = SimpleNamespace(surfaces=[*shared, b"the", b"cat"])
     child = SimpleNamespace(surfaces=[*shared, b"cat", b"dog", b"the"])
-    ids = parent_ids(parent, child)
+    ids = matching_ids(parent, child)
     assert ids[:40_260].tolist() == list(range(40_260))
     assert ids[40_260:].tolist() == [40_261, -1, 40_260]
 

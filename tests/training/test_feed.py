@@ -7,6 +7,7 @@ import pytest
 from helpers.toy import toy_batches, toy_config
 
 from pangu_sigma.data.batches import BatchLoader
+from pangu_sigma.data.order import Cursor
 from pangu_sigma.training.feed import InputPipeline
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -33,8 +34,8 @@ def batches(tmp_path) -> BatchLoader:
 
 
 def test_batches_come_in_order_each_with_the_cursor_after_it(batches):
-    start = batches.start()
-    feed, cursor = InputPipeline(batches, start, Store()), batches.start()
+    start = Cursor([0] * len(batches.domains))
+    feed, cursor = InputPipeline(batches, start, Store()), Cursor([0] * len(batches.domains))
     for _ in range(4):
         fed, expected = feed.take(), batches.next(cursor)
         assert fed.batch.digest == expected.digest
@@ -42,12 +43,12 @@ def test_batches_come_in_order_each_with_the_cursor_after_it(batches):
         for found, field in zip(fed.arrays, expected.arrays(), strict=True):
             tensors, arrays = (each if isinstance(each, tuple) else (each,) for each in (found, field))
             assert all(np.array_equal(t.asnumpy(), array) for t, array in zip(tensors, arrays, strict=True))
-    assert start == batches.start(), "the run's own cursor moves only when a step is done"
+    assert start == Cursor([0] * len(batches.domains)), "the run's own cursor moves only when a step is done"
 
 
 def test_a_store_is_told_the_experts_of_this_step_and_of_the_next(batches):
-    store, cursor = Store(), batches.start()
-    feed = InputPipeline(batches, batches.start(), store)
+    store, cursor = Store(), Cursor([0] * len(batches.domains))
+    feed = InputPipeline(batches, Cursor([0] * len(batches.domains)), store)
     active = [batches.next(cursor).active_A for _ in range(4)]
     for _ in range(3):
         feed.take()

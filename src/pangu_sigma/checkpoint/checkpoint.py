@@ -222,11 +222,6 @@ def _read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
 
     Raises CheckpointError for another format, DamagedFile for damage.
     """
-    if (folder / "manifest.json").exists():
-        raise CheckpointError(
-            f"{folder} is of format 2, this version reads {FORMAT}: use 0.1.0 up to commit d8fd62a8, which wrote it, or begin in "
-            "another folder"
-        )
     file, files = folder / STATE, read_seal(folder, ANOTHER)["files"]
     try:
         verify(file, files[STATE], ANOTHER)

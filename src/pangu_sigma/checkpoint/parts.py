@@ -24,9 +24,8 @@ OPTIMIZER, LOSS_SCALE = "dense_optimizer", "loss_scale"
 
 @dataclass(frozen=True)
 class Part:
-    """Position of a saved array in the whole array: rows of the first axis, and an interval of each other axis.
-
-    Such a part holds the experts of a rank, a slice of a matrix, or the whole array.
+    """Position of a saved array, such as the experts of a rank or a slice of a matrix, in the whole array: rows of the first axis,
+    and an interval of each other axis.
 
     whole: shape of the whole array. rows: intervals (first, end) of the first axis, ascending. offset: first index on each other
     axis; the saved array's shape gives the length.
@@ -93,8 +92,7 @@ def copy_part(
 ) -> None:
     """Copy the elements that a saved array and `target` share, so that a row of a mapped file, or _BLOCK bytes, are in memory.
 
-    target_part: part of the same whole array that `target` holds. after_row: called after each row, or _BLOCK bytes of smaller
-    ones.
+    target_part: part of the same whole array that `target` holds. after_row: called after a large row, or _BLOCK bytes of rows.
     """
     part, value = saved
     if not part.whole:

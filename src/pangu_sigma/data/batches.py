@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -29,7 +29,7 @@ from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.ranks.layout import data_rank_of, data_rank_of_sequences
 from pangu_sigma.ranks.plans import make_planner
-from pangu_sigma.rre.plan import RoutingPlan
+from pangu_sigma.rre.plan import Planner, RoutingPlan
 from pangu_sigma.rre.table import RoutingTable
 from pangu_sigma.text.tokenizer import Tokenizer
 
@@ -185,14 +185,6 @@ class Batch:
         )
 
 
-class MakesPlans(Protocol):
-    """Maker of a rank's routing plans, such as a `Planner`."""
-
-    def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> Sequence[RoutingPlan]:
-        """Return the plan of each segment. experts_NGBS: the expert of each token of the whole batch, in G micro-batches. taker_B:
-        data-parallel index of the ranks that train on each sequence (`data_rank_of_sequences`)."""
-
-
 class BatchLoader:
     """Data loader of one rank: its share of each batch of samples."""
 
@@ -203,7 +195,7 @@ class BatchLoader:
         tokenizer: Tokenizer,
         table: RoutingTable,
         rank: int = 0,
-        planner: MakesPlans | None = None,
+        planner: Planner | None = None,
     ):
         """rank: rank that loads. planner: maker of its routing plans; None: the one of a process on CPUs."""
         self.config, self.samples, self.rank = config, samples, rank
@@ -213,10 +205,6 @@ class BatchLoader:
         self.tokenizer = tokenizer
         self.table = table
         self.order = SampleOrder(config, samples.counts, samples.weights)
-
-    def start(self) -> Cursor:
-        """Return the data position (`Cursor`) before the first batch."""
-        return self.order.start()
 
     def next(self, cursor: Cursor) -> Batch:
         """Return the training batch at a data position, and advance `cursor` past it. Raises the errors of `assemble`."""

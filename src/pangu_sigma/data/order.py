@@ -105,10 +105,6 @@ class SampleOrder:
         self._sets = [np.array(members) for members in config.domain_sets]
         self._shuffles: dict[tuple[int, int], KeyedShuffle | np.ndarray] = {}
 
-    def start(self) -> Cursor:
-        """Return the data position (`Cursor`) before the first sample."""
-        return Cursor([0] * len(self._counts))
-
     def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:
         """Return (domain, sample numbers) of each block of the next update, and advance the cursor past it."""
         blocks = []

@@ -128,8 +128,7 @@ class PreparedData:
         return self._array(domain, ROWS_NAME)
 
     def _array(self, domain: str, name: str) -> np.ndarray:
-        values: np.ndarray = np.load(io.BytesIO(self.file(domain, name).read()))
-        return values
+        return np.asarray(np.load(io.BytesIO(self.file(domain, name).read())))
 
     def _model(self, name: str) -> bytes:
         """Return the content of a model of the tokenizer. Raises DataError if it is not what was written."""

@@ -56,7 +56,7 @@ class Structures:
     def compile(self, kind: StructureKind, constraint: Any, domain: Domain) -> Structure:
         """Make the structure of answers in a domain. constraint: the schema, the expression or the texts.
 
-        Raises ConfigError for one that llguidance does not take, or that no text can have."""
+        Raises ConfigError for a constraint that llguidance does not take, or that no text can satisfy."""
         if domain.slot not in self._of_slot:
             self._of_slot[domain.slot] = LLTokenizer(_SlotTokens(self._tokenizer, domain.slot))  # type: ignore[arg-type]
         try:
@@ -64,7 +64,7 @@ class Structures:
             matcher = LLMatcher(self._of_slot[domain.slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
         except (RecursionError, UnicodeEncodeError) as error:
             raise ConfigError(f"cannot be followed: {error}; give Unicode text, nested less deeply") from error
-        matcher.compute_bitmask()  # finds out what no text can have, and fills what the copies share
+        matcher.compute_bitmask()  # notices what no text can satisfy, and makes the tables that all copies of the matcher share
         if matcher.is_error():
             raise ConfigError(f"cannot be followed: {_reason(matcher)}")
         return Structure(matcher)

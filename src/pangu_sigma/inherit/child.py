@@ -40,7 +40,7 @@ from pangu_sigma.sections import ModelConfig
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.text.vocabulary import parent_ids
+from pangu_sigma.text.vocabulary import matching_ids
 from pangu_sigma.training.first_checkpoint import write_step_0
 
 _FFN = ffn_shapes(1, 1)
@@ -63,10 +63,10 @@ class SlotRows:
 
     @property
     def counts(self) -> SlotReceipt:
-        """Numbers of rows with a token; rows without one may be copied, too."""
-        used, copied = self.ids_R >= 0, (self.parent_R >= 0) & (self.ids_R >= 0)
-        numbers = int(used.sum()), int(copied.sum()), int(used.sum() - copied.sum())
-        return SlotReceipt(self.name, self.parent_slot, *numbers, len(self.lost))
+        """Number of rows with a token, of rows among them that are copied from the parent, and of new rows. Rows without a token
+        are not counted, though they may be copied."""
+        used, copied = (int(is_R.sum()) for is_R in (self.ids_R >= 0, (self.parent_R >= 0) & (self.ids_R >= 0)))
+        return SlotReceipt(self.name, self.parent_slot, used, copied, used - copied, len(self.lost))
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Child:
         ]
         own_K = np.maximum(np.add.outer(firsts, np.arange(size)).reshape(-1), -1)
         warm_K = np.repeat([sources.get(domain.name) == domain.name for domain in domains], size)
-        old_id_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
+        old_id_V = matching_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
         slots = [
             _slot_of_run(parent, name, ids_R, looked_up(old_id_V, ids_R), slots_of)
             for name, ids_R in zip(domains.slot_names, tokenizer.slot_rows, strict=True)

@@ -19,7 +19,7 @@ from pangu_sigma.generate.rows import MetRows
 from pangu_sigma.generate.score import token_losses
 from pangu_sigma.inherit.parent import looked_up, table_rows
 from pangu_sigma.stored.model import StoredModel
-from pangu_sigma.text.vocabulary import parent_ids
+from pangu_sigma.text.vocabulary import matching_ids
 
 COMPARED_TOKENS = 16
 """Number of held-out tokens of each domain on which logits are compared."""
@@ -83,7 +83,7 @@ def compare(
     answers: domain of `child` → domain whose answers it must give, with the numbers that it has in `parent`. data: folder of
     held-out text of the child; None: tokens are drawn.
     """
-    domains, old_id_V = domains_of(child.config), parent_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
+    domains, old_id_V = domains_of(child.config), matching_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
     activation, agreements = parent.sizes.activation, {}
     for name, parent_domain in Bar(answers.items(), desc="comparing", unit="domain"):
         domain = domains.named(name)

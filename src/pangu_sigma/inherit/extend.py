@@ -36,7 +36,7 @@ from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.text.vocabulary import parent_ids
+from pangu_sigma.text.vocabulary import matching_ids
 from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 _MAY_CHANGE = (
@@ -95,7 +95,7 @@ def plan_extension(parent: StoredRun, config: Config, source: str | None = None,
     check_extension(parent.path, parent.config, config)
     _check_source(parent.config, config, source, scratch)
     tokenizer = _prepared_tokenizer(parent.path, config)
-    old_id_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
+    old_id_V = matching_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     _check_vocabulary(parent, config, tokenizer)
     names = {domain.name for domain in parent.config.domains}
     source_of = {domain.name: domain.name if domain.name in names else source for domain in config.domains}
@@ -165,16 +165,16 @@ def _keep_ids(path: Path) -> str:
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> None:
     """Raise ConfigError if a token that has a row in a slot of the parent has none in the same slot of the child."""
     before = parent.tokenizer
-    child_of = parent_ids(tokenizer.vocabulary, before.vocabulary)
+    child_id_V = matching_ids(tokenizer.vocabulary, before.vocabulary)
     names = domains_of(config).slot_names
     for slot, name in enumerate(domains_of(parent.config).slot_names):
         ids = before.slot_rows[slot][before.slot_rows[slot] >= 0]
-        rows = looked_up(tokenizer.row_of[names.index(name)], child_of[ids])
+        rows = looked_up(tokenizer.row_of[names.index(name)], child_id_V[ids])
         lost = ids[rows < 0]
         if len(lost):
             examples = ", ".join(repr(before.vocabulary.pieces[token]) for token in lost[:5])
             advice = f"Keep them, or prepare and extend with model.slot_rows={tokenizer.size} or more, which holds every token;"
-            if (child_of[lost] < 0).any():
+            if (child_id_V[lost] < 0).any():
                 advice = "The new vocabulary lacks some of them, so more rows do not help: keep the tokens;"
             raise ConfigError(
                 f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more "
@@ -226,12 +226,12 @@ def extended_tables(
 
 
 def _notes(parent: StoredModel, config: Config, tokenizer: Tokenizer, all_copied: bool) -> list[str]:
-    """Return notes of the receipt. all_copied: True if no domain is drawn."""
+    """Return notes of the receipt. all_copied: True if every domain is copied from the parent."""
     notes, new = [], tokenizer.size - parent.tokenizer.size
     if new:
         notes.append(
             f"{new:,} tokens more, {tokenizer.size:,} in all: text of old domains may be cut into other tokens than before; on the "
-            "same tokens they answer as before"
+            "same tokens the model answers as before"
         )
     if config.routing.file:
         notes.append(f"routing.table={config.routing.table} is the parent's; entries that it lacks are drawn at random")

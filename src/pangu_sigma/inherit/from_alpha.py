@@ -24,7 +24,7 @@ from pangu_sigma.results import aligned
 from pangu_sigma.stored.alpha import StoredAlpha
 from pangu_sigma.stored.model import StoredModel, expert_name
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.text.vocabulary import parent_ids
+from pangu_sigma.text.vocabulary import matching_ids
 from pangu_sigma.training.first_checkpoint import unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def inherited_slots(parent: StoredModel, config: Config, tokenizer: Tokenizer, d
     tokens are ever copied.) Raises ConfigError for a slot that the parent lacks.
     """
     slots, names, domains = [], slot_names(parent), domains_of(config)
-    old_id_V = parent_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
+    old_id_V = matching_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, names), tokenizer.slot_rows[slot]
         parent_ids_R = looked_up(old_id_V, ids_R)

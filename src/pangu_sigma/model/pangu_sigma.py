@@ -382,15 +382,15 @@ class AttentionMask(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.across, self.down, self.heads = ops.ExpandDims(), ops.ExpandDims(), ops.ExpandDims()
+        self.expand_queries, self.expand_keys, self.expand_heads = ops.ExpandDims(), ops.ExpandDims(), ops.ExpandDims()
         self.differ, self.either, self.multiply = ops.NotEqual(), ops.LogicalOr(), ops.Mul()
 
     def construct(self, documents_BS):
         number_S = ops.arange(F.shape(documents_BS)[1])
         later_1SS = F.reshape(number_S, (1, 1, -1)) > F.reshape(number_S, (1, -1, 1))
-        other_BSS = self.differ(self.across(documents_BS, 1), self.down(documents_BS, 2))
+        other_BSS = self.differ(self.expand_queries(documents_BS, 1), self.expand_keys(documents_BS, 2))
         unseen_BSS = F.cast(self.either(other_BSS, later_1SS), ms.float32)
-        return self.heads(self.multiply(unseen_BSS, MASKED), 1)
+        return self.expand_heads(self.multiply(unseen_BSS, MASKED), 1)
 
 
 def ffn_tensors(

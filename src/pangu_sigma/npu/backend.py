@@ -65,10 +65,11 @@ class AscendBackend(Backend):
         return coordinates.tensor == 0 and coordinates.stage == config.parallel.stages - 1
 
     def evaluator(self, setup: TrainingSetup, held_out: BatchLoader, sample_limit: int) -> Evaluator:
-        """Return the held-out evaluator. It runs the training graph, because another graph would have to be compiled: all ranks
-        take part in each pass."""
-        adds, parts = self.adds_losses(setup.config, setup.ranks), (setup.step, setup.network, setup.ranks)
-        return Evaluator(held_out, sample_limit, *parts, training_shaped=True, adds_losses=adds)
+        """Return the held-out evaluator. It runs the training graph, which saves compiling another one. So all ranks take part in
+        each pass."""
+        adds = self.adds_losses(setup.config, setup.ranks)
+        step, network, ranks = setup.step, setup.network, setup.ranks
+        return Evaluator(held_out, sample_limit, step, network, ranks, training_shaped=True, adds_losses=adds)
 
     def checkpoint_files(self, setup: TrainingSetup) -> Files:
         rank = setup.ranks.rank

@@ -89,12 +89,13 @@ def _clear(always_true, accumulator):
 def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Primitive]:
     """Return the operators that cut a micro-batch out of an input of one axis, and of two axes. count: number of micro-batches.
 
-    Their attributes make every rank cut its own rows; without them MindSpore would gather the rows of all ranks first."""
+    Their attributes make every rank cut its own rows; without them MindSpore would gather the rows of all ranks first. MindSpore's
+    pass for pipelines reads other attributes than its pass for gradient accumulation."""
     data_ranks, operators = parallel.stage_ranks // parallel.tensor, []
     for strategy in ((data_ranks,), (data_ranks, 1)):
         cut = ops.StridedSlice()
         if parallel.stages > 1:
-            cut.add_prim_attr("out_shard_size", data_ranks)
+            cut.add_prim_attr("out_shard_size", data_ranks)  # the pass divides the cut itself
         else:
             cut.add_prim_attr("grad_accu_num", count).add_prim_attr("skip_redistribution", True)
             if parallel.ranks > 1:

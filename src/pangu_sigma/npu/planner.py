@@ -13,15 +13,16 @@ from pangu_sigma.config import Config
 from pangu_sigma.npu.capacity import ExchangePlan, Receivers, check_room, plan_micro_batch, sent_rows
 from pangu_sigma.npu.row_counts import Room, dispatch_layout, even_rows_received, room_of
 from pangu_sigma.ranks.layout import Layout, active_in_group, data_rank_of, share_of, takers_of_group
-from pangu_sigma.rre.plan import RoutingPlan, active_list
+from pangu_sigma.rre.plan import Planner, RoutingPlan, active_list
 from pangu_sigma.sections import Segment
 
 
-class ExchangePlanner:
+class ExchangePlanner(Planner):
     """Maker of one rank's routing plans, in the dispatch layout of its chip, from the experts of a batch's tokens."""
 
     def __init__(self, config: Config, rank: int, room: Room | None = None):
         """room: limits on exchanged rows; None for the configuration's."""
+        super().__init__(share_of(config, rank).routed)
         parallel, grid = config.parallel, Layout(config.parallel)
         self._config, self._room, self._layout = config, room or room_of(config), dispatch_layout(config)
         self._peer = grid.coordinates(rank).expert

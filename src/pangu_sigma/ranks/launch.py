@@ -147,7 +147,7 @@ def dry_run(job: Job) -> str:
     device_names = job.devices.environment.keys() if job.devices else ()
     variables = {k: v for k, v in _environment(job).items() if k in device_names or os.environ.get(k) != v}
     if job.devices:
-        variables.pop("OMP_NUM_THREADS", None)  # each node has it of its own cores
+        variables.pop("OMP_NUM_THREADS", None)  # each node sets it by the number of its cores
     lines = ["# on every node", *(f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))]
     if job.devices:
         lines[0] += f": {job.local} of the {job.devices.per_node} {job.devices.title} of a server"
@@ -291,16 +291,16 @@ def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
 
 
 def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float) -> bool:
-    """Ask the ranks to end, and wait for them until `grace` seconds are over or a second signal comes; `Processes` kills the others
-    when it is left. Returns True if all ended well."""
+    """Ask the ranks to end, and wait for them until `grace` seconds are over or `signals` has a second signal. Returns True if all
+    ended well. The end of the `with` block of `processes` kills the ranks that still run."""
     processes.terminate()
-    deadline = time.monotonic() + grace
+    begin = time.monotonic()
     failures = []
-    while processes.running_names and time.monotonic() < deadline and len(signals) < 2:
+    while processes.running_names and time.monotonic() < begin + grace and len(signals) < 2:
         time.sleep(_POLL_SECONDS)
         failures += processes.failures()
     for name in processes.running_names:
-        logger.warning("%s did not end within %g s of SIGTERM: killed", name, grace)
+        logger.warning("%s had not ended %.0f s after SIGTERM: killed", name, time.monotonic() - begin)
     for failure in failures:
         logger.warning("%s when it was to end", failure)
     return not failures and not processes.running_names

@@ -126,11 +126,15 @@ def writes_experts(config: Config, rank: int, kind: Segment) -> bool:
 
 
 def data_rank_of_sequences(config: Config) -> np.ndarray:
-    """Return, for each sequence of a batch, the data-parallel index (`data_rank_of`) of the ranks that train on it, [B]."""
+    """Return, for each sequence of a batch, the data-parallel index (`data_rank_of`) of the ranks that train on it, [B].
+
+    The blocks of a batch belong to the domain sets in turn. A group of ranks has equally many neighbouring sets, and its ranks
+    divide the sequences of each block evenly."""
     data, parallel = config.data, config.parallel
-    groups = np.arange(data.domains_per_step) % data.domain_sets // (data.domain_sets // parallel.groups)
+    set_M = np.arange(data.domains_per_step) % data.domain_sets
+    group_M = set_M // (data.domain_sets // parallel.groups)
     ranks_per_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
-    return (groups[:, None] * ranks_per_group + np.arange(sequences) // (sequences // ranks_per_group)).ravel()
+    return (group_M[:, None] * ranks_per_group + np.arange(sequences) // (sequences // ranks_per_group)).ravel()
 
 
 def data_rank_of(config: Config, rank: int) -> int:

@@ -28,6 +28,7 @@ def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
                 parameter.asnumpy()[...] = values
                 release_pages(values)
             else:
+                # a tensor over the checkpoint's file: nothing is read yet
                 parameter.set_data(ms.Tensor.from_numpy(values), slice_shape=True)
     for entry in range(len(model.config.model.rows)):
         assert store.rows is not None

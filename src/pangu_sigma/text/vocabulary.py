@@ -116,13 +116,13 @@ def special_ids(domains: list[Domain]) -> list[int]:
     return [*ids, *range(ALPHA_SIZE, FIRST_ENGLISH)]
 
 
-def parent_ids(parent: Vocabulary, child: Vocabulary) -> np.ndarray:
-    """Return the parent's id of each of the child's tokens, -1 for none, int64 [V].
+def matching_ids(source: Vocabulary, target: Vocabulary) -> np.ndarray:
+    """Return the id in `source` of each token of `target`, -1 for none, int64 [V].
 
     PanGu-α's pieces, tags and bytes have the same ids everywhere; English pieces are matched by the bytes they stand for.
     """
-    english = {surface: FIRST_ENGLISH + i for i, surface in enumerate(parent.surfaces[FIRST_ENGLISH:])}
-    return np.array([*range(FIRST_ENGLISH), *(english.get(s, -1) for s in child.surfaces[FIRST_ENGLISH:])])
+    english = {surface: FIRST_ENGLISH + i for i, surface in enumerate(source.surfaces[FIRST_ENGLISH:])}
+    return np.array([*range(FIRST_ENGLISH), *(english.get(s, -1) for s in target.surfaces[FIRST_ENGLISH:])])
 
 
 def choose_rows(

@@ -17,7 +17,7 @@ from pangu_sigma.checkpoint.checkpoint import Checkpoint
 from pangu_sigma.checkpoint.parts import EXPERTS, Files
 from pangu_sigma.checkpoint.state import Shards, files_of, parts_of, restore, restore_rows, row_files, shards_of
 from pangu_sigma.config import Config
-from pangu_sigma.data.batches import Batch, BatchLoader, MakesPlans
+from pangu_sigma.data.batches import Batch, BatchLoader
 from pangu_sigma.ecss.store import ExpertStore, array_specs, build
 from pangu_sigma.ecss.tiers import FileTier, HostTier
 from pangu_sigma.held_out.evaluator import EvaluationStep, Evaluator
@@ -27,6 +27,7 @@ from pangu_sigma.process import use_cpu
 from pangu_sigma.ranks.connect import connect
 from pangu_sigma.ranks.layout import writes_experts
 from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.rre.plan import Planner
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.feed import StepInput
 from pangu_sigma.training.start import check_cpu
@@ -55,7 +56,7 @@ class TrainingSetup:
 class Backend:
     """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py."""
 
-    def planner(self, config: Config, rank: int) -> MakesPlans | None:
+    def planner(self, config: Config, rank: int) -> Planner | None:
         """Return the maker of the routing plans of a rank; None: `BatchLoader` makes that of a process on CPUs."""
         return None
 

@@ -8,14 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.checkpoint.changes import (
-    Change,
-    absolute_paths,
-    change_text,
-    changed_keys,
-    refuse_changes,
-    rule_of,
-)
+from pangu_sigma.checkpoint.changes import Change, absolute_paths, change_text, changed_keys, refuse_changes, rule_of
 from pangu_sigma.checkpoint.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from pangu_sigma.checkpoint.model_files import (
     ROUTING_FILE,

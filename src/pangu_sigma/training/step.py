@@ -117,7 +117,7 @@ class TrainStep(nn.Cell):
         self.hyper_experts = Hyper(optimizer, optimizer.eps_experts)
         self.hyper_rows, self.rate_rows = Hyper(optimizer, optimizer.eps_rows), optimizer.rate_rows
         self.worker_update = update_by_worker(config, network, store)
-        self._updating: tuple[Tensor, ...] = ()
+        self._expert_grads: tuple[Tensor, ...] = ()
 
     def construct(
         self,
@@ -201,14 +201,15 @@ class TrainStep(nn.Cell):
         arrays: StepArrays,
         limits: SpikeLimits | None = None,
     ) -> StepResult:
-        """Run one step. rate: learning rate. limits: None to skip no spike."""
-        groups: tuple = (*arrays, *(limits or SpikeLimits()))
+        """Run one step. A worker goes on with the update of the experts after the return. rate: learning rate. limits: None to skip
+        no spike."""
+        inputs: tuple = (*arrays, *(limits or SpikeLimits()))
         if self.worker_update is not None:
             self.worker_update.register([active.asnumpy() for active in arrays.active_A])
-            groups += (self.worker_update.experts,)
+            inputs += (self.worker_update.experts,)
         with self.store.step_guard():
-            # the worker reads the gradients until the next step has waited for it
-            result, self._updating, row_update = self(Tensor(rate, ms.float32), *groups)
+            # an attribute keeps the gradients alive: the worker reads them until the next step has waited for it
+            result, self._expert_grads, row_update = self(Tensor(rate, ms.float32), *inputs)
         return StepResult(*result, *row_update)
 
     def by_kind(self, grads):

@@ -194,7 +194,9 @@ def test_token_files_are_on_the_disk_before_their_pass_has_a_result(text, tmp_pa
     paths = [path.relative_to(stage / "output") for path in (stage / "output").glob("*/*")]
     assert sorted(flushed) == sorted(path.as_posix() for path in paths if path.parts[0] != "tokenizer")
     (stage / "output").rename(tmp_path / "aside")
-    with pytest.raises(StageError, match=r"output/zh/.*manifest\.json: is missing, damaged; remove .*\.out\.stage and"):
+    with pytest.raises(
+        StageError, match=r"output/zh/.*manifest\.json: is missing from the stage; remove .*\.out\.stage and"
+    ):
         prepare(config, [text], tmp_path / "out")
     shutil.copytree(tmp_path / "aside", stage / "output", dirs_exist_ok=True)
     prepare(config, [text], tmp_path / "out")

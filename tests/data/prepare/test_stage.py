@@ -148,6 +148,11 @@ def test_a_stage_is_the_users_alone_whatever_the_umask_and_stays_unless_all_is_d
     assert caplog.messages == [
         f"what is done stays in {tmp_path}/.out.stage, and the same command goes on from there; remove it if you do not go on"
     ]
+    with staged(tmp_path / "out", removed=False):
+        caplog.clear()
+        with pytest.raises(NotWritable, match="is written by"), staged(tmp_path / "out", removed=True):
+            raise AssertionError("two processes have it")
+        assert not caplog.messages  # nobody is told to remove what another process writes
     for error in (ZeroDivisionError, KeyboardInterrupt):
         with pytest.raises(error), staged(tmp_path / "out", removed=True):
             raise error

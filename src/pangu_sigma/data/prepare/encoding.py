@@ -6,11 +6,10 @@ of documents that cannot be held out. Pass `encode`: blocks → token ids of the
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow.dataset as ds
 from pangu_sigma.data.prepare.extension import KeptVocabulary
 from pangu_sigma.data.prepare.selection import DomainSelection, Selection, selected_documents, selected_rows
 from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
+from pangu_sigma.data.prepared import TOKENIZER_NAME
 from pangu_sigma.text.segmentation import english_runs
 from pangu_sigma.text.sentencepieces import alpha_model, read_english, train_english
 from pangu_sigma.text.tokenizer import Tokenizer, segment
@@ -59,7 +59,8 @@ def make_vocabulary(
     """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot. decisive:
     settings and text that decide the result."""
     work, config = passes.work, passes.work.config
-    model = config.vocabulary.english_model or (kept_vocabulary and kept_vocabulary.english_model)
+    kept_model = kept_vocabulary and kept_vocabulary.run / TOKENIZER_NAME / "english.model"
+    model = config.vocabulary.english_model or kept_model
     passes.begin("sample", *(decisive[key] for key in ("english_pieces", "english_model", "kept")))
     if not work.stage.path("sample/english").exists():
         work.stage.put("sample/english", read_english(Path(model)) if model else _learn_english(passes, selection))
@@ -131,7 +132,7 @@ def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
         yield pa.table({"slot": np.full(len(ids), slot, np.int16), "id": ids, "count": counts_V[ids]})
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
     """Make a tokenizer. rows: int32 [slots, R] as bytes; none: every slot has a row for every id."""
     if not rows:

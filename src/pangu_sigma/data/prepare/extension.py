@@ -21,7 +21,7 @@ from pangu_sigma.domains import Domain, Domains, domains_of, matching_slot
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.sealed import DamagedFile, commit, unsealed, write_atomically
 from pangu_sigma.text.tokenizer import Tokenizer
-from pangu_sigma.text.vocabulary import Vocabulary, parent_ids, special_ids
+from pangu_sigma.text.vocabulary import Vocabulary, matching_ids, special_ids
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,6 @@ class KeptVocabulary:
         except (ConfigError, DataError, DamagedFile) as error:
             raise ConfigError(f"vocabulary.keep={run}: is no run folder ({error}); name one") from error
 
-    @property
-    def english_model(self) -> Path:
-        """Path of the model with the run's English pieces."""
-        return self.run / TOKENIZER_NAME / "english.model"
-
     def ids(self, vocabulary: Vocabulary, domains: Domains, slot: int) -> list[int]:
         """Return the ids of `vocabulary` whose rows a slot keeps, in the order of the run's rows.
 
@@ -71,7 +66,7 @@ class KeptVocabulary:
             return used_ids
         producible = vocabulary.producible(domains.languages(slot) & self.domains.languages(source))
         producible.update(special_ids(domains.in_slot(slot)))
-        new_of_old = {old: new for new, old in enumerate(parent_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
+        new_of_old = {old: new for new, old in enumerate(matching_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
         kept_ids = [new_of_old[old] for old in used_ids if new_of_old.get(old) in producible]
         logger.info("slot %s keeps %s rows of slot %s of %s", names[0], f"{len(kept_ids):,}", names[1], self.run)
         return kept_ids

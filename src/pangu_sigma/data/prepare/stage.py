@@ -35,7 +35,7 @@ from pangu_sigma.data.prepare.executors import Executor, StageError
 from pangu_sigma.domains import Domains, domains_of
 from pangu_sigma.errors import DataError
 from pangu_sigma.process import gc_disabled
-from pangu_sigma.writable import folder_lock, refuse_link
+from pangu_sigma.writable import NotWritable, folder_lock, refuse_link
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +164,12 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
                 logger.info("%s", remark)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and folder in Path(error.filename or "").parents:
-            raise StageError(f"{error.filename}: is missing, damaged; remove {folder} and call again") from error
+            raise StageError(f"{error.filename}: is missing from the stage; remove {folder} and call again") from error
         stays = f"; {remark}" if folder.exists() else ""
         untouched = "" if output.exists() else "; nothing was changed there"
         raise DataError(f"cannot write {output}: {error.strerror or error}{untouched}{stays}") from error
+    except NotWritable:  # what the stage has is another process's
+        raise
     except BaseException:  # Ctrl-C, too
         logger.info("%s", remark)
         raise

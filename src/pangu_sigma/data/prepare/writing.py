@@ -30,16 +30,16 @@ _SAMPLES = 20
 
 
 def write_domains(passes: Passes) -> list[dict[str, Any]]:
-    """Write the folders of the domains but their manifests into `write/output` of the stage, and return the record of each in the
-    manifest, without sources."""
+    """Write the folder of each domain, except its manifest, into `write/output` of the stage. Return the manifest's entry of each
+    domain, to which the caller adds its sources."""
     passes.begin("write")
     tables = passes.map(_write_domain, range(len(passes.work.domains)))
     return [json.loads(table["record"][0].as_py()) for table in tables]
 
 
 def _write_domain(work: Work, index: int) -> Iterator[pa.Table]:
-    """Write the folder of a domain but its manifest into `write/output` of the stage, and yield as JSON its record in the manifest,
-    without sources. index: index of the domain."""
+    """Write the folder of a domain, except its manifest, into `write/output` of the stage. Yield the manifest's entry of the domain
+    as JSON, without sources. index: index of the domain."""
     tokenizer, domain = tokenizer_of(work), work.domains[index]
     folder = work.stage.path(f"write/output/{domain.name}")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed

@@ -257,7 +257,8 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
             left, blank, right = passage.partition(f"[BLANK{number}]")
             if not blank:
                 raise ValueError(f"context: [BLANK{number}] expected, because answers has {len(row['answers'])}")
-            left, right = (re.sub(r"\[BLANK\d+\]", "", side) for side in (left[-before:], right[:after]))
+            left, right = (re.sub(r"\[BLANK\d+\]", "", side) for side in (left, right))
+            left, right = left[max(0, len(left) - before) :], right[:after]
             all_items.append(_choice_item(files, left, right, choices, _choice_index(choices, gold, "answers")))
         return all_items
 

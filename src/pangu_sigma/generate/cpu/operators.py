@@ -13,15 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ascend_ops.few_rows import (
-    FFN,
-    LaneAttention,
-    NormRows,
-    Precision,
-    Projection,
-    Projections,
-    TiedHead,
-)
+from ascend_ops.few_rows import FFN, LaneAttention, NormRows, Precision, Projection, Projections, TiedHead
 from ascend_ops.large_pages import LargePages
 from pangu_sigma.bars import Bar
 from pangu_sigma.config import Config

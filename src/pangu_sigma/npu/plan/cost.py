@@ -116,10 +116,10 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
 
 def _row_update_bytes(config: Config) -> int:
     """Return the bytes that Adam of rows (`model.rows`) reads and writes on one rank, which updates the rows of all tokens of a
-    step: the gradient of each token, and weight, moments and step count of each row. No two tokens are taken to have the same
-    row."""
+    step: the gradient of each token, and weight, moments and step count of each row, which are read and written in four bytes. No
+    two tokens are taken to have the same row."""
     touched_rows = ((entry, min(config.stored_rows(entry), config.step_tokens)) for entry in config.model.rows)
-    return row_gradient_bytes(config) + sum(count * 8 * (3 * entry.width + 1) for entry, count in touched_rows)
+    return row_gradient_bytes(config) + sum(count * 2 * 4 * (3 * entry.width + 1) for entry, count in touched_rows)
 
 
 class _TimedCalls(NamedTuple):

@@ -349,10 +349,10 @@ def _column(values: list[Any]) -> Any:
 
 
 def load_max_over_mean(load_NK: np.ndarray, reachable_N: Sequence[Sequence[int]]) -> float | None:
-    """Return max/mean of the tokens per expert, averaged over segments; None without load. reachable_N: numbers of the experts in
-    each segment that could get a token. Those that got none count in the mean."""
-    pairs = zip(load_NK, reachable_N, strict=False)  # the plan of a dense model has a row without load
-    loads = [load_K[reachable] for load_K, reachable in pairs if load_K.any()]
+    """Return max/mean of the tokens per expert, averaged over segments; None without load. reachable_N: indices of the experts in
+    each segment that could get a token. Experts that got none count in the mean."""
+    pairs = zip(load_NK, reachable_N, strict=False)  # a dense model has no segment, and one row of zeros as its load
+    loads = [load_K[list(reachable)] for load_K, reachable in pairs if load_K.any()]
     ratios = [load.max() / load.mean() for load in loads]
     return float(np.mean(ratios)) if ratios else None
 
