@@ -112,6 +112,10 @@ def test_rows_count_as_far_as_a_run_can_meet_them(tmp_path: Path, monkeypatch: p
         host_memory.check_training_fits(config(1 << 29, 10**9), root=machine(tmp_path, 8 * GIB))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=GIB))
     host_memory.check_rows_fit(config(500, 10**9, "file"), tmp_path)
+    small, processes = config(500, 10**9, "file"), GIB // (500 * record)
+    host_memory.check_rows_fit(small, tmp_path, processes)
+    with pytest.raises(ConfigError, match=r"up to 1\.0 GiB, and 1\.0 GiB are free"):
+        host_memory.check_rows_fit(small, tmp_path, processes + 1)
     with pytest.raises(ConfigError, match=r"^ecss\.path=.* up to [\d.,]+ GiB, and 1\.0 GiB are free; free space"):
         host_memory.check_rows_fit(config(1 << 29, 10**9, "file"), tmp_path)
 

@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2013,
-    "checkpoint": 902,
+    "checkpoint": 903,
     "convert": 668,
     "data": 2308,
     "ecss": 377,
     "evaluate": 753,
-    "finetune": 483,
+    "finetune": 482,
     "foreign": 945,
     "generate": 1482,
     "held_out": 445,
@@ -35,7 +35,7 @@ BUDGETS = {
     "model": 373,
     "npu": 2347,
     "optimizer": 97,
-    "ranks": 938,
+    "ranks": 942,
     "rre": 411,
     "serve": 1027,
     "stored": 673,

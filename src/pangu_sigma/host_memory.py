@@ -79,9 +79,10 @@ def row_bytes(config: Config) -> int:
     return sum(min(rows * record, tokens * (record + mmap.PAGESIZE)) for rows, record in sizes)
 
 
-def check_rows_fit(config: Config, folder: Path) -> None:
-    """Raise ConfigError if the rows that a run can meet have no room in files in `folder`, which are not reserved at the start."""
-    needed, free = row_bytes(config), shutil.disk_usage(folder).free
+def check_rows_fit(config: Config, folder: Path, processes: int = 1) -> None:
+    """Raise ConfigError if the rows that a run can meet have no room in files in `folder`, which are not reserved at the start.
+    processes: ranks with such files in that folder."""
+    needed, free = row_bytes(config) * processes, shutil.disk_usage(folder).free
     if needed > free:
         sizes = f"up to {needed / _GIB:,.1f} GiB, and {free / _GIB:,.1f} GiB are free"
         fix = "free space, set ecss.path to a larger disk, or lower model.rows or train.steps"

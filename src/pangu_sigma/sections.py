@@ -237,9 +237,9 @@ class EcssConfig(Section):
     enabled: bool = True
     """true: the host stores experts and their Adam state, and the device has the active ones. false: the device has all of them."""
     store: Literal["host", "file"] = "host"
-    """Storage of the experts. `host`: in memory. `file`: in mapped files, for more experts than memory holds; same results."""
+    """Storage of the experts. `host`: in memory. `file`: in a mapped file, for more experts than memory holds; same results."""
     path: FilePath | None = None
-    """Folder of the files with `store: file`; null: `experts` in the run folder."""
+    """Folder of the files of `store: file`, which have no name and are gone when the process ends; null: the run folder."""
     cache_gib: Annotated[float, Field(gt=0.0, le=1e6)] = 4.0
     """GiB of the mapped files that may stay in memory; the experts used longest ago are released."""
     update: Literal["auto", "worker", "step"] = "auto"

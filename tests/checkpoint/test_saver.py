@@ -187,7 +187,7 @@ def test_without_room_for_a_copy_it_is_written_at_once_which_is_said_once(
             assert behind._pending is None
             assert newest_checkpoint(tmp_path).step == step
         assert behind._copy == {}
-    assert caplog.text.count("train.async_save needs a copy") == 1
+    assert caplog.text.count("train.async_save needs") == 1
 
 
 def by_ranks(ranks, root: Path, behind: bool, after_begin=lambda ranks: None) -> Path:

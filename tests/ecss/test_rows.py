@@ -74,6 +74,20 @@ def test_memory_and_files_hold_the_same_bits_and_what_is_written_is_read_again(t
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize("kind", ["host", "file"])
+def test_rows_without_steps_keep_their_weights_until_a_token_meets_them(tmp_path: Path, kind: str):
+    """As in a run that was made from a Hugging Face folder, which has no Adam state."""
+    config, keys = config_of(), np.arange(64)
+    store = RowStore(config, tier_of(kind, tmp_path))
+    weight = np.random.default_rng(3).normal(size=(64, 10)).astype(np.float32)
+    store.put(0, keys, weight)
+    store.read_ahead(keys_of(np.random.default_rng(0), config))
+    store.settle()
+    assert np.array_equal(store.read(0, "weight", keys), weight)
+    store.update(keys_of(np.random.default_rng(0), config), np.zeros((40, 16), np.float32), HYPER)
+    np.testing.assert_allclose(store.read(0, "weight", store.met(0)), weight, atol=1e-6)
+
+
 def test_collisions_are_about_those_of_pairs_that_fall_on_rows_at_random():
     """900 pairs in each of two domains of 300 own rows, none in the others; of order 1 nothing is estimated."""
     store, rng = RowStore(config_of(), HostTier()), np.random.default_rng(0)
@@ -128,7 +142,7 @@ def test_a_full_disk_is_an_error_that_names_the_key(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "pwrite", full)
     store.update(keys_of(np.random.default_rng(0), config), np.ones((40, 16), np.float32), HYPER)
-    with pytest.raises(StoreError, match=r"ecss\.path=.*no room for \d+ more rows \(No space left.*lower model\.rows"):
+    with pytest.raises(StoreError, match=r"ecss\.path=.*no room for \d+ more rows \(No space left.*larger disk$"):
         store.settle()
     assert not store.records[0].any()
     assert record_size(10) == store.records[0].shape[1]

@@ -137,6 +137,16 @@ def test_a_disk_without_room_is_an_error_before_the_first_step(tmp_path: Path, m
     make_store(toy_config(), tier_of(tmp_path))
 
 
+def test_a_store_of_many_arrays_has_two_open_files(tmp_path: Path):
+    """24 RRE layers in four segments have more arrays than the 1,024 files that a process may open."""
+    specs = [ArraySpec(n, "w1", "weight", (2, 8), "float32") for n in range(100)]
+    before = len([*Path("/proc/self/fd").iterdir()])
+    tier = FileTier(tmp_path, specs, 1.0)
+    parameters = [tier.parameter(spec) for spec in specs]
+    assert len([*Path("/proc/self/fd").iterdir()]) <= before + 2
+    assert not any(p.asnumpy().any() for p in parameters)
+
+
 def test_the_blocks_of_a_file_are_reserved_at_the_start_and_stores_of_a_folder_share_none(tmp_path: Path):
     """A sparse file would be a full disk, and so a crash, in the middle of a step."""
     specs = [ArraySpec(0, "w1", "weight", (4, 8192), "float32"), ArraySpec(0, "step", "step", (4,), "int32")]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,9 +204,9 @@ def test_keys_that_fewer_domains_do_not_allow_are_lowered_and_said(tiny_data, tm
     assert fewer.data.path == str(tmp_path / "data")
     assert fewer.train.batch_size == config.train.batch_size
     assert fewer.parallel.ranks == 1 and "parallel.data: 2 → 1, because the run is of one process" in caplog.text
-    assert fewer.ecss.path is None
+    assert fewer.ecss.path == str(Path("experts").absolute()), "stores share no file"
+    assert "ecss.path" not in caplog.text
     assert "data.domains_per_step: 2 → 1, because the run has 1 of 3 domains" in caplog.text
-    assert "ecss.path" in caplog.text
 
 
 def test_the_command_prints_the_receipt(tiny_run, tmp_path, capsys):

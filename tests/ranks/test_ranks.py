@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -42,6 +44,19 @@ def test_every_rank_reads_the_whole_texts_of_all():
     assert on_ranks(3, lambda ranks: ranks.texts("")) == [["", "", ""]] * 3
     for long in ("é" * 1001, "é" * 1000, "x" + "é" * 1001):
         assert SINGLE_PROCESS.texts(long) == [long], "no half a letter where pieces meet"
+
+
+def test_ranks_of_a_host_add_their_numbers(monkeypatch):
+    hosts = {f"rank {rank}": host for rank, host in enumerate(["one host", "another", "one host"])}
+    monkeypatch.setattr(socket, "gethostname", lambda: hosts[threading.current_thread().name])
+
+    def work(ranks):
+        threading.current_thread().name = f"rank {ranks.rank}"
+        return ranks.sum_here([2**40, 5, 1][ranks.rank])
+
+    assert on_ranks(3, work) == [2**40 + 1, 5, 2**40 + 1]
+    monkeypatch.undo()
+    assert SINGLE_PROCESS.sum_here(7) == 7
 
 
 def test_what_fails_on_one_rank_fails_on_all_and_the_others_say_where_to_look():

@@ -210,15 +210,16 @@ class Saver:
         list(self._threads.map(copy_values, *zip(*pairs, strict=True)))
 
     def _has_room(self, files: Files) -> bool:
-        needed, available = bytes_of(files) - bytes_of(self._copy), available_memory(swap=False)
+        needed, available = self.ranks.sum_here(bytes_of(files) - bytes_of(self._copy)), available_memory(swap=False)
         if available is None or needed + _SPARE <= available:
             return True
         if not self._warned:
             self._warned = True
             logger.warning(
-                "train.async_save needs a copy of the %.1f GiB that this rank saves, and %.1f GiB of memory are available: while "
-                "that is so, checkpoints are written before training goes on; train.async_save=false does so without asking",
-                *(bytes_of(files) / _GIB, available / _GIB),
+                "train.async_save needs %.1f GiB for a copy of what the ranks of this host save, and %.1f GiB of memory are "
+                "available: while that is so, checkpoints are written before training goes on; train.async_save=false does so "
+                "without asking",
+                *(needed / _GIB, available / _GIB),
             )
         return False
 

@@ -6,7 +6,7 @@ the same bit for bit. Shape suffixes: N segments of the RRE layers, K experts st
 
 from __future__ import annotations
 
-import logging
+import math
 import mmap
 import os
 import tempfile
@@ -22,8 +22,6 @@ from mindspore import Parameter
 
 from pangu_sigma.errors import UserError
 from pangu_sigma.model.declare import Initializer, wrap_array
-
-logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 _NO_RESERVE = 0x4000
@@ -59,8 +57,12 @@ class ArraySpec:
         return f"experts.{self.segment}.{self.name}"
 
     @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return self.shape[0] * self.row_bytes
 
     def fill(self, array: np.ndarray) -> Iterator[None]:
         """Write the initial values into an array of zeros. Yields after every row, so that the memory of a file can be released."""
@@ -130,19 +132,20 @@ class FileTier(HostTier):
     def __init__(self, folder: Path, specs: list[ArraySpec], cache_gib: float):
         """folder: where the file is made. specs: specifications of all arrays, in the order in which `parameter` is called."""
         self._budget = int(cache_gib * _GIB)
-        self._maps: dict[int, list[tuple[mmap.mmap, int]]] = {}
+        self._specs: dict[int, list[tuple[int, ArraySpec]]] = {}  # of each segment, with the first byte of each array
         self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._folder, self._rows = folder, dict[int, IO[bytes]]()
         self._file = _reserve(folder, sum(map(_pages, specs)))
-        self._used_bytes = 0
+        # one map for all arrays: each map keeps a file descriptor, of which a process may have 1,024
+        self._memory, self._used_bytes = mmap.mmap(self._file.fileno(), 0), 0
 
     def parameter(self, spec: ArraySpec) -> Parameter:
-        mapped = mmap.mmap(self._file.fileno(), spec.nbytes, offset=self._used_bytes)
+        start = self._used_bytes
         self._used_bytes += _pages(spec)
-        self._maps.setdefault(spec.segment, []).append((mapped, spec.nbytes // spec.shape[0]))
-        array = np.frombuffer(mapped, spec.dtype).reshape(spec.shape)
+        self._specs.setdefault(spec.segment, []).append((start, spec))
+        array = np.frombuffer(self._memory, spec.dtype, math.prod(spec.shape), start).reshape(spec.shape)
         for _ in spec.fill(array):
-            mapped.madvise(mmap.MADV_DONTNEED)
+            self._memory.madvise(mmap.MADV_DONTNEED, start, spec.nbytes)
         return wrap_array(spec.key, array, decay=spec.decay)
 
     def records(self, entry: int, rows: int, size: int) -> np.ndarray:
@@ -156,25 +159,26 @@ class FileTier(HostTier):
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"ecss.path={self._folder}: no file of {rows:,} rows, {4 * rows * size / _GIB:.1f} GiB if all are met ({error}); "
-                "set ecss.path to a file system with larger files, or lower model.rows"
+                "set ecss.path to a file system with larger files"
             ) from error
 
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
-        nothing, new = bytes(records.strides[0]), np.unique(keys[records[keys, -1].view(np.int32) == 0])
+        new = np.unique(keys[records[keys, -1].view(np.int32) == 0])
         try:
             for key in new.tolist():
-                # posix_fallocate is as safe, and on ext4 the next write to its page takes 20 times as long
-                os.pwrite(self._rows[entry].fileno(), nothing, key * len(nothing))
+                # its own bytes: a row without steps may have weights, which `put` wrote. posix_fallocate is as safe, and on ext4
+                # the next write to its page takes 20 times as long
+                os.pwrite(self._rows[entry].fileno(), records[key], key * records.strides[0])
         except OSError as error:
             raise StoreError(
-                f"ecss.path={self._folder}: no room for {len(new)} more rows ({error.strerror}); free space, set ecss.path to a "
-                "larger disk, or lower model.rows"
+                f"ecss.path={self._folder}: no room for {len(new)} more rows ({error.strerror}); free space, or set ecss.path to a "
+                "larger disk"
             ) from error
 
     def read_ahead(self, active_A: Sequence[np.ndarray], coming_A: Sequence[np.ndarray]) -> None:
         keep = set()
-        for (segment, maps), active, coming in zip(self._maps.items(), active_A, coming_A, strict=True):
-            stored, size = len(maps[0][0]) // maps[0][1], sum(row for _, row in maps)
+        for (segment, specs), active, coming in zip(self._specs.items(), active_A, coming_A, strict=True):
+            stored, size = specs[0][1].shape[0], sum(spec.row_bytes for _, spec in specs)
             for expert in np.concatenate([active, coming]).tolist():
                 if expert == stored:  # fills the list
                     continue
@@ -182,23 +186,26 @@ class FileTier(HostTier):
                 self._mapped[segment, expert] = size
                 self._mapped.move_to_end((segment, expert))
             for expert in coming[coming < stored].tolist():
-                for mapped, row in maps:
-                    _advise(mapped, mmap.MADV_WILLNEED, expert * row, row)
+                self._advise(mmap.MADV_WILLNEED, segment, expert)
         total = sum(self._mapped.values())
         for (segment, expert), size in list(self._mapped.items()):
             if total <= self._budget or (segment, expert) in keep:
                 break
-            for mapped, row in self._maps[segment]:
-                _advise(mapped, mmap.MADV_DONTNEED, expert * row, row)
+            self._advise(mmap.MADV_DONTNEED, segment, expert)
             del self._mapped[segment, expert]
             total -= size
 
     def release(self) -> None:
         """Give back the memory of all experts. Their values are in the files, from which the next use reads them."""
-        for maps in self._maps.values():
-            for mapped, _ in maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
+        self._memory.madvise(mmap.MADV_DONTNEED)
         self._mapped.clear()
+
+    def _advise(self, advice: int, segment: int, expert: int) -> None:
+        """Call `madvise` on the whole pages that hold an expert; a neighbour that shares a page is read again when needed."""
+        for array, spec in self._specs[segment]:
+            start, end = array + expert * spec.row_bytes, array + (expert + 1) * spec.row_bytes
+            first = start - start % mmap.PAGESIZE
+            self._memory.madvise(advice, first, end - first)
 
 
 def _large_pages(spec: ArraySpec) -> np.ndarray:
@@ -207,7 +214,7 @@ def _large_pages(spec: ArraySpec) -> np.ndarray:
     memory = mmap.mmap(-1, max(spec.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, spec.dtype, int(np.prod(spec.shape))).reshape(spec.shape)
+    return np.frombuffer(memory, spec.dtype, math.prod(spec.shape)).reshape(spec.shape)
 
 
 def _pages(spec: ArraySpec) -> int:
@@ -236,9 +243,3 @@ def _reserve(folder: Path, nbytes: int) -> IO[bytes]:
             f"{stats.f_bavail * stats.f_frsize / _GIB:.1f} GiB are free); free space, or set ecss.path to a larger disk"
         ) from error
     return file
-
-
-def _advise(mapped: mmap.mmap, advice: int, start: int, length: int) -> None:
-    """Call `madvise` on the whole pages that hold these bytes; a neighbour that shares one is read again when needed."""
-    first = start - start % mmap.PAGESIZE
-    mapped.madvise(advice, first, min(start + length, len(mapped)) - first)

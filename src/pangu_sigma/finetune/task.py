@@ -46,7 +46,6 @@ class Task:
         tree = _merged(tree, self.tree)
         tree["name"] = f"{parent.name}_{self.tree['finetune'].get('task', '')}"[:100]
         tree["parallel"] = ParallelConfig().model_dump(mode="json")
-        tree["ecss"]["path"] = None  # else two runs would write to one file store
         override(tree, list(self.overrides))
         interval = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.keys else 1
         one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one

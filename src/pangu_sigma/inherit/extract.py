@@ -31,9 +31,10 @@ logger = logging.getLogger(__name__)
 def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     """Return `config` changed for a run that has the domains `kept` only. data: folder of prepared text with them.
 
-    The run is one of a single process, until it is asked for more; changes are logged. Experts in files go into the new run.
+    The run is one of a single process, until it is asked for more; changes are logged.
     """
-    tree = absolute_paths(config).model_dump(mode="json")
+    config = absolute_paths(config)
+    tree = config.model_dump(mode="json")
     tree["domains"] = [domain for domain in tree["domains"] if domain["name"] in kept]
     blocks = range(min(config.data.domains_per_step, len(kept)), 0, -1)
     per_step = next(count for count in blocks if config.train.batch_size % count == 0)
@@ -41,7 +42,6 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     # phases belong to the whole run, and may name domains that are gone
     tree["data"] |= {"path": str(data.absolute()), "phases": [], "domain_sets": sets, "domains_per_step": per_step}
     tree["parallel"] = ParallelConfig().model_dump(mode="json")
-    tree["ecss"]["path"] = None  # two runs would write into one file store
     tree["finetune"] = None  # it can be trained again
     child = parse_config(tree)
     for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):

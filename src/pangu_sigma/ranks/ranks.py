@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 import traceback
@@ -67,6 +68,12 @@ class Ranks:
         chunks.flat[: content.size] = content
         rows = np.concatenate([self.gather(chunk) for chunk in chunks], axis=1)
         return [bytes(row).rstrip(b"\0").decode() for row in rows]
+
+    def sum_here(self, number: int) -> int:
+        """Return the sum of the numbers of all ranks on this host. number: this rank's."""
+        here = socket.gethostname()
+        texts = [text.split(" ", 1) for text in self.texts(f"{number} {here}")]
+        return sum(int(of_rank) for of_rank, host in texts if host == here)
 
     @contextmanager
     def fail_together(self, activity: str) -> Iterator[None]:

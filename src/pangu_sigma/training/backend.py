@@ -144,5 +144,5 @@ def tier_of(config: Config, ranks: Ranks, run: StoredRun) -> HostTier:
         return HostTier()
     folder = Path(options.path or run.path)
     tier = FileTier(folder, array_specs(config, ranks.rank), options.cache_gib)
-    check_rows_fit(config, folder)  # beside the experts, whose room is reserved
+    check_rows_fit(config, folder, ranks.sum_here(1))  # beside the experts, whose room is reserved
     return tier
