@@ -258,7 +258,7 @@ def test_generate_reads_a_prompt_a_line_from_a_file_or_from_standard_input(tiny_
     options = ["--domain", "en", "--max-new-tokens", 3, "--json", "-"]
     generate, lines = ["generate", tiny_run, *options], tmp_path / "lines.txt"
     expected = prints(capsys, *generate, "--prompt", "the cat", "--prompt", "a dog ")
-    lines.write_text("the cat\na dog \n")
+    lines.write_text("\ufeffthe cat\r\na dog \n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat\na dog ")))
     for source in (lines, "-"):
         assert prints(capsys, *generate, "--prompts", source) == expected

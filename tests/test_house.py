@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = {
     ".": 2013,
     "checkpoint": 903,
-    "convert": 668,
+    "convert": 677,
     "data": 2308,
     "ecss": 377,
     "evaluate": 753,
@@ -29,7 +29,7 @@ BUDGETS = {
     "foreign": 945,
     "generate": 1482,
     "held_out": 445,
-    "inherit": 839,
+    "inherit": 838,
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 373,

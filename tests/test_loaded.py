@@ -342,6 +342,16 @@ def test_records_without_the_runs_keys_are_read_by_the_key_text(one, tmp_path, c
         one.evaluate(input=tmp_path / "mine.jsonl")
 
 
+def test_a_model_stays_the_one_that_was_loaded_while_its_run_trains_on(tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    model = ps.load(run)
+    expected, w1 = model.logits("the cat", "en"), model.expert(0, 0)["w1"]
+    for path in (run / "checkpoints").iterdir():
+        path.rename(path.with_name(f".{path.name}"))
+    assert np.array_equal(model.logits("the cat", "en"), expected) and np.array_equal(model.expert(0, 0)["w1"], w1)
+    assert not np.array_equal(model.without(segment=0).logits("the cat", "en"), expected)
+
+
 def test_it_shows_itself_while_it_answers(one):
     """In any thread: a lane is taken when one is free."""
     alone = one.hidden_states("the cat sees", "en")

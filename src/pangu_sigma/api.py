@@ -156,7 +156,7 @@ def train(
         check_machine(resolved)
     check_started_ranks(resolved.parallel)
     check_folder_writable(folder, "--output")
-    if resolved.ecss.path is not None:
+    if resolved.ecss.store == "file" and resolved.ecss.path is not None:
         check_folder_writable(Path(resolved.ecss.path), "ecss.path")
     options = StartOptions(start_over, allow_data_change, from_step)
     if not is_rank():  # a rank's launcher has checked it
@@ -271,6 +271,9 @@ def launch(
         hang_timeout=hang_timeout,
     )
     if dry_run:
+        if start_over or from_step is not None:
+            names = f"{argument('--start-over')}, {argument('--from-step')}"
+            warn_without_effect(names, "the printed commands go on from the newest checkpoint")
         return ranks_launch.dry_run(job)
     ranks_launch.check_job(job)
     check_folder_writable(folder, "--output")
@@ -285,7 +288,7 @@ def launch(
         with run_folder.one_writer(folder):  # before ranks start, so that a restart after a failure resumes
             run_folder.start_over(folder) if from_step is None else run_folder.go_back(folder, from_step)
     if nodes > 1:  # launchers compare the facts, and start no rank if the nodes differ
-        job = replace(job, facts=training_facts(resolved))
+        job = replace(job, facts=training_facts(resolved, folder))
     return ranks_launch.launch(job)
 
 
@@ -304,13 +307,19 @@ def training_command(
     ]
 
 
-def training_facts(config: Config) -> dict[str, str]:
-    """Return the facts, by name, that must be equal on all nodes of a run: keys of the configuration, hashes of prepared data,
-    software versions. Raises ConfigError or DataError if the prepared data is missing or does not fit."""
+def training_facts(config: Config, folder: Path) -> dict[str, str]:
+    """Return the facts, by name, that must be equal on all nodes of a run: keys of the configuration, hashes of prepared data and
+    tables, software versions. folder: run folder; if it has a checkpoint, its tables count, else those that would be drawn. Raises
+    ConfigError or DataError if the prepared data is missing or does not fit."""
     from pangu_sigma.checkpoint.changes import leaves
+    from pangu_sigma.checkpoint.checkpoint import checkpoints
+    from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
     from pangu_sigma.data.prepared import data_of, drawn_tables, read_prepared_tokenizer
+    from pangu_sigma.stored.run import StoredRun
 
     tokenizer, data = read_prepared_tokenizer(config), data_of(config)
+    has_tables = bool(checkpoints(folder / CHECKPOINTS))
+    table = StoredRun(folder).table if has_tables else drawn_tables(config, tokenizer)
     # the content hash, the training text's token counts, and the files' paths and sizes, which differ for a truncated copy too
     digest = hashlib.sha256(data.frequencies().tobytes() + data.manifest.content_hash.encode())
     for name, record in data.manifest.domains.items():
@@ -320,7 +329,7 @@ def training_facts(config: Config) -> dict[str, str]:
     facts |= {name: version(name) for name in ("pangu-sigma", "mindspore", "numpy")}
     return facts | {
         "vocabulary": tokenizer.hash[:16],
-        "routing tables": drawn_tables(config, tokenizer).hash[:16],
+        "routing tables": table.hash[:16],
         "prepared data": digest.hexdigest()[:16],
     }
 
@@ -530,7 +539,7 @@ def inherit(
     if not dry_run:
         check_folder_writable(folder, "--output")
     with mindspore_lock:
-        parent = open_parent(Path(model), heads, activation)
+        parent = open_parent(Path(model).absolute(), heads, activation)
         if dry_run:
             return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
         return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
@@ -570,7 +579,7 @@ def extend(
     from pangu_sigma.inherit.extend import extend_run
 
     with mindspore_lock:
-        return extend_run(Path(model), resolved, folder, from_domain, from_scratch)
+        return extend_run(Path(model).absolute(), resolved, folder, from_domain, from_scratch)
 
 
 @checked
@@ -604,7 +613,7 @@ def extract(
 
     choice, text = (arguments.texts(keep), arguments.texts(drop)), None if data is None else Path(data)
     with mindspore_lock:
-        return extract_domains(Path(model), Path(output), *choice, text, format == "mindir")
+        return extract_domains(Path(model).absolute(), Path(output), *choice, text, format == "mindir")
 
 
 @checked
@@ -628,7 +637,7 @@ def inspect(
     from pangu_sigma.inspection import inspect as inspection
 
     path = None if isinstance(what, Config) else Path(what)
-    if path is not None and (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin")):
+    if path is not None and (path.is_dir() or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin")):
         from pangu_sigma.inspection.inspect_files import format_file_inspection, inspect_files
 
         if overrides:

@@ -19,7 +19,7 @@ class ChipData:
     """Data sheet of one type of NPU and of its server. title: name of the NPU in messages. soc: CANN's name of the NPU. memory:
     bytes of the NPU. flops: floating-point operations per second, by dtype. half: 16-bit dtype that trains best. hbm, pcie, hccs,
     network: bandwidths in bytes per second: of the NPU's memory, to or from the host, to NPUs of the same host, and to other hosts.
-    per_host: number of NPUs of a server. host_memory: bytes of a server. host_cores: CPU cores of a server.
+    per_host: number of NPUs of a server. host_memory: bytes of a server.
     dropless: True if CANN has GroupedMatmul, and collectives of uneven parts, for the NPU. saturates: True if overflow gives the
     largest number and a flag, not infinity."""
 
@@ -34,7 +34,6 @@ class ChipData:
     network: float
     per_host: int
     host_memory: int
-    host_cores: int
     dropless: bool
     saturates: bool
 
@@ -46,7 +45,6 @@ _ATLAS_800T_A2 = {
     "network": 25e9,  # data sheet: RoCE of 200 Gb/s an NPU
     "per_host": 8,
     "host_memory": 1_500 * 10**9,  # our assumption; the server has 32 slots for at most 64 GB each
-    "host_cores": 192,  # data sheet: four Kunpeng 920 of 48 cores, or of 64
     "dropless": True,
     "saturates": False,
 }
@@ -81,7 +79,6 @@ CHIP_DATA: dict[Chip, ChipData] = {
         network=12.5e9,  # RoCE of 100 Gb/s; HCCL counts on 0.8 of it (hcomm, device_capacity.cc). Our assumption: no contention
         per_host=8,  # the paper's servers: unconfirmed, see docs/paper.md
         host_memory=750 * 10**9,  # the paper's servers: unconfirmed; 750 GB is read as the smaller unit
-        host_cores=192,  # four Kunpeng 920 of 48 cores: Huawei's Atlas 800 (model 9000), third party
         dropless=False,
         saturates=True,
     ),
@@ -108,7 +105,6 @@ CHIP_DATA: dict[Chip, ChipData] = {
         network=25e9,
         per_host=16,  # eight packages of two
         host_memory=1_500 * 10**9,  # our assumption; 32 of the 64 slots take 64 GB each
-        host_cores=320,  # data sheet of Atlas 800T A3: four Kunpeng 920 of 80 cores
         dropless=True,
         saturates=False,
     ),

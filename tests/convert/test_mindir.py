@@ -107,9 +107,9 @@ def test_its_tables_route_and_spell_as_the_run_does(tiny_run, tiny_export):
 
 
 def test_verifying_tells_a_model_from_another(tiny_run, tiny_export, tmp_path):
-    assert verify_export(tiny_run, tiny_export, 4) >= 3 * 4
+    assert verify_export(open_model(tiny_run), tiny_export, 4) >= 3 * 4
     with pytest.raises(ExportError, match=r"greedy tokens of domain \w+ are .* the checkpoint's are .*do not use"):
-        verify_export(altered(tiny_run, tmp_path / "other"), tiny_export, 4)
+        verify_export(open_model(altered(tiny_run, tmp_path / "other")), tiny_export, 4)
 
 
 @pytest.mark.parametrize("format", ["mindir", "hf"])
@@ -141,7 +141,7 @@ def test_a_model_without_experts_is_exported_too_and_a_large_one_in_several_file
     trainer.save()
     export_mindir(tmp_path / "run", tmp_path / "out")
     assert (tmp_path / "out" / "model.mindir").stat().st_size < (tmp_path / "out/model_variables/data_0").stat().st_size
-    assert verify_export(tmp_path / "run", tmp_path / "out", 2) >= 3 * 2
+    assert verify_export(open_model(tmp_path / "run"), tmp_path / "out", 2) >= 3 * 2
     run, export = (ps.load(tmp_path / name) for name in ("run", "out"))
     assert run.generate(["the cat", "今天"], ["en", "zh"], 2) == export.generate(["the cat", "今天"], ["en", "zh"], 2)
 
@@ -245,7 +245,7 @@ def test_an_export_has_the_rows_of_its_run_in_float32(rows_run, rows_export):
 @pytest.mark.slow
 def test_a_graph_with_rows_computes_as_its_run(rows_run, rows_export):
     """A lane that held another text is read on from the middle of a document."""
-    assert verify_export(rows_run, rows_export, 4) >= 3 * 4
+    assert verify_export(open_model(rows_run), rows_export, 4) >= 3 * 4
     run = open_model(rows_run, "run")
     assert '(".keys", ".values", ".ended", ".before")' in (rows_export / "README.md").read_text(encoding="utf-8")
     graph, decoder = ExportedGraph.load(open_model(rows_export, "export")), open_decoder(rows_export, 1)

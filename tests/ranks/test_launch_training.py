@@ -17,6 +17,7 @@ from experiments.chaos.launched import PATIENCE, free_port
 from experiments.tiny import tiny_config, tiny_tree
 from pangu_sigma.api import training_facts
 from pangu_sigma.cli import main
+from pangu_sigma.stored.open import open_model
 
 COMMAND = [sys.executable, "-m", "pangu_sigma", "launch"]
 
@@ -62,17 +63,25 @@ def test_two_nodes_that_differ_are_refused_quickly(tiny_data, tmp_path):
 
 
 def test_facts_name_everything_that_nodes_must_share_and_follow_vocabulary_tables_and_data(tiny_data, tmp_path):
-    facts = training_facts(tiny_config(tiny_data))
+    facts = training_facts(tiny_config(tiny_data), tmp_path)
     assert facts["train.optimizer.beta1"] == "0.8"
     assert facts["domains.1.name"] == "en"
     assert {"vocabulary", "routing tables", "prepared data", "mindspore", "numpy"} <= facts.keys()
-    seed = training_facts(tiny_config(tiny_data, routing={"seed": 1}))
+    seed = training_facts(tiny_config(tiny_data, routing={"seed": 1}), tmp_path)
     assert differences(facts, seed) == {"routing.seed", "routing tables"}
     copy, short, other = (shutil.copytree(tiny_data, tmp_path / name) for name in ("copy", "short", "other"))
     os.truncate(short / "en" / "train.bin", 100)
     change_vocabulary(other)
     for folder, changed in ((copy, set()), (short, {"prepared data"}), (other, {"vocabulary", "prepared data"})):
-        assert differences(facts, training_facts(tiny_config(folder))) == {"data.path"} | changed
+        assert differences(facts, training_facts(tiny_config(folder), tmp_path)) == {"data.path"} | changed
+
+
+def test_a_run_with_a_checkpoint_has_its_own_tables(tiny_run):
+    """Tables of an extracted run cannot be drawn again if the file that its parent had them from is gone."""
+    run = open_model(tiny_run, "run")
+    routing = run.config.routing.model_copy(update={"table": "/gone.npz"})
+    facts = training_facts(run.config.model_copy(update={"routing": routing}), tiny_run)
+    assert facts["routing tables"] == run.table.hash[:16]
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:
@@ -94,6 +103,16 @@ def differences(one: dict[str, str], other: dict[str, str]) -> set[str]:
 def test_wrong_launches_are_refused_by_the_command(file, capsys, options, message):
     assert main(["launch", str(file), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_says_that_it_neither_starts_over_nor_goes_back(file, caplog, tmp_path):
+    command = ["launch", str(file), "--set", "parallel.data=2", "--output", str(tmp_path / "run"), "--dry-run"]
+    for option in (["--start-over"], ["--from-step", "3"]):
+        assert main([*command, *option]) == 0
+        assert "--start-over, --from-step has no effect: the printed commands go on" in caplog.text
+    caplog.clear()
+    assert main(command) == 0
+    assert not caplog.text
 
 
 def test_a_dry_run_needs_neither_the_other_nodes_nor_prepared_data(file, capsys, tmp_path):

@@ -220,8 +220,8 @@ def extended_tables(
     common_N, spread_V = old.common_N > 0, old.common_spread_V[old_id_V]
     drawn.first_NDV[:, 0, is_old_V] = old.first_NDV[:, 0, old_id_V[is_old_V]]
     first_NDV[common_N] = drawn.first_NDV[common_N]  # one row for all domains
-    if drawn.common_spread_V is not None:
-        spread_V[~is_old_V] = drawn.common_spread_V[~is_old_V]
+    assert drawn.common_spread_V is not None
+    spread_V[~is_old_V] = drawn.common_spread_V[~is_old_V]
     return RoutingTable(first_NDV, spread_DV, experts, old.common_N, spread_V, **of_rows)
 
 
