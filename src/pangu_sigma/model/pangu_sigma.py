@@ -155,6 +155,18 @@ class RoutedFFN(nn.Cell):
         return sum_TH
 
 
+class AddRows(nn.Cell):
+    """Sum of hidden states and scaled rows: construct(x_TH, e_TH, scale) -> x + scale · e. It is a cell, because a pipeline stage is
+    a list of cells: operators of `Layer` itself run on the stage of their inputs, which may be the stage before."""
+
+    def __init__(self, dtype: ms.Type):
+        super().__init__()
+        self.multiply, self.add, self.dtype = ops.Mul(), ops.Add(), dtype
+
+    def construct(self, x_TH, e_TH, scale):
+        return self.add(x_TH, self.multiply(e_TH, F.cast(scale, self.dtype)))
+
+
 class Layer(nn.Cell):
     """Transformer layer: x + row_scale · e, if the model has rows, then x + attention(LN(x)), then x + FFN(LN(x))."""
 
@@ -173,10 +185,9 @@ class Layer(nn.Cell):
         self.ffn_norm = LayerNorm(config.hidden)
         self.ffn = ffn
         self.dtype = dtype
-        self.adds_rows = bool(config.rows)
+        self.add_rows = AddRows(dtype) if config.rows else None
         if config.rows:
             self.row_scale = make_parameter("row_scale", (1,), Constant(FIRST_ROW_SCALE), decay=False)
-            self.scale_rows, self.add_rows = ops.Mul(), ops.Add()
 
     def construct(self, x_TH, e_TH, query_TH, hidden_from_B1SS, draws_B4, *segments):
         """Return the layer's output [T, H]. e_TH: the rows of each token, or (). query_TH: position rows in the query layer; None
@@ -185,8 +196,8 @@ class Layer(nn.Cell):
         hidden_from, draws: as `AttentionMask` returns and `CounterDropout` takes. segments: as in `RoutedFFN`;
         none in a dense layer.
         """
-        if self.adds_rows:
-            x_TH = self.add_rows(x_TH, self.scale_rows(e_TH, F.cast(self.row_scale, self.dtype)))
+        if self.add_rows is not None:
+            x_TH = self.add_rows(x_TH, e_TH, self.row_scale)
         normed = F.cast(self.attention_norm(x_TH), self.dtype)
         asked_TH = normed if query_TH is None else query_TH
         x_TH = self.add(x_TH, self.attention(asked_TH, normed, hidden_from_B1SS, draws_B4))

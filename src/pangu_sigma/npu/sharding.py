@@ -25,6 +25,7 @@ from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.model.dense_ffn import MatMulFFN
 from pangu_sigma.model.pangu_sigma import (
     FFN_TENSORS,
+    AddRows,
     Attention,
     AttentionMask,
     DenseFFN,
@@ -87,14 +88,15 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
     DenseFFN: {"add": (("D", 1), ("D", 1))},
     RoutedFFN: {},
     ExpertFFN: {},
-    Layer: {"add": (("D", 1), ("D", 1)), "scale_rows": (("D", 1), (1,)), "add_rows": (("D", 1), ("D", 1))},
+    Layer: {"add": (("D", 1), ("D", 1))},
+    AddRows: {"multiply": (("D", 1), (1,)), "add": (("D", 1), ("D", 1))},
     AttentionMask: {
-        "across": (("D", 1),),
-        "down": (("D", 1),),
+        "expand_queries": (("D", 1),),
+        "expand_keys": (("D", 1),),
         "differ": (("D", 1, 1), ("D", 1, 1)),
         "either": (("D", 1, 1), (1, 1, 1)),
         "multiply": (("D", 1, 1), ()),
-        "heads": (("D", 1, 1),),
+        "expand_heads": (("D", 1, 1),),
     },
     Gather: {"gather": (("D", 1), ("D",), ("D", 1))},
     GatherAdd: {"gather": (("D", 1), ("D",), ("D", 1)), "gather_add": (("D", 1), ("D",), ("D", 1), ("D", 1))},
@@ -189,6 +191,7 @@ def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.C
     """
     cells: list[nn.Cell] = [network.embed] if stage == 0 else []
     for layer in (network.layers[i] for i in layers_of_stage(config, stage)):
+        cells += [layer.add_rows] if config.model.rows else []
         cells += [layer.attention_norm, layer.attention, layer.ffn_norm, layer.ffn]
     return [*cells, network.norm, network.ask, network.head] if stage == config.parallel.stages - 1 else cells
 
