@@ -8,6 +8,7 @@ import gc
 import inspect
 import json
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -88,6 +89,7 @@ exit status:
 
 def program() -> int:
     """Run `main` as the process of a shell. As one of several ranks, or after an error, it does not return: see `end_process`."""
+    _mend_streams()
     if is_rank():
         end_as_rank(main)
     status = main()
@@ -95,6 +97,19 @@ def program() -> int:
         end_process(status)  # memory may be full, or MindSpore half imported
     gc.freeze()  # no garbage collection at the end of the process (process.py)
     return status
+
+
+_STREAMS = (("stdin", "r", "surrogateescape"), ("stdout", "w", "backslashreplace"), ("stderr", "w", "backslashreplace"))
+
+
+def _mend_streams() -> None:
+    """Let no character and no closed stream end a command: a byte that is not UTF-8 arrives as half a surrogate pair, a character
+    that the encoding of the output lacks is written as its number, and a stream that the shell closed is empty."""
+    for name, mode, errors in _STREAMS:
+        if (stream := getattr(sys, name)) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
+        else:
+            stream.reconfigure(errors=errors)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -206,7 +206,7 @@ def test_token_files_are_on_the_disk_before_their_pass_has_a_result(text, tmp_pa
 def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_text", None)
-    with pytest.raises(DataError, match="cannot make .*: .*/file/.out.stage: Not a directory; a file is where"):
+    with pytest.raises(DataError, match=r"cannot make .*: .*/file/\.out\.stage: Not a directory; a file is where"):
         prepare(config, [text], tmp_path / "file" / "out")
 
 

@@ -144,7 +144,9 @@ def test_the_file_that_failed_is_named(tmp_path):
     message = f"cannot make {tmp_path}/out, where nothing was changed: english.model: Permission denied; change its permissions"
     with pytest.raises(DataError, match=message), staged(tmp_path / "out", removed=True):
         raise denied
-    full = f": {tmp_path}/.out.stage: No space left; free space on that disk; what is done stays in {tmp_path}/.out.stage,"
+    full = (
+        f": {tmp_path}/.out.stage: No space left; free space on that disk; what is done stays in {tmp_path}/.out.stage,"
+    )
     with pytest.raises(DataError, match=full), staged(tmp_path / "out", removed=True):
         raise OSError(errno.ENOSPC, "No space left")  # a write names no file
 
