@@ -358,8 +358,9 @@ def test_a_full_disk_is_named(file, capsys, tmp_path, monkeypatch):
     def full(*_: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("pangu_sigma.sealed.sync", full)
     assert main(["inspect", str(file), "--json", str(tmp_path / "a.json")]) == 2
+    assert not (tmp_path / "a.json").exists(), "the next call would refuse half a file as existing"
     assert f"error: {tmp_path}/a.json: No space left on device; free space on that disk" in capsys.readouterr().err
 
 

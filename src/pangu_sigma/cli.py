@@ -29,6 +29,7 @@ from pangu_sigma.config_file import dump_config
 from pangu_sigma.errors import INTERRUPTED, exit_status
 from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
 from pangu_sigma.results import Result
+from pangu_sigma.sealed import write_atomically
 from pangu_sigma.writable import check_file_writable
 
 COMMANDS: tuple[Callable[..., Any], ...] = (
@@ -229,11 +230,7 @@ def _shown(result: Any, file: Path | None) -> int:
     text = json.dumps(result, ensure_ascii=False, indent=2, default=_plain) if file else ""
     print(text if file == Path("-") else result)
     if file not in (None, Path("-")):
-        try:
-            file.write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:  # the error of a write, to a full disk, names no file
-            error.filename = str(file)
-            raise
+        write_atomically(file, f"{text}\n".encode())
     return 0 if getattr(result, "ok", True) else 1
 
 
