@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
+import pytest
+
+from ascend_ops.errors import BuildError
+from pangu_sigma.npu.plan import cann_stub
 from pangu_sigma.npu.plan.cann_stub import _linked_source, ascend_environment, build_cann_stub
 
 
@@ -14,6 +19,23 @@ def test_a_constructor_clears_its_object_and_all_else_returns_zero():
     assert "long _ZN2ge5ShapeC1Ev(void *self) { memset(self, 0, 16); return (long)self; }" in source
     assert "long _ZN2ge8OperatorC1Ev(void *self) { memset(self, 0, 24); return (long)self; }" in source
     assert "long _ZN2ge5Graph7AddNodeEv(void) { return 0; }" in source
+
+
+@pytest.mark.parametrize(
+    ("tool", "step"),
+    [
+        ("nm", lambda folder: cann_stub._symbols(folder, "--defined-only")),
+        ("strings", lambda folder: cann_stub._dlsym_names([folder])),
+        ("c++filt", lambda folder: _linked_source(["a"])),
+        ("gcc", lambda folder: cann_stub._compile(folder, "gcc", "-c")),
+    ],
+)
+def test_a_machine_without_a_tool_is_told_what_to_install(tmp_path, monkeypatch, tool, step):
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(
+        BuildError, match=rf"^{re.escape(tool)} is needed .* not on PATH; install gcc, g\+\+ and binutils"
+    ):
+        step(tmp_path)
 
 
 def test_the_environment_names_the_rank_and_finds_the_stand_ins():
