@@ -17,7 +17,7 @@ from typing import Any
 
 from pangu_sigma.checkpoint.changes import absolute_paths, changed_keys, leaves, refuse_changes
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override, config_path, override, parse_config, read_tree
+from pangu_sigma.config_file import Override, config_path, override, parse_config, read_tree, short
 from pangu_sigma.errors import argument
 from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.sections import ParallelConfig
@@ -108,7 +108,13 @@ def read_task(
         raise ConfigError(f"task {path}: has no section finetune, which names the task and its domain")
     options = [(f"finetune.{key}", value) for key, value in (("learn", learn), ("domain", domain)) if value is not None]
     all_overrides = (*options, *overrides)
-    values = leaves(override(deepcopy(tree), all_overrides))
+    changed_tree = override(deepcopy(tree), all_overrides)
+    if not isinstance(changed_tree["finetune"], dict):
+        value = short(changed_tree["finetune"])
+        raise ConfigError(
+            f"{argument('--set', 'overrides')} finetune={value}: it is a section; set its keys, finetune.KEY"
+        )
+    values = leaves(changed_tree)
     for key, value in options:
         if values.get(key) != value:
             option = argument(f"--{key.removeprefix('finetune.')}")
