@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -163,7 +164,7 @@ def check_job(job: Job) -> None:
     """Raise LaunchError if this node cannot launch the job."""
     check_numbers(job)
     if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
-        raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
+        raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install pangu-sigma")
     if job.devices:
         job.devices.check(job.local)
 
@@ -308,8 +309,14 @@ def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float
 
 @contextmanager
 def _recorded_signals() -> Iterator[list[signal.Signals]]:
-    """Yield a list to which signals that ask the launcher to stop add themselves in a `with` statement, instead of ending it."""
+    """Yield a list to which signals that ask the launcher to stop add themselves in a `with` statement, instead of ending it.
+
+    Python lets only the main thread handle signals. In another thread the list stays empty.
+    """
     received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     for number, handler in handlers.items():
         if handler is not signal.SIG_IGN:  # a signal that is ignored stays ignored: `nohup` means it
