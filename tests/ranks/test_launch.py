@@ -11,11 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.strangers import strangers
@@ -23,7 +21,7 @@ from helpers.strangers import strangers
 from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.npu.host.environment import devices_of
-from pangu_sigma.ranks.launch import Job, _recorded_signals, check_job, check_ports, dry_run
+from pangu_sigma.ranks.launch import Job, check_job, check_ports, dry_run
 from pangu_sigma.ranks.processes import LaunchError
 
 SCRIPTS = Path(__file__).parents[2] / "run_scripts"
@@ -285,15 +283,6 @@ def test_a_port_in_use_is_refused_on_node_0_alone(tmp_path, offset):
         check_ports(Job([], tmp_path, 8, 2, 1, port=port))
     with pytest.raises(LaunchError, match=r"192\.0\.2\.1:8118 cannot be used"):
         check_ports(Job([], tmp_path, 8, address="192.0.2.1"))
-
-
-def test_a_thread_launches_without_signals():
-    def record() -> list[Any]:
-        with _recorded_signals() as signals:
-            return signals
-
-    with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(record).result() == []
 
 
 def test_a_missing_msrun_is_refused(tmp_path, monkeypatch):
