@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 
 import pytest
 
 from ascend_ops.errors import BuildError
-from pangu_sigma.npu.plan import cann_stub
 from pangu_sigma.npu.plan.cann_stub import _linked_source, ascend_environment, build_cann_stub
 
 
@@ -21,21 +19,14 @@ def test_a_constructor_clears_its_object_and_all_else_returns_zero():
     assert "long _ZN2ge5Graph7AddNodeEv(void) { return 0; }" in source
 
 
-@pytest.mark.parametrize(
-    ("tool", "step"),
-    [
-        ("nm", lambda folder: cann_stub._symbols(folder, "--defined-only")),
-        ("strings", lambda folder: cann_stub._dlsym_names([folder])),
-        ("c++filt", lambda folder: _linked_source(["a"])),
-        ("gcc", lambda folder: cann_stub._compile(folder, "gcc", "-c")),
-    ],
-)
-def test_a_machine_without_a_tool_is_told_what_to_install(tmp_path, monkeypatch, tool, step):
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(
-        BuildError, match=rf"^{re.escape(tool)} is needed .* not on PATH; install gcc, g\+\+ and binutils"
-    ):
-        step(tmp_path)
+def test_a_machine_without_a_tool_is_told_what_to_install(tmp_path, monkeypatch):
+    for tool in ("gcc", "g++", "strings"):
+        (tmp_path / tool).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PANGU_SIGMA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(BuildError, match=r"need nm, c\+\+filt on PATH; install gcc, g\+\+ and binutils"):
+        build_cann_stub()
+    assert not [*(tmp_path / "cache").iterdir()]
 
 
 def test_the_environment_names_the_rank_and_finds_the_stand_ins():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import re
+import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -30,6 +31,7 @@ _LIBRARIES = (
 )
 """Libraries that the plugin loads, by blanks."""
 
+_TOOLS = ("gcc", "g++", "nm", "strings", "c++filt")
 _DLSYM_NAME = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
 """Symbols that the plugin looks up with dlsym when it loads."""
 
@@ -110,7 +112,9 @@ def build_cann_stub() -> Path:
 
 
 def _build(root: Path) -> None:
-    """Compile the libraries into `root`: functions that return 0, and the few that MindSpore really calls."""
+    """Compile the libraries into `root`: functions that return 0, and the few that MindSpore really calls. Raises BuildError."""
+    if missing_tools := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        raise BuildError(f"CANN stand-ins need {', '.join(missing_tools)} on PATH; install gcc, g++ and binutils")
     lib64, work, acl = root / "cann/lib64", root / "build", root / "cann/include/acl"
     for folder in (lib64 / "driver", root / "cann/opp", acl, work):
         folder.mkdir(parents=True)
@@ -123,16 +127,16 @@ def _build(root: Path) -> None:
     sources |= {"status.cc": _STATUS_FACTORY, "name_soc.cc": _NAME_SOURCE}
     for name, text in sources.items():
         (work / name).write_text(text)
-    _compile(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
-    _compile(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc", "name_soc.cc")
+    _run_tool(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
+    _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc", "name_soc.cc")
     objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
     late_libraries = ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal")
     objects |= {name: ["late.o"] for name in late_libraries}
     for name in _LIBRARIES.split():
         soname = f"-Wl,-soname,{Path(name).name}.so"
-        _compile(work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), soname)
+        _run_tool(work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), soname)
     core_flags = [f"-L{MINDSPORE_LIB}", "-lmindspore_core"]
-    _compile(work, "g++", "-shared", "-o", f"{lib64}/libname_soc.so", "name_soc.o", *core_flags)
+    _run_tool(work, "g++", "-shared", "-o", f"{lib64}/libname_soc.so", "name_soc.o", *core_flags)
 
 
 def _plugin_libraries() -> list[Path]:
@@ -156,20 +160,20 @@ def _missing_symbols(libraries: list[Path]) -> list[str]:
 
 def _symbols(library: Path, option: str) -> list[list[str]]:
     """Return the fields of each line of `nm`: address if defined, kind, name. option: --defined-only or --undefined-only."""
-    listing = _run_tool("nm", "-D", option, str(library)).stdout
+    listing = subprocess.run(["nm", "-D", option, library], capture_output=True, text=True).stdout
     return [line.split() for line in listing.splitlines() if line.strip()]
 
 
 def _dlsym_names(libraries: list[Path]) -> set[str]:
     """Return the symbols that the plugin looks up by name: those among the strings in its libraries."""
-    text = _run_tool("strings", "-n", "5", *map(str, libraries)).stdout
+    text = subprocess.run(["strings", "-n", "5", *libraries], capture_output=True, text=True).stdout
     return {word for word in text.splitlines() if _DLSYM_NAME.fullmatch(word)}
 
 
 def _linked_source(names: list[str]) -> str:
     """Return C source with a function for each symbol. Constructors zero their object: most classes of ge are one shared
     pointer."""
-    listing = _run_tool("c++filt", text="\n".join(names)).stdout
+    listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout
     lines = ["#include <string.h>"]
     for name, plain in zip(names, listing.splitlines(), strict=True):
         constructor = re.match(r"ge::(\w+)::\1\(", plain)
@@ -181,16 +185,7 @@ def _linked_source(names: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _compile(folder: Path, *command: str) -> None:
-    result = _run_tool(*command, folder=folder)
+def _run_tool(folder: Path, *command: str) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if result.returncode:
         raise BuildError(f"building the CANN stand-ins: {' '.join(command[:3])} … failed:\n{result.stderr}")
-
-
-def _run_tool(*command: str, folder: Path | None = None, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a program of gcc or binutils in a folder, with a text as its input. Raises BuildError if it is not installed."""
-    try:
-        return subprocess.run(command, cwd=folder, input=text, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        tool = f"{command[0]} is needed to build the CANN stand-ins, and is not on PATH"
-        raise BuildError(f"{tool}; install gcc, g++ and binutils") from error
