@@ -17,7 +17,7 @@ from typing import Any
 
 from pangu_sigma.checkpoint.changes import absolute_paths, changed_keys, leaves, refuse_changes
 from pangu_sigma.config import Config, ConfigError
-from pangu_sigma.config_file import Override, config_path, override, parse_config, read_tree, short
+from pangu_sigma.config_file import Override, config_path, override, parse_config, read_tree
 from pangu_sigma.errors import argument
 from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.sections import ParallelConfig
@@ -47,18 +47,16 @@ class Task:
         tree["name"] = f"{parent.name}_{self.tree['finetune'].get('task', '')}"[:100]
         tree["parallel"] = ParallelConfig().model_dump(mode="json")
         tree["ecss"]["path"] = None  # else two runs would write to one file store
-        override(tree, list(self.overrides))
+        override(tree, [*self.overrides, ("finetune.domains", list(domains))])
         interval = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.keys else 1
         one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one
         # provisional, so that `parse_config` takes the tree: an evaluation must fall on a checkpoint
         self._set_default(tree, {"train.eval_interval": interval, "train.checkpoint_interval": interval, **one_domain})
         self._set_default(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
-        tree["finetune"]["domains"] = list(domains)
         child = parse_config(tree)
         changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
-        changes = [
-            change for change in changes if not change[0].startswith(("seed", "finetune"))
-        ]  # the weights are drawn already
+        # the weights are drawn already
+        changes = [change for change in changes if not change[0].startswith(("seed", "finetune"))]
         refuse_changes(Path(parent.name), changes, "  leave these keys out")
         return child
 
@@ -108,13 +106,7 @@ def read_task(
         raise ConfigError(f"task {path}: has no section finetune, which names the task and its domain")
     options = [(f"finetune.{key}", value) for key, value in (("learn", learn), ("domain", domain)) if value is not None]
     all_overrides = (*options, *overrides)
-    changed_tree = override(deepcopy(tree), all_overrides)
-    if not isinstance(changed_tree["finetune"], dict):
-        value = short(changed_tree["finetune"])
-        raise ConfigError(
-            f"{argument('--set', 'overrides')} finetune={value}: it is a section; set its keys, finetune.KEY"
-        )
-    values = leaves(changed_tree)
+    values = leaves(override(deepcopy(tree), all_overrides))
     for key, value in options:
         if values.get(key) != value:
             option = argument(f"--{key.removeprefix('finetune.')}")
