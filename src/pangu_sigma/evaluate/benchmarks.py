@@ -104,12 +104,11 @@ def run_benchmarks(
     manager, loaded_tasks = _load_tasks(request, stored.config)
     tasks = {name: task for loaded in loaded_tasks.values() for name, task in loaded["tasks"].items()}
     _apply_options([*tasks.values()], request)
-    if file and not _cache_file(file).exists():  # else the same command was killed, perhaps after the answers of a task
-        for name, task in tasks.items():
-            if task.OUTPUT_TYPE == "generate_until":
-                check_file_writable(_answers_file(file, name), "--json")
-    engine, results = open_engine(stored, lanes=8), dict[str, Figures]()
     cache = cache_beside(file, stored, request) if file else None
+    for name, task in tasks.items():
+        if file and cache and not cache.is_continued and task.OUTPUT_TYPE == "generate_until":
+            check_file_writable(_answers_file(file, name), "--json")
+    engine, results = open_engine(stored, lanes=8), dict[str, Figures]()
     for name in request.tasks:
         lm = HarnessModel(engine, request.domain_of(name, stored.config), tags=True)
         lm.cache = cache
@@ -137,11 +136,7 @@ def _write_to_run(run: StoredModel, request: BenchmarkRequest, results: dict[str
 def cache_beside(file: Path, model: StoredModel, request: BenchmarkRequest) -> ResultCache:
     """Open the cache of answers beside a result file; it has answers if a run with the same model and options was interrupted."""
     header = asdict(request) | {"tasks": list(request.tasks), "model": model.hash}
-    return ResultCache(_cache_file(file), header)
-
-
-def _cache_file(result_file: Path) -> Path:
-    return result_file.with_name(f"{result_file.name}.partial")
+    return ResultCache(file.with_name(f"{file.name}.partial"), header)
 
 
 def _answers_file(result_file: Path, task: str) -> Path:
@@ -183,9 +178,8 @@ def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[st
             for file in user_files:  # the manager leaves files out that it cannot read
                 with _errors_named(file):
                     load_yaml(file, resolve_func=False)
-            own_tasks = ", ".join(sorted(own_names & {*manager.all_tasks}))
             raise ConfigError(
-                f"benchmark {name} is not known; this project has {own_tasks}, and lm-evaluation-harness what "
+                f"benchmark {name} is not known; this project has {', '.join(sorted(own_names))}, and lm-evaluation-harness what "
                 "`python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
     loaded: dict[str, Any] = {}
@@ -292,8 +286,8 @@ def _write_answers(file: Path, samples: Sequence[Mapping[str, Any]]) -> None:
         | {metric: sample[metric] for metric in sample["metrics"]}
         for sample in samples
     ]
-    text = "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
-    write_atomically(file, text.encode())
+    lines = (f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
+    write_atomically(file, "".join(lines).encode())
 
 
 def _figures_of(
