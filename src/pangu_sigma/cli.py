@@ -100,17 +100,13 @@ def program() -> int:
     return status
 
 
-_STREAMS = (("stdin", "r", "surrogateescape"), ("stdout", "w", "backslashreplace"), ("stderr", "w", "backslashreplace"))
-
-
 def _mend_streams() -> None:
     """Let no character and no closed stream end a command: a byte that is not UTF-8 arrives as half a surrogate pair, a character
     that the encoding of the output lacks is written as its number, and a stream that the shell closed is empty."""
-    for name, mode, errors in _STREAMS:
-        if (stream := getattr(sys, name)) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
-        else:
-            stream.reconfigure(errors=errors)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the process ends)
+        getattr(sys, name).reconfigure(errors="surrogateescape" if name == "stdin" else "backslashreplace")
 
 
 def main(arguments: list[str] | None = None) -> int:

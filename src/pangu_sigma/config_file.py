@@ -46,7 +46,6 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_INT, _INTEGERS, list("-+0123456789"))
-_FLOATS = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -54,7 +53,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(_FLOAT, _FLOATS, list("-+.0123456789"))
+    _kind.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 _Section = TypeVar("_Section", bound=BaseModel)
 Override = str | tuple[str, Any]
