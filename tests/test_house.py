@@ -19,28 +19,28 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2013,
+    ".": 2030,
     "checkpoint": 902,
     "convert": 668,
-    "data": 2308,
+    "data": 2311,
     "ecss": 377,
-    "evaluate": 753,
-    "finetune": 483,
+    "evaluate": 776,
+    "finetune": 480,
     "foreign": 945,
     "generate": 1482,
     "held_out": 445,
-    "inherit": 839,
+    "inherit": 837,
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 373,
-    "npu": 2347,
+    "npu": 2351,
     "optimizer": 97,
-    "ranks": 938,
-    "rre": 411,
-    "serve": 1027,
+    "ranks": 916,
+    "rre": 409,
+    "serve": 1025,
     "stored": 673,
     "text": 928,
-    "training": 1429,
+    "training": 1411,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""
