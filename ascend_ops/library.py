@@ -39,8 +39,16 @@ def cpu_library() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled libraries: PANGU_SIGMA_CACHE, or ~/.cache/pangu_sigma."""
-    return Path(os.environ.get("PANGU_SIGMA_CACHE", Path.home() / ".cache" / "pangu_sigma"))
+    """Return the folder of compiled libraries: PANGU_SIGMA_CACHE, or ~/.cache/pangu_sigma. Raises BuildError for a user without a
+    home: in the system's temporary folder others could put a library of theirs."""
+    if folder := os.environ.get("PANGU_SIGMA_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "pangu_sigma"
+    except RuntimeError as error:
+        raise BuildError(
+            "this user has no home folder; set PANGU_SIGMA_CACHE to a folder for compiled kernels"
+        ) from error
 
 
 def _fingerprint() -> str:

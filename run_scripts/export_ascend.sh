@@ -4,7 +4,7 @@
 # stand-ins do.
 #
 # The folder is that of `pangu-sigma export`, README included; in its program put "Ascend" in place of "CPU". To serve it:
-#   MindSpore        the program of the README, or generate/graph/decoder.py after `ms.set_device("Ascend")`
+#   MindSpore        the program of the README; generate/graph/exported.py runs the graph on the CPU alone
 #   MindSpore Lite   converter_lite --fmk=MINDIR --modelFile=model.mindir --optimize=ascend_oriented; give it the shapes that you will use
 #                    (--configFile with ge.inputShape and ge.dynamicDims), because its models have fixed ones
 #   vLLM-MindSpore   does not run it: it serves networks of its own list, by their Hugging Face weights

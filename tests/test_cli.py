@@ -112,6 +112,19 @@ def test_help_tells_the_exit_statuses_once_and_is_shown_where_no_command_is_name
     assert capsys.readouterr().out == shown
 
 
+def test_no_character_and_no_closed_stream_ends_a_command():
+    command, latin = shlex.join([sys.executable, "-m", "pangu_sigma"]), os.environ | {"PYTHONIOENCODING": "latin-1"}
+    shown = subprocess.run(f"{command} --help", shell=True, env=latin, capture_output=True, check=True)
+    assert rb"PanGu-\u03a3 on MindSpore" in shown.stdout
+    program = "from pangu_sigma import cli; cli._mend_streams(); print(ascii(input()))"
+    escaped = subprocess.run([sys.executable, "-c", program], input=b"a\xff\n", capture_output=True, check=True)
+    assert escaped.stdout == b"'a\\udcff'\n"
+    closed = subprocess.run(f"{command} inspect sigma_tiny >&- <&-", shell=True, stderr=subprocess.PIPE, check=True)
+    assert closed.stderr == b""
+    for options, status in (("inspect sigma_tiny --quiet", 0), ("inspect nope", 2)):
+        assert subprocess.run(f"{command} {options} >&- 2>&-", shell=True, check=False).returncode == status
+
+
 COMMANDS = [
     *("prepare-data", "train", "launch", "finetune", "evaluate", "benchmark", "report", "inherit", "extend", "extract"),
     *("export", "generate", "chat", "serve", "inspect", "plan", "doctor", "completion"),
@@ -345,8 +358,9 @@ def test_a_full_disk_is_named(file, capsys, tmp_path, monkeypatch):
     def full(*_: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("pangu_sigma.sealed.sync", full)
     assert main(["inspect", str(file), "--json", str(tmp_path / "a.json")]) == 2
+    assert not (tmp_path / "a.json").exists(), "the next call would refuse half a file as existing"
     assert f"error: {tmp_path}/a.json: No space left on device; free space on that disk" in capsys.readouterr().err
 
 

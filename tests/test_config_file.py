@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from experiments.chaos.config_faults import FAULTS, arguments_of, file_of, missing_words
+from pangu_sigma import config_file
 from pangu_sigma.cli import main
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import as_text, dump_config, load_config
+from pangu_sigma.config_file import as_text, dump_config, load_config, shipped_configs
 
 SMALL = (
     "name: small\nmodel: { hidden: 8, ffn: 16, heads: 2, dense_layers: 1, rre_layers: 0 }\ndomains: [ { name: zh } ]\n"
@@ -100,6 +104,26 @@ def test_what_is_no_decimal_number_is_no_whole_number(file: Path, text: str):
         load_config(file, [f"train.steps={text}"])
     config = load_config(file, ["train.steps=16_000", ("data.path", text)])
     assert config.train.steps == 16_000
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+
+
+CONFIG = load_config(shipped_configs()["sigma_tiny"])
+TEXTS = st.text(max_size=20) | st.from_regex(r"\A[-+.0-9eExob_:~]{1,8}\Z")
+
+
+@given(TEXTS)
+@example("1e5")
+@example("-.5E+3")
+@example("010")
+def test_every_text_comes_back_as_a_text(text: str):
+    dumped = dump_config(CONFIG.model_copy(update={"name": text}))
+    assert yaml.load(dumped, config_file._Loader)["name"] == text
+    assert yaml.safe_load(dumped)["name"] == text, "for other readers, too"
+
+
+def test_names_that_look_like_numbers_are_read_back(file: Path):
+    config = load_config(file, [("name", "1e5"), ("domains.0.name", "1e5")])
     file.write_text(dump_config(config))
     assert load_config(file) == config
 

@@ -1,13 +1,16 @@
 """What holds for a whole process. No garbage stays, nor a change in how Python looks for it. A child imports what is installed, and
-not what lies where the user stands. What ranks sum is another graph than the step; graphs of a cache are not taken."""
+not what lies where the user stands. A signal is recorded, and ends nothing. What ranks sum is another graph than the step; graphs
+of a cache are not taken."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +25,7 @@ from pangu_sigma.errors import UserError
 from pangu_sigma.mindformers_adapter import quiet_mindformers
 from pangu_sigma.npu.context import target_ascend
 from pangu_sigma.npu.plan.cann_stub import ascend_environment
-from pangu_sigma.process import child_environment, gc_disabled, gc_frozen, use_cpu
+from pangu_sigma.process import child_environment, gc_disabled, gc_frozen, recorded_signals, use_cpu
 
 
 class Node:
@@ -117,3 +120,43 @@ def test_graphs_are_not_taken_from_the_cache_of_mindspore(by: str, monkeypatch: 
     for use in (use_cpu, target_ascend):
         with pytest.raises(UserError, match=r"MS_COMPILER_CACHE_ENABLE=1 .*; switch it off"):
             use()
+
+
+def test_a_signal_is_recorded_and_ends_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    with recorded_signals(signal.SIGTERM) as signals:
+        assert signals == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_has_its_old_meaning_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), recorded_signals(signal.SIGTERM):
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with recorded_signals(signal.SIGHUP) as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_another_thread_than_the_main_one_leaves_signals_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with recorded_signals(signal.SIGTERM) as signals:
+            seen.append((signal.getsignal(signal.SIGTERM), signals))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, [])]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -51,6 +51,13 @@ def test_a_file_needs_its_folder_and_replaces_nothing(tmp_path: Path):
             check_file_writable(tmp_path / name, "--json")
 
 
+def test_a_link_to_nothing_is_refused_and_stays(tmp_path: Path):
+    (tmp_path / "link.json").symlink_to("nowhere")
+    with pytest.raises(NotWritable, match=r"link\.json exists; choose another path"):
+        check_file_writable(tmp_path / "link.json", "--json")
+    assert (tmp_path / "link.json").is_symlink() and not (tmp_path / "nowhere").exists()
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

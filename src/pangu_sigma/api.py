@@ -378,7 +378,7 @@ def benchmark(
     include_path: AnyPath | None = None,
     domain: str | None = None,
     limit: AtLeastOne | None = None,
-    num_fewshot: AtLeastOne | None = None,
+    num_fewshot: Count | None = None,
     samples_per_problem: AtLeastOne = 1,
     temperature: Temperature | None = None,
     allow_code_execution: bool = False,

@@ -8,6 +8,7 @@ import gc
 import inspect
 import json
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -28,6 +29,7 @@ from pangu_sigma.config_file import dump_config
 from pangu_sigma.errors import INTERRUPTED, exit_status
 from pangu_sigma.ranks.ranks import end_as_rank, end_process, is_rank
 from pangu_sigma.results import Result
+from pangu_sigma.sealed import write_atomically
 from pangu_sigma.writable import check_file_writable
 
 COMMANDS: tuple[Callable[..., Any], ...] = (
@@ -88,6 +90,7 @@ exit status:
 
 def program() -> int:
     """Run `main` as the process of a shell. As one of several ranks, or after an error, it does not return: see `end_process`."""
+    _mend_streams()
     if is_rank():
         end_as_rank(main)
     status = main()
@@ -95,6 +98,15 @@ def program() -> int:
         end_process(status)  # memory may be full, or MindSpore half imported
     gc.freeze()  # no garbage collection at the end of the process (process.py)
     return status
+
+
+def _mend_streams() -> None:
+    """Let no character and no closed stream end a command: a byte that is not UTF-8 arrives as half a surrogate pair, a character
+    that the encoding of the output lacks is written as its number, and a stream that the shell closed is empty."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the process ends)
+        getattr(sys, name).reconfigure(errors="surrogateescape" if name == "stdin" else "backslashreplace")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -214,11 +226,7 @@ def _shown(result: Any, file: Path | None) -> int:
     text = json.dumps(result, ensure_ascii=False, indent=2, default=_plain) if file else ""
     print(text if file == Path("-") else result)
     if file not in (None, Path("-")):
-        try:
-            file.write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:  # the error of a write, to a full disk, names no file
-            error.filename = str(file)
-            raise
+        write_atomically(file, f"{text}\n".encode())
     return 0 if getattr(result, "ok", True) else 1
 
 

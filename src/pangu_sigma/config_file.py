@@ -46,7 +46,14 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_INT, _INTEGERS, list("-+0123456789"))
-_Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Dumper of YAML that quotes every text that `_Loader`, or another reader of YAML 1.1, would take for another value."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 _Section = TypeVar("_Section", bound=BaseModel)
 Override = str | tuple[str, Any]
@@ -153,7 +160,7 @@ def changed(config: Config, overrides: Sequence[Override]) -> Config:
 
 def dump_config(config: Config) -> str:
     """Return a configuration as YAML, with every default filled in; `load_config` reads it back to an equal configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 _ADVICE = (

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,25 @@ def gc_frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def recorded_signals(*numbers: signal.Signals) -> Iterator[list[signal.Signals]]:
+    """Yield a list to which signals add themselves in a `with` statement, instead of ending the process.
+
+    A signal that is ignored stays ignored: `nohup` means it. Python lets only the main thread handle signals. In another thread the
+    list stays empty.
+    """
+    received, is_main_thread = list[signal.Signals](), threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in numbers if is_main_thread}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: received.append(signal.Signals(number)))
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def child_environment() -> dict[str, str]:

@@ -140,14 +140,16 @@ def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = Tr
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError."""
+    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError, which names
+    the file."""
     fresh = file.with_name(f"{UNFINISHED}{file.name}")
     try:
         fresh.unlink(missing_ok=True)  # a link there would be followed
         fresh.write_bytes(content)
         commit(fresh, file)
-    except OSError:
+    except OSError as error:
         fresh.unlink(missing_ok=True)
+        error.filename = str(file)  # of a write, to a full disk, the system names no file
         raise
 
 

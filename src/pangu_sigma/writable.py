@@ -37,9 +37,10 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
 
 def check_file_writable(file: Path, option: str) -> None:
-    """Raise NotWritable unless `file` does not exist and can be made. option: as in `check_folder_writable`."""
+    """Raise NotWritable unless `file` can be made and there is nothing, not even a link to nothing. option: as in
+    `check_folder_writable`."""
     name = argument(option)
-    if file.exists():
+    if file.exists() or file.is_symlink():
         raise NotWritable(f"{file} exists; choose another path with {name}, or remove it: nothing is replaced")
     try:
         file.touch()

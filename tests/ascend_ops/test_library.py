@@ -62,6 +62,18 @@ def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch):
     monkeypatch.delenv("PANGU_SIGMA_CACHE")
     monkeypatch.setenv("HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/.cache/pangu_sigma")
+    monkeypatch.setenv("PANGU_SIGMA_CACHE", "")
+    assert cache_folder() == Path("/somewhere/.cache/pangu_sigma"), "and not the working folder"
+
+
+def test_a_user_without_a_home_needs_the_variable(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)  # in no /etc/passwd
+    monkeypatch.delenv("PANGU_SIGMA_CACHE", raising=False)
+    with pytest.raises(BuildError, match="no home folder; set PANGU_SIGMA_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("PANGU_SIGMA_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
 
 
 def test_the_kernels_are_compiled_once_for_all_that_decides_them(tmp_path: Path, monkeypatch):

@@ -13,9 +13,10 @@ import pytest
 from helpers.benchmark_files import json_lines
 from lm_eval.api.instance import Instance
 
+import pangu_sigma as ps
 from experiments.tiny import STEPS, TINY_WORDS
 from pangu_sigma.config import ConfigError
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, UserError
 from pangu_sigma.evaluate import benchmarks
 from pangu_sigma.evaluate.benchmarks import (
     FORMATS,
@@ -31,6 +32,7 @@ from pangu_sigma.evaluate.result_cache import ResultCache
 from pangu_sigma.evaluate.tasks import programs
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.training.log.report import BENCHMARKS
+from pangu_sigma.writable import NotWritable
 
 LABELS = ["entailment", "neutral", "contradiction", "neutral", "-"]
 
@@ -222,6 +224,28 @@ def test_a_task_of_ones_own_runs_by_its_name(tiny_run, tmp_path):
         run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path="nix"))
 
 
+ITEMS = {"dataset_path": "json", "test_split": "test", "output_type": "multiple_choice", "doc_to_choice": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [mine", "ParserError: while parsing a flow sequence"),
+        ("include: nix.yaml\ntask: mine", "FileNotFoundError: .*nix.yaml"),
+        ("task: mine\ndoc_to_text: !function nix.text", "Cannot import module 'nix' for function 'text'"),
+        ("task: mine\ndoc_to_text: !function own.nix", "AttributeError: Module .*own.py' has no function 'nix'"),
+        ("task: mine\ndoc_to_text: !function own.text\ndoc_to_target: 0", "KeyError: 'lost'"),
+    ],
+)
+def test_a_task_of_ones_own_that_fails_is_named_with_the_reason(tiny_run, tmp_path, text, message):
+    (tmp_path / "items.jsonl").write_text(json_lines({"words": "a"}))
+    (tmp_path / "own.py").write_text("def text(row):\n    return row['lost']\n")
+    items = ITEMS | {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}}}
+    (tmp_path / "mine.yaml").write_text(text + "\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in items.items()))
+    with pytest.raises(DataError, match=rf"^{tmp_path}/mine\.yaml: .*{message}.*; mend the task"):
+        run_benchmarks(tiny_run, BenchmarkRequest(("mine",), None, "zh", include_path=str(tmp_path)))
+
+
 def test_git_is_not_asked_where_there_is_no_repository(tiny_run, data, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     run_benchmarks(tiny_run, asked(data, "ocnli", limit=1))
@@ -256,6 +280,7 @@ def test_a_task_that_nobody_knows_is_refused(tiny_run, data):
 def test_it_goes_on_where_it_was_killed(tiny_run, data, tmp_path, monkeypatch):
     """Killed in the second task: no answer that was there already is asked for again."""
     both, file = asked(data, "ocnli", "cmrc2017"), tmp_path / "out.json"
+    answers_file = tmp_path / "out.cmrc2017.jsonl"
     whole = run_benchmarks(tiny_run, both)
     put, answers = ResultCache.put, list[tuple[str, Any]]()
 
@@ -273,9 +298,31 @@ def test_it_goes_on_where_it_was_killed(tiny_run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         ResultCache, "put", lambda self, name, value: answers.append((name, value)) or put(self, name, value)
     )
+    answers_file.write_text("of the killed one")
     assert run_benchmarks(tiny_run, both, file) == whole == json.loads(file.read_text(encoding="utf-8"))
     assert len(answers) == done + 1 and answers[-1][0] not in before, "the second of the two"
-    assert {path.name for path in tmp_path.iterdir()} == {"out.json", "out.cmrc2017.jsonl"}
+    assert {*tmp_path.iterdir()} == {file, answers_file} and answers_file.read_text() != "of the killed one"
+
+
+def test_answers_of_another_result_are_not_replaced(tiny_run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "open_engine", None)
+    (tmp_path / "out.cmrc2017.jsonl").write_text("mine")
+    with pytest.raises(NotWritable, match=r"out\.cmrc2017\.jsonl exists; choose another path with json"):
+        run_benchmarks(tiny_run, asked(data, "cmrc2017"), tmp_path / "out.json")
+
+
+def test_no_examples_are_fewer_than_the_default(data):
+    task = SimpleNamespace(
+        config=SimpleNamespace(num_fewshot=3, fewshot_config=SimpleNamespace(split="examples"), test_split="test"),
+        dataset={"skipped": [], "examples": [], "test": []},
+        OUTPUT_TYPE="multiple_choice",
+        task_name="mine",
+    )
+    benchmarks._apply_options([task], asked(data, "mine", num_fewshot=0))
+    with pytest.raises(UserError, match="nix"):  # and not for the number
+        ps.benchmark("nix", "mbpp", num_fewshot=0)
+    with pytest.raises(ConfigError, match="num_fewshot 3 is not possible: mine has 0 examples"):
+        benchmarks._apply_options([task], asked(data, "mine"))
 
 
 def test_other_options_do_not_take_answers_of_before(tiny_run, data, tmp_path):

@@ -95,6 +95,11 @@ def test_a_set_that_contradicts_learn_or_domain_is_refused(task):
     assert read_task(task, "all", "zh", ["finetune.learn=all", "finetune.domain=zh"])
 
 
+def test_a_set_that_takes_the_section_away_is_refused(task, parent):
+    with pytest.raises(ConfigError, match=r"finetune\.domains: finetune holds the value None, not a section"):
+        read_task(task, overrides=["finetune=null"]).config(parent)
+
+
 def test_a_file_that_is_no_task_is_refused(tmp_path, parent):
     (tmp_path / "a.yaml").write_text("model: {}\nfinetune: {}")
     with pytest.raises(ConfigError, match="model is no section of a task; allowed: finetune, chat, train"):

@@ -49,10 +49,28 @@ def test_commands_are_commands_and_two_slashes_are_text(decoder, capsys):
     assert lines == []
     assert "/domain NAME" in told
     assert "there is no /nope; /help says what there is" in told
-    assert "/temperature hot: a number is wanted" in told
-    assert "temperature: -1.0 is not allowed" in told
+    assert "temperature: 'hot' is not allowed: it must be a number" in told
+    assert "temperature: -1 is not allowed" in told
     assert "nothing was said yet" in told
     assert said(decoder, "//help\n", capsys)[0] != []
+
+
+def test_a_temperature_is_a_number_as_elsewhere(decoder, capsys):
+    hot = "/temperature 5e-1\nhi\n/retry\n"
+    assert said(decoder, hot, capsys, seed=1) == said(decoder, "hi\n/retry\n", capsys, seed=1, temperature=0.5)
+
+
+def test_an_error_that_is_no_users_is_not_taken_for_a_wrong_number(decoder):
+    output = io.TextIOWrapper(io.BytesIO(), "ascii")
+    with pytest.raises(UnicodeEncodeError):
+        run_chat(decoder, ChatSettings("zh"), io.StringIO("今天\n"), output)
+
+
+def test_a_line_that_is_not_utf_8_is_told_and_the_chat_goes_on(decoder, capsys):
+    plain, _ = said(decoder, "hello\n", capsys)
+    lines, told = said(decoder, b"a\xffb\nhello\n".decode(errors="surrogateescape"), capsys)
+    assert lines == plain
+    assert "half a surrogate pair, '\\udcff', or a byte that is not UTF-8" in told
 
 
 def test_another_answer_is_drawn_and_a_seed_draws_the_same(decoder, capsys):

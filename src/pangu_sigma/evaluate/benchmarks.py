@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pangu_sigma.sealed import as_json, write_atomically
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.stored.open import ANSWERING, open_model
 from pangu_sigma.training.log.report import BENCHMARKS, write_report
+from pangu_sigma.writable import check_file_writable
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def run_benchmarks(
 
     file: file to write the result to as JSON; until then, answers are cached beside it, and the generated answers of each task are
     written beside it, an item a line. Raises, before anything is computed, ConfigError for an unknown task or domain, and where
-    programs may or can not be run, and DataError for missing or invalid files.
+    programs may or can not be run, DataError for missing or invalid files, and NotWritable for files that would be replaced.
     """
     stored = model if isinstance(model, StoredModel) else open_model(model, *ANSWERING)
     for name in request.tasks:
@@ -100,16 +102,20 @@ def run_benchmarks(
     from pangu_sigma.evaluate.harness import HarnessModel
 
     manager, loaded_tasks = _load_tasks(request, stored.config)
-    _apply_options([task for loaded in loaded_tasks.values() for task in loaded["tasks"].values()], request)
-    engine, results = open_engine(stored, lanes=8), dict[str, Figures]()
+    tasks = {name: task for loaded in loaded_tasks.values() for name, task in loaded["tasks"].items()}
+    _apply_options([*tasks.values()], request)
     cache = cache_beside(file, stored, request) if file else None
+    for name, task in tasks.items():
+        if file and cache and not cache.is_continued and task.OUTPUT_TYPE == "generate_until":
+            check_file_writable(_answers_file(file, name), "--json")
+    engine, results = open_engine(stored, lanes=8), dict[str, Figures]()
     for name in request.tasks:
         lm = HarnessModel(engine, request.domain_of(name, stored.config), tags=True)
         lm.cache = cache
         logger.info("%s: domain %s answers", name, lm.domain.name)
         results |= _run_task(lm, manager, loaded_tasks[name], request, file)
     if file and cache:
-        file.write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_atomically(file, f"{json.dumps(results, ensure_ascii=False, indent=2)}\n".encode())
         cache.remove()
     return results
 
@@ -133,6 +139,10 @@ def cache_beside(file: Path, model: StoredModel, request: BenchmarkRequest) -> R
     return ResultCache(file.with_name(f"{file.name}.partial"), header)
 
 
+def _answers_file(result_file: Path, task: str) -> Path:
+    return result_file.with_name(f"{result_file.stem}.{task}.jsonl")
+
+
 def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Format the metrics of each benchmark task as a Markdown table."""
     counts = ("n", "skipped", "truncated")
@@ -149,6 +159,7 @@ def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
 def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any]]:
     """Return the harness's task manager, and the loaded tasks by the names of the request."""
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     advice = "Custom kwargs can be passed"  # to pass metadata, which is done below
@@ -156,6 +167,7 @@ def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[st
     folders = [TASKS, *([Path(request.include_path)] if request.include_path else [])]
     if not folders[-1].is_dir():
         raise ConfigError(f"{argument('--include-path')} {folders[-1]} is not a folder; name one with tasks in YAML")
+    user_files = [*folders[-1].rglob("*.yaml")] if request.include_path else []
     own_names = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
     if harness_names := [name for name in request.tasks if name not in own_names]:
         logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(harness_names))
@@ -163,12 +175,19 @@ def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[st
     manager = TaskManager(include_path=[*map(str, folders)], include_defaults=bool(harness_names), metadata=metadata)
     for name in request.tasks:
         if name not in manager.all_tasks:
+            for file in user_files:  # the manager leaves files out that it cannot read
+                with _errors_named(file):
+                    load_yaml(file, resolve_func=False)
             raise ConfigError(
                 f"benchmark {name} is not known; this project has {', '.join(sorted(own_names))}, and lm-evaluation-harness what "
                 "`python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
     loaded: dict[str, Any] = {}
     for name in request.tasks:
+        if (file := manager.task_index[name].yaml_path) in user_files:
+            with _errors_named(file):
+                loaded[name] = manager.load([name])
+            continue
         try:
             loaded[name] = manager.load([name])
         except (OSError, ValueError) as error:
@@ -178,6 +197,16 @@ def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[st
             )
             raise DataError(str(error) if name in own_names else source) from error
     return manager, loaded
+
+
+@contextmanager
+def _errors_named(file: Path) -> Iterator[None]:
+    """Raise DataError, which names the file of a user's task, for any error in a `with` statement: the task may name Python."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{file}: {reason}; mend the task, or what it names") from error
 
 
 def _apply_options(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
@@ -200,7 +229,8 @@ def _apply_options(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
         _check_programs(task, request)
         task.set_config("repeats", request.samples_per_problem)
     for task in tasks:
-        examples, split = request.num_fewshot or task.config.num_fewshot or 0, task.config.fewshot_config.split
+        examples = (task.config.num_fewshot or 0) if request.num_fewshot is None else request.num_fewshot
+        split = task.config.fewshot_config.split
         if "skipped" in task.dataset and examples > len(task.dataset[split]) - (split == task.config.test_split):
             raise ConfigError(
                 f"{argument('--num-fewshot')} {examples} is not possible: {task.task_name} has {len(task.dataset[split])} {split}, "
@@ -242,7 +272,7 @@ def _run_task(
     samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
     for name, task in loaded["tasks"].items():
         if result_file and task.OUTPUT_TYPE == "generate_until":
-            _write_answers(result_file.with_name(f"{result_file.stem}.{name}.jsonl"), samples[name])
+            _write_answers(_answers_file(result_file, name), samples[name])
     return {
         name: _figures_of(lm, values, samples, members.get(name) or [name], loaded["tasks"])
         for name, values in evaluated["results"].items()
@@ -256,7 +286,8 @@ def _write_answers(file: Path, samples: Sequence[Mapping[str, Any]]) -> None:
         | {metric: sample[metric] for metric in sample["metrics"]}
         for sample in samples
     ]
-    file.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
+    lines = (f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
+    write_atomically(file, "".join(lines).encode())
 
 
 def _figures_of(

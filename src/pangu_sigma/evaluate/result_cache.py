@@ -15,7 +15,8 @@ class ResultCache:
     """Cache of an evaluation's results by name, in a file of sealed lines. The first `put` creates the file; each `put` adds a
     line.
 
-    A damaged line is logged and left out, so that its result is computed again.
+    is_continued: True if the file has answers to the same questions, of an evaluation that was killed. A damaged line is logged
+    and left out, so that its result is computed again.
     """
 
     def __init__(self, file: Path, dependencies: dict[str, Any]):
@@ -25,8 +26,8 @@ class ResultCache:
         self._stream: TextIO | None = None
         self._file_start = sealed_line(dependencies)
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # a line that a kill cut off has no end
-        is_continued = bool(lines) and lines[0] + b"\n" == self._file_start.encode()
-        for number, line in enumerate(lines[1:] if is_continued else [], 2):
+        self.is_continued = bool(lines) and lines[0] + b"\n" == self._file_start.encode()
+        for number, line in enumerate(lines[1:] if self.is_continued else [], 2):
             try:
                 result = unsealed_line(line)
             except DamagedFile:
@@ -34,7 +35,7 @@ class ResultCache:
                 continue
             self._values[result["name"]] = result["value"]
             self._file_start += f"{line.decode()}\n"
-        if is_continued:
+        if self.is_continued:
             logger.info("%s: going on after %d answers and results of before", file, len(self._values))
         elif lines:
             logger.info("%s is of another model or of other options, or is damaged, and is begun anew", file)

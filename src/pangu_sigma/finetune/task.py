@@ -46,18 +46,16 @@ class Task:
         tree = _merged(tree, self.tree)
         tree["name"] = f"{parent.name}_{self.tree['finetune'].get('task', '')}"[:100]
         tree["parallel"] = ParallelConfig().model_dump(mode="json")
-        override(tree, list(self.overrides))
+        override(tree, [*self.overrides, ("finetune.domains", list(domains))])
         interval = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.keys else 1
         one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one
         # provisional, so that `parse_config` takes the tree: an evaluation must fall on a checkpoint
         self._set_default(tree, {"train.eval_interval": interval, "train.checkpoint_interval": interval, **one_domain})
         self._set_default(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
-        tree["finetune"]["domains"] = list(domains)
         child = parse_config(tree)
         changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
-        changes = [
-            change for change in changes if not change[0].startswith(("seed", "finetune"))
-        ]  # the weights are drawn already
+        # the weights are drawn already
+        changes = [change for change in changes if not change[0].startswith(("seed", "finetune"))]
         refuse_changes(Path(parent.name), changes, "  leave these keys out")
         return child
 

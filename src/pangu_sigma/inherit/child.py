@@ -207,9 +207,8 @@ class Child:
         at_once = max(1, _ROWS_BYTES // (4 * values.shape[1]))
         for number, slot in enumerate(self.slots):
             draw = np.random.default_rng([self.config.seed, number])
-            draws = (
-                not state and (slot.parent_R < 0).any()
-            )  # else a copy of a large table would draw all of it, to no end
+            # else a copy of a large table would draw all of it, to no end
+            draws = not state and (slot.parent_R < 0).any()
             for first in range(0, len(slot.parent_R), at_once):
                 rows = slot.parent_R[first : first + at_once]
                 shape = len(rows), values.shape[1]

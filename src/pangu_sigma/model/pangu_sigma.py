@@ -156,8 +156,8 @@ class RoutedFFN(nn.Cell):
 
 
 class AddRows(nn.Cell):
-    """Sum of hidden states and scaled rows: construct(x_TH, e_TH, scale) -> x + scale · e. It is a cell, because a pipeline stage is
-    a list of cells: operators of `Layer` itself run on the stage of their inputs, which may be the stage before."""
+    """Sum of hidden states and scaled rows: construct(x_TH, e_TH, scale) -> x + scale · e. It is a cell, because a pipeline stage
+    is a list of cells: operators of `Layer` itself run on the stage of their inputs, which may be the stage before."""
 
     def __init__(self, dtype: ms.Type):
         super().__init__()

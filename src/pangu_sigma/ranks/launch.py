@@ -18,13 +18,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pangu_sigma.errors import argument
-from pangu_sigma.process import child_environment
+from pangu_sigma.process import child_environment, recorded_signals
 from pangu_sigma.ranks.heartbeat import HEARTBEATS_VARIABLE
 from pangu_sigma.ranks.processes import LaunchError, Processes
 from pangu_sigma.ranks.rendezvous import Peers, Stop, listening_socket, rendezvous
@@ -163,7 +162,7 @@ def check_job(job: Job) -> None:
     """Raise LaunchError if this node cannot launch the job."""
     check_numbers(job)
     if shutil.which("msrun", path=_environment(job)["PATH"]) is None:
-        raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install -r requirements.txt")
+        raise LaunchError("msrun is not on PATH; it comes with MindSpore: pip install pangu-sigma")
     if job.devices:
         job.devices.check(job.local)
 
@@ -181,8 +180,13 @@ def check_numbers(job: Job) -> None:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among {job.nodes} nodes: every node runs the same number; use a divisor"
         )
-    if job.devices:
-        _check_devices(job, job.devices)
+    if (devices := job.devices) and job.local > devices.per_node:
+        limit = devices.per_node
+        nodes = next(n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= limit)
+        raise LaunchError(
+            f"{argument('--nodes')} {job.nodes}: the parallel section lays out {job.ranks} ranks, {job.local} on each node, and "
+            f"a server of {devices.title} ({devices.key}) has {limit} NPUs; use {argument('--nodes')} {nodes}, or fewer ranks"
+        )
     for option, value, minimum, maximum in (
         ("--node-rank", job.node, 0, job.nodes - 1),
         ("--master-port", job.port, 1024, 65_534),  # the next one is used too
@@ -191,29 +195,16 @@ def check_numbers(job: Job) -> None:
             raise LaunchError(f"{argument(option)} {value} is not allowed: {minimum} to {maximum}")
 
 
-def _check_devices(job: Job, devices: Devices) -> None:
-    """Raise LaunchError if the job has more ranks per node than a node has devices."""
-    limit = devices.per_node
-    if job.local > limit:
-        nodes = next(n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= limit)
-        raise LaunchError(
-            f"{argument('--nodes')} {job.nodes}: the parallel section lays out {job.ranks} ranks, {job.local} on each node, and "
-            f"a server of {devices.title} ({devices.key}) has {limit} NPUs; use {argument('--nodes')} {nodes}, or fewer ranks"
-        )
-
-
 def _environment(job: Job) -> dict[str, str]:
     """Return the environment of msrun and the ranks. In it the program `python` is this process's Python, and Python does not
     buffer output, so that a rank's log has it at once. Ranks share the cores of their node."""
-    environment = {
+    return {
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.local)),
+        **(job.devices.environment if job.devices else {}),
         **child_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }
-    if job.devices:
-        environment = {**job.devices.environment, **environment}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.local)))
-    return environment
 
 
 def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
@@ -223,15 +214,10 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
         folder = job.logs / peers.folder
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("node %d: %d ranks, logs in %s", job.node, job.local, folder)
+        environment = _environment(job) | {HEARTBEATS_VARIABLE: str(folder)}
         with (
-            _recorded_signals() as signals,
-            Processes(
-                job.msrun(folder),
-                _environment(job) | {HEARTBEATS_VARIABLE: str(folder)},
-                job.gate,
-                folder,
-                job.ranks_here,
-            ) as processes,
+            recorded_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+            Processes(job.msrun(folder), environment, job.gate, folder, job.ranks_here) as processes,
         ):
             watchdog = Watchdog(folder, job.hang_timeout)
             follower = _Follower(processes.log_path("rank 0") if job.node == 0 else Path(os.devnull))
@@ -254,7 +240,7 @@ def _watch(
     follower: _Follower,
 ) -> Stop | None:
     """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None.
-    node: number of this node. signals: `_recorded_signals`."""
+    node: number of this node. signals: that ask this launcher to stop."""
     is_reported = False
     while not peers.all_done:
         request = Stop(f"node {node} ({socket.gethostname()}) got {signals[-1].name}", 0) if signals else None
@@ -304,21 +290,6 @@ def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float
     for failure in failures:
         logger.warning("%s when it was to end", failure)
     return not failures and not processes.running_names
-
-
-@contextmanager
-def _recorded_signals() -> Iterator[list[signal.Signals]]:
-    """Yield a list to which signals that ask the launcher to stop add themselves in a `with` statement, instead of ending it."""
-    received: list[signal.Signals] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:  # a signal that is ignored stays ignored: `nohup` means it
-            signal.signal(number, lambda number, _: received.append(signal.Signals(number)))
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class _Follower:

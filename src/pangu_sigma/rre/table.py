@@ -241,9 +241,8 @@ def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.rand
     load = np.zeros(experts)
     for token in order[wide]:
         width = int(spread_V[token])
-        heaviest_from_E = np.max(
-            [np.roll(load, -i) for i in range(width)], axis=0
-        )  # of the `width` experts from each one on
+        # of the `width` experts from each one on
+        heaviest_from_E = np.max([np.roll(load, -i) for i in range(width)], axis=0)
         first[token] = heaviest_from_E.argmin()
         load[(first[token] + np.arange(width)) % experts] += counts_V[token] / width
     lightest_first = [(carried, expert) for expert, carried in enumerate(load.tolist())]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from pangu_sigma.config import ConfigError
-from pangu_sigma.config_file import validated
+from pangu_sigma.config_file import override, validated
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError, argument
 from pangu_sigma.generate.chat_template import ChatTemplate, Role
@@ -74,8 +74,6 @@ class Chat:
             return self.command(word, argument_text.strip())
         except (ApiError, UserError) as error:
             self.say(error.detail if isinstance(error, ApiError) else str(error))
-        except ValueError:
-            self.say(f"{line}: a number is wanted")
         return True
 
     def answer(self, text: str) -> None:
@@ -104,7 +102,7 @@ class Chat:
             case "/system":
                 self.system, self.messages = value, []
             case "/temperature":
-                self.sampling = validated(Sampling, {"temperature": float(value)})
+                self.sampling = validated(Sampling, override({}, [f"temperature={value}"]))
             case "/domain" if value:
                 self.domain, self.messages = self.domains.named(value), []
             case "/domain":

@@ -97,7 +97,7 @@ class Tokenizer:
             except RuntimeError:  # SentencePiece's, which does not say why
                 if half := HALF_PAIR.search(run.text):
                     raise DataError(
-                        f"text has half a surrogate pair, {half[0]!r}, no character; take it out or decode the text anew"
+                        f"text has half a surrogate pair, {half[0]!r}, or a byte that is not UTF-8; take it out or decode anew"
                     ) from None
                 raise
         return np.concatenate(ids)

@@ -34,9 +34,8 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
     Raises ConfigError if it cannot be made, or if `folder` exists, before the block or after it.
     """
     check_absent(folder)
-    ancestor = next(
-        path for path in folder.absolute().parents if path.exists()
-    )  # a block that fails leaves no new folder
+    # a block that fails leaves no new folder
+    ancestor = next(path for path in folder.absolute().parents if path.exists())
     try:
         temporary = tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{folder.name}-")
     except OSError as error:

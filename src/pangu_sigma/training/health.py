@@ -196,9 +196,8 @@ def check_health(
     not_finite = unhealthy_arrays(setup, active_A if health.stuck_domain is None else None)
     log.write("unhealthy", step=step, tensors=[asdict(array) for array in not_finite])
     own_texts = "\n".join(describe(not_finite, run.identity.config))
-    unhealthy = dict.fromkeys(
-        text for of_rank in setup.ranks.texts(own_texts) for text in of_rank.splitlines()
-    )  # replicas have the same
+    # replicas have the same
+    unhealthy = dict.fromkeys(text for of_rank in setup.ranks.texts(own_texts) for text in of_rank.splitlines())
     if unhealthy:
         texts = "\n  ".join(unhealthy)
         raise UnhealthyRun(

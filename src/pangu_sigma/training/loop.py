@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from pangu_sigma.data.prepared import SPLITS, read_prepared_tokenizer
 from pangu_sigma.held_out.batches import samples_of_evaluation
 from pangu_sigma.held_out.evaluator import Evaluator
 from pangu_sigma.optimizer.update import Schedule
-from pangu_sigma.process import gc_frozen
+from pangu_sigma.process import gc_frozen, recorded_signals
 from pangu_sigma.ranks.heartbeat import Heartbeat
 from pangu_sigma.ranks.layout import layers_of_stage
 from pangu_sigma.ranks.ranks import Ranks
@@ -309,7 +308,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     span = trainer.timeline.span
     for remark in _remarks(trainer) if ranks.first else ():
         logger.warning("%s", remark)
-    with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
+    with gc_frozen(), recorded_signals(signal.SIGTERM) as signals, log, trainer.saver, trainer.timeline:
         log.changes(start, trainer.changes)
         if start == 0:
             _evaluate(trainer, evaluator, log)
@@ -324,9 +323,8 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
                 if trainer.health.needs_check:
                     trainer.complete_save()  # it may be the checkpoint to go back to
                 check_health(trainer.health, trainer.setup, trainer.run, step, batch.active_A, log)
-            if on_step is not None and on_step(metrics) is True:
-                stop.set()
-            stops, ready = ranks.sum(np.array([stop.is_set(), trainer.saver.is_ready], np.float32))
+            must_stop = (on_step is not None and on_step(metrics) is True) or bool(signals)
+            stops, ready = ranks.sum(np.array([must_stop, trainer.saver.is_ready], np.float32))
             stopped = bool(stops)
             if ready == ranks.world:
                 with trainer.log_disk_errors():
@@ -382,20 +380,3 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
         log.write("rows", step=step, entries=dict(enumerate(rows.figures())), scales=scales)
     if best is not None:
         best.take(step, losses, has_held_out)
-
-
-@contextmanager
-def stop_request() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets in a `with` statement, instead of ending the process.
-
-    Python lets only the main thread handle signals. In another thread the event is never set.
-    """
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: requested.set())
-    try:
-        yield requested
-    finally:
-        signal.signal(signal.SIGTERM, before)

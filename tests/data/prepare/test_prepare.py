@@ -206,8 +206,16 @@ def test_token_files_are_on_the_disk_before_their_pass_has_a_result(text, tmp_pa
 def test_an_output_that_cannot_be_is_refused_before_any_work(text, tmp_path, config, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_text", None)
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(DataError, match=r"cannot make .*: .*/file/\.out\.stage: Not a directory; a file is where"):
         prepare(config, [text], tmp_path / "file" / "out")
+
+
+def test_the_working_folder_is_not_replaced(text, tmp_path, config, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setattr("pangu_sigma.data.prepare.prepare.read_text", None)
+    with pytest.raises(ConfigError, match=r"data\.path=\. is the working folder"):
+        prepare(config, [text], Path())
 
 
 NAMES = ["en/train.bin", "zh/held_out.idx", "tokenizer/english.model", "en/rows.npy", "zh/hashes", "zh/manifest.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -16,7 +17,8 @@ import pytest
 
 from experiments.tiny import tiny_config
 from pangu_sigma.data.prepare.executors import LocalProcesses, StageError
-from pangu_sigma.data.prepare.stage import Passes, Stage, Work, staged, tables_of
+from pangu_sigma.data.prepare.stage import Passes, Stage, Work, stage_folder, staged, tables_of
+from pangu_sigma.errors import DataError
 from pangu_sigma.writable import NotWritable
 
 
@@ -135,6 +137,24 @@ def test_a_missing_file_of_a_stage_is_named_with_the_way_on(tmp_path):
         staged(tmp_path / "out", removed=True) as stage,
     ):
         stage.read("encode/000000")
+
+
+def test_the_file_that_failed_is_named(tmp_path):
+    denied = OSError(errno.EACCES, "Permission denied", "english.model")
+    message = f"cannot make {tmp_path}/out, where nothing was changed: english.model: Permission denied; change its permissions"
+    with pytest.raises(DataError, match=message), staged(tmp_path / "out", removed=True):
+        raise denied
+    full = (
+        f": {tmp_path}/.out.stage: No space left; free space on that disk; what is done stays in {tmp_path}/.out.stage,"
+    )
+    with pytest.raises(DataError, match=full), staged(tmp_path / "out", removed=True):
+        raise OSError(errno.ENOSPC, "No space left")  # a write names no file
+
+
+def test_the_stage_of_the_working_folder_is_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert stage_folder(Path()) == tmp_path.parent / f".{tmp_path.name}.stage"
+    assert stage_folder(Path("out")) == tmp_path / ".out.stage"
 
 
 def test_a_stage_is_the_users_alone_whatever_the_umask_and_stays_unless_all_is_done(tmp_path, caplog):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from ascend_ops.errors import BuildError
 from pangu_sigma.npu.plan.cann_stub import _linked_source, ascend_environment, build_cann_stub
 
 
@@ -14,6 +17,16 @@ def test_a_constructor_clears_its_object_and_all_else_returns_zero():
     assert "long _ZN2ge5ShapeC1Ev(void *self) { memset(self, 0, 16); return (long)self; }" in source
     assert "long _ZN2ge8OperatorC1Ev(void *self) { memset(self, 0, 24); return (long)self; }" in source
     assert "long _ZN2ge5Graph7AddNodeEv(void) { return 0; }" in source
+
+
+def test_a_machine_without_a_tool_is_told_what_to_install(tmp_path, monkeypatch):
+    for tool in ("gcc", "g++", "strings"):
+        (tmp_path / tool).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PANGU_SIGMA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(BuildError, match=r"need nm, c\+\+filt on PATH; install gcc, g\+\+ and binutils"):
+        build_cann_stub()
+    assert not [*(tmp_path / "cache").iterdir()]
 
 
 def test_the_environment_names_the_rank_and_finds_the_stand_ins():

@@ -18,6 +18,7 @@ from pangu_sigma.config_file import load_config
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.plan.cost import step_time
 from pangu_sigma.npu.plan.memory import host_items, host_peak, npu_items
+from pangu_sigma.npu.plan.plan import make_plan
 from pangu_sigma.npu.plan.suggest import fastest_layouts, fits, least_devices, suggest_layout, what_fits, with_parallel
 from pangu_sigma.sections import ParallelConfig
 
@@ -197,3 +198,5 @@ def test_smaller_moments_are_suggested_where_only_the_host_is_short():
 def test_a_number_beyond_any_cluster_is_refused_at_once():
     with pytest.raises(ConfigError, match="devices 1000000000: at most 1,048,576 are planned"):
         suggest_layout(shipped("sigma_tiny"), 10**9)
+    with pytest.raises(ConfigError, match="devices 10000000000: at most 1,048,576 are planned"):
+        make_plan(shipped("sigma_tiny"), 10**10)  # a plan tries layouts first

@@ -256,6 +256,8 @@ def _conflict(config: Config, output: Path, decisive: dict[str, Any]) -> str:
     """
     if not _has_content(output):
         refuse_link(output)
+        if output.exists() and output.samefile("."):
+            raise ConfigError(f"data.path={output} is the working folder, which is not replaced; name a folder in it")
         return ""
     refuse_older(output)
     if not any(output.glob("*/manifest.json")):

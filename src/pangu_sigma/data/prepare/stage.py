@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from pangu_sigma.config import Config
 from pangu_sigma.data.prepare.executors import Executor, StageError
 from pangu_sigma.domains import Domains, domains_of
-from pangu_sigma.errors import DataError
+from pangu_sigma.errors import DataError, in_words
 from pangu_sigma.process import gc_disabled
 from pangu_sigma.writable import NotWritable, folder_lock, refuse_link
 
@@ -140,7 +140,8 @@ class Stage:
 
 def stage_folder(output: Path) -> Path:
     """Return the folder of the stage of a preparation of `output`."""
-    return output.with_name(f".{output.name.lstrip('.')}.stage")
+    output = output.absolute()  # the working folder has a name, too
+    return output.parent / f".{output.name.lstrip('.')}.stage"
 
 
 @contextmanager
@@ -166,8 +167,8 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
         if isinstance(error, FileNotFoundError) and folder in Path(error.filename or "").parents:
             raise StageError(f"{error.filename}: is missing from the stage; remove {folder} and call again") from error
         stays = f"; {remark}" if folder.exists() else ""
-        untouched = "" if output.exists() else "; nothing was changed there"
-        raise DataError(f"cannot write {output}: {error.strerror or error}{untouched}{stays}") from error
+        untouched = "" if output.exists() else ", where nothing was changed"
+        raise DataError(f"cannot make {output}{untouched}: {in_words(error, folder)}{stays}") from error
     except NotWritable:  # what the stage has is another process's
         raise
     except BaseException:  # Ctrl-C, too

@@ -104,6 +104,6 @@ def plugin(host: Host) -> Check:
     installed = Path(spec.origin).parent if spec and spec.origin else Path("mindspore")
     folder = (host.mindspore or installed) / "lib" / "plugin"
     if not any(folder.glob("libmindspore_ascend.so*")):
-        fix = "install the wheel of MindSpore for this CPU and Python that has it: pip install -r requirements.txt"
+        fix = "install the wheel of MindSpore for this CPU and Python that has it: pip install pangu-sigma"
         return failed(f"MindSpore has no plugin for Ascend in {folder}", fix)
     return passed(f"in {folder}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import re
+import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -30,6 +31,7 @@ _LIBRARIES = (
 )
 """Libraries that the plugin loads, by blanks."""
 
+_TOOLS = ("gcc", "g++", "nm", "strings", "c++filt")
 _DLSYM_NAME = re.compile(r"(acl\w*|hal[A-Z]\w+|Hccl\w+|Hcom\w+)")
 """Symbols that the plugin looks up with dlsym when it loads."""
 
@@ -110,7 +112,9 @@ def build_cann_stub() -> Path:
 
 
 def _build(root: Path) -> None:
-    """Compile the libraries into `root`: functions that return 0, and the few that MindSpore really calls."""
+    """Compile the libraries into `root`: functions that return 0, and the few that MindSpore really calls. Raises BuildError."""
+    if missing_tools := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        raise BuildError(f"CANN stand-ins need {', '.join(missing_tools)} on PATH; install gcc, g++ and binutils")
     lib64, work, acl = root / "cann/lib64", root / "build", root / "cann/include/acl"
     for folder in (lib64 / "driver", root / "cann/opp", acl, work):
         folder.mkdir(parents=True)

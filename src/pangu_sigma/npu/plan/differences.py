@@ -9,16 +9,18 @@ from typing import Any
 from pangu_sigma.config import Config
 from pangu_sigma.npu.cuts import Array, arrays_of_step
 from pangu_sigma.npu.plan.compile import Compiled, compile_step
-from pangu_sigma.npu.plan.plan import laid_out, make_plan
+from pangu_sigma.npu.plan.plan import make_plan
+from pangu_sigma.npu.plan.suggest import with_parallel
 from pangu_sigma.npu.plan.traffic import CollectiveCalls, collectives
 
 
 def compile_plan(config: Config, devices: int) -> dict[str, Any]:
     """Return the plan of `make_plan`, with the step of each stage's first rank compiled, and the differences between plan and step;
     do not trust a plan with differences. Raises the errors of `make_plan` and `compile_step`."""
-    planned = laid_out(config, devices)
+    plan = make_plan(config, devices)
+    planned = with_parallel(config, **plan["parallel"])
     ranks = range(0, devices, planned.parallel.stage_ranks)
-    return make_plan(config, devices) | compiled_sections(planned, [compile_step(planned, rank) for rank in ranks])
+    return plan | compiled_sections(planned, [compile_step(planned, rank) for rank in ranks])
 
 
 def compiled_sections(config: Config, steps: list[Compiled]) -> dict[str, Any]:

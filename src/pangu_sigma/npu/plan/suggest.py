@@ -38,7 +38,10 @@ class TimedLayout(NamedTuple):
 def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
     """Return every layout on `devices` NPUs that fits, the fastest first. Ties go to fewer bytes sent, then to less memory. All
     axes are tried except stages, which stay as configured if they divide `devices` and are 1 otherwise: their benefit depends on
-    train.accumulation, which is set with them. Recompute is tried on and off. A tensor group is at most as large as a host."""
+    train.accumulation, which is set with them. Recompute is tried on and off. A tensor group is at most as large as a host. Raises
+    ConfigError for more NPUs than are planned."""
+    if devices > MOST_RANKS:
+        raise ConfigError(f"{argument('--devices')} {devices}: at most {MOST_RANKS:,} are planned")
     ranked = []
     for planned in _layouts(config, devices):
         if fits(planned):
@@ -57,8 +60,6 @@ def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | No
     layouts: the result of `fastest_layouts`, if it is known. Raises ConfigError if `devices` cannot be laid out, and names the
     nearest numbers that can.
     """
-    if devices > MOST_RANKS:
-        raise ConfigError(f"{argument('--devices')} {devices}: at most {MOST_RANKS:,} are planned")
     layouts = fastest_layouts(config, devices) if layouts is None else layouts
     if layouts:
         return layouts[0].parallel

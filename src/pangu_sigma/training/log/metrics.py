@@ -132,9 +132,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         )
         self._folder, self._refused = folder / TENSORBOARD, False
         self._board: EventsWriter | None = None
-        self._write_events(
-            Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
-        )  # hides older points
+        # it hides older points
+        self._write_events(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
         if self._fresh:
             begins = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
             line = {"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins}
