@@ -76,7 +76,7 @@ class _Link:
             data = self._connection.recv(1 << 16)
             *lines, self._incomplete_line = (self._incomplete_line + data).split(b"\n")
             messages = [json.loads(line) for line in lines]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         are_objects = all(isinstance(message, dict) for message in messages)
         return messages if data and are_objects and len(self._incomplete_line) < _LONGEST_MESSAGE else None
@@ -211,7 +211,8 @@ class _MeetingPoint:
             if isinstance(ready, _Link):
                 self._read_link(ready)
             else:
-                self._links.append(_Link(ready.accept()[0]))
+                with contextlib.suppress(OSError):  # a port scanner resets at once
+                    self._links.append(_Link(ready.accept()[0]))
 
     def _read_link(self, link: _Link) -> None:
         """Read the messages of a launcher's connection, and register its node; remove the connection if it was closed."""
@@ -220,8 +221,9 @@ class _MeetingPoint:
             link.close()
             self._links.remove(link)
         for message in messages or []:
-            if message.keys() == {"node", "host", "facts"}:  # anything else is not a launcher's
-                self._register(link, **message)
+            match message:  # anything else is not a launcher's
+                case {"node": int(node), "host": str(host), "facts": dict(facts)}:
+                    self._register(link, node, host, facts)
 
     def _register(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
         """Register a node. Its number, if it is wrong or taken, and facts in which it differs become problems."""
