@@ -100,12 +100,13 @@ def test_whoever_else_connects_disturbs_nothing():
                 assert visitor.result().folder == "folder"
 
 
-def test_a_connection_that_is_reset_before_it_is_accepted_is_none():
+def test_a_connection_that_is_reset_before_it_is_accepted_is_forgotten():
     meeting_point = _MeetingPoint(2, FACTS, "folder", PATIENCE)
     with socket.create_server(("127.0.0.1", 0)) as server:
         with socket.create_connection(server.getsockname()) as scanner:
             scanner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        meeting_point._accept_and_read(server)
+        for _ in ("accepts it", "reads it"):
+            meeting_point._accept_and_read(server)
     assert meeting_point._links == []
 
 

@@ -68,7 +68,7 @@ class Processes:
         self._logs, self._ranks = logs, ranks
         self._gate = _lock_gate(gate)
         launcher = psutil.Process()
-        self._foreign_sessions = set(_sessions([launcher, *launcher.children(recursive=True)]).values())
+        self._foreign_sessions = {None, *map(_session, (launcher, *launcher.children(recursive=True)))}
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
         with open(self.log_path(_MSRUN), "wb") as output:
             # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
@@ -144,14 +144,13 @@ class Processes:
 
     def _children(self) -> list[psutil.Process]:
         """Return the children of the launcher that descend from `msrun`, also those that have ended."""
-        sessions = _sessions(psutil.Process().children())
-        return [child for child, session in sessions.items() if session not in self._foreign_sessions]
+        return [child for child in psutil.Process().children() if _session(child) not in self._foreign_sessions]
 
     def _wait_for(self, pids: list[int]) -> list[tuple[str, int]]:
         """Remove the children that have ended. Returns names and exit statuses of those with a name."""
         statuses = []
         for pid in pids:
-            ended_pid, status = os.waitpid(pid, os.WNOHANG)  # not any child: the status of a user's process is the user's
+            ended_pid, status = os.waitpid(pid, os.WNOHANG)  # of -1 it would take the status of a user's process
             if ended_pid and (name := self._names.pop(pid, None)):
                 statuses.append((name, os.waitstatus_to_exitcode(status)))
                 if name == _MSRUN:
@@ -193,10 +192,8 @@ def _lock_gate(gate: Path) -> IO[str]:
     return file
 
 
-def _sessions(processes: list[psutil.Process]) -> dict[psutil.Process, int]:
-    """Return the numbers of the processes' sessions."""
-    sessions = {}
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):  # another thread has waited for it
-            sessions[process] = os.getsid(process.pid)
-    return sessions
+def _session(process: psutil.Process) -> int | None:
+    """Return the number of a process's session; None if the process has ended and its parent knows."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(process.pid)
+    return None

@@ -55,7 +55,7 @@ class _Link:
         self._connection, self._incomplete_line = connection, b""
         self.unread: list[dict[str, Any]] = []
         """Messages that came together with the last one of the rendezvous; `receive` returns them next."""
-        self.node, self.host = -1, connection.getpeername()[0]
+        self.node, self.host = -1, ""  # until the launcher at the other end has sent them
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -211,8 +211,7 @@ class _MeetingPoint:
             if isinstance(ready, _Link):
                 self._read_link(ready)
             else:
-                with contextlib.suppress(OSError):  # a port scanner resets at once
-                    self._links.append(_Link(ready.accept()[0]))
+                self._links.append(_Link(ready.accept()[0]))
 
     def _read_link(self, link: _Link) -> None:
         """Read the messages of a launcher's connection, and register its node; remove the connection if it was closed."""
