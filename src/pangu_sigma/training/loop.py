@@ -87,7 +87,6 @@ class Trainer:
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.setup = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.setup.network, self.setup.store, self.setup.step
-        self.shards = self.setup.shards
         self.step.set_train()
         with self.ranks.fail_together(f"reading {config.data.path}"):
             path, vocabulary = Path(config.data.path), run.tokenizer.size
