@@ -311,6 +311,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     with gc_frozen(), stop_request() as stop, log, trainer.saver, trainer.timeline:
         log.changes(start, trainer.changes)
         if start == 0:
+            trainer.heart.beat("the evaluation before step 1")
             _evaluate(trainer, evaluator, log)
         stopped = False
         while not trainer.finished and not stopped:
