@@ -376,7 +376,7 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
     losses = evaluator.losses() if has_held_out or step == 0 or trainer.finished else {}
     if has_held_out:
         log.evaluation(step, losses)
-    if rows := trainer.store.rows:
+    if trainer.ranks.first and (rows := trainer.store.rows):
         first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
         scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
         log.write("rows", step=step, entries=dict(enumerate(rows.figures())), scales=scales)
