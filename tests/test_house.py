@@ -35,7 +35,7 @@ BUDGETS = {
     "model": 373,
     "npu": 2347,
     "optimizer": 97,
-    "ranks": 945,
+    "ranks": 946,
     "rre": 411,
     "serve": 1027,
     "stored": 673,

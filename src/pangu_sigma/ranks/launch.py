@@ -328,7 +328,8 @@ class _Follower:
     def __init__(self, log: Path):
         self._log, self._at = log, 0
         # as ranks encode it; bytes that are no text become ASCII, which every stream can write
-        self._decoder = codecs.getincrementaldecoder(sys.stdout.encoding or "utf-8")("backslashreplace")
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        self._decoder = codecs.getincrementaldecoder(encoding)("backslashreplace")
 
     def copy(self) -> None:
         if self._log.exists():
