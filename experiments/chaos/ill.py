@@ -142,10 +142,10 @@ def _do(trainer: Any, what: str) -> None:
     elif what == "inf_in_moment_of_dense":
         trainer.step.dense.variances[dense[id(trainer.network.norm.gain)]].asnumpy()[3] = np.inf
     elif what == "inf_in_moment_of_expert":
-        trainer.shards["experts_layer_0"]["w1.variance"].asnumpy()[first["en"], 0, 0] = np.inf
+        trainer.setup.shards["experts_layer_0"]["w1.variance"].asnumpy()[first["en"], 0, 0] = np.inf
     elif what != "overflow_without_end":
         value = np.nan if what.startswith("nan") else np.inf
-        trainer.shards["experts_layer_0"]["w1"].asnumpy()[first[what.rpartition("_")[2]]] = value
+        trainer.setup.shards["experts_layer_0"]["w1"].asnumpy()[first[what.rpartition("_")[2]]] = value
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _trainer(work: Path) -> Trainer:
 
 def _snapshot(trainer: Trainer) -> dict[str, np.ndarray]:
     """Copies of everything that a step may change."""
-    return {f"{s}/{n}": p.asnumpy().copy() for s, held in trainer.shards.items() for n, p in held.items()}
+    return {f"{s}/{n}": p.asnumpy().copy() for s, held in trainer.setup.shards.items() for n, p in held.items()}
 
 
 def _one_process(work: Path, where: str, number: int, folder: Path) -> str:
@@ -108,7 +108,7 @@ def taken():
 
 def digest():
     held = hashlib.sha256()
-    for shard, parameters in trainer.shards.items():
+    for shard, parameters in trainer.setup.shards.items():
         if shard != "loss_scale":
             for name, parameter in parameters.items():
                 held.update(parameter.asnumpy().tobytes())

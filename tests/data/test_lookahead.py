@@ -71,3 +71,24 @@ def test_an_error_of_the_thread_reaches_the_caller(folder: Path, monkeypatch: py
     with pytest.raises(DataError, match="domain d1"):
         for _ in range(4):
             feed.take()
+
+
+def test_an_error_of_the_batch_after_this_one_is_raised_where_that_is_to_be_taken(folder: Path, monkeypatch):
+    """A run whose last batch is whole ends, whatever comes behind it in the text."""
+    source, expected, cursor = batches(folder), batches(folder), Cursor([0] * 4)
+    assemble, numbers = source.next, iter(range(1, 9))
+
+    def fail_third(cursor: Cursor) -> Batch:
+        if next(numbers) == 3:
+            raise DataError("domain d1: token id 5 has no row")
+        return assemble(cursor)
+
+    monkeypatch.setattr(source, "next", fail_third)
+    feed = Lookahead(source, Cursor([0] * 4))
+    first, second = expected.next(cursor), expected.next(cursor)
+    batch, _, coming = feed.take()
+    assert same(batch, first) and same(coming, second)
+    batch, at, coming = feed.take()
+    assert same(batch, second) and coming is batch and at == cursor
+    with pytest.raises(DataError, match="domain d1"):
+        feed.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from helpers.strangers import strangers
 from experiments.chaos.launched import PATIENCE, Launched, eventually, free_port, launched
 from pangu_sigma.chips import CHIP_DATA
 from pangu_sigma.npu.host.environment import devices_of
-from pangu_sigma.ranks.launch import Job, check_job, check_ports, dry_run
+from pangu_sigma.ranks.launch import Job, _Follower, check_job, check_ports, dry_run
 from pangu_sigma.ranks.processes import LaunchError
 
 SCRIPTS = Path(__file__).parents[2] / "run_scripts"
@@ -89,6 +90,19 @@ def test_output_of_rank_0_is_shown_and_nothing_in_the_users_folder_is_executed(t
         assert it.wait() == 0, it.errors
         assert it.left() == []
     assert (executed(), it.output, it.texts(1)) == ([], "rank 0 of 2\n", ["rank 1 of 2\n"])
+
+
+def test_output_is_shown_where_standard_output_takes_text_alone(tmp_path):
+    """As in a notebook. A character may be written in two parts, and a byte may be none."""
+    log = tmp_path / "worker_0.log"
+    with redirect_stdout(io.StringIO()) as output:
+        follower = _Follower(log)
+        follower.copy()
+        for part in (b"loss\xe4\xb8", b"\xad\n", b"\xff|\n"):
+            with log.open("ab") as file:
+                file.write(part)
+            follower.copy()
+    assert output.getvalue() == "loss中\n\\xff|\n"
 
 
 def test_what_only_the_user_can_mend_is_not_started_again(tmp_path):

@@ -95,10 +95,10 @@ def test_ranks_agree_in_one_collective():
     assert ranks.sums == 1
 
 
-@pytest.mark.parametrize("started", [None, "4"])
+@pytest.mark.parametrize("started", [None, "", "4"])
 def test_another_number_of_ranks_than_laid_out_is_refused_naming_both(monkeypatch, started):
     monkeypatch.delenv("MS_WORKER_NUM", raising=False)
-    if started:
+    if started is not None:
         monkeypatch.setenv("MS_WORKER_NUM", started)
     with pytest.raises(ConfigError, match=rf"lays out 6 ranks .*groups=3.*data=2.*but {started or 1} were started"):
         connect(ParallelConfig(groups=3, data=2))

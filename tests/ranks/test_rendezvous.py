@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 
 from experiments.chaos.launched import PATIENCE, eventually, free_port
 from pangu_sigma.ranks.processes import LaunchError
-from pangu_sigma.ranks.rendezvous import Peers, Stop, rendezvous
+from pangu_sigma.ranks.rendezvous import Peers, Stop, _MeetingPoint, rendezvous
 
 FACTS = {"train.steps": "100", "vocabulary": "ab12"}
 
@@ -88,13 +89,25 @@ def test_whoever_else_connects_disturbs_nothing():
     port = free_port()
     with ThreadPoolExecutor(2) as pool:
         host = pool.submit(rendezvous, 0, 2, "127.0.0.1", port, FACTS, "folder", PATIENCE)
-        for greeting in (b"", b"GET / HTTP/1.1\r\n\r\n", b"7\n", b'{"node": 1}\n'):
+        wrong_types = b'{"node": "1", "host": "h", "facts": {}}\n', b'{"node": 1, "host": "h", "facts": [1]}\n'
+        nested = b"[" * 100_000 + b"\n"
+        for greeting in (b"", b"GET / HTTP/1.1\r\n\r\n", b"7\n", b'{"node": 1}\n', *wrong_types, nested):
             with eventually(lambda: connected(port)) as stranger:
                 stranger.sendall(greeting)
         with eventually(lambda: connected(port)):  # stays, and says nothing
             visitor = pool.submit(rendezvous, 1, 2, "127.0.0.1", port, FACTS, "", PATIENCE)
             with host.result(), visitor.result():
                 assert visitor.result().folder == "folder"
+
+
+def test_a_connection_that_is_reset_before_it_is_accepted_is_forgotten():
+    meeting_point = _MeetingPoint(2, FACTS, "folder", PATIENCE)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as scanner:
+            scanner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for _ in ("accepts it", "reads it"):
+            meeting_point._accept_and_read(server)
+    assert meeting_point._links == []
 
 
 def connected(port: int) -> socket.socket | None:

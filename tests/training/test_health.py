@@ -19,7 +19,7 @@ from mindspore import Parameter, Tensor
 
 from experiments.chaos import rank_processes
 from experiments.chaos.runs import digests
-from experiments.tiny import SAVED_AT, STEPS, tiny_config, tiny_tree
+from experiments.tiny import SAVED_AT, STEPS, TINY_ROWS, tiny_config, tiny_tree
 from pangu_sigma.checkpoint.checkpoint import UnhealthyState, way_on
 from pangu_sigma.checkpoint.not_finite import describe
 from pangu_sigma.ranks.ranks import SINGLE_PROCESS
@@ -154,7 +154,7 @@ def patient(graph_mode, tiny_data, tiny_run, tmp_path_factory) -> Trainer:
 @pytest.fixture
 def well(patient: Trainer) -> Iterator[Trainer]:
     """The patient, whose state is put back after the test."""
-    parameters = [p for shard in patient.shards.values() for p in shard.values()]
+    parameters = [p for shard in patient.setup.shards.values() for p in shard.values()]
     kept = [p.asnumpy().copy() for p in parameters]
     patient.health = Health(patient.config.train, [d.name for d in patient.config.domains])
     yield patient
@@ -185,7 +185,7 @@ def poison(parameter: Parameter, row: int, value: float) -> None:
     ],
 )
 def test_a_value_that_is_not_finite_stops_the_run_by_name(well, shard, name, row, value, named):
-    poison(well.shards[shard][name], row, value)
+    poison(well.setup.shards[shard][name], row, value)
     with pytest.raises(UnhealthyRun) as stopped:
         step_and_examine(well, 12)
     saved = str(well.run.checkpoints / f"step_{SAVED_AT:08d}")
@@ -202,12 +202,14 @@ def test_a_value_that_is_not_finite_stops_the_run_by_name(well, shard, name, row
 )
 def test_a_variance_that_is_infinite_shows_in_no_step_and_stops_the_run_at_its_next_save(well, shard, name, row, named):
     """The weight only decays, which no loss tells; so a bound on the steps until then is train.checkpoint_interval."""
-    variances = well.shards["dense_optimizer" if shard == "dense" else shard][f"{name}.variance"]
+    variances = well.setup.shards["dense_optimizer" if shard == "dense" else shard][f"{name}.variance"]
     poison(variances, row, math.inf)
     last = (row, *(-1 for _ in variances.shape[1:]))
-    before = float(well.shards[shard][name].asnumpy()[last])
+    before = float(well.setup.shards[shard][name].asnumpy()[last])
     step_and_examine(well, 4)
-    assert well.shards[shard][name].asnumpy()[last] == pytest.approx(before, rel=1e-3), "a step of Adam is far larger"
+    assert well.setup.shards[shard][name].asnumpy()[last] == pytest.approx(before, rel=1e-3), (
+        "a step of Adam is far larger"
+    )
     with pytest.raises(UnhealthyState, match=named):
         well.save()
     assert f"all finite is {well.run.checkpoints / f'step_{SAVED_AT:08d}'}" in way_on(
@@ -221,7 +223,7 @@ def test_a_run_whose_values_are_all_finite_is_left_alone(well):
 
 
 def test_all_experts_are_looked_at_unless_some_are_asked_for(well):
-    poison(well.shards["experts_layer_1"]["w1"], 4, math.nan)
+    poison(well.setup.shards["experts_layer_1"]["w1"], 4, math.nan)
     assert unhealthy_arrays(well.setup, np.array([[0, 1, 6, 6], [0, 5, 6, 6]])) == []
     assert [array.experts for array in unhealthy_arrays(well.setup)] == [(4,)]
 
@@ -229,13 +231,23 @@ def test_all_experts_are_looked_at_unless_some_are_asked_for(well):
 def test_an_expert_is_named_with_its_segment_and_a_common_one_without_a_domain(tiny_data, tmp_path):
     config = tiny_config(tiny_data, model={"segments": ["own", "common"], "common_experts": 7})
     trainer = Trainer(start_run(tmp_path / "run", config))
-    poison(trainer.shards["experts_layer_2"]["w1"], 3, math.nan)
-    poison(trainer.shards["experts_layer_3"]["w2.moment"], 6, math.nan)
+    poison(trainer.setup.shards["experts_layer_2"]["w1"], 3, math.nan)
+    poison(trainer.setup.shards["experts_layer_3"]["w2.moment"], 6, math.nan)
     own, common = unhealthy_arrays(trainer.setup)
     assert (own.name, own.count, common.name, common.count) == ("w1", 1, "w2.moment", 1)
     one, other = describe([own, common], trainer.run.identity.config)
     assert one.endswith("(layer 1, own segment 0, expert 3 of domain en)")
     assert other.endswith("(layer 1, common segment 1, expert 6)")
+
+
+def test_a_row_is_named_with_its_entry(tiny_data, tmp_path):
+    trainer = Trainer(start_run(tmp_path / "run", tiny_config(tiny_data, model={"rows": TINY_ROWS})))
+    assert unhealthy_arrays(trainer.setup) == []
+    weights = np.ones((3, 8), np.float32)
+    weights[2, 5] = np.inf
+    trainer.store.rows.put(1, np.array([7, 40, 4999]), weights)
+    (row,) = unhealthy_arrays(trainer.setup, [np.zeros(0, int)] * 2)
+    assert (row.file, row.name, row.count, row.first) == ("rows_1", "weight", 1, (2, 5))
 
 
 def test_skips_without_an_end_stop_the_run_and_say_what_it_is_not(well):
@@ -262,7 +274,7 @@ def ill(graph_mode, tiny_data, tiny_run, tmp_path_factory) -> Path:
 
     def advance(trainer: Trainer):
         if trainer.progress.step == SAVED_AT + 1:
-            poison(trainer.shards["experts_layer_0"]["w2"], 3, math.nan)
+            poison(trainer.setup.shards["experts_layer_0"]["w2"], 3, math.nan)
         return whole(trainer)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -299,13 +311,13 @@ def test_a_spike_that_is_skipped_changes_nothing_and_without_spikes_the_bits_are
     while trainer.progress.step < STEPS:
         trainer.advance()
     assert digests(trainer.save()) == digests(tiny_run / f"checkpoints/step_{STEPS:08d}")
-    before = {(s, n): p.asnumpy().copy() for s, shard in trainer.shards.items() for n, p in shard.items()}
+    before = {(s, n): p.asnumpy().copy() for s, shard in trainer.setup.shards.items() for n, p in shard.items()}
     updates = trainer.progress.updates
     for domain in trainer.health.domains.values():
         domain.seen, domain.mean, domain.variance = 1000, 0.5, 0.0
     batch, rate, result = trainer.advance()
     assert (float(result.applied.asnumpy()), np.isfinite(result.norm.asnumpy())) == (0.0, True)
-    after = {(s, n): p.asnumpy() for s, shard in trainer.shards.items() for n, p in shard.items()}
+    after = {(s, n): p.asnumpy() for s, shard in trainer.setup.shards.items() for n, p in shard.items()}
     for key, values in before.items():
         assert values.tobytes() == after[key].tobytes(), key
     assert trainer.progress.updates == updates
@@ -330,7 +342,7 @@ from pangu_sigma.training import loop
 def advance(trainer):
     held = trainer.store.segments[0].segment.held.tolist()
     if trainer.progress.step == 2 and 3 in held:
-        trainer.shards["experts_layer_0"]["w1"].asnumpy()[held.index(3), 0, 0] = np.nan
+        trainer.setup.shards["experts_layer_0"]["w1"].asnumpy()[held.index(3), 0, 0] = np.nan
     return whole(trainer)
 
 whole, loop.Trainer.advance = loop.Trainer.advance, advance

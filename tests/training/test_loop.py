@@ -9,34 +9,40 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
 from helpers.edited import stopped_at
 from helpers.losses import held_out_losses
+from helpers.threads import on_ranks
 from mindspore import Tensor
 
 from ascend_ops.adam_worker import AdamWorkerError
 from experiments.chaos.runs import digests
 from experiments.tiny import SAVED_AT, STEPS, tiny_config
 from pangu_sigma.checkpoint import saver as saving
-from pangu_sigma.checkpoint.checkpoint import CheckpointError, UnhealthyState, checkpoints, newest_checkpoint
+from pangu_sigma.checkpoint.checkpoint import CheckpointError, Identity, UnhealthyState, checkpoints, newest_checkpoint
+from pangu_sigma.checkpoint.parts import Part, SavedArray
 from pangu_sigma.checkpoint.run_folder import run_config
 from pangu_sigma.cli import main
-from pangu_sigma.config import ConfigError
+from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.data.batches import BatchLoader, open_samples
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.held_out.run import evaluate_run
 from pangu_sigma.model.declare import as_input
 from pangu_sigma.optimizer.update import Schedule
+from pangu_sigma.ranks.heartbeat import Heartbeat
+from pangu_sigma.ranks.ranks import Ranks
 from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.training.log.metrics import load_max_over_mean, read_metrics
+from pangu_sigma.training import loop
+from pangu_sigma.training.log.metrics import NoLog, load_max_over_mean, read_metrics
 from pangu_sigma.training.loop import Trainer, _remarks, train
-from pangu_sigma.training.start import start_run
+from pangu_sigma.training.start import Progress, start_run
 from pangu_sigma.writable import NotWritable, folder_lock
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -175,7 +181,7 @@ def test_nothing_reads_or_saves_the_experts_of_a_step_that_failed(tiny_data, tin
 def test_any_store_takes_a_checkpoint_of_files(tiny_data, file_run, tmp_path, ecss):
     trainer = Trainer(start_run(stopped_at(file_run, SAVED_AT, tmp_path / "run"), tiny_config(tiny_data, ecss=ecss)))
     assert trainer.progress.step == SAVED_AT
-    saved, loaded = newest_checkpoint(trainer.run.checkpoints).files, trainer.shards
+    saved, loaded = newest_checkpoint(trainer.run.checkpoints).files, trainer.setup.shards
     for shard, arrays in saved.items():
         for name, array in arrays.items():
             assert loaded[shard][name].asnumpy().tobytes() == array.values.tobytes(), name
@@ -281,6 +287,79 @@ def test_a_disk_that_refuses_a_save_is_logged_and_only_the_last_save_ends_the_ru
     train(config, tmp_path / "run")
     latest = f"checkpoints/step_{SAVED_AT:08d}"
     assert digests(tmp_path / "run" / latest) == digests(tiny_run / latest)
+
+
+class Saving(Trainer):
+    """What a rank needs to save an array of its own, without a network."""
+
+    def __init__(self, ranks: Ranks, config: Config, root: Path):
+        self.ranks, self.config, self.best, self.setup, self.heart = ranks, config, None, None, Heartbeat(ranks.rank)
+        self.progress = Progress(Cursor([]), 0, 0)
+        part = SavedArray(Part.of_rows((3, 2), np.array([ranks.rank])), np.zeros((1, 2), np.float32))
+        self.backend = SimpleNamespace(checkpoint_files=lambda _: {f"experts_layer_0.{ranks.rank:05d}": {"w1": part}})
+        self.saver = saving.Saver(root, Identity("", "", {}, ""), 2, ranks=ranks)
+
+    def state(self) -> dict:
+        return {}
+
+
+def test_a_disk_error_of_one_rank_is_logged_there_and_on_rank_0_with_the_next_checkpoint(
+    tiny_data, tmp_path, monkeypatch, caplog
+):
+    """At once after steps 5 and 10, and behind the training after step 5, which step 10 notices: its own save is then the next."""
+    write = saving.write_arrays
+
+    def refusing(path, *rest):
+        if "00002" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *rest)
+
+    monkeypatch.setattr(saving, "write_arrays", refusing)
+    options = tiny_config(tiny_data).train.model_dump() | {"steps": 12, "checkpoint_interval": 5}
+    config = tiny_config(tiny_data, train=options)
+
+    def work(ranks: Ranks) -> None:
+        trainer = Saving(ranks, config, tmp_path / "checkpoints")
+        for behind, step in ((False, 5), (False, 10), (True, 5)):
+            trainer.saver.behind, trainer.progress.step = behind, step
+            trainer.save_in_turn(last=False)
+        trainer.progress.step = 10
+        trainer.complete_save()
+
+    assert on_ranks(3, work) == [None] * 3
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    due_steps = [int(re.search(r"due after step (\d+)", message)[1]) for message in messages]
+    reasons = ["No space left" if "No space left" in message else "on another rank" for message in messages]
+    expected = [(reason, due) for due in (10, 10, 12) for reason in ("No space left", "on another rank")]
+    assert sorted(zip(reasons, due_steps, strict=True)) == sorted(expected)
+    assert all("call the command again if it has ended" in message for message in messages)
+
+
+def test_a_long_evaluation_before_the_first_step_is_named_as_such(tiny_data, tmp_path, monkeypatch):
+    beats = []
+    trainer = Trainer(start_run(tmp_path / "run", tiny_config(tiny_data)), heart=SimpleNamespace(beat=beats.append))
+
+    def hang(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(loop, "_evaluate", hang)
+    with pytest.raises(TimeoutError):
+        loop.train_to_end(trainer)
+    assert beats == ["building the network", "the evaluation before step 1"]
+
+
+def test_only_the_rank_that_writes_the_log_counts_rows(monkeypatch):
+    counted = []
+    rows = SimpleNamespace(figures=lambda: counted.append(1) or [])
+    for first in (True, False):
+        trainer = SimpleNamespace(
+            **{"progress": SimpleNamespace(step=3), "samples": {"held_out": None}, "best": None, "config": None},
+            store=SimpleNamespace(rows=rows),
+            ranks=SimpleNamespace(first=first),
+        )
+        monkeypatch.setattr(loop, "layers_of_stage", lambda *_: [])
+        loop._evaluate(trainer, SimpleNamespace(losses=dict), NoLog())
+    assert counted == [1]
 
 
 def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):

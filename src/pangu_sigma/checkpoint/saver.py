@@ -194,7 +194,7 @@ class Saver:
                 shutil.rmtree(_unfinished(target), ignore_errors=True)
             raise CheckpointError(
                 f"cannot save checkpoint {target}: {error}; earlier checkpoints, if there are any, are unchanged; "
-                "free space on that disk or make the folder writable, then call the command again"
+                "free space on that disk or make the folder writable, and call the command again if it has ended"
             ) from error
 
     def _take(self, files: Files) -> None:

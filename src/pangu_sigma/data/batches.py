@@ -315,11 +315,12 @@ class Lookahead:
         self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
 
     def take(self) -> tuple[Batch, Cursor, Batch]:
-        """Return the next batch, the data position after it, and the following batch. Raises the errors of `BatchLoader.next`."""
+        """Return the next batch, the data position after it, and the following batch; the next batch again if the following one
+        has an error, which the call that is to take it raises. Raises the errors of `BatchLoader.next`."""
         while len(self._coming) < 3:
             self._coming.append(self._thread.submit(self._make))
         batch, cursor = self._coming.popleft().result()
-        return batch, cursor, self._coming[0].result()[0]
+        return batch, cursor, batch if self._coming[0].exception() else self._coming[0].result()[0]
 
     def _make(self) -> tuple[Batch, Cursor]:
         batch = self._batches.next(self._cursor)

@@ -9,6 +9,7 @@ Nothing here needs MindSpore, so that mistakes are reported at once.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import shlex
@@ -293,15 +294,18 @@ def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float
 
 
 class _Follower:
-    """Copies what is added to a rank's log to standard output."""
+    """Copies what is added to a rank's log to standard output, which may be a notebook's or a `StringIO`."""
 
     def __init__(self, log: Path):
         self._log, self._at = log, 0
+        # as ranks encode it; bytes that are no text become ASCII, which every stream can write
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        self._decoder = codecs.getincrementaldecoder(encoding)("backslashreplace")
 
     def copy(self) -> None:
         if self._log.exists():
             with open(self._log, "rb") as file:
                 file.seek(self._at)
-                shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.write(self._decoder.decode(file.read()))
                 self._at = file.tell()
             sys.stdout.flush()

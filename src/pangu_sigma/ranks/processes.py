@@ -3,19 +3,20 @@
 The launcher is a *child subreaper*: a process whose parent ends becomes the launcher's child, not that of process 1. So `msrun`
 only starts the ranks and ends (`--join=False`; if it stayed it would notice a dead rank after half a minute, and leave orphans),
 the kernel reports to the launcher how each of them ended, and no process that they start can escape it.
+
+The launcher may be a user's process (`ps.launch`) with children of its own, which are left alone. Sessions tell them apart: `msrun`
+begins a session, and no process can join one that exists already.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,7 +24,7 @@ from typing import IO
 import psutil
 
 from pangu_sigma.errors import UserError
-from pangu_sigma.ranks.worker import end_with_parent
+from pangu_sigma.ranks.worker import end_with_parent, prctl
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,11 @@ class Processes:
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
         """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""
-        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
         self._logs, self._ranks = logs, ranks
         self._gate = _lock_gate(gate)
+        launcher = psutil.Process()
+        self._foreign_sessions = {None, *map(_session, (launcher, *launcher.children(recursive=True)))}
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
         with open(self.log_path(_MSRUN), "wb") as output:
             # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
             self._msrun = subprocess.Popen(
@@ -85,6 +87,7 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        prctl(_PR_SET_CHILD_SUBREAPER, 0)
         self._gate.close()
 
     @property
@@ -111,13 +114,10 @@ class Processes:
         return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
 
     def failures(self) -> list[FailedProcess]:
-        """Return the processes that failed since the last call, in the order in which Linux reports them."""
+        """Return the processes that failed since the last call."""
         failures = []
-        for pid, status in _ended_children():
-            name = self._names.pop(pid, None)
-            if name == _MSRUN:
-                self._msrun.returncode = status
-            if name is not None and status != 0:
+        for name, status in self._wait_for(list(self._names)):
+            if status != 0:
                 failures.append(FailedProcess(name, status))
             elif name == _MSRUN:
                 failures += [FailedProcess(missing, None) for missing in self._adopt()]
@@ -130,24 +130,37 @@ class Processes:
                 os.kill(pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill all descendant processes, and wait until they are gone, or log an error after _KILL_SECONDS."""
+        """Kill all descendants of `msrun`, and wait until they are gone, or log an error after _KILL_SECONDS."""
         deadline = time.monotonic() + _KILL_SECONDS
-        while children := psutil.Process().children():
+        while children := self._children():
             for child in children:  # what they started becomes a child of the launcher, and is killed in the next round
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             time.sleep(0.01)
-            for pid, status in _ended_children():
-                if self._names.pop(pid, None) == _MSRUN:
-                    self._msrun.returncode = status
+            self._wait_for([child.pid for child in children])
             if time.monotonic() > deadline:
                 logger.error("processes %s do not end even by SIGKILL: they wait for a device or a disk", children)
                 return
 
+    def _children(self) -> list[psutil.Process]:
+        """Return the children of the launcher that descend from `msrun`, also those that have ended."""
+        return [child for child in psutil.Process().children() if _session(child) not in self._foreign_sessions]
+
+    def _wait_for(self, pids: list[int]) -> list[tuple[str, int]]:
+        """Remove the children that have ended. Returns names and exit statuses of those with a name."""
+        statuses = []
+        for pid in pids:
+            ended_pid, status = os.waitpid(pid, os.WNOHANG)  # of -1 it would take the status of a user's process
+            if ended_pid and (name := self._names.pop(pid, None)):
+                statuses.append((name, os.waitstatus_to_exitcode(status)))
+                if name == _MSRUN:
+                    self._msrun.returncode = statuses[-1][1]
+        return statuses
+
     def _adopt(self) -> list[str]:
         """Read the rank of each process from the environment that msrun set, and open the gate. Returns the names of missing
         ranks."""
-        for child in psutil.Process().children():
+        for child in self._children():
             try:
                 variables = child.environ()
             except psutil.Error:  # it has ended
@@ -179,13 +192,8 @@ def _lock_gate(gate: Path) -> IO[str]:
     return file
 
 
-def _ended_children() -> Iterator[tuple[int, int]]:
-    """Yield process ids and statuses of children that have ended, adopted ones included."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        yield pid, os.waitstatus_to_exitcode(status)
+def _session(process: psutil.Process) -> int | None:
+    """Return the number of a process's session; None if the process has ended and its parent knows."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(process.pid)
+    return None

@@ -105,7 +105,7 @@ class Ranks:
 
 def check_started_ranks(parallel: ParallelConfig) -> None:
     """Raise ConfigError if msrun's variables say that another number of ranks was started than `parallel` lays out."""
-    started = int(os.environ.get("MS_WORKER_NUM", "1"))
+    started = int(os.environ.get("MS_WORKER_NUM") or 1)
     if started != parallel.ranks:
         raise ConfigError(
             f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "

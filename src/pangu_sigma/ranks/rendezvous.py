@@ -55,7 +55,7 @@ class _Link:
         self._connection, self._incomplete_line = connection, b""
         self.unread: list[dict[str, Any]] = []
         """Messages that came together with the last one of the rendezvous; `receive` returns them next."""
-        self.node, self.host = -1, connection.getpeername()[0]
+        self.node, self.host = -1, ""  # until the launcher at the other end has sent them
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -76,7 +76,7 @@ class _Link:
             data = self._connection.recv(1 << 16)
             *lines, self._incomplete_line = (self._incomplete_line + data).split(b"\n")
             messages = [json.loads(line) for line in lines]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         are_objects = all(isinstance(message, dict) for message in messages)
         return messages if data and are_objects and len(self._incomplete_line) < _LONGEST_MESSAGE else None
@@ -220,8 +220,9 @@ class _MeetingPoint:
             link.close()
             self._links.remove(link)
         for message in messages or []:
-            if message.keys() == {"node", "host", "facts"}:  # anything else is not a launcher's
-                self._register(link, **message)
+            match message:  # anything else is not a launcher's
+                case {"node": int(node), "host": str(host), "facts": dict(facts)}:
+                    self._register(link, node, host, facts)
 
     def _register(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
         """Register a node. Its number, if it is wrong or taken, and facts in which it differs become problems."""

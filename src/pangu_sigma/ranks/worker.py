@@ -40,9 +40,14 @@ def main(arguments: list[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies. It works only on Linux, like MindSpore on Ascend."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    """Ask Linux to kill this process when its parent dies."""
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process. It works only on Linux, like MindSpore on Ascend."""
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 from pangu_sigma.checkpoint.checkpoint import way_on
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe, find_not_finite
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
+from pangu_sigma.checkpoint.state import row_files
 from pangu_sigma.errors import UserError
 from pangu_sigma.sections import SpikesConfig, TrainConfig
 from pangu_sigma.stored.run import StoredRun
@@ -146,7 +147,8 @@ class Health:
 
 
 def unhealthy_arrays(setup: TrainingSetup, active_A: Sequence[np.ndarray] | None = None) -> list[NotFinite]:
-    """Find this rank's dense parameters, experts and Adam moments with values that are not finite.
+    """Find this rank's dense parameters, experts and Adam moments with values that are not finite; on rank 0 also the rows of
+    `model.rows` that tokens met, which all ranks have.
 
     active_A: store rows of the experts to check, as in `Batch.active_A`; None checks all experts of the rank.
     """
@@ -169,7 +171,7 @@ def unhealthy_arrays(setup: TrainingSetup, active_A: Sequence[np.ndarray] | None
                 arrays[name] = SavedArray(Part.of_rows((segment.experts, *values.shape[1:]), held), values)
         not_finite += find_not_finite({f"{EXPERTS}{segment.number}": arrays})
         setup.store.tier.release()
-    return not_finite
+    return not_finite + find_not_finite(row_files(setup.store.rows, setup.ranks))
 
 
 def check_health(
@@ -182,7 +184,7 @@ def check_health(
 ) -> None:
     """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
 
-    After a loss that is not finite, the dense parameters and the experts of the step are checked. If a domain is
+    After a loss that is not finite, the dense parameters, the experts of the step and all rows are checked. If a domain is
     stuck (too many skipped steps in a row), all experts are. Adam moments are checked too. The results are logged.
     active_A: experts of the step, as `Batch.active_A`.
     Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.

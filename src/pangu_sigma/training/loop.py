@@ -28,7 +28,7 @@ from pangu_sigma.optimizer.update import Schedule
 from pangu_sigma.process import gc_frozen, recorded_signals
 from pangu_sigma.ranks.heartbeat import Heartbeat
 from pangu_sigma.ranks.layout import layers_of_stage
-from pangu_sigma.ranks.ranks import Ranks
+from pangu_sigma.ranks.ranks import RankError, Ranks
 from pangu_sigma.stored.run import StoredRun
 from pangu_sigma.training.backend import Backend
 from pangu_sigma.training.feed import InputPipeline
@@ -86,7 +86,6 @@ class Trainer:
         ms.set_seed(config.seed)  # again: connecting the ranks may have drawn numbers
         self.setup = backend.build(config, self.ranks, self.run)
         self.network, self.store, self.step = self.setup.network, self.setup.store, self.setup.step
-        self.shards = self.setup.shards
         self.step.set_train()
         with self.ranks.fail_together(f"reading {config.data.path}"):
             path, vocabulary = Path(config.data.path), run.tokenizer.size
@@ -219,25 +218,26 @@ class Trainer:
         if last or (self.best is not None and self.best.step == self.progress.step):
             self.save()
             return
-        with self.log_disk_errors():
+        with self.log_disk_errors(self.progress.step + 1):
             self.saver.begin(self.progress.step, self.backend.checkpoint_files(self.setup), self.state())
 
     def complete_save(self) -> None:
         """Wait for the checkpoint that is written in the background, if there is one. An error of the disk is logged. Raises
         UnhealthyState."""
-        with self.log_disk_errors():
+        with self.log_disk_errors(self.progress.step):
             self.saver.wait()
 
     @contextmanager
-    def log_disk_errors(self) -> Iterator[None]:
-        """Log an error of the disk in a `with` block that saves: training goes on to the next checkpoint."""
+    def log_disk_errors(self, step: int) -> Iterator[None]:
+        """Log an error of the disk in a `with` block that saves: training goes on to the next checkpoint. step: the first after
+        which that may be written. Rank 0 logs it, and the rank on which it happened."""
         try:
             yield
         except CheckpointError as error:
-            if self.ranks.first:
-                interval = self.config.train.checkpoint_interval
-                due = math.ceil(self.progress.step / interval) * interval
-                logger.error("%s. Training goes on without this checkpoint; the next is due after step %d", error, due)
+            if self.ranks.first or not isinstance(error.__cause__, RankError):
+                interval, last = self.config.train.checkpoint_interval, self.config.train.steps
+                due = min(math.ceil(step / interval) * interval, last)
+                logger.error("%s. Training goes on; the next checkpoint is due after step %d at the latest", error, due)
 
     def _open_saver(self) -> Saver:
         run, options, reason = self.run, self.config.train, self.backend.cannot_copy(self.config)
@@ -311,6 +311,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
     with gc_frozen(), recorded_signals(signal.SIGTERM) as signals, log, trainer.saver, trainer.timeline:
         log.changes(start, trainer.changes)
         if start == 0:
+            trainer.heart.beat("the evaluation before step 1")
             _evaluate(trainer, evaluator, log)
         stopped = False
         while not trainer.finished and not stopped:
@@ -327,7 +328,7 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             stops, ready = ranks.sum(np.array([must_stop, trainer.saver.is_ready], np.float32))
             stopped = bool(stops)
             if ready == ranks.world:
-                with trainer.log_disk_errors():
+                with trainer.log_disk_errors(step):
                     trainer.saver.proceed()
             # a resumed run does not make up for it; without the evaluation, a tuned run would miss a best state
             if is_last or (step % options.eval_interval == 0 and (not stopped or trainer.best is not None)):
@@ -374,7 +375,7 @@ def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -
     losses = evaluator.losses() if has_held_out or step == 0 or trainer.finished else {}
     if has_held_out:
         log.evaluation(step, losses)
-    if rows := trainer.store.rows:
+    if trainer.ranks.first and (rows := trainer.store.rows):
         first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
         scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
         log.write("rows", step=step, entries=dict(enumerate(rows.figures())), scales=scales)

@@ -1,0 +1,50 @@
+"""Processes of a launch in a process that has children of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from experiments.chaos.launched import eventually
+from pangu_sigma.ranks.processes import FailedProcess, Processes
+
+ESCAPES = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid)"
+
+
+def test_children_of_the_caller_and_their_descendants_are_left_alone(tmp_path: Path):
+    """A helper of `msrun` that left its session is killed; a process that the caller had, or that a process of the caller left
+    behind meanwhile, is not, and its exit status is the caller's."""
+    sleeper, failing = subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sh", "-c", "exit 3"])
+    server = subprocess.Popen(
+        ["sh", "-c", "read line; sleep 600 > /dev/null & echo $!"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    gate, logs = tmp_path / "gate", tmp_path
+    with Processes([sys.executable, "-c", ESCAPES], dict(os.environ), gate, logs, range(1)) as processes:
+        orphan = psutil.Process(int(server.communicate("begin\n")[0]))
+        assert eventually(processes.failures) == [FailedProcess("rank 0", None)]
+        escaped = int(processes.log_path("msrun").read_text())
+        assert eventually(lambda: orphan.ppid() == psutil.Process(escaped).ppid() == os.getpid())
+    try:
+        assert not psutil.pid_exists(escaped)
+        assert failing.wait() == 3 and server.returncode == 0
+        assert sleeper.poll() is None and orphan.status() != psutil.STATUS_ZOMBIE
+    finally:
+        for pid in (sleeper.pid, orphan.pid):
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+
+
+def test_orphans_are_adopted_during_a_launch_alone(tmp_path: Path):
+    with Processes(["true"], dict(os.environ), tmp_path / "gate", tmp_path, range(1)):
+        pass
+    orphan = psutil.Process(int(subprocess.check_output(["sh", "-c", "sleep 600 > /dev/null & echo $!"])))
+    adopter = orphan.ppid()
+    orphan.kill()
+    assert adopter != os.getpid()
