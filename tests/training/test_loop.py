@@ -39,8 +39,7 @@ from pangu_sigma.rre.table import draw_tables
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
 from pangu_sigma.stored.run import StoredRun
-from pangu_sigma.training import loop
-from pangu_sigma.training.log.metrics import NoLog, load_max_over_mean, read_metrics
+from pangu_sigma.training.log.metrics import load_max_over_mean, read_metrics
 from pangu_sigma.training.loop import Trainer, _remarks, train
 from pangu_sigma.training.start import Progress, start_run
 from pangu_sigma.writable import NotWritable, folder_lock
@@ -333,33 +332,6 @@ def test_a_disk_error_of_one_rank_is_logged_there_and_on_rank_0_with_the_next_ch
     expected = [(reason, due) for due in (10, 10, 12) for reason in ("No space left", "on another rank")]
     assert sorted(zip(reasons, due_steps, strict=True)) == sorted(expected)
     assert all("call the command again if it has ended" in message for message in messages)
-
-
-def test_a_long_evaluation_before_the_first_step_is_named_as_such(tiny_data, tmp_path, monkeypatch):
-    beats = []
-    trainer = Trainer(start_run(tmp_path / "run", tiny_config(tiny_data)), heart=SimpleNamespace(beat=beats.append))
-
-    def hang(*_: object) -> None:
-        raise TimeoutError
-
-    monkeypatch.setattr(loop, "_evaluate", hang)
-    with pytest.raises(TimeoutError):
-        loop.train_to_end(trainer)
-    assert beats == ["building the network", "the evaluation before step 1"]
-
-
-def test_only_the_rank_that_writes_the_log_counts_rows(monkeypatch):
-    counted = []
-    rows = SimpleNamespace(figures=lambda: counted.append(1) or [])
-    for first in (True, False):
-        trainer = SimpleNamespace(
-            **{"progress": SimpleNamespace(step=3), "samples": {"held_out": None}, "best": None, "config": None},
-            store=SimpleNamespace(rows=rows),
-            ranks=SimpleNamespace(first=first),
-        )
-        monkeypatch.setattr(loop, "layers_of_stage", lambda *_: [])
-        loop._evaluate(trainer, SimpleNamespace(losses=dict), NoLog())
-    assert counted == [1]
 
 
 def test_a_weight_that_is_not_finite_is_named_by_the_save_that_meets_it(trainer, caplog):

@@ -216,9 +216,8 @@ class Saver:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "train.async_save needs %.1f GiB for a copy of what the ranks of this host save, and %.1f GiB of memory are "
-                "available: while that is so, checkpoints are written before training goes on; train.async_save=false does so "
-                "without asking",
+                "train.async_save needs %.1f GiB to copy what the ranks of this host save, and %.1f GiB are free: while that is so, "
+                "checkpoints are written before training goes on; train.async_save=false does so without asking",
                 *(needed / _GIB, available / _GIB),
             )
         return False

@@ -53,8 +53,7 @@ def paths_of(prefix: Path) -> tuple[Path, Path]:
 def token_shards(name: str, files: Collection[str]) -> list[str]:
     """Return the names of the token files of a split, in order; [] if there are none.
 
-    name: name of the split, such as `train`, whose file is `train.bin`, or whose files are `train.0.bin`, `train.1.bin`, … files:
-    names of all files of the folder.
+    name: name of the split, such as `train`. files: names of all files of the folder, such as train.bin, or train.0.bin, ….
     """
     pattern = re.compile(rf"({re.escape(name)}(?:\.\d+)?)\.bin")
     shards = [match[1] for match in map(pattern.fullmatch, files) if match]

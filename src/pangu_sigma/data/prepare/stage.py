@@ -140,8 +140,7 @@ class Stage:
 
 def stage_folder(output: Path) -> Path:
     """Return the folder of the stage of a preparation of `output`."""
-    output = output.absolute()  # the working folder has a name, too
-    return output.parent / f".{output.name.lstrip('.')}.stage"
+    return output.absolute().with_name(f".{output.absolute().name.lstrip('.')}.stage")
 
 
 @contextmanager
@@ -169,10 +168,9 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
         stays = f"; {remark}" if folder.exists() else ""
         untouched = "" if output.exists() else ", where nothing was changed"
         raise DataError(f"cannot make {output}{untouched}: {in_words(error, folder)}{stays}") from error
-    except NotWritable:  # what the stage has is another process's
-        raise
-    except BaseException:  # Ctrl-C, too
-        logger.info("%s", remark)
+    except BaseException as error:  # Ctrl-C, too
+        if not isinstance(error, NotWritable):  # then the stage is another process's
+            logger.info("%s", remark)
         raise
 
 
