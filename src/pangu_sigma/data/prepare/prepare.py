@@ -71,7 +71,6 @@ class Options:
 
 
 ONE_PROCESS = Options(workers=1)
-"""Everything in the calling process."""
 
 
 def prepare(
