@@ -194,8 +194,8 @@ def test_an_option_without_effect_is_warned_of(model, tmp_path, caplog):
     assert f"overrides has no effect: {model.path} is not a configuration" in caplog.messages
     model.evaluate(domain="en")
     assert any(said.startswith("domain, reader or overrides has no effect: held-out text") for said in caplog.messages)
-    ps.load(model.path, weights="int8").evaluate(all_samples=False)
-    assert "weights=int8 has no effect: held-out losses are of the weights as they are stored" in caplog.messages
+    ps.evaluate(ps.load(model.path, weights="int8"), against=model)
+    assert "weights=int8 has no effect: runs are compared by their weights as they are stored" in caplog.messages
     model.export(tmp_path / "hf", format="hf", weights="int8")
     assert "weights=int8 has no effect: format=hf has the weights as they are" in caplog.messages
 

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2030,
-    "checkpoint": 903,
+    "checkpoint": 902,
     "convert": 677,
-    "data": 2311,
+    "data": 2309,
     "ecss": 377,
     "evaluate": 776,
     "finetune": 479,

@@ -125,11 +125,11 @@ def evaluate(
     if domain is not None or reader is not None or changes:
         names = f"{argument('--domain')}, {argument('--reader')} or {argument('--set', 'overrides')}"
         warn_without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
-    for precision in {model._weights for model in models if isinstance(model, Model)} - {None}:
-        warn_without_effect(f"weights={precision}", "held-out losses are of the weights as they are stored")
     folders = [Path(folder) for folder in models]
     with mindspore_lock:
         if others:
+            for precision in {model._weights for model in models if isinstance(model, Model)} - {None}:
+                warn_without_effect(f"weights={precision}", "runs are compared by their weights as they are stored")
             if passages:
                 warn_without_effect(argument("--passages"), "runs are compared by their losses")
             from pangu_sigma.held_out.compare import compare_runs, format_differences

@@ -216,7 +216,7 @@ class Saver:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "train.async_save needs %.1f GiB to copy what the ranks of this host save, and %.1f GiB are free: while that is so, "
+                "train.async_save needs %.1f GiB to copy what ranks of this host save, and %.1f GiB are free: while that is so, "
                 "checkpoints are written before training goes on; train.async_save=false does so without asking",
                 *(needed / _GIB, available / _GIB),
             )
