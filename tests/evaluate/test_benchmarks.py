@@ -312,12 +312,9 @@ def test_answers_of_another_result_are_not_replaced(tiny_run, data, tmp_path, mo
 
 
 def test_no_examples_are_fewer_than_the_default(data):
-    task = SimpleNamespace(
-        config=SimpleNamespace(num_fewshot=3, fewshot_config=SimpleNamespace(split="examples"), test_split="test"),
-        dataset={"skipped": [], "examples": [], "test": []},
-        OUTPUT_TYPE="multiple_choice",
-        task_name="mine",
-    )
+    config = SimpleNamespace(num_fewshot=3, fewshot_config=SimpleNamespace(split="examples"), test_split="test")
+    dataset = {"skipped": [], "examples": [], "test": []}
+    task = SimpleNamespace(config=config, dataset=dataset, OUTPUT_TYPE="multiple_choice", task_name="mine")
     benchmarks._apply_options([task], asked(data, "mine", num_fewshot=0))
     with pytest.raises(UserError, match="nix"):  # and not for the number
         ps.benchmark("nix", "mbpp", num_fewshot=0)

@@ -1,4 +1,4 @@
-"""Cases for everything that is loaded from files, half of them made from valid ones, and the judge of what loading them does.
+"""Cases for models and configurations in files, half of them made from valid ones, and the judge of what loading them does.
 
 A case passes if loading ends in time and in bounded memory, with a result or with a UserError, and starts, connects to and writes
 nothing.
@@ -28,28 +28,21 @@ import numpy as np
 import xxhash
 import yaml
 from helpers import foreign_files
-from helpers.manifests import manifest
 from helpers.saved import save_checkpoint
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from experiments.chaos.runs import opened_whole
-from experiments.tiny import tiny_config, tiny_tree
+from experiments.tiny import tiny_tree
 from pangu_sigma.checkpoint.checkpoint import Identity, load_checkpoint
 from pangu_sigma.checkpoint.parts import SavedArray
 from pangu_sigma.config_file import load_config
-from pangu_sigma.data.manifest import Source, load_manifest
-from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import UserError
-from pangu_sigma.finetune.samples import parse_conversation
 from pangu_sigma.foreign.dense_files import open_dense_model
 from pangu_sigma.rre.table import RoutingTable, draw_tables
-from pangu_sigma.sealed import SEAL, check_folder, fingerprint, seal_folder, sealed
+from pangu_sigma.sealed import SEAL, seal_folder, sealed
 from pangu_sigma.sections import RoutingConfig
 from pangu_sigma.stored.open import open_model
-from pangu_sigma.text.documents import Rejected, items_of
-from pangu_sigma.text.inputs import check_input
-from pangu_sigma.text.json_files import json_lines
 from pangu_sigma.text.sentencepieces import alpha_model, train_english
 from pangu_sigma.text.tokenizer import Tokenizer
 from pangu_sigma.text.vocabulary import FIRST_BYTE, FIRST_ENGLISH
@@ -322,45 +315,6 @@ def _yaml(tree: Any) -> bytes:
     return yaml.safe_dump(tree).encode("utf-8", "surrogatepass")
 
 
-def overrides_target(folder: Path) -> Target:
-    valid = tiny_tree(Path("data"))
-    file = put(folder / "c.yaml", _yaml(valid))
-    keys = [".".join(map(str, path)) for path in _paths(tiny_config(Path("data")).model_dump(mode="json")) if path]
-
-    def load(here: Path, case: Any) -> bool:
-        with watched():
-            load_config(file, [case])
-        return True
-
-    values = st.one_of(
-        st.text(max_size=20), st.sampled_from([*TEXTS, "[" * 3_000, "*a", "&a [*a]", "2020-13-45", "0x_"])
-    )
-    some_key = st.one_of(st.sampled_from(keys), st.text(max_size=12), st.sampled_from(keys).map(lambda key: f"{key}.x"))
-    return Target(
-        st.one_of(st.tuples(some_key, values).map("=".join), st.tuples(some_key, JUNK)),
-        load,
-        "is not KEY|not a YAML value",
-        st.one_of(st.text(max_size=30), st.tuples(st.text(max_size=12), values).map("=".join)),
-    )
-
-
-def task_lines_target(folder: Path) -> Target:
-    domains = domains_of(tiny_config(Path("data")))
-    messages = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "a dog"}]
-    records = [{"prompt": "a cat", "response": "a dog"}, {"messages": messages, "domain": "zh"}]
-
-    def load(here: Path, case: bytes) -> bool:
-        file = put(here / "a.jsonl", case)
-        with watched():
-            check_input(file)
-            found = list(items_of(file, json_lines(file), lambda line: parse_conversation(line, domains, "en")))
-        return any(not isinstance(one, Rejected) or one.reason not in ("not UTF-8", "not JSON") for one in found)
-
-    text = "".join(json.dumps(record) + "\n" for record in records).encode()
-    lines = st.lists(st.sampled_from(records).flatmap(changed_tree).map(as_text), max_size=4).map(b"\n".join)
-    return Target(st.one_of(changed_bytes(text), lines), load, "empty file")
-
-
 def checkpoint_target(folder: Path) -> Target:
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     state = {"step": 3, "updates": 3, "cursor": {"draws": [1, 2]}}
@@ -475,35 +429,6 @@ def hf_target(folder: Path) -> Target:
     )
 
 
-def metrics_target(folder: Path) -> Target:
-    from pangu_sigma.sealed import sealed_line
-    from pangu_sigma.training.log.metrics import FILE, read_metrics
-
-    lines = [
-        {"kind": "evaluation", "step": 0, "per_domain_loss": {"en": 3.5}},
-        {"kind": "step", "step": 5, "loss": 3.25, "tokens_per_second": 100.5},
-        {"kind": "load", "step": 5, "load": [[1, 2]]},
-    ]
-    text = "".join(map(sealed_line, lines)).encode()
-
-    def with_own_hash(tree: Any) -> bytes:
-        """So that more than the hash is asked; where there can be none, the line as it is."""
-        try:
-            return sealed_line(tree, allow_nan=True).encode()
-        except UnicodeEncodeError:
-            return as_text(tree) + b"\n"
-
-    def load(here: Path, case: bytes) -> bool:
-        put(here / FILE, case)
-        with watched():
-            found = read_metrics(here)
-        assert all(isinstance(line["kind"], str) and isinstance(line["step"], int) for line in found)
-        return bool(found)
-
-    changed_lines = st.lists(st.sampled_from(lines).flatmap(changed_tree).map(with_own_hash)).map(b"".join)
-    return Target(st.one_of(changed_bytes(text), changed_lines), load, "$^")
-
-
 def tokenizer_target(folder: Path) -> Target:
     english = train_english(["the cat sees a dog and likes the small old house"] * 40, 270)
     bytes_too = [*range(FIRST_BYTE, FIRST_ENGLISH)]
@@ -534,41 +459,6 @@ def tokenizer_target(folder: Path) -> Target:
         st.tuples(ANYTHING, st.none()),
         share=0.05,  # a model is read each time
     )
-
-
-def sealed_target(folder: Path) -> Target:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("a", "b"):
-        put(folder / name, name.encode() * 50)
-    seal_folder(folder, ["a", "b"], {"format": 1})
-    content = (folder / SEAL).read_bytes()
-    tree = json.loads(content)
-    assert tree["files"]["a"] == fingerprint(folder / "a")
-
-    def load(here: Path, case: bytes) -> bool:
-        for name in ("a", "b"):
-            put(here / name, name.encode() * 50)
-        put(here / SEAL, case)
-        with watched():
-            check_folder(here, "restore it")
-        return True
-
-    mutated = st.one_of(changed_bytes(content), changed_tree(tree).map(resealed))
-    return Target(mutated, load, "not the JSON|its own hash", SEALED)
-
-
-def manifest_target(folder: Path) -> Target:
-    sources = [Source(name="s", version="1", licence="MIT", sha256=None)]
-    tree = manifest(quarantined={"not JSON": 1}, sources=sources).model_dump(mode="json", exclude={"domains": {"en"}})
-
-    def load(here: Path, case: bytes) -> bool:
-        put(here / "zh" / "manifest.json", case)
-        with watched():
-            load_manifest(here)
-        return True
-
-    mutated = st.one_of(changed_bytes(resealed(tree)), changed_tree(tree).map(resealed))
-    return Target(mutated, load, "own hash|not the JSON", SEALED)
 
 
 def mindir_target(folder: Path) -> Target:
@@ -690,8 +580,7 @@ def huggingface_target(folder: Path) -> Target:
     )
 
 
-_MAKERS = [config_target, overrides_target, task_lines_target, checkpoint_target, routing_target, hf_target]
-_MAKERS += [metrics_target, tokenizer_target, sealed_target, manifest_target, mindir_target]
+_MAKERS = [config_target, checkpoint_target, routing_target, hf_target, tokenizer_target, mindir_target]
 _MAKERS += [torch_target, ckpt_target, huggingface_target]
 TARGETS: dict[str, Callable[[Path], Target]] = {make.__name__.removesuffix("_target"): make for make in _MAKERS}
 """What is loaded, by name; each is made in a folder of its own."""

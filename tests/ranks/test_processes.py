@@ -19,12 +19,8 @@ def test_children_of_the_caller_and_their_descendants_are_left_alone(tmp_path: P
     """A helper of `msrun` that left its session is killed; a process that the caller had, or that a process of the caller left
     behind meanwhile, is not, and its exit status is the caller's."""
     sleeper, failing = subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sh", "-c", "exit 3"])
-    server = subprocess.Popen(
-        ["sh", "-c", "read line; sleep 600 > /dev/null & echo $!"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = ["sh", "-c", "read line; sleep 600 > /dev/null & echo $!"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     gate, logs = tmp_path / "gate", tmp_path
     with Processes([sys.executable, "-c", ESCAPES], dict(os.environ), gate, logs, range(1)) as processes:
         orphan = psutil.Process(int(server.communicate("begin\n")[0]))
