@@ -19,12 +19,12 @@ from experiments.house import code_of_rooms
 ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
-    ".": 2030,
-    "checkpoint": 902,
-    "convert": 677,
+    ".": 2032,
+    "checkpoint": 904,
+    "convert": 678,
     "data": 2309,
-    "ecss": 377,
-    "evaluate": 776,
+    "ecss": 378,
+    "evaluate": 770,
     "finetune": 479,
     "foreign": 945,
     "generate": 1482,
@@ -35,12 +35,12 @@ BUDGETS = {
     "model": 378,
     "npu": 2353,
     "optimizer": 97,
-    "ranks": 928,
+    "ranks": 931,
     "rre": 409,
     "serve": 1025,
     "stored": 673,
     "text": 928,
-    "training": 1411,
+    "training": 1412,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that
 raises one says why."""

@@ -288,7 +288,7 @@ def launch(
         with run_folder.one_writer(folder):  # before ranks start, so that a restart after a failure resumes
             run_folder.start_over(folder) if from_step is None else run_folder.go_back(folder, from_step)
     if nodes > 1:  # launchers compare the facts, and start no rank if the nodes differ
-        job = replace(job, facts=training_facts(resolved, folder))
+        job = replace(job, facts=training_facts(resolved, None if start_over else folder))
     return ranks_launch.launch(job)
 
 
@@ -307,10 +307,10 @@ def training_command(
     ]
 
 
-def training_facts(config: Config, folder: Path) -> dict[str, str]:
+def training_facts(config: Config, folder: Path | None) -> dict[str, str]:
     """Return the facts, by name, that must be equal on all nodes of a run: keys of the configuration, hashes of prepared data and
-    tables, software versions. folder: run folder; if it has a checkpoint, its tables count, else those that would be drawn. Raises
-    ConfigError or DataError if the prepared data is missing or does not fit."""
+    tables, software versions. folder: run folder whose tables count if it has a checkpoint; None for a run that starts over. Raises
+    ConfigError, DataError or DamagedFile for what is missing, damaged or does not fit."""
     from pangu_sigma.checkpoint.changes import leaves
     from pangu_sigma.checkpoint.checkpoint import checkpoints
     from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
@@ -318,8 +318,8 @@ def training_facts(config: Config, folder: Path) -> dict[str, str]:
     from pangu_sigma.stored.run import StoredRun
 
     tokenizer, data = read_prepared_tokenizer(config), data_of(config)
-    has_tables = bool(checkpoints(folder / CHECKPOINTS))
-    table = StoredRun(folder).table if has_tables else drawn_tables(config, tokenizer)
+    has_tables = folder is not None and bool(checkpoints(folder / CHECKPOINTS))
+    table = StoredRun(folder).table if folder and has_tables else drawn_tables(config, tokenizer)
     # the content hash, the training text's token counts, and the files' paths and sizes, which differ for a truncated copy too
     digest = hashlib.sha256(data.frequencies().tobytes() + data.manifest.content_hash.encode())
     for name, record in data.manifest.domains.items():

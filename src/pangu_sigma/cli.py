@@ -223,10 +223,12 @@ def _shown(result: Any, file: Path | None) -> int:
         result = result.outcome
     if result is None or isinstance(result, int):
         return result or 0
-    text = json.dumps(result, ensure_ascii=False, indent=2, default=_plain) if file else ""
-    print(text if file == Path("-") else result)
-    if file not in (None, Path("-")):
-        write_atomically(file, f"{text}\n".encode())
+    is_printed = file == Path("-")
+    is_ascii = is_printed and sys.stdout.encoding.lower() != "utf-8"
+    text = json.dumps(result, ensure_ascii=is_ascii, indent=2, default=_plain) if file else ""
+    print(text if is_printed else result)
+    if file and not is_printed:
+        write_atomically(file, f"{text}\n".encode(errors="backslashreplace"))  # half a surrogate pair as JSON's escape
     return 0 if getattr(result, "ok", True) else 1
 
 

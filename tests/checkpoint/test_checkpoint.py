@@ -188,6 +188,13 @@ def test_what_is_not_a_checkpoint_is_not_one(tmp_path: Path):
             newest_checkpoint(tmp_path, verified=verified)
 
 
+def test_checkpoints_of_the_older_form_are_refused_by_name(tmp_path: Path):
+    folder = save(tmp_path, 100)
+    (folder / "seal.json").rename(folder / "manifest.json")
+    with pytest.raises(CheckpointError, match=f"^{folder} is of format 2, this version reads 3: use .* it is 0.1.0"):
+        newest_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["vocabulary_hash", "routing_hash"])
 def test_another_identity_is_refused_naming_both_hashes_and_the_fix(tmp_path: Path, key: str):
     save(tmp_path, 100)

@@ -16,13 +16,13 @@ ESCAPES = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new
 
 
 def test_children_of_the_caller_and_their_descendants_are_left_alone(tmp_path: Path):
-    """A helper of `msrun` that left its session is killed; a process that the caller had, or that a process of the caller left
-    behind meanwhile, is not, and its exit status is the caller's."""
+    """A helper of `msrun` that left its session is killed; a process that the caller had or starts meanwhile, in a session of its
+    own, or that such a process leaves behind, is not, and its exit status is the caller's."""
     sleeper, failing = subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sh", "-c", "exit 3"])
     command = ["sh", "-c", "read line; sleep 600 > /dev/null & echo $!"]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    gate, logs = tmp_path / "gate", tmp_path
+    gate, logs, pipe = tmp_path / "gate", tmp_path, subprocess.PIPE
     with Processes([sys.executable, "-c", ESCAPES], dict(os.environ), gate, logs, range(1)) as processes:
+        server = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
         orphan = psutil.Process(int(server.communicate("begin\n")[0]))
         assert eventually(processes.failures) == [FailedProcess("rank 0", None)]
         escaped = int(processes.log_path("msrun").read_text())
@@ -35,12 +35,3 @@ def test_children_of_the_caller_and_their_descendants_are_left_alone(tmp_path: P
         for pid in (sleeper.pid, orphan.pid):
             os.kill(pid, 9)
             os.waitpid(pid, 0)
-
-
-def test_orphans_are_adopted_during_a_launch_alone(tmp_path: Path):
-    with Processes(["true"], dict(os.environ), tmp_path / "gate", tmp_path, range(1)):
-        pass
-    orphan = psutil.Process(int(subprocess.check_output(["sh", "-c", "sleep 600 > /dev/null & echo $!"])))
-    adopter = orphan.ppid()
-    orphan.kill()
-    assert adopter != os.getpid()

@@ -25,7 +25,6 @@ class Rule(NamedTuple):
 
 
 _CATCHES_UP = "no sample is lost or taken twice; domains that it leaves behind come first until they have caught up"
-_DRAWN = "the weights of this run were drawn with it"
 
 RULES = {
     "name": Rule(True),
@@ -38,8 +37,9 @@ RULES = {
     "model.rows": Rule(
         False, "rows are saved by numbers that follow from it; `pangu-sigma extend` adds rows to a run without them"
     ),
-    "model.init_std": Rule(False, _DRAWN),
-    "model.expert_init": Rule(False, _DRAWN),
+    **{
+        f"model.{key}": Rule(False, "the weights of this run were drawn with it") for key in ("init_std", "expert_init")
+    },
     "domains": Rule(False, "experts, slots and sample counts of the checkpoint belong to these domains in this order"),
     "domains.*.format": Rule(False, "the model was trained on text that is written so"),
     "domains.*.language": Rule(False, "the model was trained on text that is segmented so"),

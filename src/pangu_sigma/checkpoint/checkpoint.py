@@ -222,6 +222,8 @@ def _read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
 
     Raises CheckpointError for another format, DamagedFile for damage.
     """
+    if (folder / "manifest.json").exists():
+        raise CheckpointError(f"{folder} is of format 2, this version reads {FORMAT}: {ITS_VERSION}")
     file, files = folder / STATE, read_seal(folder, ANOTHER)["files"]
     try:
         verify(file, files[STATE], ANOTHER)

@@ -218,7 +218,7 @@ class Saver:
             logger.warning(
                 "train.async_save needs %.1f GiB to copy what ranks of this host save, and %.1f GiB are free: while that is so, "
                 "checkpoints are written before training goes on; train.async_save=false does so without asking",
-                *(needed / _GIB, available / _GIB),
+                *((needed + _SPARE) / _GIB, available / _GIB),
             )
         return False
 

@@ -125,7 +125,8 @@ class RowStore:
             if self.learns[e]:
                 self._tier.reserve(e, self.records[e], keys_T)
                 keys_U = update_rows(self.records[e], keys_T, grads_TH[:, columns], hyper)
-                self._met[e].append(keys_U[self.read(e, "step", keys_U) == 1])
+                new_keys = keys_U[self.read(e, "step", keys_U) == 1]
+                self._met[e] += [new_keys] if len(new_keys) else []
 
 
 def _flat(keys_EGBS: np.ndarray) -> np.ndarray:

@@ -168,7 +168,7 @@ class FileTier(HostTier):
             for key in new.tolist():
                 # its own bytes: a row without steps may have weights, which `put` wrote. posix_fallocate is as safe, and on ext4
                 # the next write to its page takes 20 times as long
-                os.pwrite(self._rows[entry].fileno(), records[key], key * records.strides[0])
+                os.pwrite(self._rows[entry].fileno(), records[key].tobytes(), key * records.strides[0])
         except OSError as error:
             raise StoreError(
                 f"ecss.path={self._folder}: no room for {len(new)} more rows ({error.strerror}); free space, or set ecss.path to a "

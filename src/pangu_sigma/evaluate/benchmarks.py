@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +158,6 @@ def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
 def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any]]:
     """Return the harness's task manager, and the loaded tasks by the names of the request."""
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     advice = "Custom kwargs can be passed"  # to pass metadata, which is done below
@@ -167,46 +165,37 @@ def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[st
     folders = [TASKS, *([Path(request.include_path)] if request.include_path else [])]
     if not folders[-1].is_dir():
         raise ConfigError(f"{argument('--include-path')} {folders[-1]} is not a folder; name one with tasks in YAML")
-    user_files = [*folders[-1].rglob("*.yaml")] if request.include_path else []
+    user_files = {file.stem: file for file in folders[-1].rglob("*.yaml")} if request.include_path else {}
     own_names = {"pangu_alpha"} | {file.stem for folder in folders for file in folder.rglob("*.yaml")}
     if harness_names := [name for name in request.tasks if name not in own_names]:
         logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(harness_names))
     metadata = {"data": request.files, "seq_length": config.model.seq_length}
     manager = TaskManager(include_path=[*map(str, folders)], include_defaults=bool(harness_names), metadata=metadata)
+    loaded: dict[str, Any] = {}
     for name in request.tasks:
-        if name not in manager.all_tasks:
-            for file in user_files:  # the manager leaves files out that it cannot read
-                with _errors_named(file):
-                    load_yaml(file, resolve_func=False)
+        is_known = name in manager.all_tasks
+        file = (
+            manager.task_index[name].yaml_path if is_known else user_files.get(name)
+        )  # one that the manager cannot read
+        if not is_known and file is None:
             raise ConfigError(
                 f"benchmark {name} is not known; this project has {', '.join(sorted(own_names))}, and lm-evaluation-harness what "
                 "`python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
             )
-    loaded: dict[str, Any] = {}
-    for name in request.tasks:
-        if (file := manager.task_index[name].yaml_path) in user_files:
-            with _errors_named(file):
-                loaded[name] = manager.load([name])
-            continue
         try:
-            loaded[name] = manager.load([name])
-        except (OSError, ValueError) as error:
+            loaded[name] = manager.load([name if is_known else str(file)])
+        except Exception as error:
+            if file in user_files.values():  # the task may name Python
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise DataError(f"{file}: {reason}; mend the task, or what it names") from error
+            if not isinstance(error, OSError | ValueError):
+                raise
             source = (
                 f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
                 "a folder of its full name, owner/name, below the folder where this command is started"
             )
             raise DataError(str(error) if name in own_names else source) from error
     return manager, loaded
-
-
-@contextmanager
-def _errors_named(file: Path) -> Iterator[None]:
-    """Raise DataError, which names the file of a user's task, for any error in a `with` statement: the task may name Python."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{file}: {reason}; mend the task, or what it names") from error
 
 
 def _apply_options(tasks: Sequence[Any], request: BenchmarkRequest) -> None:

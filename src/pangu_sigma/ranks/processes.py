@@ -4,8 +4,8 @@ The launcher is a *child subreaper*: a process whose parent ends becomes the lau
 only starts the ranks and ends (`--join=False`; if it stayed it would notice a dead rank after half a minute, and leave orphans),
 the kernel reports to the launcher how each of them ended, and no process that they start can escape it.
 
-The launcher may be a user's process (`ps.launch`) with children of its own, which are left alone. Sessions tell them apart: `msrun`
-begins a session, and no process can join one that exists already.
+The launcher may be a user's process (`ps.launch`) with children of its own, which are left alone: a variable that `msrun` gets, and
+with it all that it starts, tells them apart.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 SCHEDULER = "scheduler"
 
 _MSRUN = "msrun"
+_MARK = "PANGU_SIGMA_LAUNCH"
+"""Environment variable of all processes of a launch."""
 _PR_SET_CHILD_SUBREAPER = 36
 _KILL_SECONDS = 30.0
 """Seconds to wait after SIGKILL. A process ends at once, unless it waits for a disk or a device that does not answer."""
@@ -65,10 +68,13 @@ class Processes:
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
         """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            raise LaunchError(
+                "SIGCHLD is ignored, so Linux tells of no rank that ends; start this process with its default"
+            )
         self._logs, self._ranks = logs, ranks
         self._gate = _lock_gate(gate)
-        launcher = psutil.Process()
-        self._foreign_sessions = {None, *map(_session, (launcher, *launcher.children(recursive=True)))}
+        self._mark = f"{os.getpid()}.{time.monotonic_ns()}"
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
         with open(self.log_path(_MSRUN), "wb") as output:
             # In a session of its own: Ctrl-C at a terminal reaches the launcher alone, which decides what happens.
@@ -76,7 +82,7 @@ class Processes:
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment | {_MARK: self._mark},
                 start_new_session=True,
                 preexec_fn=end_with_parent,
             )
@@ -87,7 +93,6 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        prctl(_PR_SET_CHILD_SUBREAPER, 0)
         self._gate.close()
 
     @property
@@ -116,7 +121,8 @@ class Processes:
     def failures(self) -> list[FailedProcess]:
         """Return the processes that failed since the last call."""
         failures = []
-        for name, status in self._wait_for(list(self._names)):
+        for pid, status in self._ended(list(self._names)):
+            name = self._names.pop(pid)
             if status != 0:
                 failures.append(FailedProcess(name, status))
             elif name == _MSRUN:
@@ -131,40 +137,42 @@ class Processes:
 
     def kill(self) -> None:
         """Kill all descendants of `msrun`, and wait until they are gone, or log an error after _KILL_SECONDS."""
-        deadline = time.monotonic() + _KILL_SECONDS
-        while children := self._children():
-            for child in children:  # what they started becomes a child of the launcher, and is killed in the next round
+        deadline, pids = time.monotonic() + _KILL_SECONDS, {*self._names}
+        while pids or self._children():
+            for child, _ in self._children():
+                # what it started becomes a child of the launcher, and is killed in the next round
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
+                pids.add(child.pid)
             time.sleep(0.01)
-            self._wait_for([child.pid for child in children])
+            pids -= {pid for pid, _ in self._ended(pids)}
             if time.monotonic() > deadline:
-                logger.error("processes %s do not end even by SIGKILL: they wait for a device or a disk", children)
+                logger.error("processes %s do not end even by SIGKILL: they wait for a device or a disk", sorted(pids))
                 return
 
-    def _children(self) -> list[psutil.Process]:
-        """Return the children of the launcher that descend from `msrun`, also those that have ended."""
-        return [child for child in psutil.Process().children() if _session(child) not in self._foreign_sessions]
+    def _children(self) -> list[tuple[psutil.Process, dict[str, str]]]:
+        """Return the children of the launcher that descend from `msrun` and have not ended, each with its environment."""
+        environments = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it has ended
+                environments.append((child, child.environ()))
+        return [pair for pair in environments if pair[1].get(_MARK) == self._mark]
 
-    def _wait_for(self, pids: list[int]) -> list[tuple[str, int]]:
-        """Remove the children that have ended. Returns names and exit statuses of those with a name."""
+    def _ended(self, pids: Collection[int]) -> list[tuple[int, int]]:
+        """Return process ids and exit statuses of the children that have ended."""
         statuses = []
         for pid in pids:
             ended_pid, status = os.waitpid(pid, os.WNOHANG)  # of -1 it would take the status of a user's process
-            if ended_pid and (name := self._names.pop(pid, None)):
-                statuses.append((name, os.waitstatus_to_exitcode(status)))
-                if name == _MSRUN:
+            if ended_pid:
+                statuses.append((pid, os.waitstatus_to_exitcode(status)))
+                if pid == self._msrun.pid:
                     self._msrun.returncode = statuses[-1][1]
         return statuses
 
     def _adopt(self) -> list[str]:
         """Read the rank of each process from the environment that msrun set, and open the gate. Returns the names of missing
         ranks."""
-        for child in self._children():
-            try:
-                variables = child.environ()
-            except psutil.Error:  # it has ended
-                continue
+        for child, variables in self._children():
             role = variables.get("MS_ROLE")
             if role == "MS_WORKER":
                 self._names[child.pid] = f"rank {variables['MS_NODE_ID']}"
@@ -173,6 +181,7 @@ class Processes:
             elif role == "MS_SCHED":
                 # msrun starts one wherever the master's address is; "nodes" that share a machine need only node 0's.
                 child.kill()
+                os.waitpid(child.pid, 0)
         fcntl.flock(self._gate, fcntl.LOCK_UN)
         return sorted({f"rank {rank}" for rank in self._ranks} - set(self._names.values()))
 
@@ -190,10 +199,3 @@ def _lock_gate(gate: Path) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
-
-
-def _session(process: psutil.Process) -> int | None:
-    """Return the number of a process's session; None if the process has ended and its parent knows."""
-    with contextlib.suppress(ProcessLookupError):
-        return os.getsid(process.pid)
-    return None

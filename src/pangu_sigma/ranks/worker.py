@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"launcher {launcher} is gone")
     if os.environ["MS_ROLE"] == "MS_SCHED":
         os.execv(SCHEDULER_COMMAND[0], SCHEDULER_COMMAND)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a shell may ignore it, and the launcher asks ranks to save by it
     os.execvp(command[0], command)
 
 

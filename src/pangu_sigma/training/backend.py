@@ -142,7 +142,8 @@ def tier_of(config: Config, ranks: Ranks, run: StoredRun) -> HostTier:
     options = config.ecss
     if options.store == "host":
         return HostTier()
-    folder = Path(options.path or run.path)
-    tier = FileTier(folder, array_specs(config, ranks.rank), options.cache_gib)
-    check_rows_fit(config, folder, ranks.sum_here(1))  # beside the experts, whose room is reserved
+    folder, processes = Path(options.path or run.path), ranks.sum_here(1)
+    with ranks.fail_together("making the file store"):
+        tier = FileTier(folder, array_specs(config, ranks.rank), options.cache_gib)
+        check_rows_fit(config, folder, processes)  # beside the experts, whose room is reserved
     return tier

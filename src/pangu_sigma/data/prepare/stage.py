@@ -140,7 +140,7 @@ class Stage:
 
 def stage_folder(output: Path) -> Path:
     """Return the folder of the stage of a preparation of `output`."""
-    return output.absolute().with_name(f".{output.absolute().name.lstrip('.')}.stage")
+    return output.absolute().parent / f".{output.absolute().name.lstrip('.')}.stage"
 
 
 @contextmanager
