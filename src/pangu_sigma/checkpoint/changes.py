@@ -25,6 +25,8 @@ class Rule(NamedTuple):
 
 
 _CATCHES_UP = "no sample is lost or taken twice; domains that it leaves behind come first until they have caught up"
+_DRAWN = "the weights of this run were drawn with it"
+_NONE_LOST = "no sample is lost or taken twice"
 
 RULES = {
     "name": Rule(True),
@@ -37,9 +39,7 @@ RULES = {
     "model.rows": Rule(
         False, "rows are saved by numbers that follow from it; `pangu-sigma extend` adds rows to a run without them"
     ),
-    **{
-        f"model.{key}": Rule(False, "the weights of this run were drawn with it") for key in ("init_std", "expert_init")
-    },
+    **dict.fromkeys(("model.init_std", "model.expert_init"), Rule(False, _DRAWN)),
     "domains": Rule(False, "experts, slots and sample counts of the checkpoint belong to these domains in this order"),
     "domains.*.format": Rule(False, "the model was trained on text that is written so"),
     "domains.*.language": Rule(False, "the model was trained on text that is segmented so"),
@@ -50,12 +50,10 @@ RULES = {
     "ecss": Rule(True),
     "ecss.moments": Rule(False, "the saved moments have this precision"),
     "data": Rule(True),
-    "data.domains_per_step": Rule(True, "no sample is lost or taken twice"),
+    **dict.fromkeys(("data.domains_per_step", "train.batch_size", "train.accumulation"), Rule(True, _NONE_LOST)),
     "data.shuffle": Rule(False, "the run counts its samples in that order: some would be taken twice and others never"),
     **{f"data.{key}": Rule(True, _CATCHES_UP) for key in ("domain_sets", "phases", "temperature")},
     "train": Rule(True),
-    "train.batch_size": Rule(True, "no sample is lost or taken twice"),
-    "train.accumulation": Rule(True, "no sample is lost or taken twice"),
     "train.compute_dtype": Rule(True, "the run goes on with the loss scale that it has"),
     "train.loss_scale.initial": Rule(True, "the run goes on with the scale that it has"),
     "parallel": Rule(True),
