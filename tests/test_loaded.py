@@ -343,10 +343,9 @@ def test_records_without_the_runs_keys_are_read_by_the_key_text(one, tmp_path, c
 
 
 def test_a_model_stays_the_one_that_was_loaded_while_its_run_trains_on(tiny_run, tmp_path):
-    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-    model = ps.load(run)
+    model = ps.load(shutil.copytree(tiny_run, tmp_path / "run"))
     expected, w1 = model.logits("the cat", "en"), model.expert(0, 0)["w1"]
-    for path in (run / "checkpoints").iterdir():
+    for path in (model.path / "checkpoints").iterdir():
         path.rename(path.with_name(f".{path.name}"))
     assert np.array_equal(model.logits("the cat", "en"), expected) and np.array_equal(model.expert(0, 0)["w1"], w1)
     assert not np.array_equal(model.without(segment=0).logits("the cat", "en"), expected)
