@@ -46,7 +46,7 @@ MISTAKES = {
     "train sigma_tiny --set train.compute_dtype=bfloat16 --set data.path=DATA": "on a CPU set float32",
     "train sigma_tiny --set parallel.chip=910b --set train.compute_dtype=half --set data.path=DATA": "bfloat16 needs Ascend",
     "train sigma_tiny --set parallel.expert=2 --set data.path=DATA": "start 2 with `pangu-sigma launch`",
-    "train sigma_tiny --set ecss.path=/proc/x --set data.path=DATA": "ecss.path /proc/x: cannot write into /proc",
+    "train sigma_tiny --set ecss.store=file --set ecss.path=/proc/x": "ecss.path /proc/x: cannot write into /proc",
     "train sigma_tiny --set steps=4": "steps: unknown key (value 4); nearest valid key: train.steps; allowed here",
     "train sigma_tiny --set data.path=nix": "run prepare-data",
     "train sigma_tiny --device ascend --set data.path=DATA": "--device ascend: no NPU",

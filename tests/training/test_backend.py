@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.threads import on_ranks
 from helpers.toy import toy_config
 
 from pangu_sigma.config import Config, ConfigError
@@ -29,11 +30,6 @@ def run_in(folder: Path) -> SimpleNamespace:
     return SimpleNamespace(path=folder, table=SimpleNamespace(hash="routing"))
 
 
-def folders(root: Path) -> set[Path]:
-    """Where file stores have been made."""
-    return {path.parent.relative_to(root) for path in root.rglob("store.json")}
-
-
 def in_files(parallel: dict[str, int], **keys: str) -> Config:
     return toy_config(ecss={"store": "file", "cache_gib": 1e-3, **keys}, parallel=parallel)
 
@@ -47,8 +43,8 @@ def test_files_are_in_the_run_folder_or_where_the_configuration_says(tmp_path):
     """Files without names, so that ranks share a folder; the folder is made."""
     run, disk = tmp_path / "run", tmp_path / "disk"
     assert isinstance(tier_of(in_files({}), SINGLE_PROCESS, run_in(run)), FileTier)
-    for rank in (0, 1):
-        assert isinstance(tier_of(in_files({"data": 2}, path=str(disk)), Rank(rank, 2), run_in(run)), FileTier)
+    config = in_files({"data": 2}, path=str(disk))
+    assert on_ranks(2, lambda ranks: type(tier_of(config, ranks, run_in(run)))) == [FileTier] * 2
     assert disk.is_dir()
     assert not list(disk.iterdir())
 

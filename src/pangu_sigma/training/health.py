@@ -17,7 +17,6 @@ import numpy as np
 from pangu_sigma.checkpoint.checkpoint import way_on
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe, find_not_finite
 from pangu_sigma.checkpoint.parts import EXPERTS, Part, SavedArray
-from pangu_sigma.checkpoint.state import row_files
 from pangu_sigma.errors import UserError
 from pangu_sigma.sections import SpikesConfig, TrainConfig
 from pangu_sigma.stored.run import StoredRun
@@ -152,6 +151,8 @@ def unhealthy_arrays(setup: TrainingSetup, active_A: Sequence[np.ndarray] | None
 
     active_A: store rows of the experts to check, as in `Batch.active_A`; None checks all experts of the rank.
     """
+    from pangu_sigma.checkpoint.state import row_files  # with MindSpore, which a setup has loaded
+
     setup.store.settle()
     not_finite = find_not_finite(
         {
