@@ -224,7 +224,7 @@ def _shown(result: Any, file: Path | None) -> int:
     if result is None or isinstance(result, int):
         return result or 0
     is_printed = file == Path("-")
-    is_ascii = is_printed and sys.stdout.encoding.lower() != "utf-8"
+    is_ascii = is_printed and (sys.stdout.encoding or "utf-8").lower() != "utf-8"
     text = json.dumps(result, ensure_ascii=is_ascii, indent=2, default=_plain) if file else ""
     print(text if is_printed else result)
     if file and not is_printed:
