@@ -24,7 +24,7 @@ BUDGETS = {
     "convert": 678,
     "data": 2309,
     "ecss": 378,
-    "evaluate": 770,
+    "evaluate": 768,
     "finetune": 479,
     "foreign": 945,
     "generate": 1482,

@@ -318,8 +318,8 @@ def training_facts(config: Config, folder: Path | None) -> dict[str, str]:
     from pangu_sigma.stored.run import StoredRun
 
     tokenizer, data = read_prepared_tokenizer(config), data_of(config)
-    has_tables = folder is not None and bool(checkpoints(folder / CHECKPOINTS))
-    table = StoredRun(folder).table if folder and has_tables else drawn_tables(config, tokenizer)
+    run = StoredRun(folder) if folder and checkpoints(folder / CHECKPOINTS) else None
+    table = run.table if run else drawn_tables(config, tokenizer)
     # the content hash, the training text's token counts, and the files' paths and sizes, which differ for a truncated copy too
     digest = hashlib.sha256(data.frequencies().tobytes() + data.manifest.content_hash.encode())
     for name, record in data.manifest.domains.items():

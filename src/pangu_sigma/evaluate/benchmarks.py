@@ -174,9 +174,8 @@ def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[st
     loaded: dict[str, Any] = {}
     for name in request.tasks:
         is_known = name in manager.all_tasks
-        file = (
-            manager.task_index[name].yaml_path if is_known else user_files.get(name)
-        )  # one that the manager cannot read
+        # a file that the manager cannot read is in no index
+        file = manager.task_index[name].yaml_path if is_known else user_files.get(name)
         if not is_known and file is None:
             raise ConfigError(
                 f"benchmark {name} is not known; this project has {', '.join(sorted(own_names))}, and lm-evaluation-harness what "

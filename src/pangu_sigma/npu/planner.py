@@ -22,11 +22,11 @@ class ExchangePlanner(Planner):
 
     def __init__(self, config: Config, rank: int, room: Room | None = None):
         """room: limits on exchanged rows; None for the configuration's."""
-        super().__init__(share_of(config, rank).routed)
         parallel, grid = config.parallel, Layout(config.parallel)
         self._config, self._room, self._layout = config, room or room_of(config), dispatch_layout(config)
         self._peer = grid.coordinates(rank).expert
         of_peers = [share_of(config, peer).routed for peer in grid.peers(rank, "expert")]
+        super().__init__(of_peers[self._peer])
         self._segments = list(zip(*of_peers, strict=True))  # for each segment, its part on each peer
         self._receivers = {kind: self._receivers_of(kind) for kind in config.model.kinds}
         self._taker, self._group = data_rank_of(config, rank), takers_of_group(config, rank)

@@ -2,10 +2,10 @@
 
 The launcher is a *child subreaper*: a process whose parent ends becomes the launcher's child, not that of process 1. So `msrun`
 only starts the ranks and ends (`--join=False`; if it stayed it would notice a dead rank after half a minute, and leave orphans),
-the kernel reports to the launcher how each of them ended, and no process that they start can escape it.
+and the kernel reports to the launcher how each of them ended.
 
-The launcher may be a user's process (`ps.launch`) with children of its own, which are left alone: a variable that `msrun` gets, and
-with it all that it starts, tells them apart.
+The launcher may be a user's process (`ps.launch`) with children of its own, which are left alone. A variable that `msrun` gets, and
+with it all that it starts, tells them apart; so what they start escapes the launcher only if it leaves its environment behind.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class Processes:
     def kill(self) -> None:
         """Kill all descendants of `msrun`, and wait until they are gone, or log an error after _KILL_SECONDS."""
         deadline, pids = time.monotonic() + _KILL_SECONDS, {*self._names}
-        while pids or self._children():
-            for child, _ in self._children():
+        while (children := self._children()) or pids:
+            for child, _ in children:
                 # what it started becomes a child of the launcher, and is killed in the next round
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
