@@ -4,17 +4,21 @@ Both begin with texts of drawn ids and add greedy tokens; the peer does so eager
 (peers.py), which sleeps while we compute. Weights are drawn, and ours come from a file as those of a run. A batch is of one domain.
 The bound of a prompt is the time of its matrix products alone, by NumPy's BLAS: projections, FFNs by expert, scores and mixtures of
 attention by heads and blocks of queries, as far as they are needed, and the head for the last token.
+The bound of a step is the time of reading its weights alone: all of dense layers and head, and of an RRE layer the experts that its
+tokens meet, each once, by all cores, from an array that is larger than caches.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +86,7 @@ def run(peers: bool) -> list[Row]:
         rows += _against_peer(tiny, 1, ("float32", "int8", "int4"), python, peers)
         rows += _against_peer(small, 1, ("float32", "float16", "int8", "int4"), python, peers)
         rows += _against_peer(small, 8, ("float32", "int8", "int4"), python, peers)
-        rows += _batch(small) + _position(small) + _prompt(small, python, peers) + _memory(small)
+        rows += _bound(small) + _batch(small) + _position(small) + _prompt(small, python, peers) + _memory(small)
     return rows + _with_rows() + _start()
 
 
@@ -166,6 +170,22 @@ class Drawn:
                 )
 
         return step
+
+    def weights_alone(self, batch: int) -> Callable[[], None]:
+        """The step of reading, in float32, the weights that TOKENS drawn tokens of each text need, and of computing nothing."""
+        model, rng, threads = self.config.model, np.random.default_rng(1), len(os.sched_getaffinity(0))
+        shared = model.layers * 4 * model.hidden**2 + (2 * model.dense_layers * model.ffn + self.rows) * model.hidden
+        of_expert, pool = 2 * model.segment_ffn * model.hidden, ThreadPoolExecutor(threads)
+        weights = np.ones(shared + batch * len(model.routed) * of_expert, np.float32)
+
+        def read() -> None:
+            for _ in range(TOKENS):
+                ids_T = rng.integers(0, self.rows, batch)
+                experts_NT = self._table.route(ids_T, np.zeros_like(ids_T), np.ones_like(ids_T))
+                values = shared + of_expert * sum(len(set(experts)) for experts in experts_NT.tolist())
+                list(pool.map(np.max, np.array_split(weights[:values], threads)))
+
+        return read
 
     def prompts(self) -> Callable[[], None]:
         """The step of reading a new text of PROMPT tokens."""
@@ -275,6 +295,16 @@ def _with_rows() -> list[Row]:
             seconds = take_turns({name: of.texts(batch, READ, greedy=False) for name, of in steps.items()}, rounds)
             case = f"tiny with 2 x {ROWS:,} rows, batch {batch}, float32"
             rows += compare("decode", case, seconds, work=batch * TOKENS, unit="tokens/s")
+    return rows
+
+
+def _bound(model: Drawn) -> list[Row]:
+    """Tokens a second against reading the weights alone, of one text and of as many as the bench of serving has."""
+    rows = []
+    for batch in (1, 8, 16):
+        steps: Steps = {"ours": model.texts(batch, READ, greedy=False), "its weights alone": model.weights_alone(batch)}
+        case = f"{model.name}, batch {batch}, float32, against memory"
+        rows += compare("decode", case, take_turns(steps), work=batch * TOKENS, unit="tokens/s")
     return rows
 
 
