@@ -14,6 +14,7 @@ class IncrementalText:
     """
 
     def __init__(self, stop: Sequence[str] = ()):
+        """stop: stop strings, none of them empty."""
         self.stopped = False
         self._stop = stop
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -24,20 +25,24 @@ class IncrementalText:
         return self._certain(self._characters.decode(surface))
 
     def end(self) -> str:
-        """Return the characters that were held back, after the last token; an incomplete character becomes U+FFFD."""
+        """After the last token, return the characters that were held back. An incomplete character becomes U+FFFD."""
         certain = self._certain(self._characters.decode(b"", final=True))
         held_back, self._held_back = self._held_back, ""
         return certain + held_back
 
     def _certain(self, new_characters: str) -> str:
-        """Return the characters that are now certain; hold back an end that may be the beginning of a stop string."""
+        """Add characters, and return those that are now certain: before a stop string, or else without an end with which a stop
+        string may begin, which is held back."""
         if self.stopped:
             return ""
         text = self._held_back + new_characters
-        matches = [(position + len(stop), position) for stop in self._stop if (position := text.find(stop)) >= 0]
+        matches = [
+            (text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text
+        ]  # (end, begin)
         if matches:
             self.stopped, self._held_back = True, ""
-            return text[: min(matches)[1]]
+            _, begin = min(matches)
+            return text[:begin]
         overlap = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held_back = text[len(text) - overlap :]
         return text[: len(text) - overlap]
@@ -49,9 +54,10 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def decode_in_parts(surfaces: Iterable[bytes]) -> list[str]:
-    """Return a part of the text for each token: the characters that are certain with it. All parts together are the text."""
-    text = IncrementalText()
-    texts = [text.add(surface) for surface in surfaces]
-    if texts:
-        texts[-1] += text.end()
-    return texts
+    """Return a part of the text for each token, given the bytes of the tokens: the characters that are certain with this token. All
+    parts together are the text."""
+    decoder = IncrementalText()
+    parts = [decoder.add(surface) for surface in surfaces]
+    if parts:
+        parts[-1] += decoder.end()
+    return parts

@@ -20,7 +20,8 @@ class TokenTexts:
         self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces
 
     def display_text(self, token: int) -> str:
-        """Return a token's text; for a token without text its name, such as <eot>; for a part of a character `bytes:\\xe4`."""
+        """Return the text of a token by its id; the name, such as <eot>, of a token without text; and the bytes, such as
+        `bytes:\\xe4`, of a token that is a part of a character."""
         surface = self.surfaces[token]
         if not surface:
             return self._pieces[token]
@@ -42,26 +43,28 @@ class CompletionTokens:
         self._offset = 0
 
     def to_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        """Return the log-probabilities of the answer's next tokens. The first token of a text has none."""
+        """Return the log-probabilities of the answer's next tokens, in the form of OpenAI's interface. The first token of a text has
+        none."""
         self.ids += [token.id for token in tokens]
         return {
-            "text_offset": [self._begin(token.id) for token in tokens],
+            "text_offset": [self._next_offset(token.id) for token in tokens],
             "token_logprobs": [None if token.logprob is None else max(token.logprob, MIN_LOGPROB) for token in tokens],
             "tokens": [self._texts.display_text(token.id) for token in tokens],
-            "top_logprobs": [self._top(token) for token in tokens],
+            "top_logprobs": [self._alternatives(token) for token in tokens],
         }
 
-    def _begin(self, token: int) -> int:
-        """Return the offset, in characters of the text, at which the next token begins, and count the token's characters."""
-        unfinished, begin = self._characters.getstate()[0], self._offset
-        new_text = self._characters.decode(self._texts.surfaces[token])
+    def _next_offset(self, token: int) -> int:
+        """Return the offset, in characters of the text, at which the next token begins. Add the token's characters to the text."""
+        unfinished_bytes, _ = self._characters.getstate()
+        begin, new_text = self._offset, self._characters.decode(self._texts.surfaces[token])
         self._offset += len(new_text)
-        # U+FFFD at the beginning stands for a character before this token that it does not complete
-        return begin + bool(unfinished and new_text.startswith("\N{REPLACEMENT CHARACTER}"))
+        # U+FFFD at the beginning stands for a character before this token that this token does not complete
+        is_replaced = unfinished_bytes and new_text.startswith("\N{REPLACEMENT CHARACTER}")
+        return begin + 1 if is_replaced else begin
 
-    def _top(self, token: Token) -> dict[str, float] | None:
-        """Return the log-probabilities of the alternatives by their text. If several tokens have the same text, the text stands for
-        the token itself, or else for the likeliest; the others are named `token_id:` and their id."""
+    def _alternatives(self, token: Token) -> dict[str, float] | None:
+        """Return the log-probabilities of a token and its alternatives, by their text. If several have the same text, the text stands
+        for the token itself, or else for the likeliest; the others are named `token_id:` and their id."""
         if token.logprob is None:
             return None
         logprob_of_text, own_text = dict[str, float](), self._texts.display_text(token.id)
@@ -76,8 +79,11 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> dict[str, Any]:
     """Return the log-probabilities of an answer's tokens as a response of /v1/chat/completions has them."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        finite = MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
-        return {"token": texts.display_text(token), "bytes": list(texts.surfaces[token]), "logprob": finite}
+        finite_logprob = MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
+        return {"token": texts.display_text(token), "bytes": list(texts.surfaces[token]), "logprob": finite_logprob}
 
-    content = [entry(t.id, t.logprob) | {"top_logprobs": [entry(*other) for other in t.top]} for t in tokens]
+    content = []
+    for token in tokens:
+        alternatives = [entry(other_id, logprob) for other_id, logprob in token.top]
+        content.append(entry(token.id, token.logprob) | {"top_logprobs": alternatives})
     return {"content": content, "refusal": None}

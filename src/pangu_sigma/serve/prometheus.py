@@ -18,28 +18,30 @@ class Metrics:
     """Prometheus metrics of the HTTP server. names: names of the served models by domain name."""
 
     def __init__(self, engine: Engine, names: dict[str, str]):
+        """Register the metrics. They have labels: the model's name, and the reason why an answer ended or was refused."""
         self._engine, self.names, self.registry = engine, names, CollectorRegistry()
-        to, model = dict[str, Any](registry=self.registry), ["model_name"]
-        Gauge("vllm:num_requests_running", "Texts that are computed", **to).set_function(lambda: engine.running)
-        Gauge("vllm:num_requests_waiting", "Texts that wait for a lane", **to).set_function(lambda: engine.waiting)
-        self.prompt = Counter("vllm:prompt_tokens", "Tokens of prompts", model, **to)
-        self.new = Counter("vllm:generation_tokens", "Tokens of answers", model, **to)
-        self.ended = Counter("vllm:request_success", "Answers that ended, and why", [*model, "finished_reason"], **to)
+        options, labels = dict[str, Any](registry=self.registry), ["model_name"]
+        Gauge("vllm:num_requests_running", "Texts that are computed", **options).set_function(lambda: engine.running)
+        Gauge("vllm:num_requests_waiting", "Texts that wait for a lane", **options).set_function(lambda: engine.waiting)
+        self.prompt = Counter("vllm:prompt_tokens", "Tokens of prompts", labels, **options)
+        self.new = Counter("vllm:generation_tokens", "Tokens of answers", labels, **options)
+        end_labels = [*labels, "finished_reason"]
+        self.ended = Counter("vllm:request_success", "Answers that ended, and why", end_labels, **options)
         self.first_token, self.next_token, self.answer = (
-            Histogram(name, help, model, buckets=_SECONDS, **to)
+            Histogram(name, help, labels, buckets=_SECONDS, **options)
             for name, help in (
                 ("vllm:time_to_first_token_seconds", "From the request to the first token"),
                 ("vllm:inter_token_latency_seconds", "From a token to the next"),
                 ("vllm:e2e_request_latency_seconds", "From the request to the end of the answer"),
             )
         )
-        self.refused = Counter("pangu_sigma:requests_refused", "Requests that were refused", ["reason"], **to)
-        self.mean_seconds = 1.0
+        self.refused = Counter("pangu_sigma:requests_refused", "Requests that were refused", ["reason"], **options)
+        self.mean_seconds = 1.0  # moving average of the seconds of an answer
 
     def wait_seconds(self) -> int:
         """Estimate the seconds until the requests in the queue are answered, 1 to 60, for the header Retry-After."""
-        rounds = (self._engine.waiting + self._engine.running) / max(self._engine.decoder.lanes, 1)
-        return min(max(math.ceil(rounds * self.mean_seconds), 1), 60)
+        answers_per_lane = (self._engine.waiting + self._engine.running) / max(self._engine.decoder.lanes, 1)
+        return min(max(math.ceil(answers_per_lane * self.mean_seconds), 1), 60)
 
 
 class AnswerWatch:
@@ -47,25 +49,26 @@ class AnswerWatch:
 
     def __init__(self, metrics: Metrics, request: Request):
         self._metrics, self._name, self._prompt = metrics, metrics.names[request.domain.name], len(request.ids)
-        self._started, self._last, self._open = time.monotonic(), 0.0, True
+        self._start_time, self._last_time, self._is_open = time.monotonic(), 0.0, True
 
     def record(self, tokens: int) -> None:
-        """Record that `tokens` new tokens are sent to the client together, now."""
+        """Record that `tokens` new tokens are sent to the client together, now. The seconds since the tokens before are divided among
+        them."""
         if not tokens:
             return
         now, metrics = time.monotonic(), self._metrics
-        if self._last:
-            metrics.next_token.labels(self._name).observe((now - self._last) / tokens)
+        if self._last_time:
+            metrics.next_token.labels(self._name).observe((now - self._last_time) / tokens)
         else:
-            metrics.first_token.labels(self._name).observe(now - self._started)
+            metrics.first_token.labels(self._name).observe(now - self._start_time)
             metrics.prompt.labels(self._name).inc(self._prompt)
-        self._last = now
+        self._last_time = now
         metrics.new.labels(self._name).inc(tokens)
 
     def ended(self, reason: str) -> None:
         """Record the end of the answer with its reason; later calls are ignored."""
-        if self._open:
-            self._open, seconds = False, time.monotonic() - self._started
+        if self._is_open:
+            self._is_open, seconds = False, time.monotonic() - self._start_time
             self._metrics.answer.labels(self._name).observe(seconds)
             self._metrics.ended.labels(self._name, reason).inc()
             self._metrics.mean_seconds += 0.1 * (seconds - self._metrics.mean_seconds)
