@@ -16,8 +16,8 @@ from pangu_sigma.stored.model import StoredModel
 
 @dataclass(frozen=True)
 class Ablation:
-    """Parts of a model to leave out. rows: indices of entries of `model.rows`. experts: (segment, number), where None stands for all
-    experts of the segment. routing: file of the routing tables to use in place of the model's; None: the model's."""
+    """Parts of a model to leave out. rows: indices of entries of `model.rows`. experts: (segment, number), where None stands for
+    all experts of the segment. routing: file of the routing tables to use in place of the model's; None: the model's."""
 
     rows: frozenset[int] = frozenset()
     experts: frozenset[tuple[int, int | None]] = frozenset()

@@ -14,7 +14,6 @@ class IncrementalText:
     """
 
     def __init__(self, stop: Sequence[str] = ()):
-        """stop: stop strings, none of them empty."""
         self.stopped = False
         self._stop = stop
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -31,17 +30,14 @@ class IncrementalText:
         return certain + held_back
 
     def _certain(self, new_characters: str) -> str:
-        """Add characters, and return those that are now certain: before a stop string, or else without an end with which a stop
-        string may begin, which is held back."""
+        """Add characters, and return all that are now certain; hold back an end with which a stop string may begin."""
         if self.stopped:
             return ""
         text = self._held_back + new_characters
-        matches = [
-            (text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text
-        ]  # (end, begin)
-        if matches:
+        ends_and_begins = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
+        if ends_and_begins:
             self.stopped, self._held_back = True, ""
-            _, begin = min(matches)
+            _, begin = min(ends_and_begins)
             return text[:begin]
         overlap = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held_back = text[len(text) - overlap :]
@@ -54,8 +50,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def decode_in_parts(surfaces: Iterable[bytes]) -> list[str]:
-    """Return a part of the text for each token, given the bytes of the tokens: the characters that are certain with this token. All
-    parts together are the text."""
+    """Split the text of tokens, given as bytes, into a part for each token: the characters that are certain with this token."""
     decoder = IncrementalText()
     parts = [decoder.add(surface) for surface in surfaces]
     if parts:

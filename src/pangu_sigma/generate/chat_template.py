@@ -35,8 +35,7 @@ class ChatTemplate:
 
     @staticmethod
     def of(domain: Domain, chosen: ChatConfig) -> ChatTemplate:
-        """Return the template of a domain: the fields of the configuration `chosen`, and where they are None the defaults of the
-        domain's language."""
+        """Return the template of a domain. Fields of `chosen` that are None get the defaults of the domain's language."""
         changes = {name: value for name, value in chosen if value is not None}
         if chosen.stop is not None:
             changes["stop"] = tuple(chosen.stop)
@@ -64,11 +63,9 @@ class ChatTemplate:
     def jinja(self) -> str:
         """Return this template in Jinja, the form in which Hugging Face tokenizers hold chat templates."""
         cases = []
-        for keyword, role in (("if", "system"), ("elif", "user"), ("elif", "assistant")):
+        for word, role in (("if", "system"), ("elif", "user"), ("elif", "assistant")):
             before, _, after = (_quoted(text) for text in getattr(self, role).partition(CONTENT))
-            cases.append(
-                f"{{% {keyword} message['role'] == '{role}' %}}{{{{ {before} + message['content'] + {after} }}}}"
-            )
+            cases.append(f"{{% {word} message['role'] == '{role}' %}}{{{{ {before} + message['content'] + {after} }}}}")
         beginning = _quoted(self._beginning.rstrip(" "))
         return (
             f"{{% for message in messages %}}{''.join(cases)}{{% endif %}}{{% endfor %}}"
@@ -79,8 +76,7 @@ class ChatTemplate:
 def without_oldest(messages: Messages) -> Iterator[tuple[int, Messages]]:
     """Yield a chat without its n oldest messages, for n = 0, 1, 2 and so on, as (n, other messages). A system message and the last
     message always stay."""
-    first_role, _ = messages[0]
-    system = messages[:1] if first_role == "system" else ()
+    system = messages[:1] if messages[0][0] == "system" else ()
     for omitted_count in range(len(messages) - len(system)):
         yield omitted_count, (*system, *messages[len(system) + omitted_count :])
 

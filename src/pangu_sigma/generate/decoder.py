@@ -198,9 +198,7 @@ class Decoder:
         id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
         if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
             for chunk in chunks:
-                self.tokenizer.rows(
-                    chunk.ids, texts[chunk.lane].domain
-                )  # raises the error of the chunk with such an id
+                self.tokenizer.rows(chunk.ids, texts[chunk.lane].domain)  # raises an error for such an id
         word_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
         experts_NT = self._table.route(id_T, domain_T, at_T - first_T)
         self._texts |= texts
@@ -221,19 +219,16 @@ class Decoder:
     def _add_logits(
         self, hidden_WH: np.ndarray, slot_W: np.ndarray, lane_W: np.ndarray, pass_logits: dict[int, list[np.ndarray]]
     ) -> None:
-        """Compute the logits of the wanted tokens of a pass, slot by slot, and append them to pass_logits[lane]. slot_W, lane_W:
-        slot and lane of each wanted token."""
+        """Append to pass_logits[lane] the logits of the wanted tokens of a pass, given their hidden states, slot by slot."""
         for slot in set(slot_W.tolist()):
             tokens_W = np.flatnonzero(slot_W == slot)
             logits_WR = self._operators.logits(hidden_WH, tokens_W, slot)
             if len(self._unused_rows[slot]):
                 logits_WR[:, self._unused_rows[slot]] = -np.inf
-            # the tokens of a lane follow each other, and all have its slot
-            begins = np.flatnonzero(np.diff(lane_W[tokens_W], prepend=-1))
-            for lane, lane_logits_WR in zip(
-                lane_W[tokens_W][begins].tolist(), np.split(logits_WR, begins[1:]), strict=True
-            ):
-                pass_logits[lane].append(lane_logits_WR)
+            lanes = lane_W[tokens_W].tolist()
+            for lane in dict.fromkeys(lanes):  # the tokens of a lane follow each other, and all have its slot
+                begin = lanes.index(lane)
+                pass_logits[lane].append(logits_WR[begin : begin + lanes.count(lane)])
 
 
 def _copy_fits(config: Config) -> bool:

@@ -37,7 +37,6 @@ _CHUNK_BESIDE = 128
 _WORTH_COPYING = 16
 """Minimum length of a common prefix to share; copying a lane takes time too."""
 
-
 Scored = tuple[float | None, tuple[tuple[int, float], ...]]
 """Log-probability of a token; and (id, log-probability) of the likeliest tokens at its place."""
 
@@ -207,9 +206,8 @@ class Engine:
                 self._queue.remove(text)
         for text in cancelled_requests:
             self._finish(text, cancelled=True)
-        for text in list(self._texts):
-            if text.answer.cancelled:
-                self._leave(text, cancelled=True)
+        for text in [text for text in self._texts if text.answer.cancelled]:
+            self._leave(text, cancelled=True)
 
     def _admit(self) -> None:
         """Assign free lanes to the requests in the queue, in their order of arrival. If a text with a lane begins with the same
@@ -265,7 +263,6 @@ class Engine:
             self.updated.append(text.answer)
 
     def _followers(self, text: RunningText) -> list[RunningText]:
-        """Return the texts that wait for this text to read the tokens with which both begin."""
         return [other for other in self._texts if other.leader is text]
 
     def _part(self, follower: RunningText, leader: RunningText) -> None:
@@ -282,7 +279,6 @@ class Engine:
         self._finish(text, cancelled)
 
     def _finish(self, text: RunningText, cancelled: bool = False) -> None:
-        """Set the finish reason of an answer; "length" if its text stopped for no reason of its own."""
         text.answer.finish = "cancelled" if cancelled else (text.finish or "length")
         self.updated.append(text.answer)
 
@@ -296,7 +292,7 @@ class RunningText:
     """
 
     def __init__(self, answer: Answer, decoder: Decoder):
-        """Prepare the text of a request without a lane. answer: empty answer to the request, which the text fills."""
+        """answer: empty answer to the request, which this object fills."""
         self.answer, self.request = answer, answer.request
         self.lane, self.read = -1, 0
         self.leader: RunningText | None = None
@@ -311,10 +307,8 @@ class RunningText:
         self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
         self._structure = self.request.structure and self.request.structure.begin()
         first_scored = self._prompt if self.request.prompt_logprobs is None else self.request.scored_from
-        if self._max_new_tokens:
-            self.to_read = self._prompt
-        else:  # only scores: nothing follows the last token
-            self.to_read = self._prompt - 1 if first_scored < self._prompt else 0
+        to_score = self._prompt - 1 if first_scored < self._prompt else 0  # the last token scores none
+        self.to_read = self._prompt if self._max_new_tokens else to_score
         # number of first tokens whose logits are not used, so that another text may read them
         self._without_logits = min(first_scored, self._prompt) - 1
 
@@ -357,8 +351,7 @@ class RunningText:
             self.finish = "length"
 
     def fill_prompt(self) -> None:
-        """Put the prompt's tokens with their scores into the answer if the request asks for them. The first of them, the token
-        before the first scored one, has no score."""
+        """Put the scored tokens of the prompt into the answer if the request asks for them, after the token before them."""
         if self.request.prompt_logprobs is None:
             return
         surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
@@ -368,11 +361,12 @@ class RunningText:
         self.answer.prompt = [Token(token, text, logprob, top) for token, text, (logprob, top) in tokens]
 
     def _write(self, logits_R: np.ndarray) -> None:
-        """Sample the next token from the logits, and append it to the answer. The token gets its log-probability if the request
-        asks for it: by the model's logits, before bias and structure."""
+        """Sample the next token and append it to the answer. Its log-probability is the model's, before bias and structure."""
         request, slot = self.request, self.request.domain.slot
         self._check_finite(logits_R, len(self._ids))
-        allowed_R = self._biased(logits_R)
+        allowed_R = logits_R.copy() if request.logit_bias else logits_R
+        for biased_token, bias in request.logit_bias:
+            allowed_R[self._tokenizer.row_of[slot, biased_token]] += bias
         if self._structure:
             allowed_R = self._structure.allowed(allowed_R)
         row = request.sampling.choose(
@@ -389,8 +383,7 @@ class RunningText:
         self.answer.text += text
 
     def _add_to_text(self, token: int) -> str:
-        """Add the newest token to the incremental text, and set `finish` if the answer ends. Return the characters that are certain
-        with this token: an incomplete character or stop string is held back."""
+        """Add the newest token to the text, set `finish` if the answer ends, and return the characters that are now certain."""
         request = self.request
         if token in request.stop_ids or (token == self._tokenizer.eot and not request.ignore_eot):
             self.answer.warning = self._structure.problem if self._structure else ""
@@ -413,17 +406,7 @@ class RunningText:
                 "scored: weights are NaN, infinite or too large to compute with; load another checkpoint, or export the model again"
             )
 
-    def _biased(self, logits_R: np.ndarray) -> np.ndarray:
-        """Return the logits with the request's logit_bias added; a copy if there is any."""
-        if not self.request.logit_bias:
-            return logits_R
-        logits_R = logits_R.copy()
-        for token, bias in self.request.logit_bias:
-            logits_R[self._tokenizer.row_of[self.request.domain.slot, token]] += bias
-        return logits_R
-
     def _scored(self, logits_R: np.ndarray, row: int, top: int) -> Scored:
-        """Return the log-probability of the token in a row, and the `top` likeliest tokens."""
         logprob, likeliest = log_probability(logits_R, row, top)
         ids_R = self._tokenizer.slot_rows[self.request.domain.slot]
         return logprob, tuple((int(ids_R[other]), value) for other, value in likeliest)

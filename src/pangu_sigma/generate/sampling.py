@@ -49,8 +49,7 @@ class Sampling(Section):
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
     ) -> int:
-        """Choose the next token and return its row. prompt, answer: rows of the tokens before it, for the penalties. Rows with a
-        logit of -inf are never chosen."""
+        """Choose the next token and return its row. prompt, answer: rows of the tokens before it, for the penalties."""
         if self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty:
             logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
         if not self.temperature:

@@ -36,8 +36,7 @@ class Score:
 
 
 def token_losses(logits_SR: np.ndarray, rows_S: np.ndarray) -> np.ndarray:
-    """Return the cross-entropy of each token, in nats, float64 [S]. logits_SR: logits over the R rows of a slot of the word table.
-    rows_S: row of the token that really follows."""
+    """Return the loss of S tokens in nats, float64 [S]. logits_SR: logits over the rows of a slot. rows_S: row of each token."""
     logits_SR = logits_SR.astype(np.float64)
     max_S1 = logits_SR.max(axis=1, keepdims=True)  # exp of a difference does not overflow
     log_sum_S = np.log(np.exp(logits_SR - max_S1).sum(axis=1)) + max_S1[:, 0]

@@ -51,18 +51,17 @@ class Structures:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._slot_tokenizers: dict[int, LLTokenizer] = {}
+        self._tokenizers: dict[int, LLTokenizer] = {}
 
     def compile(self, kind: StructureKind, constraint: Any, domain: Domain) -> Structure:
         """Make the structure of answers in a domain. constraint: the schema, the expression or the texts.
 
         Raises ConfigError for a constraint that llguidance does not take, or that no text can satisfy."""
-        slot = domain.slot  # of the word table: its tokens are the domain's
-        if slot not in self._slot_tokenizers:
-            self._slot_tokenizers[slot] = LLTokenizer(_SlotTokens(self._tokenizer, slot))  # type: ignore[arg-type]
+        if domain.slot not in self._tokenizers:
+            self._tokenizers[domain.slot] = LLTokenizer(_SlotTokens(self._tokenizer, domain.slot))  # type: ignore[arg-type]
         try:
             json.dumps(constraint, ensure_ascii=False).encode()  # half of a surrogate pair is an error here
-            matcher = LLMatcher(self._slot_tokenizers[slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
+            matcher = LLMatcher(self._tokenizers[domain.slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
         except (RecursionError, UnicodeEncodeError) as error:
             raise ConfigError(f"cannot be followed: {error}; give Unicode text, nested less deeply") from error
         matcher.compute_bitmask()  # finds constraints that no text satisfies, and makes the tables that copies of the matcher share

@@ -33,7 +33,6 @@ def make_app(served: Served, hosts: Sequence[str], key: str | None = None) -> Fa
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Run the threads of the engine and the tokenizer while the application serves."""
         served.thread.start()
         yield
         served.thread.end()
@@ -62,9 +61,7 @@ async def _check_key(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 ) -> None:
     """Raise ApiError unless the request has the server's key."""
-    key = request.app.state.key
-    # compare_digest takes the same time however many characters are equal, so nobody can guess the key one by one
-    if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), key.encode()):
+    if credentials is None or not hmac.compare_digest(credentials.credentials.encode(), request.app.state.key.encode()):
         reason = "the key is missing or wrong; send the header Authorization: Bearer KEY"
         raise ApiError(401, reason, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
@@ -120,12 +117,12 @@ async def models(request: Request) -> dict[str, Any]:
 
 @_router.get("/v1/models/{model}")
 async def model(request: Request, model: str) -> dict[str, Any]:
-    """Describe one model: a domain."""
+    """Describe one model: a domain. Ours: domain, and segments, the kinds of an RRE layer's segments."""
     return _description(*openai.domain_of(request, model))
 
 
 def _description(served: Served, domain: Domain) -> dict[str, Any]:
-    """Describe a domain as a model of OpenAI's interface. Ours: `domain`, and `segments`, the kinds of an RRE layer's segments."""
+    """Return the description of a domain as a model of OpenAI's interface."""
     return {
         "id": PREFIX + domain.name,
         "object": "model",

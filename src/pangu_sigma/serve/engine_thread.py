@@ -30,7 +30,6 @@ class EngineThread:
     """
 
     def __init__(self, engine: Engine, metrics: Metrics):
-        """Prepare the thread, which `start` starts. metrics: counters of the server, for `Answers`."""
         self.engine, self.metrics = engine, metrics
         self.handlers: dict[Answer, Answers] = {}
         self.stopped = self.failed = False
@@ -108,7 +107,6 @@ class Answers:
     there may be news."""
 
     def __init__(self, thread: EngineThread):
-        """thread: the thread that generates the answers, once `news` or `wait` submits the requests for them."""
         self._thread, self._engine, self._metrics = thread, thread.engine, thread.metrics
         self.changed, self._is_broken_off = asyncio.Event(), False
         self.answers: list[Answer] = []
@@ -118,23 +116,20 @@ class Answers:
         """Submit requests, and yield new tokens of all answers until all are finished. Raises ApiError if a request cannot be
         answered now, and if the model fails or the server ends before."""
         self._submit(requests)
-        unfinished = dict.fromkeys(
-            range(len(requests)), 0
-        )  # number of an answer → number of its tokens that were yielded
+        unfinished = dict.fromkeys(range(len(requests)), 0)  # by number of an answer, how many tokens were yielded
         while unfinished:
             await self.changed.wait()
             self.changed.clear()
-            for number, old_count in list(unfinished.items()):
+            for number, yielded_count in list(unfinished.items()):
                 answer, watch = self.answers[number], self._watches[number]
-                # Read before the tokens, because the engine's thread writes it after them: a finished answer has all tokens.
-                finish = answer.finish
+                finish = answer.finish  # read before the tokens: a finished answer has all of them
                 if finish == "cancelled":
                     watch.ended("abort" if answer.error is None else "error")
                     raise _server_stopping() if answer.error is None else _failure(answer.error)
-                tokens = answer.tokens[old_count:]
+                tokens = answer.tokens[yielded_count:]
                 if tokens or finish:
                     watch.record(len(tokens))
-                    yield News(number, answer, not old_count, tokens, finish)
+                    yield News(number, answer, not yielded_count, tokens, finish)
                 unfinished[number] += len(tokens)
                 if finish:
                     del unfinished[number]

@@ -20,8 +20,7 @@ class TokenTexts:
         self.surfaces, self._pieces = vocabulary.surfaces, vocabulary.pieces
 
     def display_text(self, token: int) -> str:
-        """Return the text of a token by its id; the name, such as <eot>, of a token without text; and the bytes, such as
-        `bytes:\\xe4`, of a token that is a part of a character."""
+        """Return a token's text; for a token without text its name, such as <eot>; for a part of a character `bytes:\\xe4`."""
         surface = self.surfaces[token]
         if not surface:
             return self._pieces[token]
@@ -43,8 +42,7 @@ class CompletionTokens:
         self._offset = 0
 
     def to_logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        """Return the log-probabilities of the answer's next tokens, in the form of OpenAI's interface. The first token of a text has
-        none."""
+        """Return the log-probabilities of the answer's next tokens. The first token of a text has none."""
         self.ids += [token.id for token in tokens]
         return {
             "text_offset": [self._next_offset(token.id) for token in tokens],
@@ -59,12 +57,11 @@ class CompletionTokens:
         begin, new_text = self._offset, self._characters.decode(self._texts.surfaces[token])
         self._offset += len(new_text)
         # U+FFFD at the beginning stands for a character before this token that this token does not complete
-        is_replaced = unfinished_bytes and new_text.startswith("\N{REPLACEMENT CHARACTER}")
-        return begin + 1 if is_replaced else begin
+        return begin + bool(unfinished_bytes and new_text.startswith("\N{REPLACEMENT CHARACTER}"))
 
     def _alternatives(self, token: Token) -> dict[str, float] | None:
-        """Return the log-probabilities of a token and its alternatives, by their text. If several have the same text, the text stands
-        for the token itself, or else for the likeliest; the others are named `token_id:` and their id."""
+        """Return the log-probabilities of a token and its alternatives, by their text. If several have the same text, it stands for
+        the token itself, or else for the likeliest; the others are named `token_id:` and their id."""
         if token.logprob is None:
             return None
         logprob_of_text, own_text = dict[str, float](), self._texts.display_text(token.id)
@@ -82,8 +79,5 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> dict[str, Any]:
         finite_logprob = MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
         return {"token": texts.display_text(token), "bytes": list(texts.surfaces[token]), "logprob": finite_logprob}
 
-    content = []
-    for token in tokens:
-        alternatives = [entry(other_id, logprob) for other_id, logprob in token.top]
-        content.append(entry(token.id, token.logprob) | {"top_logprobs": alternatives})
+    content = [entry(t.id, t.logprob) | {"top_logprobs": [entry(*other) for other in t.top]} for t in tokens]
     return {"content": content, "refusal": None}

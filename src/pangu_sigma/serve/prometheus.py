@@ -15,28 +15,27 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Metrics:
-    """Prometheus metrics of the HTTP server. names: names of the served models by domain name."""
+    """Prometheus metrics of the HTTP server. mean_seconds: moving average of the seconds of an answer."""
 
     def __init__(self, engine: Engine, names: dict[str, str]):
-        """Register the metrics. They have labels: the model's name, and the reason why an answer ended or was refused."""
+        """Register the metrics. names: names of the served models by domain name, with which metrics of answers are labelled."""
         self._engine, self.names, self.registry = engine, names, CollectorRegistry()
-        options, labels = dict[str, Any](registry=self.registry), ["model_name"]
-        Gauge("vllm:num_requests_running", "Texts that are computed", **options).set_function(lambda: engine.running)
-        Gauge("vllm:num_requests_waiting", "Texts that wait for a lane", **options).set_function(lambda: engine.waiting)
-        self.prompt = Counter("vllm:prompt_tokens", "Tokens of prompts", labels, **options)
-        self.new = Counter("vllm:generation_tokens", "Tokens of answers", labels, **options)
-        end_labels = [*labels, "finished_reason"]
-        self.ended = Counter("vllm:request_success", "Answers that ended, and why", end_labels, **options)
+        base, label = dict[str, Any](registry=self.registry), ["model_name"]
+        Gauge("vllm:num_requests_running", "Texts that are computed", **base).set_function(lambda: engine.running)
+        Gauge("vllm:num_requests_waiting", "Texts that wait for a lane", **base).set_function(lambda: engine.waiting)
+        self.prompt = Counter("vllm:prompt_tokens", "Tokens of prompts", label, **base)
+        self.new = Counter("vllm:generation_tokens", "Tokens of answers", label, **base)
+        self.ended = Counter("vllm:request_success", "Answers that ended, and why", [*label, "finished_reason"], **base)
         self.first_token, self.next_token, self.answer = (
-            Histogram(name, help, labels, buckets=_SECONDS, **options)
+            Histogram(name, help, label, buckets=_SECONDS, **base)
             for name, help in (
                 ("vllm:time_to_first_token_seconds", "From the request to the first token"),
                 ("vllm:inter_token_latency_seconds", "From a token to the next"),
                 ("vllm:e2e_request_latency_seconds", "From the request to the end of the answer"),
             )
         )
-        self.refused = Counter("pangu_sigma:requests_refused", "Requests that were refused", ["reason"], **options)
-        self.mean_seconds = 1.0  # moving average of the seconds of an answer
+        self.refused = Counter("pangu_sigma:requests_refused", "Requests that were refused", ["reason"], **base)
+        self.mean_seconds = 1.0
 
     def wait_seconds(self) -> int:
         """Estimate the seconds until the requests in the queue are answered, 1 to 60, for the header Retry-After."""
@@ -52,13 +51,12 @@ class AnswerWatch:
         self._start_time, self._last_time, self._is_open = time.monotonic(), 0.0, True
 
     def record(self, tokens: int) -> None:
-        """Record that `tokens` new tokens are sent to the client together, now. The seconds since the tokens before are divided among
-        them."""
+        """Record that `tokens` new tokens are sent to the client together, now."""
         if not tokens:
             return
         now, metrics = time.monotonic(), self._metrics
         if self._last_time:
-            metrics.next_token.labels(self._name).observe((now - self._last_time) / tokens)
+            metrics.next_token.labels(self._name).observe((now - self._last_time) / tokens)  # their mean
         else:
             metrics.first_token.labels(self._name).observe(now - self._start_time)
             metrics.prompt.labels(self._name).inc(self._prompt)

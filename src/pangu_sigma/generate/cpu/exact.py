@@ -96,15 +96,13 @@ class ExactModel(Operators):
         up_FH, down_FH = np.ascontiguousarray(w1, np.float32), np.ascontiguousarray(w2, np.float32)
         y_TH = np.empty_like(x_TH)
         for t, x_H in enumerate(np.ascontiguousarray(x_TH)):
-            inner_F = up_FH @ x_H + np.asarray(b1, np.float32)
-            y_TH[t] = self._gelu(inner_F) @ down_FH + np.asarray(b2, np.float32)
+            inner_F = (up_FH @ x_H + np.asarray(b1, np.float32)).astype(np.float64)
+            with np.errstate(over="ignore"):
+                gelu_F = activation_oracle(inner_F, self._activation).astype(np.float32)
+            y_TH[t] = gelu_F @ down_FH + np.asarray(b2, np.float32)
         for values in (w1, w2):
             release_pages(values)
         return y_TH
-
-    def _gelu(self, x: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return activation_oracle(x.astype(np.float64), self._activation).astype(np.float32)
 
     def attention(
         self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, query_TH: np.ndarray, outputs_A: np.ndarray | None

@@ -45,8 +45,7 @@ class Matrices:
         return FfnWeights(w1, b1, w2, b2)
 
     def expert(self, segment: int, number: int, bias: bool) -> FfnWeights:
-        """Return the FFN weights of an expert. segment: index over all RRE layers. bias: False to return zeros for b2, which only
-        the first segment of a layer has."""
+        """Return the FFN weights of an expert. segment: index over all RRE layers. bias: False for zeros as b2, if it has none."""
         w1, w2 = (self._expert_matrix(segment, number, name) for name in ("w1", "w2"))
         b1 = self._as_float32(self._weights.expert(segment, number, "b1"))
         if not bias:

@@ -44,10 +44,9 @@ class CpuOperators(Operators):
     def __init__(
         self, config: Config, weights: Weights, lanes: int, precision: Precision, mapped: bool, e_TH: np.ndarray | None
     ):
-        """Create the operators of all layers on buffers for one pass, which computes at most PASS_TOKENS tokens together.
-
-        mapped: True to read float32 matrices in place, without copies in large pages. e_TH: buffer with the vectors of
-        `model.rows` of a pass's tokens (`MetRows.e`); None for a model without rows."""
+        """Create the operators of all layers on buffers for one pass, which computes at most PASS_TOKENS tokens together. mapped:
+        True to read float32 matrices in place, without copies in large pages. e_TH: buffer with the vectors of `model.rows` of a
+        pass's tokens (`MetRows.e`); None for a model without rows."""
         model = config.model
         self._model, self._room = model, LargePages()
         self._weights = Matrices(weights, precision, mapped, self._room)
@@ -73,7 +72,7 @@ class CpuOperators(Operators):
             self._norms |= self._layer_norms(i, e_TH)
         layers = Bar(range(model.layers), desc="weights", unit="layer", leave=False)
         self._attentions = [self._attention_operators(i) for i in layers]
-        self._ffns = []
+        self._ffns: list[FFN] = []
         for i in range(model.dense_layers):
             residual_TH, normed_TH = self._buffers(i)
             self._ffns.append(FFN([self._weights.ffn(i)], model.activation, normed_TH, residual_TH))

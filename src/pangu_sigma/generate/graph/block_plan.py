@@ -14,7 +14,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import functional as F
-from numpy.typing import DTypeLike
 
 from pangu_sigma.rre.table import RoutingTable
 
@@ -117,7 +116,7 @@ def block_plan(table: RoutingTable) -> BlockPlan | PlansByKind:
     return BlockPlan(table) if table.common_N is None else PlansByKind(table)
 
 
-def fixed_parameter(name: str, values: np.ndarray, dtype: DTypeLike = np.int32) -> Parameter:
+def fixed_parameter(name: str, values: np.ndarray, dtype: type | np.dtype = np.int32) -> Parameter:
     """Make a parameter that is not trained, for a constant or a cache of an exported graph."""
     return Parameter(Tensor(np.ascontiguousarray(values, dtype)), name=name, requires_grad=False)
 

@@ -153,10 +153,9 @@ class _WantedHead(nn.Cell):
 def inputs_and_outputs(config: Config) -> dict[str, Any]:
     """Return the signature of the exported graph as plain values: name, dtype and axes of its inputs and outputs, and the size of
     axis R, the rows of a slot. All other axes are dynamic."""
-    arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]  # such as self, ids_BC
-    inputs = [
-        {"name": name, "axes": axes, "dtype": "int32"} for name, axes in (key.rsplit("_", 1) for key in arguments)
-    ]
+    arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]  # without self: ids_BC, lengths_B, …
+    names_and_axes = [argument.rsplit("_", 1) for argument in arguments]
+    inputs = [{"name": name, "axes": axes, "dtype": "int32"} for name, axes in names_and_axes]
     outputs = [
         {"name": "logits", "axes": "WR", "dtype": "float32"},
         {"name": "token", "axes": "W", "dtype": "int32"},

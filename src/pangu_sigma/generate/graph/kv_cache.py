@@ -42,7 +42,6 @@ class CachedAttention(Attention):
         return self._mixed(q, k, v, unseen_B1CS, draws_B4, F.shape(x_TH))
 
     def _heads(self, x_TH):
-        """Return the vectors of the heads of all tokens, [T·n, d]."""
         return F.cast(F.reshape(x_TH, (-1, self.keys.shape[3])), ms.float32)
 
 
@@ -55,8 +54,7 @@ class Lanes(nn.Cell):
     def __init__(self, config: ModelConfig, eot: int):
         """eot: id of <eot>. The parameter `ended` holds, for each token of a lane, the number of <eot> before it."""
         super().__init__()
-        # One more than tokens, for the token after the last.
-        self.ended = fixed_parameter("ended", np.zeros((1, config.seq_length + 1)))
+        self.ended = fixed_parameter("ended", np.zeros((1, config.seq_length + 1)))  # also for the token after the last
         self.eot, self.length, self.heads = eot, config.seq_length, config.heads
         self.number_S = Tensor(np.arange(config.seq_length, dtype=np.int32))
         self.head_n = Tensor(np.arange(config.heads, dtype=np.int32))

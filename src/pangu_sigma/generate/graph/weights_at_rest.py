@@ -44,7 +44,7 @@ def keep(network: PanGuSigma, weights: Weights, at_rest: StoredPrecision) -> Non
         for attribute, old in list(cell._params.items()):
             if old.requires_grad:  # a weight, and not a constant
                 values = weights.tensor(f"{name}.{attribute}" if name else attribute)
-                precision = at_rest if attribute in _MATRICES else "float32"
+                precision: StoredPrecision = at_rest if attribute in _MATRICES else "float32"
                 parameter, *scale = _at_rest(old.name, values, precision)
                 setattr(cell, attribute, parameter)
                 scales |= {row_scale.name: row_scale for row_scale in scale}
@@ -74,7 +74,7 @@ class KeptExperts(nn.Cell):
             names = expert_shapes(config.model, config.model.in_layer(n).number)
             for name in names:
                 values = np.stack([weights.expert(n, number, name) for number in range(config.stored_experts(kind))])
-                precision = at_rest if name in _MATRICES else "float32"
+                precision: StoredPrecision = at_rest if name in _MATRICES else "float32"
                 parameter, *scale = _at_rest(f"{n}.{name}", values, precision)
                 tensors.append(parameter)
                 scales += scale
