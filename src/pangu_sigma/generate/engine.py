@@ -300,22 +300,22 @@ class RunningText:
         self.finish: Literal["stop", "length"] | None = None
         self._tokenizer = decoder.tokenizer
         self._ids = list(self.request.ids)  # prompt and answer
-        self._prompt, self._scores = len(self._ids), list[Scored]()  # length of the prompt, scores of its tokens
+        self._prompt_length, self._scores = len(self._ids), list[Scored]()  # scores of the prompt's tokens
         self._slot_rows = self._tokenizer.row_of[self.request.domain.slot, self._ids].tolist()
         self._token_count = np.count_nonzero(self._tokenizer.slot_rows[self.request.domain.slot] >= 0)
-        self._max_new_tokens = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt)
+        self._max_new_tokens = min(self.request.max_new_tokens, decoder.config.model.seq_length - self._prompt_length)
         self._text, self._rng = IncrementalText(self.request.stop), np.random.default_rng(self.request.seed)
         self._structure = self.request.structure and self.request.structure.begin()
-        first_scored = self._prompt if self.request.prompt_logprobs is None else self.request.scored_from
-        to_score = self._prompt - 1 if first_scored < self._prompt else 0  # the last token scores none
-        self.to_read = self._prompt if self._max_new_tokens else to_score
+        first_scored = self._prompt_length if self.request.prompt_logprobs is None else self.request.scored_from
+        to_score = self._prompt_length - 1 if first_scored < self._prompt_length else 0  # the last token scores none
+        self.to_read = self._prompt_length if self._max_new_tokens else to_score
         # number of first tokens whose logits are not used, so that another text may read them
-        self._without_logits = min(first_scored, self._prompt) - 1
+        self._without_logits = min(first_scored, self._prompt_length) - 1
 
     @property
     def is_generating(self) -> bool:
         """True from the first token of the answer on."""
-        return len(self._ids) > self._prompt
+        return len(self._ids) > self._prompt_length
 
     def shared_with(self, other: RunningText) -> int:
         """Return the number of first tokens that `other` can read for both texts as their leader; 0 if it cannot."""
@@ -339,7 +339,7 @@ class RunningText:
         if not self.is_generating:
             if self.request.prompt_logprobs is not None:
                 first = self.read - chunk.wanted + 1  # number of the token that the first row of logits scores
-                for number, logits_R in zip(range(first, self._prompt), logits_WR, strict=False):
+                for number, logits_R in zip(range(first, self._prompt_length), logits_WR, strict=False):
                     self._check_finite(logits_R, number)
                     self._scores.append(self._scored(logits_R, self._slot_rows[number], self.request.prompt_logprobs))
             if self.read < self.to_read:
@@ -354,7 +354,7 @@ class RunningText:
         """Put the scored tokens of the prompt into the answer if the request asks for them, after the token before them."""
         if self.request.prompt_logprobs is None:
             return
-        surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt) - 1
+        surfaces, first = self._tokenizer.vocabulary.surfaces, min(self.request.scored_from, self._prompt_length) - 1
         ids, scores = self._ids[first:], [(None, ()), *self._scores]
         texts = decode_in_parts(surfaces[token] for token in ids)
         tokens = zip(ids, texts, scores, strict=True)
@@ -370,7 +370,7 @@ class RunningText:
         if self._structure:
             allowed_R = self._structure.allowed(allowed_R)
         row = request.sampling.choose(
-            allowed_R, self._slot_rows[: self._prompt], self._slot_rows[self._prompt :], self._rng
+            allowed_R, self._slot_rows[: self._prompt_length], self._slot_rows[self._prompt_length :], self._rng
         )
         if self._structure:
             self._structure.take(row)
@@ -391,7 +391,7 @@ class RunningText:
             return self._text.end()
         text = self._text.add(self._tokenizer.vocabulary.surfaces[token])
         is_whole = self._structure and self._structure.is_whole
-        if not self._text.stopped and (is_whole or len(self._ids) == self._prompt + self._max_new_tokens):
+        if not self._text.stopped and (is_whole or len(self._ids) == self._prompt_length + self._max_new_tokens):
             self.finish = "stop" if is_whole else "length"
             text += self._text.end()  # an incomplete character at the end may complete a stop string
         if self._text.stopped:
@@ -407,6 +407,7 @@ class RunningText:
             )
 
     def _scored(self, logits_R: np.ndarray, row: int, top: int) -> Scored:
+        """Return the log-probability of the token in a row, and the ids and log-probabilities of the `top` likeliest tokens."""
         logprob, likeliest = log_probability(logits_R, row, top)
         ids_R = self._tokenizer.slot_rows[self.request.domain.slot]
         return logprob, tuple((int(ids_R[other]), value) for other, value in likeliest)

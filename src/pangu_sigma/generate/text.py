@@ -65,9 +65,8 @@ def open_decoder(
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
     if without is None:
         return Decoder(model.config, model.tokenizer, model.table, model, lanes, precision)
-    return Decoder(
-        model.config, model.tokenizer, without.table_of(model), WithoutParts(model, without), lanes, precision
-    )
+    table, other_weights = without.table_of(model), WithoutParts(model, without)
+    return Decoder(model.config, model.tokenizer, table, other_weights, lanes, precision)
 
 
 def generate(

@@ -135,7 +135,7 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
 
 
 def room_for(served: Served, prompts: Sequence[list[int]], max_tokens: int | None, default: int) -> list[int]:
-    """Return the maximum number of new tokens for each prompt: `max_tokens`, or without it `default`, or less if less fit.
+    """Return the most new tokens for each prompt: `max_tokens`, or if it is None `default`, cut to the room that the prompt leaves.
 
     Raises ApiError if a prompt, or prompt and max_tokens together, exceed model.seq_length.
     """

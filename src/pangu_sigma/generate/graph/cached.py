@@ -64,7 +64,6 @@ class CachedGraph(nn.Cell):
         ids: new tokens, padded to C. lengths: number of new tokens of a text, 1 … C. start: number of tokens in the text's lane
         (part of the KV cache) before the call; 0 begins a new text. lane, domain: their numbers; each text has a lane of its own.
         wanted: indices, among the B·C new tokens, of the W tokens to return the next one for. All inputs are int32.
-
         Logits are over the rows of the text's slot (share of the word table), -inf for rows without a token. They are NaN for a
         text with a new id that does not exist or has no row in the slot."""
         batch, width = F.shape(ids_BC)
@@ -87,6 +86,7 @@ class CachedGraph(nn.Cell):
         # Read once: MindSpore copies a parameter that is read again after another one was written.
         table = F.reshape(self.network.embedding, F.shape(self.network.embedding))
         x_TH = self.network.embed(table, self.network.positions, rows_T, positions_T)
+        # None: no draws of dropout, and no offsets of experts, which the padded layout does not need
         hidden_TH = self.network.through_layers(x_TH, positions_T, cache, None, order, inverse_NT, None, e_TH, experts)
         slots_W = self.pick(slots_T, wanted_W, 0)
         logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)

@@ -28,7 +28,7 @@ class CachedAttention(Attention):
         cache = np.zeros((1, config.heads, config.seq_length, config.hidden // config.heads))
         self.keys, self.values = (fixed_parameter(name, cache, np.float32) for name in ("keys", "values"))
         self.add_keys, self.add_values = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
-        self.of_lanes = ops.Gather()
+        self.pick = ops.Gather()
 
     def construct(self, query_TH, x_TH, cache, draws_B4):
         """Return the result of attention, [T, H]. query_TH: rows that become queries. x_TH: rows that become keys and values.
@@ -38,10 +38,11 @@ class CachedAttention(Attention):
         q = self._split(self.query(query_TH), batch, length)
         keys = self.add_keys(self.keys, where, self._heads(self.key(x_TH)))
         values = self.add_values(self.values, where, self._heads(self.value(x_TH)))
-        k, v = self.of_lanes(keys, lane_B, 0), self.of_lanes(values, lane_B, 0)
+        k, v = self.pick(keys, lane_B, 0), self.pick(values, lane_B, 0)
         return self._mixed(q, k, v, unseen_B1CS, draws_B4, F.shape(x_TH))
 
     def _heads(self, x_TH):
+        """Return the vectors of the heads of all tokens, float32 [T·n, d]."""
         return F.cast(F.reshape(x_TH, (-1, self.keys.shape[3])), ms.float32)
 
 
@@ -58,9 +59,8 @@ class Lanes(nn.Cell):
         self.eot, self.length, self.heads = eot, config.seq_length, config.heads
         self.number_S = Tensor(np.arange(config.seq_length, dtype=np.int32))
         self.head_n = Tensor(np.arange(config.heads, dtype=np.int32))
-        self.count, self.note = ops.CumSum(), ops.ScatterNdUpdate()
-        self.of_lanes, self.before = ops.Gather(), ops.GatherNd()
-        self.visible = ops.ReduceSum()
+        self.write_counts, self.read_counts = ops.ScatterNdUpdate(), ops.GatherNd()
+        self.pick, self.cumulative_sum, self.sum = ops.Gather(), ops.CumSum(), ops.ReduceSum()
 
     def construct(self, ids_BC, index_BC, start_B, lane_B):
         """Return positions_BC in the documents, and for `CachedAttention` a tuple (unseen_B1CS, lane_B, where).
@@ -69,16 +69,16 @@ class Lanes(nn.Cell):
         mask to add to attention scores, 0 or `MASKED`. where: lane, head (of n) and index of each key and value, [T·n, 3]."""
         lane_BC = F.reshape(lane_B, (-1, 1)) + index_BC * 0
         ends_BC = F.cast(F.equal(ids_BC, self.eot), ms.int32)
-        ended_B = self.before(self.ended, F.stack((lane_B, start_B), 1))
-        through_BC = self.count(ends_BC, 1) + F.reshape(ended_B, (-1, 1))
-        after_T2 = F.stack((F.reshape(lane_BC, (-1,)), F.reshape(index_BC + 1, (-1,))), 1)
-        ended = self.note(self.ended, after_T2, F.reshape(through_BC, (-1,)))
+        ended_B = self.read_counts(self.ended, F.stack((lane_B, start_B), 1))
+        ended_BC = self.cumulative_sum(ends_BC, 1) + F.reshape(ended_B, (-1, 1))  # number of <eot> up to each token
+        next_T2 = F.stack((F.reshape(lane_BC, (-1,)), F.reshape(index_BC + 1, (-1,))), 1)
+        ended = self.write_counts(self.ended, next_T2, F.reshape(ended_BC, (-1,)))
         # Tokens with the same number of <eot> before them are one document.
-        document_BS = self.of_lanes(self.of_lanes(ended, lane_B, 0), self.number_S, 1)
+        document_BS = self.pick(self.pick(ended, lane_B, 0), self.number_S, 1)
         number_11S = F.reshape(self.number_S, (1, 1, -1))
-        same_BCS = F.equal(F.expand_dims(document_BS, 1), F.expand_dims(through_BC - ends_BC, 2))
+        same_BCS = F.equal(F.expand_dims(document_BS, 1), F.expand_dims(ended_BC - ends_BC, 2))
         visible_BCS = F.cast(F.logical_and(same_BCS, F.less_equal(number_11S, F.expand_dims(index_BC, 2))), ms.float32)
-        positions_BC = F.cast(self.visible(visible_BCS, 2), ms.int32) - 1
+        positions_BC = F.cast(self.sum(visible_BCS, 2), ms.int32) - 1
         unseen_B1CS = F.expand_dims((1.0 - visible_BCS) * MASKED, 1)
         return positions_BC, (unseen_B1CS, lane_B, self._where(lane_BC, index_BC))
 

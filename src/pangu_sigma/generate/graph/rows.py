@@ -39,23 +39,23 @@ class GraphRows(nn.Cell):
             numbers.append(fixed_parameter(f"{e}.numbers", np.append(keys_U, np.iinfo(np.int64).max), np.int64))
             padded_weights.append(fixed_parameter(f"{e}.weight", np.pad(weight_UW, ((0, 1), (0, 0))), np.float32))
         self.unmet, self.numbers, self.weights = tuple(unmet), ParameterTuple(numbers), ParameterTuple(padded_weights)
-        self.note, self.noted = ops.ScatterNdUpdate(), ops.GatherNd()
+        self.write_ids, self.read_ids = ops.ScatterNdUpdate(), ops.GatherNd()
         self.lookup, self.search, self.join = ops.Gather(), ops.SearchSorted(ms.int32), ops.Concat(1)
 
     def construct(self, ids_T, domains_T, positions_T, lane_B1, index_BC):
         """Return e_TH, for each token its rows of all entries side by side. index: index of each token in its lane."""
         lane_T, index_T = F.reshape(lane_B1 + index_BC * 0, (-1,)), F.reshape(index_BC, (-1,))
-        before = self.note(self.before, F.stack((lane_T, index_T + 1), 1), ids_T)
-        before_T = self.noted(before, F.stack((lane_T, index_T), 1))
+        # The ids become the ids before the next tokens, of which the last one is read by a later call.
+        before = self.write_ids(self.before, F.stack((lane_T, index_T + 1), 1), ids_T)
+        before_T = self.read_ids(before, F.stack((lane_T, index_T), 1))
         before_T = F.select(F.equal(positions_T, 0), F.zeros_like(before_T) + self.none, before_T)
         key_ET = self.lookup(self.row, ids_T, 1) + self.lookup(self.row_before, before_T, 1)
-        # the sum modulo the number of rows: both summands are less
-        key_ET = key_ET - self.rows_E1 * F.cast(F.greater_equal(key_ET, self.rows_E1), ms.int32)
+        key_ET = key_ET - self.rows_E1 * F.cast(F.greater_equal(key_ET, self.rows_E1), ms.int32)  # modulo rows_E1
         parts: tuple = ()
         for e in range(len(self.of_domain)):
             key_T = F.cast(key_ET[e], ms.int64) + F.cast(domains_T, ms.int64) * self.of_domain[e]
-            at_T = self.search(self.numbers[e], key_T)
-            is_met_T = F.equal(self.lookup(self.numbers[e], at_T, 0), key_T)
-            at_T = F.select(is_met_T, at_T, F.zeros_like(at_T) + self.unmet[e])
-            parts += (self.lookup(self.weights[e], at_T, 0),)
+            row_T = self.search(self.numbers[e], key_T)
+            is_met_T = F.equal(self.lookup(self.numbers[e], row_T, 0), key_T)
+            row_T = F.select(is_met_T, row_T, F.zeros_like(row_T) + self.unmet[e])
+            parts += (self.lookup(self.weights[e], row_T, 0),)
         return self.join(parts)
