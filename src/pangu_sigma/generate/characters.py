@@ -24,7 +24,7 @@ class IncrementalText:
         return self._certain(self._characters.decode(surface))
 
     def end(self) -> str:
-        """After the last token, return the characters that were held back. An incomplete character becomes U+FFFD."""
+        """Return the characters that are held back after the last token. An incomplete character becomes U+FFFD."""
         certain = self._certain(self._characters.decode(b"", final=True))
         held_back, self._held_back = self._held_back, ""
         return certain + held_back

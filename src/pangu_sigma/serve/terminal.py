@@ -46,7 +46,7 @@ class Chat:
     """Chat in the terminal. output: stream of the answers. Notes to the user go to standard error."""
 
     def __init__(self, decoder: Decoder, settings: ChatSettings, output: TextIO):
-        """Raises ConfigError for an unknown domain, and for max_new_tokens that leave no room for a prompt."""
+        """Begin an empty chat. Raises ConfigError for an unknown domain, and for max_new_tokens that leave no room for a prompt."""
         self.engine, self.config, self.output = Engine(decoder), decoder.config, output
         self.prompts = PromptTokenizer(decoder.tokenizer, decoder.config)
         limit, self.max_new_tokens = self.prompts.length - 1, settings.max_new_tokens
