@@ -27,7 +27,7 @@ BUDGETS = {
     "evaluate": 768,
     "finetune": 479,
     "foreign": 945,
-    "generate": 1482,
+    "generate": 1471,
     "held_out": 445,
     "inherit": 836,
     "inspection": 301,

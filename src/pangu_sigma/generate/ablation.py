@@ -16,8 +16,8 @@ from pangu_sigma.stored.model import StoredModel
 
 @dataclass(frozen=True)
 class Ablation:
-    """What a model lacks: entries of `model.rows`, and experts by (segment, number), where None stands for all of the segment.
-    routing: file of the routing tables to take in place of the model's own; None: its own."""
+    """Parts of a model to leave out. rows: indices of entries of `model.rows`. experts: (segment, number), where None stands for
+    all experts of the segment. routing: file of the routing tables to use in place of the model's; None: the model's."""
 
     rows: frozenset[int] = frozenset()
     experts: frozenset[tuple[int, int | None]] = frozenset()
@@ -27,12 +27,12 @@ class Ablation:
         """Return the tables to route by. Raises ConfigError for tables of other sizes, DataError if they cannot be read."""
         if self.routing is None:
             return model.table
-        routing = RoutingConfig(table=str(self.routing))
+        routing = RoutingConfig(table=str(self.routing))  # a configuration that names the file, which checks its sizes
         return drawn_tables(model.config.model_copy(update={"routing": routing}), model.tokenizer)
 
 
 class WithoutParts(Weights):
-    """Weights in which what an ablation names adds nothing: rows are not there, experts give zeros."""
+    """Weights without the parts that an ablation names: their rows are absent, their experts have zeros."""
 
     def __init__(self, weights: Weights, without: Ablation):
         self._weights, self._without = weights, without
@@ -42,8 +42,8 @@ class WithoutParts(Weights):
 
     def expert(self, segment: int, number: int, name: str) -> np.ndarray:
         values = self._weights.expert(segment, number, name)
-        gone = not self._without.experts.isdisjoint({(segment, number), (segment, None)})
-        return np.zeros_like(values) if gone else values
+        is_left_out = not self._without.experts.isdisjoint({(segment, number), (segment, None)})
+        return np.zeros_like(values) if is_left_out else values
 
     def rows(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
         keys_U, weight_UW = self._weights.rows(entry)

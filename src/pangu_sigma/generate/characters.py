@@ -24,20 +24,21 @@ class IncrementalText:
         return self._certain(self._characters.decode(surface))
 
     def end(self) -> str:
-        """Return the characters that were held back, after the last token; an incomplete character becomes U+FFFD."""
+        """Return the characters that are held back after the last token. An incomplete character becomes U+FFFD."""
         certain = self._certain(self._characters.decode(b"", final=True))
         held_back, self._held_back = self._held_back, ""
         return certain + held_back
 
     def _certain(self, new_characters: str) -> str:
-        """Return the characters that are now certain; hold back an end that may be the beginning of a stop string."""
+        """Add characters, and return all that are now certain; hold back an end with which a stop string may begin."""
         if self.stopped:
             return ""
         text = self._held_back + new_characters
-        matches = [(position + len(stop), position) for stop in self._stop if (position := text.find(stop)) >= 0]
-        if matches:
+        ends_and_begins = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
+        if ends_and_begins:
             self.stopped, self._held_back = True, ""
-            return text[: min(matches)[1]]
+            _, begin = min(ends_and_begins)
+            return text[:begin]
         overlap = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held_back = text[len(text) - overlap :]
         return text[: len(text) - overlap]
@@ -49,9 +50,9 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def decode_in_parts(surfaces: Iterable[bytes]) -> list[str]:
-    """Return a part of the text for each token: the characters that are certain with it. All parts together are the text."""
-    text = IncrementalText()
-    texts = [text.add(surface) for surface in surfaces]
-    if texts:
-        texts[-1] += text.end()
-    return texts
+    """Split the text of tokens, given as bytes, into a part for each token: the characters that are certain with this token."""
+    decoder = IncrementalText()
+    parts = [decoder.add(surface) for surface in surfaces]
+    if parts:
+        parts[-1] += decoder.end()
+    return parts

@@ -35,11 +35,11 @@ class ChatTemplate:
 
     @staticmethod
     def of(domain: Domain, chosen: ChatConfig) -> ChatTemplate:
-        """Return the template of a domain: `chosen`, the configuration's, completed by the defaults of the domain's language."""
-        own_texts = {name: value for name, value in chosen if value is not None}
+        """Return the template of a domain. Fields of `chosen` that are None get the defaults of the domain's language."""
+        changes = {name: value for name, value in chosen if value is not None}
         if chosen.stop is not None:
-            own_texts["stop"] = tuple(chosen.stop)
-        return replace(_USUAL[domain.language], **own_texts)
+            changes["stop"] = tuple(chosen.stop)
+        return replace(_DEFAULTS[domain.language], **changes)
 
     def prompt(self, messages: Iterable[tuple[Role, str]]) -> str:
         """Format (role, text) messages of a chat as a prompt, which ends where the model's answer begins."""
@@ -62,11 +62,9 @@ class ChatTemplate:
 
     def jinja(self) -> str:
         """Return this template in Jinja, the form in which Hugging Face tokenizers hold chat templates."""
-        roles = {"system": self.system, "user": self.user, "assistant": self.assistant}
         cases = []
-        for number, (role, text) in enumerate(roles.items()):
-            before, _, after = (_quoted(part) for part in text.partition(CONTENT))
-            word = "elif" if number else "if"
+        for word, role in (("if", "system"), ("elif", "user"), ("elif", "assistant")):
+            before, _, after = (_quoted(text) for text in getattr(self, role).partition(CONTENT))
             cases.append(f"{{% {word} message['role'] == '{role}' %}}{{{{ {before} + message['content'] + {after} }}}}")
         beginning = _quoted(self._beginning.rstrip(" "))
         return (
@@ -76,11 +74,11 @@ class ChatTemplate:
 
 
 def without_oldest(messages: Messages) -> Iterator[tuple[int, Messages]]:
-    """Yield the number of messages that are left out, and the messages of a chat without them: first none, then its oldest, its two
-    oldest and so on. A system message and the last message always stay."""
-    first = messages[:1] if messages[0][0] == "system" else ()
-    for omitted in range(len(messages) - len(first)):
-        yield omitted, (*first, *messages[len(first) + omitted :])
+    """Yield a chat without its n oldest messages, for n = 0, 1, 2 and so on, as (n, other messages). A system message and the last
+    message always stay."""
+    system = messages[:1] if messages[0][0] == "system" else ()
+    for omitted_count in range(len(messages) - len(system)):
+        yield omitted_count, (*system, *messages[len(system) + omitted_count :])
 
 
 def _quoted(text: str) -> str:
@@ -89,7 +87,7 @@ def _quoted(text: str) -> str:
 
 _ENGLISH = ChatTemplate("{content}\n", "User: {content}\n", "Assistant: {content}\n", ("\nUser:",))
 _CHINESE = ChatTemplate("{content}\n", "问：{content}\n", "答：{content}\n", ("\n问：",))
-_USUAL = {
+_DEFAULTS = {
     "en": _ENGLISH,
     "mixed": _ENGLISH,
     "zh": _CHINESE,

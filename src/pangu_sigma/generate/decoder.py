@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -97,9 +96,9 @@ class Decoder:
     ):
         """precision: precision of the matrices of experts, attention, dense FFNs and output head. Sums are float32.
 
-        Matrices are copied into large pages, which are faster than mapped files. float32 ones that would take more than half of
-        the free memory stay in their files, with a warning. Raises ConfigError if the KV cache does not fit in it, and for int4
-        if a row of a matrix is not made of whole groups.
+        Matrices are copied into large pages, which are faster than mapped files. float32 matrices that would take more than half
+        of the free memory stay in their files, with a warning. Raises ConfigError if the KV cache does not fit in the free
+        memory, and if model.hidden is not a multiple of the columns that share a scale in int4.
         """
         if precision == "int4" and config.model.hidden % GROUP:
             raise ConfigError(
@@ -113,7 +112,7 @@ class Decoder:
         self._rows = MetRows(config, table, weights, PASS_TOKENS)
         is_mapped = precision == "float32" and not _copy_fits(config)
         self._operators = CpuOperators(config, weights, lanes, precision, is_mapped, self._rows.e)
-        self._unused = [np.flatnonzero(ids_R < 0) for ids_R in tokenizer.slot_rows]
+        self._unused_rows = [np.flatnonzero(ids_R < 0) for ids_R in tokenizer.slot_rows]
         self.cache_bytes = self._operators.cache_bytes
         self.resident_bytes = self._operators.weight_bytes + self._rows.nbytes + self.cache_bytes
         weights_mib, cache_mib = (size / (1 << 20) for size in (self._operators.weight_bytes, self.cache_bytes))
@@ -132,31 +131,31 @@ class Decoder:
         self._operators.copy(source, target, self._texts[source].length)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes, at most one chunk of each, together.
+        """Read new tokens of several lanes (texts in the KV cache), at most one chunk of a lane, together.
 
-        Returns for each chunk the logits over the rows of the domain's slot, float32 [wanted, R]; -inf for rows without a token.
-        Raises ConfigError, before anything is read, for an id that does not exist or has no row in the slot, and for more than
-        model.seq_length tokens in a lane.
+        Returns for each chunk the logits over the rows of the domain's slot (its share of the word table), float32 [wanted, R];
+        -inf for rows without a token. Raises ConfigError, before anything is read, for an id that does not exist or has no row in
+        the slot, and for more than model.seq_length tokens in a lane.
         """
         if not chunks:
             return []
-        logits: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}
-        for new in self._append(chunks).passes():
-            wanted_W = np.flatnonzero(new.wanted)
-            is_all = len(wanted_W) == len(new.id)
-            hidden_WH = self._hidden_states(new, outputs_A=None if is_all else wanted_W)
-            self._add_logits(hidden_WH, new.slot[wanted_W], new.lane[wanted_W], logits)
-        no_rows = np.empty((0, self.config.model.slot_rows), np.float32)
-        of_chunks = [logits[chunk.lane] for chunk in chunks]
-        return [parts[0] if len(parts) == 1 else np.concatenate([no_rows, *parts]) for parts in of_chunks]
+        pass_logits: dict[int, list[np.ndarray]] = {chunk.lane: [] for chunk in chunks}  # of each pass, by lane
+        for tokens in self._append(chunks).passes():
+            wanted_W = np.flatnonzero(tokens.wanted)
+            outputs_A = None if len(wanted_W) == len(tokens.id) else wanted_W
+            hidden_WH = self._hidden_states(tokens, outputs_A)
+            self._add_logits(hidden_WH, tokens.slot[wanted_W], tokens.lane[wanted_W], pass_logits)
+        empty_0R = np.empty((0, self.config.model.slot_rows), np.float32)  # for a chunk without wanted tokens
+        all_arrays = [pass_logits[chunk.lane] for chunk in chunks]
+        return [arrays[0] if len(arrays) == 1 else np.concatenate([empty_0R, *arrays]) for arrays in all_arrays]
 
     def hidden_states(self, lane: int, ids: list[int]) -> np.ndarray:
         """Read new tokens of one lane, as `read` does, and return their hidden states before the first layer and after each,
         float32 [L + 1, T, H]."""
         passes: list[np.ndarray] = []
-        for new in self._append([Chunk(lane, ids)]).passes():
+        for tokens in self._append([Chunk(lane, ids)]).passes():
             layers: list[np.ndarray] = []
-            self._hidden_states(new, trace=layers)
+            self._hidden_states(tokens, trace=layers)
             passes.append(np.stack(layers))
         return np.concatenate(passes, axis=1)
 
@@ -173,8 +172,8 @@ class Decoder:
             raise ConfigError(f"lane {lane} does not exist; this decoder has the lanes 0 … {self.lanes - 1}")
 
     def _append(self, chunks: list[Chunk]) -> _NewTokens:
-        """Append chunks to the texts of their lanes, and return their tokens. Raises ConfigError, before any text is changed, for
-        chunks that cannot be read."""
+        """Append chunks to the texts of their lanes, and return the new tokens. Raises ConfigError, before any text is changed, for
+        an id that does not exist, a text that becomes too long, and a chunk that `Chunk` does not allow or whose lane has two."""
         tokens, texts = [], dict[int, LaneText]()
         for chunk in chunks:  # a Python loop: most chunks have one token
             text, count = self._texts[chunk.lane], len(chunk.ids)
@@ -190,7 +189,7 @@ class Decoder:
                 tokens.append((token, last, domain.index, domain.slot, chunk.lane, length, first, is_wanted))
                 length, last = length + 1, token
                 if token == self.tokenizer.eot:
-                    first = length
+                    first = length  # the next token begins a document
             if length > self.config.model.seq_length:
                 raise ConfigError(
                     f"a sequence of {length} tokens is longer than model.seq_length={self.config.model.seq_length}; shorten it"
@@ -199,40 +198,41 @@ class Decoder:
         id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T = np.array(tokens, np.int64).T
         if id_T.min() < 0 or id_T.max() >= self.tokenizer.size or (self.tokenizer.row_of[slot_T, id_T] < 0).any():
             for chunk in chunks:
-                self.tokenizer.rows(chunk.ids, texts[chunk.lane].domain)  # one of them raises the error
+                self.tokenizer.rows(chunk.ids, texts[chunk.lane].domain)  # raises an error for such an id
         word_T = slot_T * self.config.model.slot_rows + self.tokenizer.row_of[slot_T, id_T]
         experts_NT = self._table.route(id_T, domain_T, at_T - first_T)
         self._texts |= texts
         return _NewTokens(id_T, before_T, domain_T, slot_T, lane_T, at_T, first_T, wanted_T, word_T, experts_NT)
 
     def _hidden_states(
-        self, new: _NewTokens, outputs_A: np.ndarray | None = None, trace: list[np.ndarray] | None = None
+        self, tokens: _NewTokens, outputs_A: np.ndarray | None = None, trace: list[np.ndarray] | None = None
     ) -> np.ndarray:
-        """Run the network on the new tokens of a pass. outputs_A, trace and result: as in `network.hidden_states`."""
-        self._operators.take(new.lane, new.at, new.first)
-        positions_T = new.at - new.first
-        e_TH = self._rows.of(new.id, new.domain, positions_T, new.before)
+        """Run the network on the new tokens of a pass, and return the last hidden states, [T, H], or [A, H] of the tokens with the
+        indices `outputs_A` only. trace: list to which the hidden states of all layers are appended."""
+        self._operators.take(tokens.lane, tokens.at, tokens.first)
+        positions_T = tokens.at - tokens.first
+        e_TH = self._rows.of(tokens.id, tokens.domain, positions_T, tokens.before)
         return hidden_states(
-            self.config.model, self._operators, new.word, positions_T, new.experts_NT, e_TH, outputs_A, trace
+            self.config.model, self._operators, tokens.word, positions_T, tokens.experts_NT, e_TH, outputs_A, trace
         )
 
     def _add_logits(
-        self, hidden_WH: np.ndarray, slot_W: np.ndarray, lane_W: np.ndarray, logits: dict[int, list[np.ndarray]]
+        self, hidden_WH: np.ndarray, slot_W: np.ndarray, lane_W: np.ndarray, pass_logits: dict[int, list[np.ndarray]]
     ) -> None:
-        """Append to logits[lane] the logits of the wanted tokens of a pass, slot by slot."""
+        """Append to pass_logits[lane] the logits of the wanted tokens of a pass, given their hidden states, slot by slot."""
         for slot in set(slot_W.tolist()):
-            of_slot_W = np.flatnonzero(slot_W == slot)
-            logits_WR = self._operators.logits(hidden_WH, of_slot_W, slot)
-            if len(self._unused[slot]):
-                logits_WR[:, self._unused[slot]] = -np.inf
-            # the tokens of a lane follow each other, and all have its slot
-            for lane, group in groupby(range(len(of_slot_W)), lane_W[of_slot_W].tolist().__getitem__):
-                numbers = list(group)
-                logits[lane].append(logits_WR[numbers[0] : numbers[-1] + 1])
+            tokens_W = np.flatnonzero(slot_W == slot)
+            logits_WR = self._operators.logits(hidden_WH, tokens_W, slot)
+            if len(self._unused_rows[slot]):
+                logits_WR[:, self._unused_rows[slot]] = -np.inf
+            lanes = lane_W[tokens_W].tolist()
+            for lane in dict.fromkeys(lanes):  # the tokens of a lane follow each other, and all have its slot
+                begin = lanes.index(lane)
+                pass_logits[lane].append(logits_WR[begin : begin + lanes.count(lane)])
 
 
 def _copy_fits(config: Config) -> bool:
-    """Return True if a copy of the weights takes at most half of the free memory; else log a warning."""
+    """Return True if a float32 copy of the weights takes at most half of the free memory; else log a warning and return False."""
     free, size = available_memory(swap=False), 4 * config.num_params().total
     if free is None or size <= free // 2:
         return True

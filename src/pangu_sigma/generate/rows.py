@@ -18,22 +18,22 @@ class MetRows:
     vectors of tokens, float32 [tokens, H]; None for a model without rows."""
 
     def __init__(self, config: Config, table: RoutingTable, weights: Weights, tokens: int = 0):
-        """tokens: most that `of` may be called with; 0: model.seq_length."""
+        """tokens: maximum number of tokens in a call of `of`; 0 stands for model.seq_length."""
         self._find, self.e, self.nbytes = None, None, 0
         if not config.model.rows:
             return
         assert table.row_EV is not None and table.before_EV1 is not None
         tables = zip(config.model.rows, table.row_EV, table.before_EV1, strict=True)
-        entries = [
-            KeyedRows(row_V, before_V1, entry.rows, entry.rows * (entry.kind == "own"), *weights.rows(e))
-            for e, (entry, row_V, before_V1) in enumerate(tables)
-        ]
+        entries = []
+        for e, (entry, row_V, before_V1) in enumerate(tables):
+            first_row_step = entry.rows if entry.kind == "own" else 0  # from a domain's keys to the next domain's
+            entries.append(KeyedRows(row_V, before_V1, entry.rows, first_row_step, *weights.rows(e)))
         self._find = FindRows(entries, tokens or config.model.seq_length)
         self.e, self.nbytes = self._find.e, sum(entry.keys_U.nbytes + entry.weight_UW.nbytes for entry in entries)
 
     def of(
         self, ids_T: np.ndarray, domains_T: np.ndarray, positions_T: np.ndarray, before_T: np.ndarray
     ) -> np.ndarray | None:
-        """Return e, for each token its rows of all entries side by side, float32 [T, H], which the next call overwrites; None for a
-        model without rows. before: id of the token before each, any number where its position in its document is 0."""
+        """Return for each token its rows of all entries side by side, float32 [T, H]; None for a model without rows. The next call
+        overwrites them. before_T: id of the token before each token; any number where the token's position in its document is 0."""
         return None if self._find is None else self._find(ids_T, domains_T, positions_T, before_T)

@@ -49,21 +49,22 @@ class Sampling(Section):
     def choose(
         self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int], rng: np.random.Generator
     ) -> int:
-        """Choose the next token and return its row. prompt, answer: rows of the tokens that precede it, for the penalties."""
+        """Choose the next token and return its row. prompt, answer: rows of the tokens before it, for the penalties."""
         if self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty:
             logits_R = self._penalised(logits_R.astype(np.float64), prompt, answer)
         if not self.temperature:
             return int(logits_R.argmax())
         logits_R = logits_R.astype(np.float64)
-        chances_R = np.exp((logits_R - logits_R.max()) / self.temperature)
+        chances_R = np.exp((logits_R - logits_R.max()) / self.temperature)  # probabilities, up to a factor
         rows_C = self._candidates(logits_R, chances_R)
         sums_C = np.cumsum(chances_R[rows_C])
-        drawn = int(np.searchsorted(sums_C, rng.random() * sums_C[-1], side="right"))
-        return int(rows_C[min(drawn, len(rows_C) - 1)])
+        drawn_number = int(np.searchsorted(sums_C, rng.random() * sums_C[-1], side="right"))
+        return int(rows_C[min(drawn_number, len(rows_C) - 1)])  # rounding may give the number after the last
 
     def _penalised(self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
-        if self.repetition_penalty != 1 and (occurring := {*prompt, *answer}):
-            rows = np.fromiter(occurring, np.int64)
+        """Subtract the penalties from logits in place, and return them. prompt, answer: rows of the tokens so far."""
+        if self.repetition_penalty != 1:
+            rows = np.unique([*prompt, *answer]).astype(np.int64)
             scores = logits_R[rows]
             logits_R[rows] = np.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
         if (self.presence_penalty or self.frequency_penalty) and answer:
@@ -74,14 +75,14 @@ class Sampling(Section):
     def _candidates(self, logits_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
         """Return the rows that may be drawn, [C], sorted by probability if top_k or top_p is used.
 
-        chances_R: probabilities up to a factor, by which the most likely row has 1.
+        chances_R: probabilities divided by the largest one.
         """
         threshold = self.min_p
         if self.top_p < 1:  # fewer to sort: all rows below this have less than 1 - top_p together
             threshold = max(threshold, (1 - self.top_p) * chances_R.sum() / len(chances_R))
         if 0 < self.top_k < len(chances_R):
             threshold = max(threshold, np.partition(chances_R, -self.top_k)[-self.top_k])
-        rows_C = np.flatnonzero(chances_R >= threshold)
+        rows_C = np.flatnonzero(chances_R >= threshold)  # with ties, more than top_k
         if self.top_k or self.top_p < 1:
             rows_C = rows_C[np.argsort(-logits_R[rows_C], kind="stable")][: self.top_k or None]
         if self.top_p < 1:  # the smallest set of most likely tokens that reaches top_p
@@ -95,10 +96,12 @@ def log_probability(logits_R: np.ndarray, row: int, top: int) -> tuple[float, li
 
     Computed in float64; rows that hold no token have the logit -inf, and are never among the most likely.
     """
-    scores_R = logits_R.astype(np.float64)
-    best = scores_R.max()
-    log_sum = best + np.log(np.exp(scores_R - best).sum())
-    top = min(top, int(np.count_nonzero(np.isfinite(scores_R)))) if top else 0
-    rows = np.flatnonzero(scores_R >= np.partition(scores_R, -top)[-top]) if top else np.empty(0, np.int64)
-    rows = rows[np.argsort(-scores_R[rows], kind="stable")][:top]
-    return float(scores_R[row] - log_sum), list(zip(rows.tolist(), (scores_R[rows] - log_sum).tolist(), strict=True))
+    logits_R = logits_R.astype(np.float64)
+    largest = logits_R.max()
+    logprobs_R = logits_R - (largest + np.log(np.exp(logits_R - largest).sum()))
+    top = min(top, np.count_nonzero(np.isfinite(logits_R))) if top else 0  # counted only if needed
+    if not top:
+        return float(logprobs_R[row]), []
+    rows = np.flatnonzero(logits_R >= np.partition(logits_R, -top)[-top])  # with ties, more than `top`
+    rows = rows[np.argsort(-logits_R[rows], kind="stable")][:top]
+    return float(logprobs_R[row]), list(zip(rows.tolist(), logprobs_R[rows].tolist(), strict=True))

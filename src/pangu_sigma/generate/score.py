@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pangu_sigma.generate.request import Request
+
 if TYPE_CHECKING:
     from pangu_sigma.domains import Domain
     from pangu_sigma.generate.engine import Engine
@@ -34,11 +36,11 @@ class Score:
 
 
 def token_losses(logits_SR: np.ndarray, rows_S: np.ndarray) -> np.ndarray:
-    """Return the loss in nats of each next token, of row rows_S of its slot, float64 [S]."""
+    """Return the loss of S tokens in nats, float64 [S]. logits_SR: logits over the rows of a slot. rows_S: row of each token."""
     logits_SR = logits_SR.astype(np.float64)
-    top_S1 = logits_SR.max(axis=1, keepdims=True)
-    nats_S = np.log(np.exp(logits_SR - top_S1).sum(axis=1)) + top_S1[:, 0]
-    return nats_S - np.take_along_axis(logits_SR, rows_S[:, None], 1)[:, 0]
+    max_S1 = logits_SR.max(axis=1, keepdims=True)  # exp of a difference does not overflow
+    log_sum_S = np.log(np.exp(logits_SR - max_S1).sum(axis=1)) + max_S1[:, 0]
+    return log_sum_S - np.take_along_axis(logits_SR, rows_S[:, None], 1)[:, 0]
 
 
 def score(engine: Engine, text: str, domain: Domain) -> Score:
@@ -46,11 +48,9 @@ def score(engine: Engine, text: str, domain: Domain) -> Score:
 
     Raises DataError for invalid Unicode, ConfigError for a text without tokens, or with more than model.seq_length tokens.
     """
-    from pangu_sigma.generate.request import Request
-
     tokenizer = engine.decoder.tokenizer
     ids = tokenizer.prompt(text, domain)
     (answer,) = engine.complete([Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0)])
-    scored = answer.prompt[1:]
-    logprobs = [token.logprob for token in scored if token.logprob is not None]
-    return Score([token.id for token in scored], [tokenizer.decode([token.id]) for token in scored], logprobs)
+    tokens = answer.prompt[1:]  # the first token has no log-probability
+    logprobs = [token.logprob for token in tokens if token.logprob is not None]
+    return Score([token.id for token in tokens], [tokenizer.decode([token.id]) for token in tokens], logprobs)

@@ -27,8 +27,8 @@ several texts."""
 
 
 def _json_grammar(schema: dict[str, Any]) -> str:
-    """Return the grammar of a schema, whose own options for llguidance are replaced: rules that it does not know are refused, and
-    there is at most one blank between two parts, because a weak model would write blanks without end."""
+    """Return the grammar of a schema. Options for llguidance in the schema are replaced: llguidance must refuse rules that it does
+    not know, and allow one blank at most between two parts, because a weak model would write blanks without end."""
     return f"start: %json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': ' ?', 'lenient': False}})}"
 
 
@@ -47,24 +47,24 @@ _SHOWN = 500
 
 
 class Structures:
-    """Compiler of grammars for the slots of a tokenizer. What llguidance knows of a slot is made when it is first used."""
+    """Compiler of grammars for the slots of a tokenizer. A slot's tokens are prepared for llguidance at their first use."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._of_slot: dict[int, LLTokenizer] = {}
+        self._tokenizers: dict[int, LLTokenizer] = {}
 
     def compile(self, kind: StructureKind, constraint: Any, domain: Domain) -> Structure:
         """Make the structure of answers in a domain. constraint: the schema, the expression or the texts.
 
         Raises ConfigError for a constraint that llguidance does not take, or that no text can satisfy."""
-        if domain.slot not in self._of_slot:
-            self._of_slot[domain.slot] = LLTokenizer(_SlotTokens(self._tokenizer, domain.slot))  # type: ignore[arg-type]
+        if domain.slot not in self._tokenizers:
+            self._tokenizers[domain.slot] = LLTokenizer(_SlotTokens(self._tokenizer, domain.slot))  # type: ignore[arg-type]
         try:
             json.dumps(constraint, ensure_ascii=False).encode()  # half of a surrogate pair is an error here
-            matcher = LLMatcher(self._of_slot[domain.slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
+            matcher = LLMatcher(self._tokenizers[domain.slot], _OPTIONS + _GRAMMARS[kind](constraint), log_level=0)
         except (RecursionError, UnicodeEncodeError) as error:
             raise ConfigError(f"cannot be followed: {error}; give Unicode text, nested less deeply") from error
-        matcher.compute_bitmask()  # notices what no text can satisfy, and makes the tables that all copies of the matcher share
+        matcher.compute_bitmask()  # finds constraints that no text satisfies, and makes the tables that copies of the matcher share
         if matcher.is_error():
             raise ConfigError(f"cannot be followed: {_reason(matcher)}")
         return Structure(matcher)
@@ -77,6 +77,7 @@ class _SlotTokens:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, slot: int):
+        """Set the attributes that llguidance reads: tokens and special ids are rows of the slot."""
         surfaces = tokenizer.vocabulary.surfaces
         self.tokens = [surfaces[token] if token >= 0 else b"" for token in tokenizer.slot_rows[slot].tolist()]
         self.eos_token_id = int(tokenizer.row_of[slot, tokenizer.eot])
@@ -89,9 +90,10 @@ class _SlotTokens:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """Return the reason of an error of llguidance, without the place before it, and the state or the grammar that follow it."""
-    error = re.split(r"\n(?:<| +\d+ \|)", matcher.get_error())[0]
-    reason = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", error)
+    """Return the reason of a matcher's error in one line of at most _SHOWN characters: its message without the line number that it
+    begins with, and without the matcher's state or the lines of the grammar that follow."""
+    message = re.split(r"\n(?:<| +\d+ \|)", matcher.get_error())[0]
+    reason = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", message)
     return "no text has it" if reason == "NoExtensionBias" else " ".join(reason.split())[:_SHOWN]
 
 
@@ -106,8 +108,8 @@ class Structure:
         return Structure(self._matcher.deep_copy())
 
     def allowed(self, logits_R: np.ndarray) -> np.ndarray:
-        """Return the logits with -inf for rows that may not follow. After a `problem` only <eot> may follow."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        """Return the logits with -inf for rows of tokens that may not follow. After a `problem` only <eot> may follow."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)  # one for each row
         allowed_R = np.unpackbits(bits, count=len(logits_R), bitorder="little").view(bool)
         return np.where(allowed_R, logits_R, np.float32(-np.inf))
 

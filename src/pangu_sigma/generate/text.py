@@ -48,7 +48,7 @@ class Generated:
 def open_engine(
     path: Path | StoredModel, lanes: int = 8, weights: Precision | None = None, without: Ablation | None = None
 ) -> Engine:
-    """Make the engine of a model that `open_decoder` can open. Arguments and errors: see `open_decoder`."""
+    """Open the engine of a model, which answers many requests together. Arguments and errors: as of `open_decoder`."""
     return Engine(open_decoder(path, lanes, weights, without))
 
 
@@ -58,15 +58,15 @@ def open_decoder(
     """Open a CPU decoder for a run folder (its newest intact checkpoint), an exported model, a Hugging Face style folder, or a
     dense PanGu-α in the files of others, which has one domain, zh. path: its path, or the model if it is open.
 
-    lanes: number of texts that it can read at a time. weights: precision of the matrices in memory; None: the precision in which
-    an export stores them, else float32. without: parts that the model answers without. Errors: see `open_model`.
+    lanes: number of texts that the decoder can read at a time. weights: precision of the matrices in memory; None: the precision
+    in which an export stores them, else float32. without: parts of the model to leave out. Errors: see `open_model`.
     """
     model = path if isinstance(path, StoredModel) else open_model(path, *ANSWERING)
     precision = weights or (model.precision if isinstance(model, StoredExport) else "float32")
     if without is None:
         return Decoder(model.config, model.tokenizer, model.table, model, lanes, precision)
-    table, parts = without.table_of(model), WithoutParts(model, without)
-    return Decoder(model.config, model.tokenizer, table, parts, lanes, precision)
+    table, other_weights = without.table_of(model), WithoutParts(model, without)
+    return Decoder(model.config, model.tokenizer, table, other_weights, lanes, precision)
 
 
 def generate(
@@ -83,14 +83,9 @@ def generate(
     seed. Raises ConfigError for an unknown domain, a prompt that does not fit, and invalid options, DataError for a prompt that is
     no Unicode text, and UserError if the logits of a prompt are not finite.
     """
-    _warn_of_blanks(engine, prompts)
-    times: Counter[Prompt] = Counter()
-    requests = []
-    for prompt in prompts:
-        requests.append(_request(engine, prompt, max_new_tokens, sampling, seed + times[prompt], stop))
-        times[prompt] += 1
-    with closing(engine.answers_to(requests)) as numbered:
-        answers = sorted(Bar(numbered, total=len(requests), desc="generate", unit="text", leave=False))
+    requests = _requests(engine, prompts, max_new_tokens, sampling, seed, stop)
+    with closing(engine.answers_to(requests)) as numbered_answers:  # cancels the others if an answer fails
+        answers = sorted(Bar(numbered_answers, total=len(requests), desc="generate", unit="text", leave=False))
     return [
         Generated(name, text, answer.text, [*answer.request.ids, *answer.ids], answer.finish == "stop")
         for (name, text), (_, answer) in zip(prompts, answers, strict=True)
@@ -105,50 +100,55 @@ def stream(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yield the continuation that `generate` would return, piece by piece; each character once all its bytes are generated.
-
-    Raises the ConfigError and DataError of `generate` before anything is generated.
+    """Return an iterator over pieces of the continuation that `generate` would return. A character comes once all its bytes are
+    generated. Arguments: as of `generate`. Raises the ConfigError and DataError of `generate` at once, not in the iterator.
     """
-    _warn_of_blanks(engine, [prompt])
-    request = _request(engine, prompt, max_new_tokens, sampling, seed, stop)
+    (request,) = _requests(engine, [prompt], max_new_tokens, sampling, seed, stop)
     engine.check(request)
     return text_in_parts(engine, request)
 
 
 def text_in_parts(engine: Engine, request: Request) -> Iterator[str]:
-    """Yield the text of the answer to a request in parts, as it is generated. If the reader stops, the answer is cancelled."""
+    """Yield the text of the answer to a request in parts, as it is generated. If the caller closes the iterator before its end, the
+    answer is cancelled."""
     answer = engine.submit_when_free(request)
-    sent = 0
+    sent = 0  # number of characters that were yielded
     try:
         while engine.is_unfinished(answer) or sent < len(answer.text):
-            if new := answer.text[sent:]:
-                sent += len(new)
-                yield new
-            else:
+            new_text = answer.text[sent:]
+            if not new_text:
                 engine.step()
+                continue
+            sent += len(new_text)
+            yield new_text
     finally:
-        engine.cancel(answer)
+        engine.cancel(answer)  # changes nothing if the answer is finished
 
 
-def _request(
-    engine: Engine, prompt: Prompt, max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str]
-) -> Request:
-    """Make the engine's request for a prompt. Raises ConfigError for an unknown domain."""
-    name, text = prompt
-    domain = domains_of(engine.decoder.config).named(name)
-    ids = engine.decoder.tokenizer.prompt(text, domain)
-    return Request(domain, tuple(ids), max_new_tokens, sampling, seed, tuple(stop))
+def _requests(
+    engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int, sampling: Sampling, seed: int, stop: Sequence[str]
+) -> list[Request]:
+    """Make the engine's requests for prompts, and warn once if prompts end in a blank. seed: seed of the first answer to a prompt;
+    a repeated prompt gets the next seed. Raises ConfigError for an unknown domain, DataError for a text that is not Unicode."""
+    domains, repetitions = domains_of(engine.decoder.config), Counter[Prompt]()
+    requests, texts_with_blank = [], []
+    for name, text in prompts:
+        domain = domains.named(name)
+        ids = tuple(engine.decoder.tokenizer.prompt(text, domain))
+        prompt_seed = seed + repetitions[name, text]
+        requests.append(Request(domain, ids, max_new_tokens, sampling, prompt_seed, tuple(stop)))
+        repetitions[name, text] += 1
+        if ends_in_blank(text, domain):
+            texts_with_blank.append(text)
+    if texts_with_blank:
+        example = texts_with_blank[0][-20:]
+        logger.warning(
+            "%d of %d prompts, such as %r: %s", len(texts_with_blank), len(prompts), example, BLANK_AT_THE_END
+        )
+    return requests
 
 
 def ends_in_blank(text: str, domain: Domain) -> bool:
-    """Return True if a prompt ends in a blank with which a piece of the next word begins. A Chinese blank is a token of its own,
-    and a line of blanks is an indentation."""
+    """Return True if a prompt ends in a blank that belongs to the token of the next word. A Chinese blank is a token by itself, and
+    a last line of blanks is an indentation."""
     return domain.language != "zh" and text.endswith(" ") and not text.rpartition("\n")[2].isspace()
-
-
-def _warn_of_blanks(engine: Engine, prompts: Sequence[Prompt]) -> None:
-    """Warn once if prompts end in a blank. Raises ConfigError for an unknown domain."""
-    domains = domains_of(engine.decoder.config)
-    texts = [text for name, text in prompts if ends_in_blank(text, domains.named(name))]
-    if texts:
-        logger.warning("%d of %d prompts, such as %r: %s", len(texts), len(prompts), texts[0][-20:], BLANK_AT_THE_END)

@@ -74,8 +74,8 @@ _router.include_router(openai.router)
 async def tokenize(request: Request, body: schemas.TokenizeRequest) -> dict[str, Any]:
     """Tokenize a text, as in vLLM."""
     served, domain = openai.domain_of(request, body.model)
-    tags = body.add_special_tokens is not False
-    ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, tags)
+    has_language_tag = body.add_special_tokens is not False
+    ids = await served.prompts.in_thread(served.prompts.read, body.prompt, domain, has_language_tag)
     names = [served.texts.display_text(token) for token in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": served.length, "tokens": ids, "token_strs": names}
 
@@ -85,7 +85,7 @@ async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> dict[
     """Decode token ids, as in vLLM. Ids mean the same in every domain."""
     tokenizer = request.app.state.served.tokenizer
     if body.model or "of_path" in request.path_params:
-        openai.domain_of(request, body.model)  # only for its ApiError: a model that is not there
+        openai.domain_of(request, body.model)  # only to refuse a model that does not exist
     if unknown_ids := [token for token in body.tokens if token >= tokenizer.size]:
         raise ApiError.invalid("tokens", f"{unknown_ids[0]} does not exist; there are 0 … {tokenizer.size - 1}")
     return {"prompt": tokenizer.decode(body.tokens)}
@@ -95,15 +95,15 @@ async def detokenize(request: Request, body: schemas.DetokenizeRequest) -> dict[
 async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
     """Describe the tokenizer, as in vLLM; with it lm-evaluation-harness needs no tokenizer of its own."""
     served, domain = openai.domain_of(request, model)
-    names, tokenizer = served.tokenizer.vocabulary.pieces, served.tokenizer
+    tokenizer, token_names = served.tokenizer, served.tokenizer.vocabulary.pieces
     return {
         "tokenizer_class": "PanGuSigmaTokenizer",
         "vocab_size": tokenizer.size,
         "model_max_length": served.length,
         "bos_token": None,
-        "eos_token": names[tokenizer.eot],
-        "pad_token": names[tokenizer.pad],
-        "unk_token": names[tokenizer.unk],
+        "eos_token": token_names[tokenizer.eot],
+        "pad_token": token_names[tokenizer.pad],
+        "unk_token": token_names[tokenizer.unk],
         "chat_template": served.templates[domain.name].jinja(),
     }
 
@@ -122,6 +122,7 @@ async def model(request: Request, model: str) -> dict[str, Any]:
 
 
 def _description(served: Served, domain: Domain) -> dict[str, Any]:
+    """Return the description of a domain as a model of OpenAI's interface."""
     return {
         "id": PREFIX + domain.name,
         "object": "model",
@@ -161,9 +162,8 @@ async def page() -> HTMLResponse:
 
 
 def policy(html: str) -> str:
-    """Return a page's Content-Security-Policy: it allows its inline scripts and styles, by hash, and requests to the server.
-
-    Scripts cannot turn text into markup, because there are no trusted types.
+    """Return the Content-Security-Policy of an HTML page. It allows the page's inline scripts and styles, by their hashes, and
+    requests to this server. Scripts cannot turn text into markup, because the policy allows no trusted types.
     """
     hashes_of_tag = defaultdict[str, str](str)
     for tag, text in re.findall(r"<(script|style)\b[^>]*>(.*?)</\1>", html, re.DOTALL):

@@ -43,31 +43,31 @@ class EngineThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell all open requests that the server ends; later ones are refused. The event loop must call it."""
+        """Break off all open requests, and refuse later ones: the server ends. The event loop must call this method."""
         self.stopped = True
-        open_requests = {*self.handlers.values()}
+        open_requests = {*self.handlers.values()}  # a request has an entry for each of its answers
         if open_requests:
             logger.warning("%d requests are not finished, and are broken off", len(open_requests))
         for answers in open_requests:
             answers.break_off()
 
     def end(self) -> None:
-        """End the thread after its current step."""
+        """End the thread after its current step, and wait for that."""
         self._ending = True
         self.wake.set()
         self._thread.join()
 
     def _wake_handlers(self, updated: list[Answer]) -> None:
-        """Wake the handlers of answers that a step has updated. The event loop runs this."""
+        """Wake the handlers of answers that a step has updated. The event loop runs this method."""
         for answer in updated:
-            if answer in self.handlers:  # its request may have ended
+            if answer in self.handlers:  # the request may have ended, because its client disconnected
                 self.handlers[answer].changed.set()
 
     def _work(self) -> None:
-        """Step the engine until `end` is called or too many steps have failed. The thread runs this."""
+        """Step the engine until `end` is called or _FAILURES steps fail one after another. The thread runs this method."""
         failures = 0
         while not self._ending and failures < _FAILURES:
-            self.wake.clear()
+            self.wake.clear()  # before the step, so that a request that comes during it wakes the thread
             try:
                 if self.engine.step():
                     failures = 0
@@ -109,27 +109,27 @@ class Answers:
     def __init__(self, thread: EngineThread):
         self._thread, self._engine, self._metrics = thread, thread.engine, thread.metrics
         self.changed, self._is_broken_off = asyncio.Event(), False
-        self._watches: list[AnswerWatch] = []
         self.answers: list[Answer] = []
+        self._watches: list[AnswerWatch] = []  # of the same answers
 
     async def news(self, requests: list[Request]) -> AsyncIterator[News]:
         """Submit requests, and yield new tokens of all answers until all are finished. Raises ApiError if a request cannot be
         answered now, and if the model fails or the server ends before."""
         self._submit(requests)
-        unfinished = dict.fromkeys(range(len(requests)), 0)  # number of tokens that were yielded
+        unfinished = dict.fromkeys(range(len(requests)), 0)  # by number of an answer, how many tokens were yielded
         while unfinished:
             await self.changed.wait()
             self.changed.clear()
-            for number, old_count in [*unfinished.items()]:
+            for number, yielded_count in list(unfinished.items()):
                 answer, watch = self.answers[number], self._watches[number]
-                finish = answer.finish  # read first: a finished answer has all of its tokens
+                finish = answer.finish  # read before the tokens: a finished answer has all of them
                 if finish == "cancelled":
                     watch.ended("abort" if answer.error is None else "error")
                     raise _server_stopping() if answer.error is None else _failure(answer.error)
-                tokens = answer.tokens[old_count:]
+                tokens = answer.tokens[yielded_count:]
                 if tokens or finish:
                     watch.record(len(tokens))
-                    yield News(number, answer, not old_count, tokens, finish)
+                    yield News(number, answer, not yielded_count, tokens, finish)
                 unfinished[number] += len(tokens)
                 if finish:
                     del unfinished[number]
@@ -162,16 +162,16 @@ class Answers:
         self._thread.wake.set()
 
     def break_off(self) -> None:
-        """Let `news` raise ApiError: the server ends, or the client has gone."""
+        """Let `news` raise ApiError, because the server ends or the client has disconnected."""
         self._is_broken_off = True
         self.changed.set()
 
     def close(self) -> None:
-        """Cancel the answers that are not finished."""
+        """Cancel the answers that are not finished, so that the engine frees their lanes."""
         for answer, watch in zip(self.answers, self._watches, strict=True):
             self._thread.handlers.pop(answer)
             self._engine.cancel(answer)
-            watch.ended("abort")  # unless it has ended already
+            watch.ended("abort")  # ignored for a finished answer
         self._thread.wake.set()
 
 

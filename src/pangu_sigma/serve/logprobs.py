@@ -45,22 +45,22 @@ class CompletionTokens:
         """Return the log-probabilities of the answer's next tokens. The first token of a text has none."""
         self.ids += [token.id for token in tokens]
         return {
-            "text_offset": [self._begin(token.id) for token in tokens],
+            "text_offset": [self._next_offset(token.id) for token in tokens],
             "token_logprobs": [None if token.logprob is None else max(token.logprob, MIN_LOGPROB) for token in tokens],
             "tokens": [self._texts.display_text(token.id) for token in tokens],
-            "top_logprobs": [self._top(token) for token in tokens],
+            "top_logprobs": [self._alternatives(token) for token in tokens],
         }
 
-    def _begin(self, token: int) -> int:
-        """Return the offset, in characters of the text, at which the next token begins, and count the token's characters."""
-        unfinished, begin = self._characters.getstate()[0], self._offset
-        new_text = self._characters.decode(self._texts.surfaces[token])
+    def _next_offset(self, token: int) -> int:
+        """Return the offset, in characters of the text, at which the next token begins. Add the token's characters to the text."""
+        unfinished_bytes, _ = self._characters.getstate()
+        begin, new_text = self._offset, self._characters.decode(self._texts.surfaces[token])
         self._offset += len(new_text)
-        # U+FFFD at the beginning stands for a character before this token that it does not complete
-        return begin + bool(unfinished and new_text.startswith("\N{REPLACEMENT CHARACTER}"))
+        # U+FFFD at the beginning stands for a character before this token that this token does not complete
+        return begin + bool(unfinished_bytes and new_text.startswith("\N{REPLACEMENT CHARACTER}"))
 
-    def _top(self, token: Token) -> dict[str, float] | None:
-        """Return the log-probabilities of the alternatives by their text. If several tokens have the same text, the text stands for
+    def _alternatives(self, token: Token) -> dict[str, float] | None:
+        """Return the log-probabilities of a token and its alternatives, by their text. If several have the same text, it stands for
         the token itself, or else for the likeliest; the others are named `token_id:` and their id."""
         if token.logprob is None:
             return None
@@ -76,8 +76,8 @@ def chat_logprobs(texts: TokenTexts, tokens: Sequence[Token]) -> dict[str, Any]:
     """Return the log-probabilities of an answer's tokens as a response of /v1/chat/completions has them."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        finite = MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
-        return {"token": texts.display_text(token), "bytes": list(texts.surfaces[token]), "logprob": finite}
+        finite_logprob = MIN_LOGPROB if logprob is None else max(logprob, MIN_LOGPROB)
+        return {"token": texts.display_text(token), "bytes": list(texts.surfaces[token]), "logprob": finite_logprob}
 
     content = [entry(t.id, t.logprob) | {"top_logprobs": [entry(*other) for other in t.top]} for t in tokens]
     return {"content": content, "refusal": None}

@@ -11,9 +11,9 @@ import secrets
 import time
 import uuid
 from asyncio import create_task
-from collections import defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from itertools import chain, count
+from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -44,19 +44,19 @@ router = APIRouter(responses=REFUSALS | {200: {"content": {"application/json": {
 
 
 async def _answers(request: HttpRequest) -> AsyncIterator[Answers]:
-    """Yield the answers of a request. They are cancelled when the request ends, and when the client disconnects before."""
+    """Yield the `Answers` of a request to its handler. They are broken off when the client disconnects, and closed at the end."""
     answers = Answers(request.app.state.served.thread)
 
-    async def watch() -> None:
+    async def break_off_at_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         answers.break_off()
 
-    watch_task = create_task(watch())
+    disconnect_task = create_task(break_off_at_disconnect())
     try:
         yield answers
     finally:
-        watch_task.cancel()
+        disconnect_task.cancel()
         answers.close()
 
 
@@ -67,7 +67,7 @@ RequestAnswers = Annotated[Answers, Depends(_answers)]
 async def completions(request: HttpRequest, answers: RequestAnswers, body: CompletionRequest) -> Response:
     """Continue prompts."""
     served, domain = domain_of(request, body.model)
-    logprobs = 0 if body.experts and body.logprobs is None else body.logprobs
+    logprobs = 0 if body.experts and body.logprobs is None else body.logprobs  # the response has experts beside them
     prompts, warnings = await _prompts(served, body, domain)
     new_tokens = room_for(served, prompts, body.max_tokens, DEFAULT_MAX_TOKENS)
     structure = await _structure(served, body, domain)
@@ -97,35 +97,35 @@ async def chat_completions(request: HttpRequest, answers: RequestAnswers, body: 
 
 
 def domain_of(request: HttpRequest, name: str | None) -> tuple[Served, Domain]:
-    """Return the served model, and the domain that answers a request. name: name of the model in the body; the path may have one
-    too.
+    """Return the served model, and the domain that answers a request: the domain with the model's name in the body (`name`) or in
+    the path, or without a name the only domain.
 
     Raises ApiError for an unknown name, for two different names, and without a name if there are several domains.
     """
-    served, of_path = request.app.state.served, request.path_params.get("of_path")
-    domains, names = served.domains, ", ".join(served.domains)
-    if None not in (name, of_path) and name != of_path:
+    served, path_name = request.app.state.served, request.path_params.get("of_path")
+    domains, first_name, model_name = served.domains, next(iter(served.domains)), name or path_name
+    if None not in (name, path_name) and name != path_name:
         raise ApiError.invalid("model", "the body and the path say different ones; say one")
-    if (name := name or of_path) is None and len(domains) > 1:
-        reason = f"name one of {names}, here or in front of the path: /{next(iter(domains))}/…"
+    if model_name is None and len(domains) > 1:
+        reason = f"name one of {', '.join(domains)}, here or in front of the path: /{first_name}/…"
         raise ApiError.invalid("model", f"domains read text differently; {reason}", "missing_required_parameter")
-    if name is not None and name not in domains:
-        (nearest,) = difflib.get_close_matches(name[:100], domains, n=1, cutoff=0.0)
-        reason = f"model: there is no {name[:100]!r} here; the nearest is {nearest}, and /v1/models lists all"
+    if model_name is not None and model_name not in domains:
+        (nearest,) = difflib.get_close_matches(model_name[:100], domains, n=1, cutoff=0.0)
+        reason = f"model: there is no {model_name[:100]!r} here; the nearest is {nearest}, and /v1/models lists all"
         raise ApiError(404, reason, "model", "model_not_found")
-    return served, domains[name or names]
+    return served, domains[model_name or first_name]
 
 
 async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> tuple[list[list[int]], list[str]]:
-    """Return (token ids of each prompt, warnings for the client)."""
-    single = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
-    inputs: list[Any] = [body.prompt] if single else [*body.prompt]
+    """Tokenize the prompts of a request. Return (token ids of each prompt, warnings for the client)."""
+    is_single = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
+    inputs: list[Any] = [body.prompt] if is_single else [*body.prompt]
+    has_language_tag = body.add_special_tokens is not False
     prompts, warnings = [], []
     for prompt in inputs:
         ids = prompt
         if isinstance(prompt, str):
-            tags = body.add_special_tokens is not False
-            ids = await served.prompts.in_thread(served.prompts.text_prompt, prompt, domain, tags)
+            ids = await served.prompts.in_thread(served.prompts.text_prompt, prompt, domain, has_language_tag)
             if body.max_tokens != 0 and ends_in_blank(prompt, domain):
                 warnings.append(BLANK_AT_THE_END)
             if body.echo and served.tokenizer.decode(ids) != prompt:
@@ -135,10 +135,9 @@ async def _prompts(served: Served, body: CompletionRequest, domain: Domain) -> t
 
 
 def room_for(served: Served, prompts: Sequence[list[int]], max_tokens: int | None, default: int) -> list[int]:
-    """Return the maximum number of new tokens for each prompt. max_tokens: the client's parameter; default: its value if the client
-    sends none.
+    """Return the most new tokens for each prompt: `max_tokens`, or if it is None `default`, cut to the room that the prompt leaves.
 
-    Raises ApiError if a prompt, or prompt and new tokens together, exceed model.seq_length.
+    Raises ApiError if a prompt, or prompt and max_tokens together, exceed model.seq_length.
     """
     rooms = [served.length - len(ids) for ids in prompts]
     for ids, room in zip(prompts, rooms, strict=True):
@@ -150,8 +149,7 @@ def room_for(served: Served, prompts: Sequence[list[int]], max_tokens: int | Non
 
 
 async def _structure(served: Served, body: GenerationRequest, domain: Domain) -> Structure | None:
-    """Return the structure that a request requires of its answers; None for any text. Raises ApiError for one that is not
-    supported."""
+    """Return the structure that a request requires of its answers; None for any text. Raises ApiError for an unsupported one."""
     if body.structure is None:
         return None
     parameter, kind, value = body.structure
@@ -173,9 +171,9 @@ def make_requests(
     """Make the engine's requests, body.n for each prompt. Raises ApiError for parameters beyond a limit.
 
     new_tokens: maximum number of new tokens for each prompt. options: more fields of `Request`. stop: stop strings besides the
-    client's.
+    client's. Answer i to a prompt has the seed body.seed + i, also over equal prompts.
     """
-    n, stops = body.n or 1, (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    n, client_stop = body.n or 1, (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     bias = tuple((int(token), float(value)) for token, value in (body.logit_bias or {}).items())
     if len(prompts) * n > served.limits.waiting:
         reason = f"{len(prompts)} prompts with {n} answers each are more than {served.limits.waiting}, the texts that may wait here"
@@ -187,19 +185,19 @@ def make_requests(
             raise ApiError.invalid(parameter, str(error)) from error
     sampling = {"temperature": 1.0} | body.model_dump(include={*Sampling.model_fields}, exclude_none=True)
     options = options | {
-        "sampling": Sampling(**sampling | {"top_k": max(body.top_k or 0, 0)}),
-        "stop": stops + stop,
+        "sampling": Sampling(**sampling | {"top_k": max(body.top_k or 0, 0)}),  # -1 stands for all tokens, as 0
+        "stop": client_stop + stop,
         "stop_ids": tuple(body.stop_token_ids or ()),
         "ignore_eot": bool(body.ignore_eos),
         "logit_bias": bias,
     }
     first_seed = secrets.randbits(53) if body.seed is None else body.seed
-    seeds: defaultdict[tuple[int, ...], count[int]] = defaultdict(lambda: count(first_seed))  # of each prompt
-    return [
-        Request(domain, tuple(ids), max_new_tokens, seed=next(seeds[tuple(ids)]), **options)
-        for ids, max_new_tokens in zip(prompts, new_tokens, strict=True)
-        for _ in range(n)
-    ]
+    requests, answer_counts = list[Request](), Counter[tuple[int, ...]]()
+    for prompt, max_new_tokens in zip(map(tuple, prompts), new_tokens, strict=True):
+        for _ in range(n):
+            requests.append(Request(domain, prompt, max_new_tokens, seed=first_seed + answer_counts[prompt], **options))
+            answer_counts[prompt] += 1
+    return requests
 
 
 class _Responses:
@@ -209,15 +207,16 @@ class _Responses:
     objects: tuple[str, str]  # values of the field `object` of the whole response and of a chunk
 
     def __init__(self, served: Served, answers: Answers, body: Any, requests: list[Request], warnings: Iterable[str]):
+        """warnings: warnings about the prompts."""
         self.served, self.answers, self.body, self.requests = served, answers, body, requests
         self.domain = requests[0].domain
         self._head = {"id": f"{self.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
         self._head |= {"model": PREFIX + self.domain.name, "system_fingerprint": served.fingerprint}
-        unused = [name for name in WithoutEffect.model_fields if getattr(body, name) is not None]
-        self._warnings = [*([f"{', '.join(unused)}: without effect on this server"] if unused else []), *warnings]
+        ignored_names = ", ".join(name for name in WithoutEffect.model_fields if getattr(body, name) is not None)
+        self._warnings = [f"{ignored_names}: without effect on this server" if ignored_names else "", *warnings]
 
     async def respond(self) -> Response:
-        """Return the response. A stream begins with the first token: what fails before has a status of its own."""
+        """Return the response. A stream begins with the first token, so that an error before has an HTTP status of its own."""
         if self.body.stream:
             news = self.answers.news(self.requests)
             events = self._events(await anext(news), news)
@@ -228,22 +227,23 @@ class _Responses:
         return JSONResponse(self._body(self.objects[0], choices, warnings, usage=self._usage()))
 
     def choice(self, news: News) -> dict[str, Any]:
-        """Return a finished answer as a part of the whole response."""
+        """Return a finished answer in the form of the whole response."""
         raise NotImplementedError
 
     def parts(self, news: News) -> list[dict[str, Any]]:
-        """Return the choices of a stream for some news; each is sent as a chunk of its own."""
+        """Return new tokens of an answer as choices of a streamed response, each of which is sent as a chunk."""
         raise NotImplementedError
 
     async def _events(self, news: News | None, later_news: AsyncIterator[News]) -> AsyncIterator[bytes]:
-        """Yield the events of a streamed response. news: first news of the answers. later_news: all others."""
+        """Yield the events of a streamed response. news: first news of the answers. later_news: all others. The first chunk has the
+        warnings about the request, the last chunk of an answer the warning about it."""
         options, warnings = self.body.stream_options, self._warnings
         usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
         try:
             while news:
                 for choice in self.parts(news):
-                    warnings = warnings + ([news.answer.warning] if choice["finish_reason"] else [])
-                    yield _event(self._body(self.objects[1], [choice], warnings, **usage))
+                    end_warning = news.answer.warning if choice["finish_reason"] else ""
+                    yield _event(self._body(self.objects[1], [choice], [*warnings, end_warning], **usage))
                     warnings = []
                 news = await anext(later_news, None)
             if usage:
@@ -253,8 +253,9 @@ class _Responses:
         yield format_sse_event(data_str="[DONE]")
 
     def _body(self, kind: str, choices: list[Any], warnings: Iterable[str], **fields: Any) -> dict[str, Any]:
-        """Return the body of a response or chunk. It has the field `warnings` (ours) only if there are some."""
-        if distinct_warnings := list(dict.fromkeys(filter(None, warnings))):
+        """Return the body of a response or chunk. It has the field `warnings` (ours) only if there are any, each of them once."""
+        distinct_warnings = list(dict.fromkeys(filter(None, warnings)))
+        if distinct_warnings:
             fields["warnings"] = distinct_warnings
         return {**self._head, "object": kind, "choices": choices, **fields}
 
@@ -276,19 +277,21 @@ class _Completions(_Responses):
     id_prefix, objects = "cmpl", ("text_completion", "text_completion")
 
     def __init__(self, *arguments: Any):
+        """Prepare the response, with a converter of log-probabilities for each answer."""
         super().__init__(*arguments)
-        has_logprobs = self.body.experts or self.body.logprobs is not None
+        self._has_logprobs = self.body.experts or self.body.logprobs is not None
         hidden_ids = [[] if self.body.echo else request.ids for request in self.requests]
-        self._tokens = [CompletionTokens(self.served.texts, ids) for ids in hidden_ids if has_logprobs]
+        self._converters = [CompletionTokens(self.served.texts, ids) for ids in hidden_ids]
 
     def choice(self, news: News) -> dict[str, Any]:
+        """Return tokens of an answer, new ones or all, as a choice. With echo the first choice begins with the prompt."""
         text, tokens = news.text, news.tokens
         if news.first and self.body.echo:
             text = self.served.tokenizer.decode(news.answer.request.ids) + text
             tokens = [*news.answer.prompt, *tokens]
-        logprobs = self._tokens[news.number].to_logprobs(tokens) if self._tokens and tokens else None
-        if logprobs and self.body.experts:  # ours
-            ids, decoder = self._tokens[news.number].ids, self.served.thread.engine.decoder
+        logprobs = self._converters[news.number].to_logprobs(tokens) if self._has_logprobs and tokens else None
+        if logprobs and self.body.experts:  # ours: for each token its expert in each segment
+            ids, decoder = self._converters[news.number].ids, self.served.thread.engine.decoder
             logprobs["experts"] = decoder.experts(self.domain, ids)[:, -len(tokens) :].T.tolist()
         return {"index": news.number, "text": text, "logprobs": logprobs, "finish_reason": news.finish}
 
@@ -298,8 +301,7 @@ class _Completions(_Responses):
 
 
 class _ChatCompletions(_Responses):
-    """Response of /v1/chat/completions. The content of a message is the text of its tokens without the blank of the template at its
-    start, which a structured answer does not have."""
+    """Response of /v1/chat/completions."""
 
     id_prefix, objects = "chatcmpl", ("chat.completion", "chat.completion.chunk")
 
@@ -314,18 +316,17 @@ class _ChatCompletions(_Responses):
         return {"index": news.number, "message": message, "logprobs": logprobs, "finish_reason": news.finish}
 
     def parts(self, news: News) -> list[dict[str, Any]]:
+        """Return the role of the message before its first tokens, its new content, and the reason of its end after its last."""
         logprobs = chat_logprobs(self.served.texts, news.tokens) if self.body.logprobs and news.tokens else None
         old_text = self._texts[news.number]
         new_text = self._texts[news.number] = old_text + news.text
-        text = self._content(new_text)[len(self._content(old_text)) :]
-
-        def part(delta: dict[str, str], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
-            return {"index": news.number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-
-        first_part = [part({"role": "assistant", "content": ""})] if news.first else []
-        last_part = [part({}, finish=news.finish)] if news.finish else []
-        return first_part + ([part({"content": text}, logprobs)] if text or logprobs else []) + last_part
+        content = self._content(new_text)[len(self._content(old_text)) :]
+        empty: dict[str, Any] = {"index": news.number, "delta": {}, "logprobs": None, "finish_reason": None}
+        first_part = [empty | {"delta": {"role": "assistant", "content": ""}}] if news.first else []
+        content_part = [empty | {"delta": {"content": content}, "logprobs": logprobs}] if content or logprobs else []
+        last_part = [empty | {"finish_reason": news.finish}] if news.finish else []
+        return first_part + content_part + last_part
 
     def _content(self, text: str) -> str:
-        """Return the content of a message for the text of an answer, or for its beginning."""
+        """Return a text of an answer, or its beginning, without the template's blank, which structured answers do not have."""
         return text if self.body.structure else self._template.without_blanks(text)

@@ -16,17 +16,18 @@ from pangu_sigma.text.tokenizer import Tokenizer
 _Result = TypeVar("_Result")
 
 TOO_LONG = "context_length_exceeded"  # code of a refusal, as in OpenAI's interface
-_FOLDED = 4  # characters that NFKC may fold into one in ordinary text: a letter with its marks
+_FOLDED_CHARACTERS = 4  # that NFKC may fold into one in ordinary text: a letter with its marks
 
 
 class PromptTokenizer:
     """Tokenizer of the prompts of HTTP requests. It works in its own thread, so that a long text does not block the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config):
+        """Texts that have more characters than the longest model.seq_length tokens are refused without tokenization."""
         self.tokenizer, self.length = tokenizer, config.model.seq_length
-        self._end = tokenizer.vocabulary.pieces[tokenizer.eot]
-        longest = max(len(surface.decode(errors="replace")) for surface in tokenizer.vocabulary.surfaces)
-        self._most_characters = _FOLDED * longest * self.length
+        self._end_name = tokenizer.vocabulary.pieces[tokenizer.eot]
+        longest_token = max(len(surface.decode(errors="replace")) for surface in tokenizer.vocabulary.surfaces)
+        self._max_characters = _FOLDED_CHARACTERS * longest_token * self.length
         self._thread = ThreadPoolExecutor(1, "tokenizer")
 
     def close(self) -> None:
@@ -42,7 +43,7 @@ class PromptTokenizer:
 
         tags: False to put no language tag before the text. Raises ApiError for invalid Unicode.
         """
-        if text == self._end:
+        if text == self._end_name:
             return [self.tokenizer.eot]
         try:
             return self.tokenizer.prompt(text, domain) if tags else self.tokenizer.encode(text, domain)
@@ -51,7 +52,7 @@ class PromptTokenizer:
 
     def text_prompt(self, text: str, domain: Domain, tags: bool) -> list[int]:
         """Tokenize a prompt; an empty prompt becomes <eot>. tags: as in `read`. Raises ApiError above model.seq_length tokens."""
-        if len(text) > self._most_characters:
+        if len(text) > self._max_characters:
             reason = f"{len(text)} characters are too many for a model that reads {self.length} tokens; shorten it"
             raise ApiError.invalid("prompt", reason, TOO_LONG)
         return self.read(text, domain, tags) or [self.tokenizer.eot]
@@ -72,8 +73,8 @@ class PromptTokenizer:
         capacity = f"the model can read {self.length} tokens, of which {reserved} are for the answer"
         for omitted_count, chat_messages in without_oldest(tuple(messages)):
             text = template.prompt(chat_messages)
-            if len(text) > self._most_characters:
-                continue
+            if len(text) > self._max_characters:
+                continue  # too long, without tokenization
             ids = self.read(text, domain)
             if len(ids) <= self.length - reserved:
                 warning = f"{omitted_count} of {len(messages)} messages, the oldest, were left out"

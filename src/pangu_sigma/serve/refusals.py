@@ -63,7 +63,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def _explain(problem: dict[str, Any]) -> str:
-    """Return a line for one problem that FastAPI or pydantic found."""
+    """Return a line for one problem, an entry of `errors()` of pydantic's exception."""
     parameter = _parameter(problem)
     match problem["type"]:
         case "extra_forbidden":

@@ -24,7 +24,7 @@ class RequestBody(Section):
 
 
 def _else(message: str) -> WrapValidator:
-    """Return a validator that refuses a value with this message, where pydantic has a line for each type of a union."""
+    """Return a validator that refuses a value with this message. Pydantic alone would have a line for each type of a union."""
 
     def check(value: Any, validate: Any) -> Any:
         try:
@@ -147,18 +147,19 @@ class GenerationRequest(WithoutEffect):
 
     @model_validator(mode="after")
     def _combinations(self) -> GenerationRequest:
+        """Reject combinations of values that are not supported."""
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only allowed with stream=true")
         if self.structured_outputs is not None and self.response_format is not None:
             raise ValueError("response_format and structured_outputs both describe the answer; give one of them")
         if self.structure is not None and self.ignore_eos:
-            problem = f"{self.structure[0]} ends the answer where it is whole"
-            raise ValueError(f"{problem}; ignore_eos=true goes on; leave one out")
+            parameter, _, _ = self.structure
+            raise ValueError(f"{parameter} ends the answer where it is whole; ignore_eos=true goes on; leave one out")
         return self
 
     @property
     def structure(self) -> tuple[str, StructureKind, Any] | None:
-        """Parameter that describes the answer, kind of its structure, and schema, expression or texts. None: any text."""
+        """(parameter that describes the answer, kind of structure, its schema, expression or texts); None: any text."""
         if self.structured_outputs is not None:
             ((kind, value),) = self.structured_outputs.model_dump(by_alias=True, exclude_none=True).items()
             return f"structured_outputs.{kind}", cast(StructureKind, kind), value

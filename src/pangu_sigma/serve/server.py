@@ -47,19 +47,19 @@ class Address:
 
     @property
     def names(self) -> list[str]:
-        """Host names that requests may name. A page of another site may point its own name at this machine (DNS rebinding)."""
+        """Host names that requests may name: a page of another site may point its site's name at this machine (DNS rebinding)."""
         if not self.is_local and not self.others:
             return ["*"]  # other machines may know this one by any name or address
-        own = f"[{self.host}]" if ":" in self.host else self.host
-        return ["localhost", "127.0.0.1", "[::1]", own, *self.others]
+        url_host = f"[{self.host}]" if ":" in self.host else self.host  # IPv6 addresses are in brackets
+        return ["localhost", "127.0.0.1", "[::1]", url_host, *self.others]
 
 
 def bind(address: Address) -> socket.socket:
-    """Return a socket bound to an address. Connections are refused until the server is ready. Raises ConfigError."""
+    """Bind a socket to an address, and return it. It refuses connections until the server is ready. Raises ConfigError."""
     for name in address.others:
         if not re.fullmatch(_NAME, name):
-            option = f"{argument('--allow-host')}={name!r}"
-            raise ConfigError(f"{option} is not a host name; leave out http://, port and path")
+            host_option = f"{argument('--allow-host')}={name!r}"
+            raise ConfigError(f"{host_option} is not a host name; leave out http://, port and path")
     if not 0 <= address.port < 1 << 16:
         raise ConfigError(f"{argument('--port')} {address.port} is not allowed: 0 (any that is free) to 65535")
     server_socket = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
@@ -98,9 +98,9 @@ def read_key(file: Path | None) -> str | None:
 
 
 def serve(decoder: Decoder, listening: socket.socket, address: Address, key: str | None, limits: Limits) -> int:
-    """Serve until SIGINT or SIGTERM, and return the exit status: 1 if the model failed, else 0.
+    """Serve until SIGINT or SIGTERM, and return the exit status: 1 if the model failed, else 0. listening: socket from `bind`.
 
-    Requests that were accepted before the signal have limits.stop_seconds to finish.
+    Requests that were accepted before the signal have limits.stop_seconds to finish. key: API key; None: none is needed.
     """
     if key is None and not address.is_local:
         problem = f"{argument('--host')} {address.host}: everybody who reaches this machine can use the model"
@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop after the open requests at the first SIGINT or SIGTERM, and at once at the second SIGINT."""
-        if self.should_exit:
+        if self.should_exit:  # this is the second signal
             super().handle_exit(sig, frame)
         else:
             self.stop()
@@ -149,7 +149,7 @@ class Server(uvicorn.Server):
         """Accept no more requests, and break off those that are still open after limits.stop_seconds. Any thread may call it."""
         logger.info("stopping; what runs may go on for %d s", self.served.limits.stop_seconds)
         self.should_exit = True
-        if loop := self.served.thread.loop:
+        if loop := self.served.thread.loop:  # None before the application starts
             loop.call_soon_threadsafe(loop.call_later, self.served.limits.stop_seconds, self.served.thread.stop)
 
     async def on_tick(self, counter: int) -> bool:
@@ -157,7 +157,7 @@ class Server(uvicorn.Server):
         return self.served.thread.failed or await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and log the address."""
+        """Listen at the socket that `run` was called with, and log its address. Raises ConfigError if another server listens."""
         host, port = (sockets or [])[0].getsockname()[:2]
         try:
             await super().startup(sockets)

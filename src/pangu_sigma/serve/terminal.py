@@ -46,13 +46,14 @@ class Chat:
     """Chat in the terminal. output: stream of the answers. Notes to the user go to standard error."""
 
     def __init__(self, decoder: Decoder, settings: ChatSettings, output: TextIO):
+        """Begin an empty chat. Raises ConfigError for an unknown domain, and for max_new_tokens that leave no room for a prompt."""
         self.engine, self.config, self.output = Engine(decoder), decoder.config, output
         self.prompts = PromptTokenizer(decoder.tokenizer, decoder.config)
         limit, self.max_new_tokens = self.prompts.length - 1, settings.max_new_tokens
         if self.max_new_tokens is not None and not 1 <= self.max_new_tokens <= limit:
-            named = f"{argument('--max-new-tokens')}={self.max_new_tokens} is not allowed"
+            problem = f"{argument('--max-new-tokens')}={self.max_new_tokens} is not allowed"
             raise ConfigError(
-                f"{named}: 1 to {limit}, as model.seq_length={limit + 1}; leave it out for as many as fit"
+                f"{problem}: 1 to {limit}, as model.seq_length={limit + 1}; leave it out for as many as fit"
             )
         self.domains = domains_of(self.config)
         self.domain = self.domains[0] if settings.domain is None else self.domains.named(settings.domain)
@@ -61,17 +62,16 @@ class Chat:
         self.messages: list[tuple[Role, str]] = []
 
     def say(self, text: str) -> None:
-        """Print a note to the user."""
-        sys.stderr.write(f"{text.replace('max_tokens', argument('--max-new-tokens'))}\n")  # its name over HTTP
+        """Print a note to the user. Notes written for HTTP clients name max_tokens; here that is an option of the command."""
+        sys.stderr.write(f"{text.replace('max_tokens', argument('--max-new-tokens'))}\n")
 
     def take(self, line: str) -> bool:
-        """Answer a message or execute a command. Returns False if it ends the chat."""
+        """Answer a message, or execute a command, which begins with one /. Returns False if the command ends the chat."""
         try:
-            if not line.startswith("/") or line.startswith("//"):
-                self.answer(line.removeprefix("/") if line.startswith("//") else line)
-                return True
-            word, _, argument_text = line.partition(" ")
-            return self.command(word, argument_text.strip())
+            if line.startswith("/") and not line.startswith("//"):
+                command, _, value = line.partition(" ")
+                return self.command(command, value.strip())
+            self.answer(line.removeprefix("/"))
         except (ApiError, UserError) as error:
             self.say(error.detail if isinstance(error, ApiError) else str(error))
         return True
@@ -86,13 +86,13 @@ class Chat:
             self.say(warning)
         max_new_tokens = self.max_new_tokens or self.prompts.length - len(ids)
         request = Request(self.domain, tuple(ids), max_new_tokens, self.sampling, self.seed, template.stop)
-        self.seed += 1
+        self.seed += 1  # `/retry` gives another answer
         reply = self._stream(request, template)
         self.messages += [("user", text), ("assistant", reply)]
 
-    def command(self, word: str, value: str) -> bool:
-        """Execute a command. Returns False if it ends the chat. Raises UserError or ApiError."""
-        match word:
+    def command(self, name: str, value: str) -> bool:
+        """Execute a command with a value, "" for none. Returns False if the command ends the chat. Raises UserError or ApiError."""
+        match name:
             case "/quit" | "/exit":
                 return False
             case "/help":
@@ -108,17 +108,17 @@ class Chat:
             case "/domain":
                 self.say(", ".join(f"*{d.name}" if d is self.domain else d.name for d in self.domains))
             case "/retry" if self.messages:
-                (_, text), _ = self.messages[-2:]
+                (_, user_text), _ = self.messages[-2:]
                 del self.messages[-2:]
-                self.answer(text)
+                self.answer(user_text)
             case "/retry":
                 self.say("nothing was said yet")
             case _:
-                self.say(f"there is no {word}; /help says what there is")
+                self.say(f"there is no {name}; /help says what there is")
         return True
 
     def _stream(self, request: Request, template: ChatTemplate) -> str:
-        """Generate an answer, write its text as it grows, and return it. Ctrl-C ends the answer."""
+        """Generate an answer, write its text as it grows, and return the text. Ctrl-C ends the answer."""
         text, shown_length = "", 0
         try:
             for part in text_in_parts(self.engine, request):
@@ -134,7 +134,7 @@ class Chat:
 
 
 def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: TextIO) -> int:
-    """Run a chat in the terminal until `lines` ends, and return the exit status. Raises ConfigError for settings that cannot be."""
+    """Run a chat until the input `lines` ends, and return the exit status. Raises ConfigError for settings that cannot be."""
     chat = Chat(decoder, settings, output)
     if not lines.isatty():
         for line in map(str.strip, lines):
@@ -144,10 +144,10 @@ def run_chat(decoder: Decoder, settings: ChatSettings, lines: TextIO, output: Te
     with suppress(ImportError):  # line editing and history of `input`, where Python has readline
         import readline  # noqa: F401
     chat.say(f"{decoder.config.name}, domain {chat.domain.name}; /help says what there is")
-    with suppress(EOFError):
+    with suppress(EOFError):  # Ctrl-D
         goes_on = True
         while goes_on:
-            with suppress(KeyboardInterrupt):
+            with suppress(KeyboardInterrupt):  # Ctrl-C drops the line
                 line = input(f"{chat.domain.name}> ").strip()
                 goes_on = not line or chat.take(line)
     return 0

@@ -23,7 +23,7 @@ class Matrices:
         """mapped: True to return float32 matrices in place, without copies in `room`. room: memory of large pages for copies."""
         assert not mapped or precision == "float32"
         self._weights, self._precision, self._mapped, self._room = weights, precision, mapped, room
-        self._export: StoredExport | None = None
+        self._export: StoredExport | None = None  # set if its matrices have the precision and need no rounding
         if isinstance(weights, StoredExport) and weights.precision == precision and not mapped:
             self._export = weights
         self.weight_bytes = 0
@@ -45,7 +45,7 @@ class Matrices:
         return FfnWeights(w1, b1, w2, b2)
 
     def expert(self, segment: int, number: int, bias: bool) -> FfnWeights:
-        """Return the FFN weights of an expert. segment: index over all RRE layers. bias: False for a b2 of zeros."""
+        """Return the FFN weights of an expert. segment: index over all RRE layers. bias: False for zeros as b2, if it has none."""
         w1, w2 = (self._expert_matrix(segment, number, name) for name in ("w1", "w2"))
         b1 = self._as_float32(self._weights.expert(segment, number, "b1"))
         if not bias:
@@ -76,7 +76,7 @@ class Matrices:
         return copy
 
     def _as_float32(self, values: np.ndarray) -> np.ndarray:
-        """Return the values as a contiguous float32 array of no subclass; without a copy if they already are, even if mapped."""
+        """Return the values as a contiguous float32 array, and count its bytes. Mapped values of that kind are not copied."""
         contiguous = np.ascontiguousarray(np.asarray(values), np.float32)
         self.weight_bytes += contiguous.nbytes
         return contiguous

@@ -37,7 +37,7 @@ class Operators(Protocol):
     def attention(
         self, layer: int, x_TH: np.ndarray, normed_TH: np.ndarray, query_TH: np.ndarray, outputs_A: np.ndarray | None
     ) -> np.ndarray:
-        """Return x + causal attention of a layer. query_TH: for the queries; `normed_TH` is for keys and values.
+        """Return x + causal attention of a layer. query_TH: vectors that become queries. normed_TH: vectors for keys and values.
 
         outputs_A: indices of the tokens to return, in order; later operators get only these tokens. None: all tokens.
         """
@@ -62,10 +62,10 @@ def hidden_states(
     """Run the network without MindSpore, and return the hidden states [T, H] after the query layer (the last one).
 
     words_T: index of each token in the word table of all slots. positions_T: position of each token in its document. experts_NT:
-    expert of each token in each segment, numbered over the segment. e_TH: vectors of `model.rows` (`MetRows.of`), None without.
-    outputs_A: indices of the tokens to return hidden states of, in order, as [A, H]; None for all. The query layer computes only
-    keys and values of the other tokens. trace: list to which copies of the hidden states before the first layer and after each
-    layer are added.
+    expert of each token in each segment, numbered over the segment. e_TH: vectors of `model.rows` of each token (`MetRows.of`);
+    None for a model without rows. outputs_A: indices, in order, of the A tokens whose hidden states [A, H] are returned; None for
+    all. Of other tokens the query layer computes only keys and values. trace: list to which copies of the hidden states before
+    the first layer and after each layer are appended.
     """
     x_TH = operators.embed(words_T, positions_T)
     if trace is not None:
@@ -77,19 +77,20 @@ def hidden_states(
         if e_TH is not None:
             x_TH = operators.add_rows(layer, x_TH, e_TH)
         normed_TH = operators.norm(f"layers.{layer}.attention_norm", x_TH)
-        query_TH, layer_A = (operators.queries(positions_T), outputs_A) if is_query_layer else (normed_TH, None)
-        x_TH = operators.attention(layer, x_TH, normed_TH, query_TH, layer_A)  # after the query layer's: [A, H]
-        if layer_A is not None:
-            experts_NT = experts_NT[:, layer_A]
-            if not len(layer_A):
-                break
+        query_TH = operators.queries(positions_T) if is_query_layer else normed_TH
+        layer_outputs_A = outputs_A if is_query_layer else None
+        x_TH = operators.attention(layer, x_TH, normed_TH, query_TH, layer_outputs_A)
+        if layer_outputs_A is not None:  # x is [A, H] from here on
+            experts_NT = experts_NT[:, layer_outputs_A]
+            if not len(layer_outputs_A):
+                break  # only keys and values were needed
         normed_TH = operators.norm(f"layers.{layer}.ffn_norm", x_TH)
-        routed = layer - model.dense_layers
-        if routed < 0:
+        if layer < model.dense_layers:
             x_TH = operators.ffn(layer, x_TH, normed_TH)
         else:
-            segments = model.segments_of(routed)
-            x_TH = operators.routed_ffn(routed, x_TH, normed_TH, experts_NT[segments.start : segments.stop])
+            rre_layer = layer - model.dense_layers
+            segments = model.segments_of(rre_layer)
+            x_TH = operators.routed_ffn(rre_layer, x_TH, normed_TH, experts_NT[segments.start : segments.stop])
         if trace is not None:
             trace.append(x_TH[: len(words_T)].copy())
     return x_TH

@@ -19,16 +19,14 @@ from pangu_sigma.rre.table import RoutingTable
 
 
 class BlockPlan(nn.Cell):
-    """Routing plan inside an exported graph: sorts T tokens by expert, into A blocks. A block here is b rows for one expert, each
-    a token or padding. construct(ids_T, domains_T, positions_T, texts) -> active_NA, order_NAb, inverse_NT
-    texts: number of texts in the call. active: expert of each block. order: token of each row. inverse: row of each
-    token, counted over all blocks."""
+    """Routing plan inside an exported graph: sorts T tokens by expert, into A blocks of b rows each."""
 
     def __init__(self, table: RoutingTable):
+        """table: routing tables whose segments all have the same number of experts."""
         super().__init__()
         domains, self.vocabulary = table.spread_DV.shape
         self.layers, self.experts = table.layers, table.experts  # experts of one domain
-        self.stored = domains * self.experts  # K, experts of all domains
+        self.stored = domains * self.experts  # K, the experts of all domains
         first_of_domain_D1 = np.arange(domains, dtype=np.int32)[:, None] * self.experts
         self.first = fixed_parameter("first_expert", (table.first_NDV + first_of_domain_D1).reshape(self.layers, -1))
         # None: no token has several experts
@@ -39,28 +37,31 @@ class BlockPlan(nn.Cell):
         self.sum, self.scatter = ops.ReduceSum(), ops.TensorScatterUpdate()
 
     def construct(self, ids_T, domains_T, positions_T, texts):
+        """Plan the blocks of T tokens. A block is b rows of one expert; a row is a token or padding. texts: number of texts.
+
+        Return active_NA, the expert of each block; order_NAb, the token of each row; inverse_NT, the row of each token, counted
+        over all blocks of its segment."""
         expert_NT = self._experts(ids_T, domains_T, positions_T)
         tokens = F.shape(ids_T)[0]
-        # at most; no min and max of open sizes: MindSpore 2.9 computes them in Python at each call
-        active = texts * self.experts
-        rows = (tokens - 1) // active + 1
-        blocks = (tokens + active * (rows - 1)) // rows
+        # Upper bounds: MindSpore 2.9 would compute the exact numbers of dynamic sizes in Python at each call.
+        most_experts = texts * self.experts  # that can be active, because a text has one domain
+        rows = (tokens - 1) // most_experts + 1  # b
+        blocks = (tokens + most_experts * (rows - 1)) // rows  # A
         is_of_NTK = F.cast(F.equal(F.expand_dims(expert_NT, 2), F.reshape(self.number_K, (1, 1, -1))), ms.int32)
-        counted_NTK = self.cumulative_sum(is_of_NTK, 1)
+        count_NTK = self.cumulative_sum(is_of_NTK, 1)
         blocks_NK = (self.sum(is_of_NTK, 1) + (rows - 1)) // rows
         end_NK = self.cumulative_sum(blocks_NK, 1)
-        before_NT = self.gather_elements(end_NK - blocks_NK, 1, expert_NT)  # blocks of the experts before the token's
-        within_NT = self.sum(is_of_NTK * counted_NTK, 2) - 1
-        inverse_NT = before_NT * rows + within_NT
-        number_A = numbered(blocks)
-        active_NA = self.sum(
-            F.cast(F.less_equal(F.expand_dims(end_NK, 1), F.reshape(number_A, (1, -1, 1))), ms.int32), 2
-        )
-        order_NAb = self._order(inverse_NT, blocks, rows)
-        return F.minimum(active_NA, self.stored - 1), order_NAb, inverse_NT
+        first_block_NT = self.gather_elements(end_NK - blocks_NK, 1, expert_NT)  # first block of the token's expert
+        row_of_expert_NT = self.sum(is_of_NTK * count_NTK, 2) - 1
+        inverse_NT = first_block_NT * rows + row_of_expert_NT
+        # A block belongs to the first expert whose blocks end after it; blocks after the last expert's are padding.
+        is_ended_NAK = F.less_equal(F.expand_dims(end_NK, 1), F.reshape(numbered(blocks), (1, -1, 1)))
+        active_NA = F.minimum(self.sum(F.cast(is_ended_NAK, ms.int32), 2), self.stored - 1)
+        return active_NA, self._order(inverse_NT, blocks, rows), inverse_NT
 
     def _experts(self, ids_T, domains_T, positions_T):
-        """Return the expert of each token in each segment, numbered over the segment, as `RoutingTable.route`."""
+        """Return the expert of each token in each segment, int32 [N, T]. Experts are numbered over all domains of the segment, as
+        by `RoutingTable.route`. A token that is spread has neighbouring experts in turn, by its position."""
         at_T = domains_T * self.vocabulary + ids_T
         expert_NT = self.gather(self.first, at_T, 1)
         if self.spread is None:
@@ -70,42 +71,43 @@ class BlockPlan(nn.Cell):
         return F.floormod(shifted_NT, self.experts) + first_of_domain_T
 
     def _order(self, inverse_NT, blocks, rows):
-        """Return the token of each row; padding repeats token 0, and its result is not read."""
-        none_NAb = F.zeros((self.layers, blocks * rows), ms.int32)
+        """Return the token of each row, [N, A, b], given the row of each token. Padding has token 0; its result is not read."""
+        order = F.zeros((self.layers, blocks * rows), ms.int32)
         layer_NT = F.reshape(self.layer_N, (-1, 1)) + inverse_NT * 0
         token_NT = numbered(F.shape(inverse_NT)[1]) + inverse_NT * 0
-        where = F.stack((F.reshape(layer_NT, (-1,)), F.reshape(inverse_NT, (-1,))), 1)
-        order = self.scatter(none_NAb, where, F.reshape(token_NT, (-1,)))
+        indices = F.stack((F.reshape(layer_NT, (-1,)), F.reshape(inverse_NT, (-1,))), 1)
+        order = self.scatter(order, indices, F.reshape(token_NT, (-1,)))
         return F.reshape(order, (self.layers, blocks, rows))
 
 
 class PlansByKind(nn.Cell):
-    """Routing plans of a table with own and common segments. construct: as `BlockPlan`, but each result is a tuple of one entry per
-    segment, because the two kinds of segments have different numbers of experts, and so of blocks."""
+    """Routing plans of a table with own segments, where a domain has its experts, and common segments, where domains share all."""
 
     def __init__(self, table: RoutingTable):
+        """Make a plan for the segments of each kind, because the kinds have different numbers of experts, and so of blocks."""
         super().__init__()
         common_N, spread_V = table.common_N, table.common_spread_V
         assert common_N is not None and spread_V is not None
-        first_N1V = table.first_NDV[common_N > 0, :1]  # the same for all domains
-        self.own = BlockPlan(RoutingTable(table.first_NDV[common_N == 0], table.spread_DV, table.experts))
-        self.common = BlockPlan(RoutingTable(first_N1V, spread_V[None], int(common_N.max())))
         is_common = common_N > 0
+        first_N1V = table.first_NDV[is_common, :1]  # the same for all domains
+        self.own = BlockPlan(RoutingTable(table.first_NDV[~is_common], table.spread_DV, table.experts))
+        self.common = BlockPlan(RoutingTable(first_N1V, spread_V[None], int(common_N.max())))
         self.is_common = tuple(is_common.tolist())
         # number of each segment within its kind
         self.number = tuple((np.where(is_common, is_common.cumsum(), (~is_common).cumsum()) - 1).tolist())
 
     def construct(self, ids_T, domains_T, positions_T, texts):
+        """Return the results of `BlockPlan`, but each as a tuple with an array for each segment: their numbers of blocks differ."""
         own = self.own(ids_T, domains_T, positions_T, texts)
         common = self.common(ids_T, domains_T * 0, positions_T, 1)  # all texts share these experts
         active: tuple = ()
         order: tuple = ()
         inverse: tuple = ()
         for n in range(len(self.is_common)):
-            of_kind = common if self.is_common[n] else own
-            active += (of_kind[0][self.number[n]],)
-            order += (of_kind[1][self.number[n]],)
-            inverse += (of_kind[2][self.number[n]],)
+            plan = common if self.is_common[n] else own
+            active += (plan[0][self.number[n]],)
+            order += (plan[1][self.number[n]],)
+            inverse += (plan[2][self.number[n]],)
         return active, order, inverse
 
 
@@ -114,9 +116,9 @@ def block_plan(table: RoutingTable) -> BlockPlan | PlansByKind:
     return BlockPlan(table) if table.common_N is None else PlansByKind(table)
 
 
-def fixed_parameter(name: str, values: np.ndarray) -> Parameter:
-    """Make an int32 parameter that is not trained, for a constant of an exported graph."""
-    return Parameter(Tensor(values.astype(np.int32)), name=name, requires_grad=False)
+def fixed_parameter(name: str, values: np.ndarray, dtype: type | np.dtype = np.int32) -> Parameter:
+    """Make a parameter that is not trained, for a constant or a cache of an exported graph."""
+    return Parameter(Tensor(np.ascontiguousarray(values, dtype)), name=name, requires_grad=False)
 
 
 def numbered(length):

@@ -14,7 +14,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 from mindspore.ops import functional as F
 
 from ascend_ops.few_rows import StoredPrecision
@@ -34,15 +34,7 @@ from pangu_sigma.text.tokenizer import Tokenizer
 
 
 class CachedGraph(nn.Cell):
-    """Inference graph for export: returns the logits of the next token, and the most likely token.
-    construct(ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W) -> logits float32 [W, R], token int32 [W]
-        ids: new tokens of B texts, padded to C. lengths: number of new tokens, 1 … C. start: number of tokens in the text's
-        lane (part of the KV cache) before the call; 0 begins a new text. lane, domain: their numbers; each text has its own lane.
-        wanted: indices, among the B·C new tokens, of the W tokens to return the next one for. All inputs are int32.
-
-    Logits are over the rows of the text's slot, -inf for rows without a token. They are NaN for a text with a new id that does not
-    exist or has no row in the slot.
-    """
+    """Inference graph for export: returns the logits of the next token, and the most likely token."""
 
     def __init__(
         self,
@@ -52,7 +44,7 @@ class CachedGraph(nn.Cell):
         weights: Weights,
         at_rest: StoredPrecision = "float32",
     ):
-        """at_rest: stored precision of matrices. The KV cache has one lane."""
+        """Build the network of `config`, whose KV cache has one lane. at_rest: precision in which the graph stores matrices."""
         super().__init__()
         model = config.model.model_copy(update={"dropout": 0.0})  # its operator is this project's, and needs a compiler
         self.network = PanGuSigma(
@@ -67,11 +59,18 @@ class CachedGraph(nn.Cell):
         self.pick, self.pick_each = ops.Gather(), ops.GatherD()
 
     def construct(self, ids_BC, lengths_B, start_B, lane_B, domain_B, wanted_W):
+        """Read new tokens of B texts. Return the logits of the next token, float32 [W, R], and the likeliest token, int32 [W].
+
+        ids: new tokens, padded to C. lengths: number of new tokens of a text, 1 … C. start: number of tokens in the text's lane
+        (part of the KV cache) before the call; 0 begins a new text. lane, domain: their numbers; each text has a lane of its own.
+        wanted: indices, among the B·C new tokens, of the W tokens to return the next one for. All inputs are int32.
+        Logits are over the rows of the text's slot (share of the word table), -inf for rows without a token. They are NaN for a
+        text with a new id that does not exist or has no row in the slot."""
         batch, width = F.shape(ids_BC)
         # Padding repeats a text's last token and its index in the cache, which changes nothing.
-        token_BC = F.minimum(F.reshape(numbered(width), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
-        ids_BC = self.pick_each(ids_BC, 1, token_BC)
-        index_BC = F.reshape(start_B, (-1, 1)) + token_BC
+        number_BC = F.minimum(F.reshape(numbered(width), (1, -1)), F.reshape(lengths_B - 1, (-1, 1)))
+        ids_BC = self.pick_each(ids_BC, 1, number_BC)
+        index_BC = F.reshape(start_B, (-1, 1)) + number_BC
         positions_BC, cache = self.lanes(ids_BC, index_BC, start_B, lane_B)
         positions_T = F.reshape(positions_BC, (-1,))
         domains_T = F.reshape(F.reshape(domain_B, (-1, 1)) + ids_BC * 0, (-1,))
@@ -87,10 +86,12 @@ class CachedGraph(nn.Cell):
         # Read once: MindSpore copies a parameter that is read again after another one was written.
         table = F.reshape(self.network.embedding, F.shape(self.network.embedding))
         x_TH = self.network.embed(table, self.network.positions, rows_T, positions_T)
+        # None: no draws of dropout, and no offsets of experts, which the padded layout does not need
         hidden_TH = self.network.through_layers(x_TH, positions_T, cache, None, order, inverse_NT, None, e_TH, experts)
         slots_W = self.pick(slots_T, wanted_W, 0)
         logits_W1R = self.network.head(table, self.pick(hidden_TH, wanted_W, 0), slots_W)
-        faults_W = self.pick(F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,)), wanted_W // width, 0)
+        faults_B = F.reshape(F.reduce_sum(F.reshape(faults_T, (batch, -1)), 1), (-1,))
+        faults_W = self.pick(faults_B, wanted_W // width, 0)  # of the text
         return self.words.likely(F.cast(F.squeeze(logits_W1R, 1), ms.float32), slots_W, faults_W)
 
 
@@ -100,32 +101,33 @@ def cached_graph(model: StoredModel, at_rest: StoredPrecision = "float32") -> Ca
 
 
 class _Words(nn.Cell):
-    """Mapping between token ids and rows of the flattened embedding slots."""
+    """Mapping between token ids and rows of the word table, in which the slots (tables of domains) follow each other."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
+        """Flatten the tokenizer's tables of all slots; a row of -1 stands for an id that the slot does not have."""
         super().__init__()
-        first_D1 = np.arange(config.slots)[:, None] * config.model.slot_rows
-        rows = np.where(tokenizer.row_of < 0, -1, tokenizer.row_of + first_D1)
+        first_rows = np.arange(config.slots)[:, None] * config.model.slot_rows
+        rows = np.where(tokenizer.row_of < 0, -1, tokenizer.row_of + first_rows)
         self.vocabulary, self.slot_rows = rows.shape[1], config.model.slot_rows
         self.row_of = fixed_parameter("row_of", rows.reshape(-1))
         self.id_of = fixed_parameter("id_of", tokenizer.slot_rows.reshape(-1))
-        self.unused = Parameter(
-            Tensor(np.where(tokenizer.slot_rows < 0, -np.inf, 0).astype(np.float32)), "unused", requires_grad=False
-        )
+        self.unused = fixed_parameter("unused", np.where(tokenizer.slot_rows < 0, -np.inf, 0), np.float32)
         self.slot_of = fixed_parameter("slot_of", np.array([domain.slot for domain in domains_of(config)]))
         self.fault = Tensor(np.array([0, np.nan], np.float32))
         self.pick, self.best = ops.Gather(), ops.Argmax(output_type=ms.int32)
 
     def rows(self, ids_T, domains_T):
-        """Return valid ids, slots and rows of the tokens, and faults: 1 for ids that do not exist or have no row, else 0."""
+        """Return for each token its id, slot and row of the word table, and a fault: 1 if the id does not exist or has no row in
+        the slot, else 0. Ids and rows at fault are replaced by valid ones, because a graph cannot raise an error."""
         slots_T = self.pick(self.slot_of, domains_T, 0)
-        known_T = F.clamp(ids_T, 0, self.vocabulary - 1)
-        rows_T = self.pick(self.row_of, slots_T * self.vocabulary + known_T, 0)
-        faults_T = F.logical_or(F.less(rows_T, 0), F.not_equal(known_T, ids_T))
-        return known_T, slots_T, F.maximum(rows_T, 0), F.cast(faults_T, ms.float32)
+        valid_ids_T = F.clamp(ids_T, 0, self.vocabulary - 1)
+        rows_T = self.pick(self.row_of, slots_T * self.vocabulary + valid_ids_T, 0)
+        faults_T = F.logical_or(F.less(rows_T, 0), F.not_equal(valid_ids_T, ids_T))
+        return valid_ids_T, slots_T, F.maximum(rows_T, 0), F.cast(faults_T, ms.float32)
 
     def likely(self, logits_WR, slots_W, faults_W):
-        """Return the logits, -inf for rows without a token and NaN for tokens with faults, and the most likely ids."""
+        """Return the logits [W, R], -inf for rows without a token and NaN where faults_W, a number of faults, is not 0; and the
+        ids of the largest ones, [W]."""
         fault_W = self.pick(self.fault, F.cast(F.minimum(faults_W, 1.0), ms.int32), 0)
         logits_WR = logits_WR + self.pick(self.unused, slots_W, 0) + F.expand_dims(fault_W, 1)
         return logits_WR, self.pick(self.id_of, slots_W * self.slot_rows + self.best(logits_WR), 0)
@@ -134,7 +136,7 @@ class _Words(nn.Cell):
 class _WantedHead(nn.Cell):
     """Output head for single tokens of different slots: construct(words, hidden_WH, slots_W) -> logits [W, 1, R].
 
-    It does not copy the embedding table of a slot for each token.
+    It computes logits of all slots and picks one, so it does not copy the embedding table of a slot for each token.
     """
 
     def __init__(self, slots: int, dtype: ms.Type):
@@ -144,15 +146,16 @@ class _WantedHead(nn.Cell):
 
     def construct(self, words, hidden_WH, slots_W):
         logits = self.matmul(hidden_WH, F.cast(words, self.dtype))
-        logits = F.reshape(logits, (-1, F.shape(words)[0] // self.slots))
+        logits = F.reshape(logits, (-1, F.shape(words)[0] // self.slots))  # a row for each slot of each token
         return F.expand_dims(self.pick(logits, numbered(F.shape(slots_W)[0]) * self.slots + slots_W, 0), 1)
 
 
 def inputs_and_outputs(config: Config) -> dict[str, Any]:
     """Return the signature of the exported graph as plain values: name, dtype and axes of its inputs and outputs, and the size of
     axis R, the rows of a slot. All other axes are dynamic."""
-    arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]
-    inputs = [dict(zip(("name", "axes"), name.rsplit("_", 1), strict=True), dtype="int32") for name in arguments]
+    arguments = list(inspect.signature(CachedGraph.construct).parameters)[1:]  # without self: ids_BC, lengths_B, …
+    names_and_axes = [argument.rsplit("_", 1) for argument in arguments]
+    inputs = [{"name": name, "axes": axes, "dtype": "int32"} for name, axes in names_and_axes]
     outputs = [
         {"name": "logits", "axes": "WR", "dtype": "float32"},
         {"name": "token", "axes": "W", "dtype": "int32"},

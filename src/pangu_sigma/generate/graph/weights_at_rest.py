@@ -13,58 +13,59 @@ Shape suffixes: T tokens, H hidden, K experts stored, F ffn, A blocks of the rou
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, nn, ops
 from mindspore.common import dtype as mstype
 from mindspore.ops import functional as F
 
 from ascend_ops.few_rows import StoredPrecision
 from pangu_sigma.config import Config
+from pangu_sigma.generate.graph.block_plan import fixed_parameter
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.arrays import expert_shapes
 from pangu_sigma.model.pangu_sigma import DenseFFN, Embedding, Linear, PanGuSigma
 from pangu_sigma.stored.export import SCALE_ENDING
 
 _MATRICES = ("weight", "w1", "w2", "embedding")
-_MOST = 127
+_LARGEST_INT8 = 127
 
 
 def rows_in_int8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Quantize weight matrices [..., rows, columns] to int8, with a scale for each row [..., rows]: values ≈ int8 · scale."""
     largest = np.abs(values).max(axis=-1)
-    scale = np.where(largest > 0, largest / _MOST, 1).astype(np.float32)
+    scale = np.where(largest > 0, largest / _LARGEST_INT8, 1).astype(np.float32)
     return np.rint(values / scale[..., None]).astype(np.int8), scale
 
 
 def keep(network: PanGuSigma, weights: Weights, at_rest: StoredPrecision) -> None:
-    """Replace the dense weights of a network by `weights` in the precision `at_rest`, in which the exported graph stores them. The
-    network must not have run before."""
-    scales: dict[str, Parameter] = {}
+    """Replace the dense weights of a network by `weights` in the precision `at_rest`, in which the exported graph stores them. In
+    int8 also replace the products with these weights by cells that multiply by the scales. The network must not have run before."""
+    scales: dict[str, Parameter] = {}  # by the name of the scale; empty unless at_rest is int8
     for name, cell in list(network.cells_and_names()):
         for attribute, old in list(cell._params.items()):
-            if old.requires_grad:
+            if old.requires_grad:  # a weight, and not a constant
                 values = weights.tensor(f"{name}.{attribute}" if name else attribute)
-                parameter, *scale = _at_rest(old.name, values, at_rest if attribute in _MATRICES else "float32")
+                precision: StoredPrecision = at_rest if attribute in _MATRICES else "float32"
+                parameter, *scale = _at_rest(old.name, values, precision)
                 setattr(cell, attribute, parameter)
-                scales |= {f"{old.name}{SCALE_ENDING}": row_scale for row_scale in scale}
+                scales |= {row_scale.name: row_scale for row_scale in scale}
         if isinstance(cell, Linear) and scales:
             cell.matmul = _ScaledInputs(cell.matmul, scales[f"{cell.weight.name}{SCALE_ENDING}"])
         if isinstance(cell, DenseFFN) and scales:
             cell.ffn.up = _ScaledOutputs(cell.ffn.up, scales[f"{cell.w1.name}{SCALE_ENDING}"])
             cell.ffn.down = _ScaledInputs(cell.ffn.down, scales[f"{cell.w2.name}{SCALE_ENDING}"])
     if scales:
-        of_words = scales[f"{network.embedding.name}{SCALE_ENDING}"]
-        network.embed = _ScaledEmbedding(of_words)
-        network.head.matmul = _ScaledOutputs(network.head.matmul, of_words)
+        word_scale = scales[f"{network.embedding.name}{SCALE_ENDING}"]
+        network.embed = _ScaledEmbedding(word_scale)
+        network.head.matmul = _ScaledOutputs(network.head.matmul, word_scale)
     for name, scale in scales.items():
         scale.name = name  # assignment to a cell has renamed it
 
 
 class KeptExperts(nn.Cell):
-    """Expert weights of an exported graph, stored in float32, float16 or int8.
-    construct(active_NA) -> FFN_TENSORS of each segment, without b2 if it is not the first of its RRE layer: float32 [A, F, H],
-    [A, 1, F], [A, F, H], [A, 1, H]. active: expert of each of the A blocks, as `block_plan` gives it."""
+    """Expert weights of an exported graph, stored in float32, float16 or int8."""
 
     def __init__(self, config: Config, weights: Weights, at_rest: StoredPrecision):
+        """Stack the weights of the experts of each segment, in the precision `at_rest`. int8 matrices get scales."""
         super().__init__()
         tensors: list[Parameter] = []
         scales: list[Parameter] = []
@@ -73,7 +74,8 @@ class KeptExperts(nn.Cell):
             names = expert_shapes(config.model, config.model.in_layer(n).number)
             for name in names:
                 values = np.stack([weights.expert(n, number, name) for number in range(config.stored_experts(kind))])
-                parameter, *scale = _at_rest(f"{n}.{name}", values, at_rest if name in _MATRICES else "float32")
+                precision: StoredPrecision = at_rest if name in _MATRICES else "float32"
+                parameter, *scale = _at_rest(f"{n}.{name}", values, precision)
                 tensors.append(parameter)
                 scales += scale
             self.sizes += (len(names),)
@@ -81,22 +83,23 @@ class KeptExperts(nn.Cell):
         self.pick = ops.Gather()
 
     def construct(self, active_NA):
-        """Return the weights of the experts `active_NA`. The matrices, w1 and w2 of each segment, have scales in int8."""
+        """Return for each segment w1, b1, w2 and b2 of the experts `active_NA` of its A blocks, float32 [A, F, H], [A, 1, F],
+        [A, F, H], [A, 1, H]. A segment that is not the first of its RRE layer has no b2."""
         weights: tuple = ()
-        first = scaled = 0
+        first = matrices = 0  # number of the segment's first tensor, and of the matrices so far
         for n in range(len(self.sizes)):
             active_A = active_NA[n]
-            of_segment: tuple = ()
+            segment_weights: tuple = ()
             for i in range(first, first + self.sizes[n]):
                 weight = F.cast(self.pick(self.tensors[i], active_A, 0), mstype.float32)
-                if weight.ndim == 2:
+                if weight.ndim == 2:  # a bias
                     weight = F.expand_dims(weight, 1)
-                elif len(self.scales) > 0:
-                    weight = weight * F.expand_dims(self.pick(self.scales[scaled], active_A, 0), 2)
-                    scaled += 1
-                of_segment += (weight,)
+                elif len(self.scales) > 0:  # a matrix in int8
+                    weight = weight * F.expand_dims(self.pick(self.scales[matrices], active_A, 0), 2)
+                    matrices += 1
+                segment_weights += (weight,)
             first += self.sizes[n]
-            weights += (of_segment,)
+            weights += (segment_weights,)
         return weights
 
 
@@ -137,9 +140,8 @@ class _ScaledEmbedding(Embedding):
 
 
 def _at_rest(name: str, values: np.ndarray, at_rest: StoredPrecision) -> list[Parameter]:
-    """Make the parameter of these values in the stored precision, and for int8 the parameter of its scales."""
-    arrays = rows_in_int8(values) if at_rest == "int8" else (values.astype(at_rest),)
-    names = (name, f"{name}{SCALE_ENDING}")
-    return [
-        Parameter(Tensor(np.ascontiguousarray(a)), n, requires_grad=False) for n, a in zip(names, arrays, strict=False)
-    ]
+    """Make the parameter of these values in the precision `at_rest`, and after it for int8 the parameter of their scales."""
+    if at_rest != "int8":
+        return [fixed_parameter(name, values, np.dtype(at_rest))]
+    rounded, scale = rows_in_int8(values)
+    return [fixed_parameter(name, rounded, np.int8), fixed_parameter(f"{name}{SCALE_ENDING}", scale, np.float32)]
