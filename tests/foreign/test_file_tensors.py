@@ -70,7 +70,7 @@ def test_reading_takes_little_more_than_the_tensor(tmp_path: Path):
 
 def test_fragments_that_overlap_leave_gaps_or_reach_out_are_refused(tmp_path: Path):
     one = written(tmp_path, np.zeros((2, 4), np.float32))
-    for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)]):
+    for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)], [(0, 0), (1, 1)]):
         with pytest.raises(LayoutError, match="do not fill w of shape"):
             WholeTensor((4, 4), [replace(one, corner=corner) for corner in corners]).lazy_array("w")
 

@@ -132,7 +132,7 @@ class WholeTensor:
         corners = [part.corner for part in self.parts if part.values.size]
         return (
             all(len(part.shape) == len(self.shape) for part in self.parts)
-            and all(np.add(part.corner, part.shape).tolist() <= [*self.shape] for part in self.parts)
+            and all((np.add(part.corner, part.shape) <= self.shape).all() for part in self.parts)
             and sum(part.values.size for part in self.parts) == math.prod(self.shape)
             and len(set(corners)) == len(corners)
         )
