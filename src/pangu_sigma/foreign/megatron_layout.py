@@ -121,6 +121,7 @@ def _join_ranks(name: str, weights_by_rank: list[dict[str, FileTensor]], rule: C
         return WholeTensor.from_part(first)
     if rule.cut >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {rule.cut}; {MIXED}")
+    # one axis of ranks, along which the tensor's axis `rule.cut` is split
     cut = Cut((len(parts),), tuple(0 if axis == rule.cut else -1 for axis in range(len(first.shape))))
     tensors = enumerate(map(WholeTensor.from_part, parts))
     return cut.join({cut.first_index(rank, tensor.shape): tensor for rank, tensor in tensors})
@@ -134,6 +135,7 @@ def _facts(path: Path, args: Any, ranks: int, word_table: WholeTensor | None) ->
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if is_padded else None)
     if not isinstance(args, Namespace):
         return facts
+    # a file can have values of any type
     values = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
         if values.get(name, ranks) != ranks:

@@ -110,11 +110,11 @@ def _join_values(path: Path, content: np.ndarray, values: list[_Value]) -> Whole
         raise LayoutError(f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice there")
     if len(shape) not in (1, 2):
         raise LayoutError(f"{path}: {name[:80]} is in {len(values)} values and has {len(shape)} axes; convert it")
-    parts, first_index = list[FileTensor](), 0
+    parts, start = list[FileTensor](), 0  # start: index in the flattened tensor
     for begin, end in extents:
         flat_values = content[begin:end].view(KINDS[kind])
-        parts += [FileTensor(path, name, kind, *piece) for piece in _pieces(flat_values, first_index, shape)]
-        first_index += len(flat_values)
+        parts += [FileTensor(path, name, kind, *piece) for piece in _pieces(flat_values, start, shape)]
+        start += len(flat_values)
     return WholeTensor(shape, parts)
 
 
@@ -123,7 +123,7 @@ def _pieces(flat: np.ndarray, start: int, shape: tuple[int, ...]) -> Iterator[tu
     (values, index of the first value in the tensor, by axis). flat: values of the stretch. start: index of the stretch's first
     value in the flattened tensor. shape: of the tensor, which has 1 or 2 axes."""
     n, axes, row_length = len(flat), len(shape), max(1, math.prod(shape[1:]))
-    first_row_begin, last_row_end = min(n, -start % row_length), max(0, n - (start + n) % row_length)
-    for begin, end in pairwise(sorted({0, first_row_begin, last_row_end, n})):
+    whole_rows_begin, whole_rows_end = min(n, -start % row_length), max(0, n - (start + n) % row_length)
+    for begin, end in pairwise(sorted({0, whole_rows_begin, whole_rows_end, n})):
         values = flat[begin:end].reshape((-1, min(row_length, end - begin))[:axes])
         yield values, divmod(start + begin, row_length)[:axes]  # (row, column), or the index on the only axis
