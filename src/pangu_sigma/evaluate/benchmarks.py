@@ -1,7 +1,4 @@
-"""Benchmarks of a model by name: tasks of lm-evaluation-harness, and of `tasks/`.
-
-Each answer is saved beside the result file at once, so that the same command resumes after a kill.
-"""
+"""Benchmarks by name: tasks of lm-evaluation-harness and of `tasks/`. Answers are saved at once, so a killed command resumes."""
 
 from __future__ import annotations
 

@@ -112,14 +112,12 @@ class HarnessModel(LM):
             )
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return for each (context, continuation) its log-probability in nats, and True if greedy generation would return it.
-
-        A continuation that exceeds the model's length is scored in windows, each token once.
-        """
+        """Return for each (context, continuation) its log-probability in nats, and True if greedy generation would return it. A
+        continuation that exceeds the model's length is scored in windows, each token once."""
         texts = []
         for request in requests:
             context, continuation = self._pair(*request.args)
-            is_long = len(continuation) >= self.max_length
+            is_long = len(continuation) >= self.max_length  # no room for a token of context
             if is_long or len(context) + len(continuation) > self.max_length:
                 self._count_warning("windows" if is_long else "contexts", request)
             texts.append(self._windows(context, continuation) if is_long else [(context, continuation)])
@@ -127,10 +125,8 @@ class HarnessModel(LM):
         return self._scores(texts, "loglikelihood", disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each whole text in nats; an <eot> precedes its first token.
-
-        A text that exceeds the model's length is scored in windows, each token once.
-        """
+        """Return the log-probability of each whole text in nats; an <eot> precedes its first token. A text that exceeds the model's
+        length is scored in windows, each token once."""
         windows = [self._windows([self.tokenizer.eot], self._ids(request.args[0], self._tags)) for request in requests]
         return [score for score, _ in self._scores(windows, "rolling", disable_tqdm)]
 
@@ -206,6 +202,7 @@ class HarnessModel(LM):
             ids = [*context, *continuation][-self.max_length :]
             first = len(ids) - len(continuation)
             requests.append(Request(self.domain, tuple(ids), 0, prompt_logprobs=1, scored_from=first))
+        # the pairs of all texts are answered together, and their scores divided among the texts again
         pair_scores = iter(self._answers(requests, _score, label, quiet))
         scores_of_texts = [[next(pair_scores) for _ in pairs] for pairs in texts]
         return [(float(sum(s for s, _ in scores)), all(top for _, top in scores)) for scores in scores_of_texts]

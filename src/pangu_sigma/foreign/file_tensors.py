@@ -141,8 +141,8 @@ class WholeTensor:
         """Yield the tensor in slices of about 4 MiB along its first axis. transposed: True for slices along its last axis, each
         transposed, which make the transposed tensor. Raises LayoutError if the twin has other values."""
         axis = len(self.shape) - 1 if transposed else 0
-        row_bytes = math.prod(self.shape) // max(1, self.shape[axis]) * self._dtype.itemsize
-        length = max(1, _SLICE // max(1, row_bytes))
+        bytes_of_index = math.prod(self.shape) // max(1, self.shape[axis]) * self._dtype.itemsize
+        length = max(1, _SLICE // max(1, bytes_of_index))
         for begin in range(0, self.shape[axis], length):
             end = min(begin + length, self.shape[axis])
             values = np.empty((*self.shape[:axis], end - begin, *self.shape[axis + 1 :]), self._dtype)

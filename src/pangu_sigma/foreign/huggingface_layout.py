@@ -129,17 +129,17 @@ def _sources(path: Path, tensors: dict[str, FileTensor], unused: dict[str, str])
     sources: dict[str, WholeTensor] = {}
     head = None
     for name, tensor in tensors.items():
-        short = name.removeprefix("transformer.")
-        if short == "lm_head.weight":
+        short_name = name.removeprefix("transformer.")
+        if short_name == "lm_head.weight":
             head = tensor
             unused[name] = "the word table, which the head is tied to; compared when that is read"
-        elif short.endswith((".attn.bias", ".attn.masked_bias")):
+        elif short_name.endswith((".attn.bias", ".attn.masked_bias")):
             unused[name] = "the causal mask, a constant"
         else:
-            short = short.replace(".attn.out_proj.", ".attn.c_proj.")
-            if short in sources:
+            short_name = short_name.replace(".attn.out_proj.", ".attn.c_proj.")
+            if short_name in sources:
                 raise LayoutError(f"{path}: {name[:120]} is there under two names; the files are not of one model")
-            sources[short] = WholeTensor.from_part(tensor)
+            sources[short_name] = WholeTensor.from_part(tensor)
     if head is not None and "wte.weight" in sources:
         if head.shape != sources["wte.weight"].shape:
             raise LayoutError(f"{path}: lm_head.weight is of shape {head.shape}, not the word table: it cannot be used")

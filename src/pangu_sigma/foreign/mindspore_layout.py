@@ -33,15 +33,15 @@ def open_mindspore(path: Path) -> DenseModel:
     folder = path if path.is_dir() else None
     files = sorted(path.glob("*.ckpt")) if folder else [path]
     strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []
-    weights = [file for file in files if file not in strategies]
-    if any(_PART.match(file.name) for file in weights):
-        sources, unused = _join_ranks(path, _sort_by_rank(path, weights), strategies)
-    elif len(weights) == 1:
-        sources, unused = _split_off_state(open_ckpt(weights[0]))
+    weight_files = [file for file in files if file not in strategies]
+    if any(_PART.match(file.name) for file in weight_files):
+        sources, unused = _join_ranks(path, _sort_by_rank(path, weight_files), strategies)
+    elif len(weight_files) == 1:
+        sources, unused = _split_off_state(open_ckpt(weight_files[0]))
         unused |= {file.name: "how ranks cut a model; this one is whole" for file in strategies}
     else:
         fix = "give one, or filerted_<rank>.ckpt with theirs"
-        raise LayoutError(f"{path}: {len(weights)} checkpoint files without a strategy; {fix}")
+        raise LayoutError(f"{path}: {len(weight_files)} checkpoint files without a strategy; {fix}")
     tables = _tables(path, folder, sources, unused)
     blocks = {int(match[1]) for name in sources if (match := re.match(r"backbone\.blocks\.(\d{1,9})\.", name))}
     if blocks and not any(name.startswith("backbone.top_query_layer.") for name in sources):
@@ -56,10 +56,10 @@ def open_mindspore(path: Path) -> DenseModel:
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
 
-def _sort_by_rank(path: Path, weights: list[Path]) -> list[Path]:
-    """Return the files of the ranks by rank. Raises LayoutError if a rank's file is missing, twice there, or not a rank's."""
+def _sort_by_rank(path: Path, files: list[Path]) -> list[Path]:
+    """Return files of ranks sorted by rank. path: folder, for messages. Raises LayoutError unless there is one of each rank."""
     by_rank: dict[int, Path] = {}
-    for file in weights:
+    for file in files:
         match = _PART.match(file.name)
         if match is None:
             raise LayoutError(f"{path}: {file.name} is beside filerted_<rank>.ckpt and is none of them; move it away")

@@ -103,7 +103,7 @@ def counterparts(layout: str, path: Path, names: Iterable[str]) -> dict[str, Cou
     rules, column = dict(_SHARED[layout]), _COLUMNS.index(layout)
     for layer, prefix in enumerate(prefixes):
         for (weight, bias, cut), other_names in _LAYER.items():
-            name, _, mark = other_names[column].partition(" ")
+            name, _, mark = other_names[column].partition(" ")  # "<name> T": the weight is transposed
             suffixes = ("gamma", "beta") if name.startswith("layernorm") else ("weight", "bias")
             rules[f"{prefix}.{name}.{suffixes[0]}"] = Counterpart(f"layers.{layer}.{weight}", mark == "T", cut)
             # a weight that is split by its outputs has its bias split, too

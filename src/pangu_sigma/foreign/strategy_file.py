@@ -89,7 +89,8 @@ def _parse_item(content: bytes, item: Field) -> tuple[str, Cut]:
     """Parse one `parallel_layout_item` into (parameter name, cut). Raises ValueError or LookupError for an unsupported cut."""
     item_fields = message(content, item.begin, item.end)
     name_field, layout = item_fields[1][-1], item_fields[2][-1]  # param_name, parallel_layouts
-    name, fields = content[name_field.begin : name_field.end].decode(), message(content, layout.begin, layout.end)
+    name = content[name_field.begin : name_field.end].decode()
+    fields = message(content, layout.begin, layout.end)
     if len(fields.get(2, [])) > 1:
         raise ValueError(f"{name[:80]} is cut along several axes of the grid at once")
 

@@ -75,8 +75,8 @@ def named_tensors(file: Path, tree: dict[Any, Any]) -> dict[str, FileTensor]:
         elif isinstance(value, dict) and depth < 8 and len(pending) + len(value) < 100_000:  # more only if hostile
             pending += [(f"{name}.{key}".lstrip("."), item, depth + 1) for key, item in value.items()]
         else:
-            opaque = isinstance(value, OpaqueObject)
-            kind = f"a {value.name}, which is not built" if opaque else f"a {type(value).__name__}"
+            is_opaque = isinstance(value, OpaqueObject)
+            kind = f"a {value.name}, which is not built" if is_opaque else f"a {type(value).__name__}"
             raise LayoutError(f"{file}: {name[:120]} is {kind}, and no tensor; save the weights alone, and use those")
     return tensors
 
@@ -92,7 +92,7 @@ def _storage(path: Path, content: np.ndarray, member: zipfile.ZipInfo) -> Storag
         begin = header_begin + _HEAD.size + sum(lengths)
         if signature == b"PK\3\4" and begin + member.file_size <= len(content):
             member_bytes = content[begin : begin + member.file_size]
-            return Storage(path, member_bytes, cache(partial(_check_crc, path, member, member_bytes)))
+            return Storage(path, member_bytes, cache(partial(_check_crc, path, member, member_bytes)))  # once
     raise LayoutError(f"{path}: its member {name} is not inside the file; {_DAMAGED}")
 
 

@@ -68,6 +68,7 @@ def measure_prepared(data: PreparedData) -> dict[str, Any]:
     characters_V = np.array([_character_count(surface) for surface in tokenizer.vocabulary.surfaces])
     settings_with_counts = [*zip(data.manifest.config["domains"], counts_DV, strict=True)]
     domains: dict[str, dict[str, Any]] = {}
+    # the settings of a domain begin with its name, format and language
     for (name, _, language, *_), counts_V in Bar(settings_with_counts, desc="measuring", unit="domain"):
         record = data.manifest.domains[name]
         lengths = np.concatenate([data.tokens(name, split, tokenizer.size).lengths for split in SPLITS])
@@ -96,7 +97,7 @@ def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
 
     counts_V: token counts of the domain. table: "random" or "balanced". experts: number of experts of the domain.
     """
-    if not counts_V.any():
+    if not counts_V.any():  # no tokens: no expert has more than a fair share
         return 1.0
     tables = draw_tables(RoutingConfig(table=table), _DRAWS, 1, len(counts_V), experts, counts_V[None])  # one a layer
     shares = [shares_of_experts(*tables.of_segment(layer), counts_V[None]) for layer in range(_DRAWS)]

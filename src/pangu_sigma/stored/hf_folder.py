@@ -78,6 +78,7 @@ class StoredFolder(StoredModel):
     fix = FIX
 
     def __init__(self, path: Path, verified: bool = True):
+        """verified: as in `StoredModel`. The two JSON files of the configuration are always read and checked."""
         super().__init__(path, verified)
         # a folder of ours whose seal is lost must not pass for one of `save_pretrained`, which writes no seal
         self._is_ours = (path / SEAL).exists() or saved_by_transformers(_read_json(path / CONFIG_JSON)) is None
@@ -149,12 +150,14 @@ class StoredFolder(StoredModel):
         return {name: LazyArray.of(self._arrays[name_in_folder(name)], name) for name in weight_shapes(self.config)}
 
     def array(self, shard: str, name: str) -> LazyArray | None:
+        """As in `StoredModel`, and for rows, which are tensors of the folder."""
         if not shard.startswith(ROWS):
             return super().array(shard, name)
         array = self._arrays.get(row_tensor(int(shard.removeprefix(ROWS)), name))
         return None if array is None else LazyArray.of(array, f"{name} of {shard}")
 
     def listed(self) -> Listed:
+        """As in `StoredModel`, with the keys and weights of rows."""
         yield from super().listed()
         for entry in range(len(self.config.model.rows)):
             for name, array in zip(("keys", "weight"), self.rows(entry), strict=True):
@@ -269,7 +272,7 @@ def _read_table(path: Path, config: Config, arrays: dict[str, np.ndarray]) -> Ro
     first_NDV = numbered_NDV - _first_own_expert(config, model.experts_per_domain)
     fields: dict[str, np.ndarray] = {"first_NDV": _int16(first_NDV), "spread_DV": _int16(arrays[SPREAD])}
     if model.common_experts:
-        common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])
+        common_N = np.array([0 if kind == "own" else model.common_experts for kind in model.routed])  # 0: none
         fields |= {"common_N": _int16(common_N), "common_spread_V": _int16(arrays[COMMON_SPREAD])}
     for field, name in zip(("row_EV", "before_EV1"), _OF_KEYS, strict=True):
         if model.rows:

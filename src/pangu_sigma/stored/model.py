@@ -118,7 +118,7 @@ class StoredModel:
         return _Tensors(self)
 
     def array(self, shard: str, name: str) -> LazyArray | None:
-        """Return an array by its name in a checkpoint, [experts, …] for experts; None if the files lack it, such as Adam state."""
+        """Return an array by its shard and name in a checkpoint, experts stacked, [experts, …]; None if the files lack it."""
         if not shard.startswith(EXPERTS):
             return self.tensors.get(name) if shard == WEIGHTS else None
         segment, model = int(shard.removeprefix(EXPERTS)), self.config.model  # counted over all RRE layers

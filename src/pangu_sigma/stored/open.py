@@ -81,6 +81,7 @@ def _why_no_model(path: Path, accepted: Sequence[Kind]) -> str:
         return "it is not there; check the path"
     if path.is_file() and _problem(path.parent, accepted) is None:
         return f"it is a file of one; name its folder, {path.parent}"
+    # the files that a folder of an accepted kind must have, and the commands that write such folders
     files, commands = zip(*(_SIGNS[kind] for kind in accepted if kind in _SIGNS), strict=True)
     return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(commands)} wrote"
 

