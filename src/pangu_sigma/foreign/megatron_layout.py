@@ -88,7 +88,7 @@ def _rank_files(folder: Path) -> list[Path]:
     by_rank: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         if match := _RANK.match(file.name):
-            by_rank[int(match[1])] = file if match[2] else file / RANK_FILE
+            by_rank[int(match[1])] = file if match[2] else file / RANK_FILE  # DeepSpeed's file or Megatron's folder
         elif file.name.startswith("mp_rank_"):
             raise LayoutError(f"{folder}: {file.name} is not of a tensor rank alone; give one without pipeline stages")
     files = [by_rank.get(rank, folder / f"mp_rank_{rank:02d}") for rank in range(max(1, len(by_rank)))]

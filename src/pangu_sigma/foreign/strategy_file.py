@@ -75,7 +75,7 @@ def read_strategy(file: Path) -> dict[str, Cut]:
     if file.stat().st_size > _MOST_BYTES:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
     content = file.read_bytes()
-    try:
+    try:  # field 3: parallel_layout_item
         cuts = dict(_parse_item(content, item) for item in message(content, 0, len(content)).get(3, []))
         if len({cut.ranks for cut in cuts.values()}) != 1:
             raise ValueError("it says of no parameter how it was cut, or of pipeline stages, which are not read")

@@ -33,7 +33,7 @@ class StoredAlpha(StoredModel):
     kind: Kind = "alpha"
 
     def __init__(self, path: Path, verified: bool = True):
-        """Raises LayoutError as `open_dense_model`."""
+        """verified: as in `StoredModel`. Raises LayoutError as `open_dense_model`."""
         super().__init__(path, verified)
         self.files = open_dense_model(path)
         self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused

@@ -18,7 +18,7 @@ def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
     """Build the network and the expert store of a model in one process, whatever number of ranks wrote its checkpoint. An array of
     experts that is whole in one file stays there; its values are read when they are used."""
     check_reading_fits(model.config)
-    network, store = build(model.config.on_one_rank(), tier=UninitializedTier(), dtype=ms.float32)
+    network, store = build(model.config.on_one_rank(), tier=UninitializedTier(), dtype=ms.float32)  # values follow
     for shard, parameters in shards_of(network, store).items():
         for name, parameter in parameters.items():
             values = model.required(shard, name, tuple(parameter.shape)).read()
