@@ -259,14 +259,14 @@ def _run_task(
     tasks = [*(loaded["groups"] or loaded["tasks"]).values()]  # a group runs its tasks
     options = {"num_fewshot": request.num_fewshot, "limit": request.limit, "bootstrap_iters": 0}
     options |= {"task_manager": manager, "confirm_run_unsafe_code": request.allow_code_execution}
-    evaluated = evaluator.simple_evaluate(model=lm, tasks=tasks, **options)
-    samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
+    evaluation = evaluator.simple_evaluate(model=lm, tasks=tasks, **options)
+    samples, members = evaluation["samples"], evaluation.get("group_subtasks", {})
     for name, task in loaded["tasks"].items():
         if result_file and task.OUTPUT_TYPE == "generate_until":
             _write_answers(_answers_file(result_file, name), samples[name])
     return {
         name: _figures_of(lm, values, samples, members.get(name) or [name], loaded["tasks"])
-        for name, values in evaluated["results"].items()
+        for name, values in evaluation["results"].items()
     }
 
 

@@ -72,7 +72,7 @@ def map_tensor(
     """
     try:
         if kind not in KINDS:  # only the shape matters: the tensor is refused when it is used as a weight
-            values = np.broadcast_to(np.uint8(0), shape)
+            values: np.ndarray = np.broadcast_to(np.uint8(0), shape)
             return FileTensor(file, name, kind, values, (0,) * values.ndim)
         dtype = KINDS[kind]
         byte_strides = None if strides is None else tuple(step * dtype.itemsize for step in strides)

@@ -70,8 +70,8 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
     for key, required in _REQUIRED_VALUES.items():
         default = None if key == "model_type" else required  # a key that is left out has this value in transformers
         if config.get(key, default) != required:
-            stated = repr(config.get(key))[:40]
-            raise LayoutError(f"{file}: {key} is {stated}, and must be {required!r}; other models cannot be inherited")
+            text = repr(config.get(key))[:40]
+            raise LayoutError(f"{file}: {key} is {text}, and must be {required!r}; other models cannot be inherited")
     name = config.get("activation_function")
     if name is not None and (not isinstance(name, str) or name not in _ACTIVATIONS):
         raise LayoutError(f"{file}: activation_function is {name!r:.40}; computed here: {', '.join(_ACTIVATIONS)}")

@@ -71,10 +71,10 @@ def _values(path: Path) -> Iterator[_Value]:
             at += end
 
 
-def _parse_value(head: bytes, remaining: int) -> _Value:
+def _parse_value(head: bytes, remaining_bytes: int) -> _Value:
     """Parse a value: tag = 1, tensor = 2 with dims = 1, tensor_type = 2, tensor_content = 3. Raises ValueError if it is no value.
-    head: the value's first bytes, from which positions count. remaining: bytes of the file from the value on."""
-    value = read_field(head, 0, remaining)
+    head: the value's first bytes, from which positions count. remaining_bytes: bytes of the file from the value on."""
+    value = read_field(head, 0, remaining_bytes)
     tag = read_field(head, value.begin, value.end)
     tensor = read_field(head, tag.end, value.end)
     if [(f.number, f.wire_type) for f in (value, tag, tensor)] != [(1, OF_BYTES), (1, OF_BYTES), (2, OF_BYTES)]:

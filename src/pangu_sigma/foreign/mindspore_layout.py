@@ -130,15 +130,15 @@ def _tables(path: Path, folder: Path | None, sources: dict[str, WholeTensor], un
     is added to `sources` from its .npy file in `folder`, or else LayoutError raised; other .npy files are added to `unused`."""
     names_by_table = {}
     for ours, (file, *names) in TABLES.items():
-        present = [name for name in names if name in sources]
-        if len(present) > 1:
-            raise LayoutError(f"{path}: {present[0]} and {present[1]} are both {ours}; the file is not of one model")
+        matches = [name for name in names if name in sources]
+        if len(matches) > 1:
+            raise LayoutError(f"{path}: {matches[0]} and {matches[1]} are both {ours}; the file is not of one model")
         npy = folder / file if folder and (folder / file).is_file() else None
-        if present and npy:
-            unused[file] = f"the checkpoint has it too, as {present[0]}"
+        if matches and npy:
+            unused[file] = f"the checkpoint has it too, as {matches[0]}"
         elif npy:
             sources[file] = npy_source(npy)
-        elif not present:
+        elif not matches:
             raise LayoutError(f"{path}: {file} is missing, and no checkpoint has {ours}; put it beside the checkpoints")
-        names_by_table[ours] = present[0] if present else file
+        names_by_table[ours] = matches[0] if matches else file
     return names_by_table

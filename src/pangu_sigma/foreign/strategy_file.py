@@ -96,8 +96,8 @@ def _parse_item(content: bytes, item: Field) -> tuple[str, Cut]:
 
     def dims(number: int) -> tuple[int, ...]:
         """Return the numbers in a field of the layout that is a list."""
-        lists = [message(content, field.begin, field.end) for field in fields.get(number, [])]
-        dim_fields = [field for fields_by_number in lists for field in fields_by_number.get(1, [])]
+        fields_of_lists = [message(content, field.begin, field.end) for field in fields.get(number, [])]
+        dim_fields = [field for fields_by_number in fields_of_lists for field in fields_by_number.get(1, [])]
         return tuple(n for field in dim_fields for n in numbers(content, field))
 
     grid, axes, part = dims(1), dims(2), dims(3)  # dev_matrix, tensor_map, param_split_shape
@@ -112,6 +112,6 @@ def _parse_item(content: bytes, item: Field) -> tuple[str, Cut]:
     holders = ranks // math.prod(grid[-1 - axis] for axis in set(split_axes))  # number of ranks with the same part
     stretches = holders if stretches == -1 else stretches  # -1: over all of them
     if len(set(split_axes)) < len(split_axes) or not 0 <= stretches <= holders or not 0 <= step <= ranks:
-        how = f"is cut into {stretches} stretches for the optimizer, {step} ranks apart"
-        raise ValueError(f"{name[:80]} has tensor_map {axes} and {how}, which {holders} equal ranks cannot hold")
+        cut = f"is cut into {stretches} stretches for the optimizer, {step} ranks apart"
+        raise ValueError(f"{name[:80]} has tensor_map {axes} and {cut}, which {holders} equal ranks cannot hold")
     return name, Cut(grid, axes, part, max(1, step), max(1, stretches))

@@ -114,8 +114,8 @@ def _content(member: Storage) -> bytes:
     """Return the bytes of a member after its CRC32 is compared. Raises LayoutError for more than MOST_PICKLED bytes."""
     size = len(member.content)
     if size > MOST_PICKLED:
-        too_large = f"its pickle has {size:,} bytes, more than the {MOST_PICKLED:,} that are read"
-        raise LayoutError(f"{member.file}: {too_large}; save the weights alone")
+        problem = f"its pickle has {size:,} bytes, more than the {MOST_PICKLED:,} that are read"
+        raise LayoutError(f"{member.file}: {problem}; save the weights alone")
     if member.check is not None:
         member.check()
     return member.content.tobytes()

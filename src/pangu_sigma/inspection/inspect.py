@@ -68,11 +68,11 @@ def extraction(config: Config, keep: Sequence[str], drop: Sequence[str]) -> dict
     keep, drop: names of the domains to keep or to remove. Raises ConfigError for an unknown domain, or none left.
     """
     names = chosen_domains(config, keep, drop)
-    smaller = config.model_copy(update={"domains": [d for d in config.domains if d.name in names]})
+    smaller_config = config.model_copy(update={"domains": [d for d in config.domains if d.name in names]})
     return {
-        "domains": [d.name for d in smaller.domains],
+        "domains": [d.name for d in smaller_config.domains],
         "before": asdict(config.num_params()),
-        "after": asdict(smaller.num_params()),
+        "after": asdict(smaller_config.num_params()),
     }
 
 

@@ -99,9 +99,8 @@ def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
     """
     if not counts_V.any():  # no tokens: no expert has more than a fair share
         return 1.0
-    tables = draw_tables(
-        RoutingConfig(table=table), _DRAWS, 1, len(counts_V), experts, counts_V[None]
-    )  # of _DRAWS layers
+    # a layer has a table of its own
+    tables = draw_tables(RoutingConfig(table=table), _DRAWS, 1, len(counts_V), experts, counts_V[None])
     shares = [shares_of_experts(*tables.of_segment(layer), counts_V[None]) for layer in range(_DRAWS)]
     return float(np.mean([share_1E.max() * experts for share_1E in shares]))
 

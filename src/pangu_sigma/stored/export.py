@@ -63,16 +63,16 @@ class StoredExport(StoredModel):
     def array(self, shard: str, name: str) -> LazyArray | None:
         """Return an array as float32, by its shard and name in a checkpoint; None if the export lacks it, such as Adam state."""
         full_name = name if shard == WEIGHTS else f"experts.{shard.removeprefix(EXPERTS)}.{name}"
-        stored, scales = self.arrays.get(full_name), self.arrays.get(f"{full_name}{SCALE_ENDING}")
-        if stored is None or stored.dtype == np.float32:
-            return None if stored is None else LazyArray.of(stored, full_name)
+        array, scales = self.arrays.get(full_name), self.arrays.get(f"{full_name}{SCALE_ENDING}")
+        if array is None or array.dtype == np.float32:
+            return None if array is None else LazyArray.of(array, full_name)
 
         def to_float32(index: Any) -> np.ndarray:
             """Convert row `index`, or all values if `index` is `...`; rows of an int8 matrix have a scale each."""
-            values = stored[index].astype(np.float32)
+            values = array[index].astype(np.float32)
             return values if scales is None else values * scales[index][..., None]
 
-        return LazyArray(stored.shape, np.dtype(np.float32), lambda: [to_float32(...)], full_name, row=to_float32)
+        return LazyArray(array.shape, np.dtype(np.float32), lambda: [to_float32(...)], full_name, row=to_float32)
 
     @property
     def precision(self) -> StoredPrecision:

@@ -171,12 +171,12 @@ class StoredFolder(StoredModel):
         arrays: dict[str, np.ndarray] = {}
         for file in self._weight_files():
             try:
-                inside = map_arrays(self.path / file)
+                file_arrays = map_arrays(self.path / file)
             except (DamagedFile, OSError) as error:
                 raise LayoutError(f"{error}; {FIX}") from error
-            if duplicates := sorted(inside.keys() & arrays.keys()):
+            if duplicates := sorted(file_arrays.keys() & arrays.keys()):
                 raise LayoutError(f"{self.path / file}: has {duplicates[0]}, which is in another file, too; {FIX}")
-            arrays |= inside
+            arrays |= file_arrays
         _check_shapes(self.path, self.config, self.tokenizer, arrays)
         row_counts = [len(arrays[row_tensor(entry, "keys")]) for entry in range(len(self.config.model.rows))]
         if row_counts:  # config.json has the key only if the model has rows
@@ -188,8 +188,8 @@ class StoredFolder(StoredModel):
 
 def name_in_folder(name: str) -> str:
     """Return the name of a weight in a Hugging Face style folder. name: its name in `StoredModel.tensors`."""
-    before, dot, last = name.rpartition(".")
-    return f"{before}{dot}{_LAST_WORDS.get(last, last)}"
+    prefix, dot, last_word = name.rpartition(".")
+    return f"{prefix}{dot}{_LAST_WORDS.get(last_word, last_word)}"
 
 
 def row_tensor(entry: int, name: str) -> str:

@@ -94,7 +94,7 @@ class StoredRun(StoredModel):
     def listed(self) -> Listed:
         """Return (shard, name, whole shape, dtype) of each array, from the first of its saved parts."""
         first_parts = ((key, parts[0]) for key, parts in self.checkpoint.parts.items())
-        return ((*key, saved.part.whole, saved.values.dtype.name) for key, saved in first_parts)
+        return ((*key, saved_part.part.whole, saved_part.values.dtype.name) for key, saved_part in first_parts)
 
 
 class StoredCheckpoint(StoredRun):

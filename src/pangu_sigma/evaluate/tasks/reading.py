@@ -184,10 +184,10 @@ def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
 
     def items(row: Item) -> list[Item]:
         """Return the item of a question: the first selected document, and the answers."""
-        selected = [document for document in row["documents"] if document.get("is_selected") is True]
-        if not row["answers"] or not selected:
+        selected_documents = [document for document in row["documents"] if document.get("is_selected") is True]
+        if not row["answers"] or not selected_documents:
             return []
-        document = "".join(_texts(selected[0], "paragraphs"))
+        document = "".join(_texts(selected_documents[0], "paragraphs"))
         return [_question_item(files, document, row, _texts(row, "answers"), answer)]
 
     return files.dataset(files.json_lines(file), items)
@@ -356,8 +356,8 @@ def _candidates(labels: list[str], label: str, text: str, count: int | None) -> 
     if count is None:
         return labels
     by_hash = sorted(labels, key=lambda name: hashlib.sha256(f"{text}\n{name}".encode()).digest())
-    others = [name for name in by_hash if name != label]
-    return sorted([label, *others[: count - 1]], key=labels.index)
+    wrong_labels = [name for name in by_hash if name != label]
+    return sorted([label, *wrong_labels[: count - 1]], key=labels.index)
 
 
 def _answer_of_line(line: str) -> tuple[str, str]:

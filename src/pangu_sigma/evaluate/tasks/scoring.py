@@ -79,16 +79,16 @@ def bleu_4(pairs: Iterable[tuple[str, Sequence[str]]]) -> float:
 
 def segments(text: str) -> list[str]:
     """Split an answer into words without punctuation, to be scored: single Chinese characters, and English words between them."""
-    words, latin = [], ""  # `latin`: text since the last Chinese character
+    words, latin_text = [], ""  # `latin_text`: text since the last Chinese character
     for character in text.lower().strip():
         if character in _PUNCTUATION:
             continue
         if "\u4e00" <= character <= "\u9fa5":
-            words += [*_words(latin), character]
-            latin = ""
+            words += [*_words(latin_text), character]
+            latin_text = ""
         else:
-            latin += character
-    return words + _words(latin)
+            latin_text += character
+    return words + _words(latin_text)
 
 
 def _normalized(text: str) -> str:
@@ -98,9 +98,9 @@ def _normalized(text: str) -> str:
 
 def _substring_f1(predicted: list[str], answer: list[str]) -> float:
     """Return the F1 of two texts by the length of their longest common substring, in words."""
-    common = SequenceMatcher(None, predicted, answer, autojunk=False).find_longest_match().size
-    precision, recall = common / max(len(predicted), 1), common / max(len(answer), 1)
-    return 2 * precision * recall / (precision + recall) if common else 0.0
+    common_length = SequenceMatcher(None, predicted, answer, autojunk=False).find_longest_match().size
+    precision, recall = common_length / max(len(predicted), 1), common_length / max(len(answer), 1)
+    return 2 * precision * recall / (precision + recall) if common_length else 0.0
 
 
 def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
@@ -116,8 +116,8 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 def _count_f1(predicted: list[str], answer: list[str]) -> float:
     """Return the F1 of two texts by the number of characters in both, in any order."""
-    common = (Counter(predicted) & Counter(answer)).total()
-    return 2 * common / (len(predicted) + len(answer)) if common else 0.0
+    common_count = (Counter(predicted) & Counter(answer)).total()
+    return 2 * common_count / (len(predicted) + len(answer)) if common_count else 0.0
 
 
 def _characters(text: str) -> list[str]:
