@@ -51,7 +51,7 @@ def open_mindspore(path: Path) -> DenseModel:
         )
     rules = counterparts("mindspore", path, sources)
     rules |= {name: Counterpart(our_name) for our_name, name in tables.items()}
-    has_later_names = any(name in sources for name in LATER)  # those of the later model zoo, which computes fast GELU
+    has_later_names = any(name in sources for name in LATER)  # of the later model zoo, whose network computes fast GELU
     facts = Facts(activation="fast_gelu" if has_later_names else "tanh")
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 

@@ -105,10 +105,10 @@ def _parameters(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and values of each parameter in the graph of an export; the network's prefix is removed from the name."""
     map_once = cache(partial(_map, folder))
     model = memoryview(map_once(GRAPH_FILE))  # type: ignore[arg-type]
-    graphs = message(model, 0, len(model)).get(7)  # fields by number: those of ModelProto
+    graphs = message(model, 0, len(model)).get(7)  # field 7 of ModelProto: graph
     if not graphs:
         raise ValueError("no graph")
-    for parameter in message(model, graphs[0].begin, graphs[0].end).get(3, []):  # those of GraphProto
+    for parameter in message(model, graphs[0].begin, graphs[0].end).get(3, []):  # GraphProto: parameter
         name, values = _parameter(model, parameter, map_once)
         yield name.removeprefix("network."), values
 
@@ -117,7 +117,7 @@ def _parameter(model: memoryview, parameter: Field, map_once: Callable[[str], np
     """Return name and values of the TensorProto `parameter` of the graph's file `model`, which has the values or names their file.
     map_once: function that maps a file of the folder by its name. Raises ValueError or KeyError for a damaged TensorProto."""
     fields = message(model, parameter.begin, parameter.end)
-    dims = [n for field in fields.get(1, []) for n in numbers(model, field)]  # fields of TensorProto by number
+    dims = [n for field in fields.get(1, []) for n in numbers(model, field)]  # 1: dims
     name = str(model[fields[7][-1].begin : fields[7][-1].end], "utf-8")
     file, begin, length = GRAPH_FILE, 0, 0
     if 12 in fields:  # external_data
