@@ -26,7 +26,7 @@ def blocks(values: np.ndarray, rows: int, columns: int, folder: Path) -> list[Fi
     for i, some in enumerate(np.split(values, rows, 0)):
         for j, one in enumerate(np.split(some, columns, 1)):
             at = (i * one.shape[0], j * one.shape[1])
-            found.append(replace(written(folder, one, f"{i}_{j}"), first=at))
+            found.append(replace(written(folder, one, f"{i}_{j}"), corner=at))
     return found
 
 
@@ -70,9 +70,9 @@ def test_reading_takes_little_more_than_the_tensor(tmp_path: Path):
 
 def test_fragments_that_overlap_leave_gaps_or_reach_out_are_refused(tmp_path: Path):
     one = written(tmp_path, np.zeros((2, 4), np.float32))
-    for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)]):
+    for corners in ([(0, 0), (0, 0)], [(0, 0)], [(0, 0), (3, 0)], [(0, 0), (1, 1)]):
         with pytest.raises(LayoutError, match="do not fill w of shape"):
-            WholeTensor((4, 4), [replace(one, first=corner) for corner in corners]).lazy_array("w")
+            WholeTensor((4, 4), [replace(one, corner=corner) for corner in corners]).lazy_array("w")
 
 
 def test_types_are_refused_by_name(tmp_path: Path):
@@ -81,7 +81,7 @@ def test_types_are_refused_by_name(tmp_path: Path):
         WholeTensor.from_part(wide).lazy_array("w")
     one, half = written(tmp_path, np.zeros(2, np.float32), "one"), written(tmp_path, np.zeros(2, np.float16), "half")
     with pytest.raises(LayoutError, match=r"half is float16, .*one is float32"):
-        WholeTensor((4,), [one, replace(half, first=(2,))]).lazy_array("w")
+        WholeTensor((4,), [one, replace(half, corner=(2,))]).lazy_array("w")
 
 
 def test_a_twin_that_differs_is_refused_when_the_tensor_is_read(tmp_path: Path):

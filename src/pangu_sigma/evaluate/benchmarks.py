@@ -1,7 +1,4 @@
-"""Benchmarks of a model by name: tasks of lm-evaluation-harness, and of `tasks/`.
-
-Each answer is saved beside the result file at once, so that the same command resumes after a kill.
-"""
+"""Benchmarks by name: tasks of lm-evaluation-harness and of `tasks/`. Answers are saved at once, so a killed command resumes."""
 
 from __future__ import annotations
 
@@ -62,14 +59,14 @@ class BenchmarkRequest:
         if self.domain is not None:
             return self.domain
         text_format = FORMATS.get(name)
-        names = [d.name for d in config.domains if (d.format == text_format if text_format else d.name == CHINESE)]
-        if not names:
-            domain = f"of format {text_format}" if text_format else f"called {CHINESE}"
+        candidates = [d.name for d in config.domains if (d.format == text_format if text_format else d.name == CHINESE)]
+        if not candidates:
+            requirement = f"of format {text_format}" if text_format else f"called {CHINESE}"
             raise ConfigError(
-                f"{name} asks a domain {domain}, and the model has none; say with {argument('--domain')} which answers: "
+                f"{name} asks a domain {requirement}, and the model has none; say with {argument('--domain')} which answers: "
                 f"{', '.join(domain.name for domain in config.domains)}"
             )
-        return names[0]
+        return candidates[0]
 
 
 Figures = dict[str, Any]
@@ -78,7 +75,7 @@ answer by design; `truncated`, items that were cut to fit."""
 
 
 def benchmark_model(model: Path, request: BenchmarkRequest, file: Path | None = None) -> dict[str, Figures]:
-    """Run benchmarks as `run_benchmarks` does. The results of a run are also written to its folder."""
+    """Run benchmarks as `run_benchmarks` does; if the model is a run, write the results to the run's folder, too."""
     stored = open_model(model, *ANSWERING)
     results = run_benchmarks(stored, request, file)
     if stored.kind == "run":
@@ -89,14 +86,14 @@ def benchmark_model(model: Path, request: BenchmarkRequest, file: Path | None = 
 def run_benchmarks(
     model: Path | StoredModel, request: BenchmarkRequest, file: Path | None = None
 ) -> dict[str, Figures]:
-    """Run benchmarks on a run's newest checkpoint or an exported model, and return results by task; a task group has a result too.
+    """Run benchmarks on a model, such as a run's newest checkpoint, and return results by task; a task group has a result too.
 
     file: file to write the result to as JSON; until then, answers are cached beside it, and the generated answers of each task are
-    written beside it, an item a line. Raises, before anything is computed, ConfigError for an unknown task or domain, and where
-    programs may or can not be run, DataError for missing or invalid files, and NotWritable for files that would be replaced.
+    written beside it, an item a line. Raises, before anything is computed, ConfigError for an unknown task or domain, and if
+    programs may not or cannot be run, DataError for missing or invalid files, and NotWritable for files that would be replaced.
     """
     stored = model if isinstance(model, StoredModel) else open_model(model, *ANSWERING)
-    for name in request.tasks:
+    for name in request.tasks:  # an unknown domain is refused before the harness, which takes seconds, is imported
         domains_of(stored.config).named(request.domain_of(name, stored.config))
     from pangu_sigma.evaluate.harness import HarnessModel
 
@@ -105,6 +102,7 @@ def run_benchmarks(
     _apply_options([*tasks.values()], request)
     cache = cache_beside(file, stored, request) if file else None
     for name, task in tasks.items():
+        # a killed evaluation that goes on may replace its own files of answers
         if file and cache and not cache.is_continued and task.OUTPUT_TYPE == "generate_until":
             check_file_writable(_answers_file(file, name), "--json")
     engine, results = open_engine(stored, lanes=8), dict[str, Figures]()
@@ -133,7 +131,7 @@ def _write_to_run(run: StoredModel, request: BenchmarkRequest, results: dict[str
 
 
 def cache_beside(file: Path, model: StoredModel, request: BenchmarkRequest) -> ResultCache:
-    """Open the cache of answers beside a result file; it has answers if a run with the same model and options was interrupted."""
+    """Open the cache of answers beside a result file, which goes on if one with the same model and options was interrupted."""
     header = asdict(request) | {"tasks": list(request.tasks), "model": model.hash}
     return ResultCache(file.with_name(f"{file.name}.partial"), header)
 
@@ -156,7 +154,8 @@ def format_tasks(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[str, Any]]:
-    """Return the harness's task manager, and the loaded tasks by the names of the request."""
+    """Return the harness's task manager, and by each name of the request what the harness loaded: {"tasks": …, "groups": …}. Raises
+    ConfigError for an unknown name, DataError for files or a dataset that cannot be read."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -171,54 +170,58 @@ def _load_tasks(request: BenchmarkRequest, config: Config) -> tuple[Any, dict[st
         logger.info("lm-evaluation-harness reads its 14,000 task files to find %s: seconds", ", ".join(harness_names))
     metadata = {"data": request.files, "seq_length": config.model.seq_length}
     manager = TaskManager(include_path=[*map(str, folders)], include_defaults=bool(harness_names), metadata=metadata)
-    loaded: dict[str, Any] = {}
-    for name in request.tasks:
-        is_known = name in manager.all_tasks
-        # a file that the manager cannot read is in no index
-        file = manager.task_index[name].yaml_path if is_known else user_files.get(name)
-        if not is_known and file is None:
-            raise ConfigError(
-                f"benchmark {name} is not known; this project has {', '.join(sorted(own_names))}, and lm-evaluation-harness what "
-                "`python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
-            )
-        try:
-            loaded[name] = manager.load([name if is_known else str(file)])
-        except Exception as error:
-            if file in user_files.values():  # the task may name Python
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise DataError(f"{file}: {reason}; mend the task, or what it names") from error
-            if not isinstance(error, OSError | ValueError):
-                raise
-            source = (
-                f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
-                "a folder of its full name, owner/name, below the folder where this command is started"
-            )
-            raise DataError(str(error) if name in own_names else source) from error
-    return manager, loaded
+    return manager, {name: _load_task(manager, name, own_names, user_files) for name in request.tasks}
+
+
+def _load_task(manager: Any, name: str, own_names: set[str], user_files: dict[str, Path]) -> Any:
+    """Load a task or a group of tasks by name. own_names: names of the project's and the user's tasks. user_files: by name."""
+    is_indexed = name in manager.all_tasks
+    # a file that the manager cannot read is in no index; it is loaded for the error message
+    file = manager.task_index[name].yaml_path if is_indexed else user_files.get(name)
+    if not is_indexed and file is None:
+        raise ConfigError(
+            f"benchmark {name} is not known; this project has {', '.join(sorted(own_names))}, and lm-evaluation-harness what "
+            "`python -m pangu_sigma.evaluate.lm_eval ls tasks` prints"
+        )
+    try:
+        return manager.load([name if is_indexed else str(file)])
+    except Exception as error:
+        if file in user_files.values():  # any error: the task may name Python code
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"{file}: {reason}; mend the task, or what it names") from error
+        if not isinstance(error, OSError | ValueError):
+            raise
+        if name in own_names:  # the error of tasks/reading.py names the file and the fix
+            raise DataError(str(error)) from error
+        raise DataError(
+            f"{name}: the harness cannot read its dataset: {error}; it comes from the Hugging Face Hub, or from a copy in "
+            "a folder of its full name, owner/name, below the folder where this command is started"
+        ) from error
 
 
 def _apply_options(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
     """Apply the options of a request to the loaded tasks, and warn of an option that no task uses. Raises ConfigError for an option
     that is not possible, and for tasks whose programs may not or cannot be run."""
-    programs = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
-    generating = [task for task in tasks if task.OUTPUT_TYPE == "generate_until"]
-    for option, is_given, users, kind in (
-        ("--samples-per-problem", request.samples_per_problem != 1, programs, "programs"),
-        ("--allow-code-execution", request.allow_code_execution, programs, "programs"),
-        ("--temperature", request.temperature is not None, generating, "generated answers"),
+    program_tasks = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
+    generation_tasks = [task for task in tasks if task.OUTPUT_TYPE == "generate_until"]
+    for option, is_set, tasks_with_effect, kind in (
+        ("--samples-per-problem", request.samples_per_problem != 1, program_tasks, "programs"),
+        ("--allow-code-execution", request.allow_code_execution, program_tasks, "programs"),
+        ("--temperature", request.temperature is not None, generation_tasks, "generated answers"),
     ):
-        if is_given and not users:
+        if is_set and not tasks_with_effect:
             warn_without_effect(argument(option), f"it is for benchmarks of {kind}, not for {', '.join(request.tasks)}")
-    if (temperature := request.temperature) is not None:
-        for task in generating:
-            generation_options = {"temperature": temperature, "do_sample": temperature > 0}
+    if request.temperature is not None:
+        generation_options = {"temperature": request.temperature, "do_sample": request.temperature > 0}
+        for task in generation_tasks:
             task.set_config("generation_kwargs", generation_options, update=True)
-    for task in programs:
+    for task in program_tasks:
         _check_programs(task, request)
         task.set_config("repeats", request.samples_per_problem)
     for task in tasks:
         examples = (task.config.num_fewshot or 0) if request.num_fewshot is None else request.num_fewshot
         split = task.config.fewshot_config.split
+        # tasks of this project have the split "skipped"; an item of the test split is no example for itself
         if "skipped" in task.dataset and examples > len(task.dataset[split]) - (split == task.config.test_split):
             raise ConfigError(
                 f"{argument('--num-fewshot')} {examples} is not possible: {task.task_name} has {len(task.dataset[split])} {split}, "
@@ -227,7 +230,7 @@ def _apply_options(tasks: Sequence[Any], request: BenchmarkRequest) -> None:
 
 
 def _check_programs(task: Any, request: BenchmarkRequest) -> None:
-    """Raise ConfigError unless the programs of a task may and can be run in the sandbox, and several of a problem differ."""
+    """Raise ConfigError unless a task's programs may run, several of one problem can differ, and the sandbox starts here."""
     from pangu_sigma.evaluate.tasks.programs import outcome
 
     name, samples = task.task_name, request.samples_per_problem
@@ -237,7 +240,7 @@ def _check_programs(task: Any, request: BenchmarkRequest) -> None:
         raise ConfigError(f"{name} runs programs outside of a sandbox; take humaneval or mbpp, which have one")
     if samples > 1 and not task.config.generation_kwargs["do_sample"]:
         raise ConfigError(f"{samples} programs of temperature 0 are all the same; give {argument('--temperature')} 0.8")
-    try:
+    try:  # an empty program, to see if the sandbox starts
         outcome({"task_id": 0, "prompt": "", "test": "def check(_): pass", "entry_point": "None"}, "")
     except RuntimeError as error:
         raise ConfigError(str(error)) from error
@@ -248,22 +251,22 @@ def _run_task(
 ) -> dict[str, Figures]:
     """Run a task or a group. Return results by name: of its tasks, and of the group.
 
-    lm: `HarnessModel`. loaded: the tasks and groups that the harness loaded for one name of the request. result_file: file beside
-    which generated answers are written; None not to write them."""
+    lm: `HarnessModel`. manager: `TaskManager` of the harness. loaded: "tasks" and "groups" that it loaded for one name of the
+    request. result_file: file beside which generated answers are written; None not to write them."""
     from lm_eval import evaluator
 
     evaluator.get_git_commit_hash = lambda: None  # it asks git, which complains where there is no repository
-    tasks = [*(loaded["groups"] or loaded["tasks"]).values()]
+    tasks = [*(loaded["groups"] or loaded["tasks"]).values()]  # a group runs its tasks
     options = {"num_fewshot": request.num_fewshot, "limit": request.limit, "bootstrap_iters": 0}
     options |= {"task_manager": manager, "confirm_run_unsafe_code": request.allow_code_execution}
-    evaluated = evaluator.simple_evaluate(model=lm, tasks=tasks, **options)
-    samples, members = evaluated["samples"], evaluated.get("group_subtasks", {})
+    evaluation = evaluator.simple_evaluate(model=lm, tasks=tasks, **options)
+    samples, members = evaluation["samples"], evaluation.get("group_subtasks", {})
     for name, task in loaded["tasks"].items():
         if result_file and task.OUTPUT_TYPE == "generate_until":
             _write_answers(_answers_file(result_file, name), samples[name])
     return {
         name: _figures_of(lm, values, samples, members.get(name) or [name], loaded["tasks"])
-        for name, values in evaluated["results"].items()
+        for name, values in evaluation["results"].items()
     }
 
 
@@ -283,11 +286,12 @@ def _figures_of(
 ) -> Figures:
     """Convert the harness's result of a task or group to `Figures`.
 
-    values: metrics by the harness's names. samples: evaluated items by task. names: tasks of the group, or the single task. tasks:
-    the loaded tasks by name."""
+    values: metrics by the harness's names. samples: evaluated items by task. names: the task, or the group's. tasks: by name."""
     metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
     items = {(name, sample["doc_id"]): sample["doc"] for name in names for sample in samples.get(name, [])}
-    cut_items = {item for item, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
+    cut_items = {
+        key for key, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")
+    }  # by tasks/reading.py
     return {
         **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "n": len(items),

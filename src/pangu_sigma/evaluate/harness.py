@@ -112,14 +112,12 @@ class HarnessModel(LM):
             )
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return for each (context, continuation) its log-probability in nats, and True if greedy generation would return it.
-
-        A continuation that exceeds the model's length is scored in windows, each token once.
-        """
+        """Return for each (context, continuation) its log-probability in nats, and True if greedy generation would return it. A
+        continuation that exceeds the model's length is scored in windows, each token once."""
         texts = []
         for request in requests:
             context, continuation = self._pair(*request.args)
-            is_long = len(continuation) >= self.max_length
+            is_long = len(continuation) >= self.max_length  # no room for a token of context
             if is_long or len(context) + len(continuation) > self.max_length:
                 self._count_warning("windows" if is_long else "contexts", request)
             texts.append(self._windows(context, continuation) if is_long else [(context, continuation)])
@@ -127,27 +125,25 @@ class HarnessModel(LM):
         return self._scores(texts, "loglikelihood", disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each whole text in nats; an <eot> precedes its first token.
-
-        A text that exceeds the model's length is scored in windows, each token once.
-        """
+        """Return the log-probability of each whole text in nats; an <eot> precedes its first token. A text that exceeds the model's
+        length is scored in windows, each token once."""
         windows = [self._windows([self.tokenizer.eot], self._ids(request.args[0], self._tags)) for request in requests]
         return [score for score, _ in self._scores(windows, "rolling", disable_tqdm)]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return for each request, (context, options of the task), the generated text, without the stop string that ended it."""
-        # for several answers the harness sends the same object several times
-        repeats = [number for _, equal in groupby(requests, id) for number, _ in enumerate(equal)]
-        own_requests = list(map(self._generation_request, requests, repeats))
+        # the harness repeats an object for each further answer to it; `repeats` numbers the answers to an object
+        repeats = [number for _, equal_objects in groupby(requests, id) for number, _ in enumerate(equal_objects)]
+        engine_requests = list(map(self._generation_request, requests, repeats))
         self._log_warnings(len(requests))
-        return self._answers(own_requests, lambda answer: answer.text, "generate_until", disable_tqdm)
+        return self._answers(engine_requests, lambda answer: answer.text, "generate_until", disable_tqdm)
 
     def _tokenize(self, text: str, tags: bool) -> list[int]:
         """Return the token ids of a text. tags: True to put the domain's language tag before it."""
         return (self.tokenizer.prompt if tags else self.tokenizer.encode)(text, self.domain)
 
     def _pair(self, context: str, continuation: str) -> Pair:
-        """Tokenize a context and its continuation. Trailing blanks of the context belong to the continuation."""
+        """Tokenize a context and its continuation. Blanks at the end of the context move to the continuation."""
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
         if not stripped:
@@ -157,67 +153,69 @@ class HarnessModel(LM):
             return [self.tokenizer.eot], all_ids
         if all_ids[: len(context_ids)] == context_ids:
             return context_ids, all_ids[len(context_ids) :]
-        self._warning_counts["apart"] += 1
+        self._warning_counts["apart"] += 1  # a token reaches over the end of the context
         return context_ids, self._ids(continuation, False)
 
     def _windows(self, context: list[int], continuation: list[int]) -> list[Pair]:
-        """Split a text that is too long into windows, each with as much preceding context as fits."""
+        """Split a continuation that is too long into windows that score each token once, as `local-completions` does: with as much
+        preceding text as fits, and only the last token of the context."""
         windows = get_rolling_token_windows(continuation, context[-1], self.max_length - 1, context_len=1)
         return [make_disjoint_window(window) for window in windows]
 
     def _count_warning(self, warning: str, request: Any) -> None:
-        """Count a request for a warning of `_WARNINGS`, and as truncated."""
+        """Add a request to `truncated`, and to the number of requests in a warning of `_WARNINGS`."""
         self._warning_counts[warning] += 1
         self.truncated.add((request.task_name, request.doc_id))
 
     def _log_warnings(self, total: int) -> None:
-        """Log how many of the requests of a call were cut or changed, and how."""
+        """Log how many of a call's `total` requests were cut or changed, and how, and begin to count anew."""
         for warning, number in self._warning_counts.items():
             logger.warning(_WARNINGS[warning].format(number, total, self.max_length))
         self._warning_counts.clear()
 
     def _generation_request(self, request: Any, repeat: int) -> Request:
-        """Convert the harness's request for a generated answer. repeat: number of the answer, for several answers to one prompt."""
+        """Convert the harness's request for a generated answer to the engine's; a long prompt loses its beginning. repeat: number
+        of the answer, for several answers to one prompt. Raises ConfigError for an unknown option of the task."""
         context, options = request.args[0], dict(request.args[1])
         until = options.pop("until", None) or []
         stop = [until] if isinstance(until, str) else list(until)
         limit = next((int(options[n]) for n in _LIMIT_NAMES if options.get(n) is not None), self._max_new_tokens)
-        do_sample = options.pop("do_sample", None)
         sampling = {name: options[name] for name in Sampling.model_fields if options.get(name) is not None}
-        if do_sample is False:
+        if options.pop("do_sample", None) is False:
             sampling["temperature"] = 0.0
         if unknown_options := options.keys() - {*_LIMIT_NAMES, *Sampling.model_fields}:
             raise ConfigError(f"the task asks for {', '.join(sorted(unknown_options))}, which this model does not know")
-        if limit >= self.max_length:
+        if limit >= self.max_length:  # no room for a prompt
             limit = (self.max_length + 1) // 2
             self._warning_counts["answers"] += 1
         ids, room = self._ids(context, self._tags) or [self.tokenizer.eot], self.max_length - limit
         if len(ids) > room:
             self._count_warning("prompts", request)
-        options_of_draw, seed = validated(Sampling, sampling), self._seed + repeat
-        return Request(self.domain, tuple(ids[-room:]), limit, options_of_draw, seed, tuple(filter(None, stop)))
+        options_of_sampling, seed = validated(Sampling, sampling), self._seed + repeat
+        return Request(self.domain, tuple(ids[-room:]), limit, options_of_sampling, seed, tuple(filter(None, stop)))
 
     def _scores(self, texts: Sequence[list[Pair]], label: str, quiet: bool) -> list[tuple[float, bool]]:
-        """Return for each text, given as its pairs, the log-probability of all continuations in nats, and True if every token of
-        them was the likeliest. label: of the progress bar. quiet: True for no bar."""
+        """Return for each text the log-probability of its continuations in nats, and True if all their tokens were the likeliest.
+        texts: the pairs (context, continuation) of each text. label: of the progress bar. quiet: True for no bar."""
         requests = []
         for context, continuation in (pair for pairs in texts for pair in pairs):
             ids = [*context, *continuation][-self.max_length :]
             first = len(ids) - len(continuation)
             requests.append(Request(self.domain, tuple(ids), 0, prompt_logprobs=1, scored_from=first))
+        # the pairs of all texts are answered together, and their scores divided among the texts again
         pair_scores = iter(self._answers(requests, _score, label, quiet))
         scores_of_texts = [[next(pair_scores) for _ in pairs] for pairs in texts]
-        return [(float(sum(s for s, _ in scores)), all(g for _, g in scores)) for scores in scores_of_texts]
+        return [(float(sum(s for s, _ in scores)), all(top for _, top in scores)) for scores in scores_of_texts]
 
     def _answers(self, requests: list[Request], extract: Callable[[Answer], Any], label: str, quiet: bool) -> list[Any]:
         """Answer the requests, or load their answers from the cache. Return `extract(answer)` for each request, in their order.
 
-        label: of the progress bar. quiet: True for no bar."""
+        extract: function that makes the result, a JSON value. label: of the progress bar. quiet: True for no bar."""
         cache_names = [f"answer {xxhash.xxh3_128_hexdigest(repr(request).encode())}" for request in requests]
         results: list[Any] = [self.cache.get(name) if self.cache else None for name in cache_names]
         order = [number for number in _submission_order(requests) if results[number] is None]
         total = len(requests)
-        with (
+        with (  # an error or Ctrl-C closes `answers`, which cancels unfinished ones
             closing(self.engine.answers_to([requests[number] for number in order])) as answers,
             Bar(total=total, initial=total - len(order), desc=label, unit="request", disable=quiet) as bar,
         ):
@@ -231,8 +229,7 @@ class HarnessModel(LM):
 
 
 def _submission_order(requests: Sequence[Request]) -> list[int]:
-    """Return the numbers of the requests in the order of submission: longest first, and prompts with a common prefix together, so
-    that the prefix is read once."""
+    """Return the requests' numbers in the order of submission: longest first, but prompts with a common prefix in a row."""
     groups_by_prefix: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, request in enumerate(requests):
         groups_by_prefix[request.ids[:_GROUPING_PREFIX]].append(number)
@@ -241,7 +238,7 @@ def _submission_order(requests: Sequence[Request]) -> list[int]:
 
 
 def _score(answer: Answer) -> tuple[float, bool]:
-    """Return the log-probability of an answer's scored tokens, and True if each was the likeliest."""
-    scored_tokens = answer.prompt[1:]
+    """Return the log-probability in nats of an answer's scored prompt tokens, and True if each was the likeliest."""
+    scored_tokens = answer.prompt[1:]  # the first one is only read
     total = sum(token.logprob or 0.0 for token in scored_tokens)
     return float(total), all((token.logprob or 0.0) >= token.top[0][1] for token in scored_tokens)

@@ -2,8 +2,6 @@
 
     python -m pangu_sigma.evaluate.lm_eval run --model pangu-sigma --model_args path=runs/sigma_tiny,domain=zh \
         --tasks ocnli --metadata '{"data": "FOLDER", "seq_length": 256}' --batch_size auto
-
-The harness knows no plug-ins; importing `harness.py` registers the model.
 """
 
 from __future__ import annotations

@@ -12,19 +12,17 @@ logger = logging.getLogger(__name__)
 
 
 class ResultCache:
-    """Cache of an evaluation's results by name, in a file of sealed lines. The first `put` creates the file; each `put` adds a
-    line.
+    """Cache of an evaluation's results by name, in a file of lines with their hashes. The first `put` creates the file anew.
 
     is_continued: True if the file has answers to the same questions, of an evaluation that was killed. A damaged line is logged
     and left out, so that its result is computed again.
     """
 
     def __init__(self, file: Path, dependencies: dict[str, Any]):
-        """Load the file if its header equals `dependencies`, else begin a new file. dependencies: all that the results depend
-        on."""
+        """Load the results of an existing file if its first line, the header, equals `dependencies`: all that results depend on."""
         self._file, self._values = file, dict[str, Any]()
         self._stream: TextIO | None = None
-        self._file_start = sealed_line(dependencies)
+        self._file_start = sealed_line(dependencies)  # header and intact lines, with which `put` begins the new file
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []  # a line that a kill cut off has no end
         self.is_continued = bool(lines) and lines[0] + b"\n" == self._file_start.encode()
         for number, line in enumerate(lines[1:] if self.is_continued else [], 2):

@@ -25,7 +25,7 @@ _OPENERS = ((is_huggingface, open_huggingface), (is_megatron, open_megatron), (i
 
 def is_dense_model(path: Path) -> bool:
     """Return True if a path looks like a dense PanGu-α in the files of another project, in one of LAYOUTS."""
-    return path.exists() and any(fits(path) for fits, _ in _OPENERS)
+    return path.exists() and any(has_layout(path) for has_layout, _ in _OPENERS)
 
 
 def open_dense_model(path: Path) -> DenseModel:
@@ -33,19 +33,21 @@ def open_dense_model(path: Path) -> DenseModel:
 
     Raises LayoutError if no layout fits, or if a tensor is missing, unknown, damaged, or of another model.
     """
-    for fits, open_layout in _OPENERS if path.exists() else ():
-        if fits(path):
+    fix = f"give one of these: {'; '.join(map(': '.join, LAYOUTS.items()))}"
+    if not path.exists():
+        raise LayoutError(f"{path} does not exist; {fix}")
+    for has_layout, open_layout in _OPENERS:
+        if has_layout(path):
             return open_layout(path)
-    problem = f"is in no layout that is read: {describe_contents(path)}" if path.exists() else "does not exist"
-    raise LayoutError(f"{path} {problem}; give one of these: {'; '.join(map(': '.join, LAYOUTS.items()))}")
+    raise LayoutError(f"{path} is in no layout that is read: {describe_contents(path)}; {fix}")
 
 
 def describe_contents(path: Path, hidden_names: Collection[str] = ()) -> str:
-    """Describe, for an error message, what is at a path that is no model. hidden_names: names in a folder to leave out."""
+    """Describe a file or folder that is no model, for an error message. hidden_names: names inside the folder to leave out."""
     if is_prepared(path):
         return "prepared data"
     if path.suffix in (".yaml", ".yml"):
-        return "a configuration; MODEL comes first, CONFIG second"
+        return "a configuration; MODEL comes first, CONFIG second"  # arguments of `inherit`
     if path.is_file():
         return f"a file that ends in {path.suffix or 'nothing'}"
     names = sorted({file.name for file in path.iterdir()}.difference(hidden_names))

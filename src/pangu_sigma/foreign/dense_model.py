@@ -7,8 +7,7 @@ Names as `PanGuSigma.parameters_and_names` has them for a configuration with `rr
     layers.<i>.attention.query|key|value|output.weight [H in, H out], .bias [H]
     layers.<i>.ffn.w1 [F, H], .b1 [F], .w2 [F, H], .b2 [H]
 
-The last layer is the query layer; `norm` is applied before it. A layout maps each of its tensors to one of ours; a missing or
-unknown tensor on either side is refused.
+The last layer is the query layer; `norm` is applied before it. A missing or unknown tensor on either side is refused.
 """
 
 from __future__ import annotations
@@ -76,8 +75,11 @@ def dense_model_of(
     facts: Facts,
     unused: dict[str, str],
 ) -> DenseModel:
-    """Build a dense model from tensors of another project. sources: tensors by name. rules: counterpart of each name. unused:
-    as in `DenseModel`. Raises LayoutError for a missing or unknown tensor, and for a wrong shape or type."""
+    """Build a dense model from the tensors of another project's files. Raises LayoutError for a missing, unknown or wrong tensor.
+
+    sources: tensors of the files, by name. rules: name of each tensor that the layout must have → our tensor that it becomes.
+    facts: properties that the tensors do not show. unused: as in `DenseModel`; cut-off padding of the word table is added.
+    """
     for name in sources:
         if name not in rules:
             raise LayoutError(f"{path}: {name[:120]} is no tensor of PanGu-α ({layout}): these are of another model")
@@ -85,21 +87,22 @@ def dense_model_of(
     for name, rule in rules.items():
         if name not in sources:
             raise LayoutError(f"{path}: {name} is missing ({rule.ours}); take the whole release")
-        source, rows = sources[name], facts.vocabulary
-        shape = source.shape
-        if rule.ours == "embedding" and rows is not None and len(shape) == 2 and rows < shape[0]:
+        source, shape = sources[name], sources[name].shape
+        rows = facts.vocabulary if rule.ours == "embedding" else None
+        if rows is not None and len(shape) == 2 and rows < shape[0]:  # Megatron pads the word table
             source = _first_rows(source, rows)
             unused[f"{name}, rows from {rows}"] = f"padding of the vocabulary: {shape[0]} rows"
         if rule.transposed and len(shape) != 2:
             raise LayoutError(f"{path}: {name} is of shape {shape}, and must have two axes; {MIXED}")
         tensors[rule.ours] = source.lazy_array(rule.ours, rule.transposed)
-        files = len({part.file for part in source.parts})
-        changes = [f"joined from {files} files"] if files > 1 else []
+        file_count = len({part.file for part in source.parts})
+        changes = [f"joined from {file_count} files"] if file_count > 1 else []
         changes += ["transposed"] if rule.transposed else []
         made_from[rule.ours] = f"{source.parts[0].name}: {', '.join(changes) or 'copied'}"
         kinds[rule.ours] = source.kind
-    words, positions, w1 = tables = [tensors[name] for name in ("embedding", "positions", "layers.0.ffn.w1")]
-    for table in tables:
+    # the sizes of the model are read from the shapes of these tables
+    words, positions, w1 = (tensors[name] for name in ("embedding", "positions", "layers.0.ffn.w1"))
+    for table in (words, positions, w1):
         if len(table.shape) != 2 or 0 in table.shape:
             raise LayoutError(f"{path}: {table.origin} is of shape {table.shape}, and must be a table; it is damaged")
     model = DenseModel(
@@ -123,16 +126,18 @@ def dense_model_of(
 
 
 def _first_rows(table: WholeTensor, rows: int) -> WholeTensor:
-    """Return the first rows of a table."""
-    parts_with_begin = [(part, part.corner[0]) for part in table.parts if part.corner[0] < rows]
-    parts = [replace(part, values=part.values[: rows - begin]) for part, begin in parts_with_begin]
+    """Return a table cut off after `rows` rows; parts that begin behind them are dropped."""
+    remaining_parts = [part for part in table.parts if part.corner[0] < rows]
+    parts = [replace(part, values=part.values[: rows - part.corner[0]]) for part in remaining_parts]
     return replace(table, shape=(rows, table.shape[1]), parts=parts)
 
 
 def _check_sizes(model: DenseModel, facts: Facts) -> None:
-    path, sizes = model.path, (model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary)
+    """Raise LayoutError if the shape of a tensor, the heads, or a size that the files state contradicts the model's sizes."""
+    path = model.path
     if model.heads is not None and (model.heads < 1 or model.hidden % model.heads):
         raise LayoutError(f"{path}: {model.heads} heads do not divide hidden size {model.hidden}; give the right heads")
+    sizes = model.hidden, model.ffn, model.layers, model.seq_length, model.vocabulary
     for name, shape in tensor_shapes(*sizes).items():
         tensor = model.tensors[name]
         if tensor.shape != shape:

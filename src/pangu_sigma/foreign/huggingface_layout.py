@@ -45,19 +45,15 @@ def open_huggingface(path: Path) -> DenseModel:
     """Open a folder of a Hugging Face port of PanGu-α. Raises LayoutError, which names the file or tensor."""
     config = _json(path / "config.json")
     facts = _facts(path / "config.json", config)
-    file, *others = [path / name for name in _FILES if (path / name).is_file()]
-    unused = {other_file.name: f"{file.name} is read instead" for other_file in others}
-    stored_tensors = _weights(path, file)
-    sources, head = _sources(path, stored_tensors, unused)
-    if head is not None and "wte.weight" in sources:
-        if head.shape != sources["wte.weight"].shape:
-            raise LayoutError(f"{path}: lm_head.weight is of shape {head.shape}, not the word table: it cannot be used")
-        sources["wte.weight"] = replace(sources["wte.weight"], twin=head)
+    file, *other_files = [path / name for name in _FILES if (path / name).is_file()]
+    unused = {other.name: f"{file.name} is read instead" for other in other_files}
+    sources = _sources(path, _weights(path, file), unused)
     rules = counterparts("huggingface", path, sources)
     return dense_model_of(path, "huggingface", sources, rules, facts, unused)
 
 
 def _json(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises LayoutError for any other content, and for more than 16 MiB."""
     if file.stat().st_size > _MOST_BYTES:
         raise LayoutError(f"{file}: {file.stat().st_size:,} bytes are too many for it; download it again")
     try:
@@ -72,13 +68,14 @@ def _json(file: Path) -> dict[str, Any]:
 def _facts(file: Path, config: dict[str, Any]) -> Facts:
     """Read the properties in config.json. Raises LayoutError when the model computes something else than PanGu-α."""
     for key, required in _REQUIRED_VALUES.items():
-        if config.get(key, None if key == "model_type" else required) != required:
-            stated = repr(config.get(key))[:40]
-            raise LayoutError(f"{file}: {key} is {stated}, and must be {required!r}; other models cannot be inherited")
-    named = config.get("activation_function")
-    if named is not None and (not isinstance(named, str) or named not in _ACTIVATIONS):
-        raise LayoutError(f"{file}: activation_function is {named!r:.40}; computed here: {', '.join(_ACTIVATIONS)}")
-    facts = Facts(activation=_ACTIVATIONS[named] if named else "erf", activation_known=named is not None)
+        default = None if key == "model_type" else required  # a key that is left out has this value in transformers
+        if config.get(key, default) != required:
+            text = repr(config.get(key))[:40]
+            raise LayoutError(f"{file}: {key} is {text}, and must be {required!r}; other models cannot be inherited")
+    name = config.get("activation_function")
+    if name is not None and (not isinstance(name, str) or name not in _ACTIVATIONS):
+        raise LayoutError(f"{file}: activation_function is {name!r:.40}; computed here: {', '.join(_ACTIVATIONS)}")
+    facts = Facts(activation=_ACTIVATIONS[name] if name else "erf", activation_known=name is not None)
     sizes = {key: config[key] for key in (*_SIZES, "num_heads") if config.get(key) is not None}
     for key, value in sizes.items():
         if type(value) is not int or not 0 < value < 1 << 31:
@@ -89,7 +86,7 @@ def _facts(file: Path, config: dict[str, Any]) -> Facts:
 
 
 def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
-    """Return tensors by name, from one file or from all that an index names."""
+    """Return the tensors of a model by name. file: the only file of weights, or a JSON index, which names several."""
     if not file.name.endswith(".json"):
         return _tensors(file)
     index = _json(file).get("weight_map")
@@ -105,7 +102,7 @@ def _weights(path: Path, file: Path) -> dict[str, FileTensor]:
 
 
 def _tensors(file: Path) -> dict[str, FileTensor]:
-    """Return the tensors of a file by name."""
+    """Return the tensors of a .safetensors or .bin file by name. Raises LayoutError for any other or a damaged file."""
     if file.suffix == ".safetensors":
         try:
             extents = array_extents(file)
@@ -124,22 +121,27 @@ def _tensors(file: Path) -> dict[str, FileTensor]:
     return named_tensors(file, tensors)
 
 
-def _sources(
-    path: Path, tensors: dict[str, FileTensor], unused: dict[str, str]
-) -> tuple[dict[str, WholeTensor], FileTensor | None]:
-    """Return tensors by the names of names.py, and the output head tied to the embedding table, if it exists."""
+def _sources(path: Path, tensors: dict[str, FileTensor], unused: dict[str, str]) -> dict[str, WholeTensor]:
+    """Return the weights by the names that names.py has. The output head becomes the twin of the word table, to which it is tied.
+
+    tensors: by their names in the files. unused: entries that are no weights are added, with the reason. Raises LayoutError for a
+    weight that is twice there, and for a head that has another shape than the word table."""
     sources: dict[str, WholeTensor] = {}
     head = None
-    for name, stored in tensors.items():
-        short = name.removeprefix("transformer.")
-        if short == "lm_head.weight":
-            head = stored
+    for name, tensor in tensors.items():
+        short_name = name.removeprefix("transformer.")
+        if short_name == "lm_head.weight":
+            head = tensor
             unused[name] = "the word table, which the head is tied to; compared when that is read"
-        elif short.endswith((".attn.bias", ".attn.masked_bias")):
+        elif short_name.endswith((".attn.bias", ".attn.masked_bias")):
             unused[name] = "the causal mask, a constant"
         else:
-            short = short.replace(".attn.out_proj.", ".attn.c_proj.")
-            if short in sources:
+            short_name = short_name.replace(".attn.out_proj.", ".attn.c_proj.")
+            if short_name in sources:
                 raise LayoutError(f"{path}: {name[:120]} is there under two names; the files are not of one model")
-            sources[short] = WholeTensor.from_part(stored)
-    return sources, head
+            sources[short_name] = WholeTensor.from_part(tensor)
+    if head is not None and "wte.weight" in sources:
+        if head.shape != sources["wte.weight"].shape:
+            raise LayoutError(f"{path}: lm_head.weight is of shape {head.shape}, not the word table: it cannot be used")
+        sources["wte.weight"] = replace(sources["wte.weight"], twin=head)
+    return sources

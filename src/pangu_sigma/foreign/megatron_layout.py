@@ -50,32 +50,33 @@ def open_megatron(path: Path) -> DenseModel:
     for file, tree in zip(files, trees, strict=True):
         if not isinstance(tree.get(key), dict):
             raise LayoutError(f"{file}: it has no weights under `{key}`, as other ranks have; {MIXED}")
-    ranks = [named_tensors(file, tree[key]) for file, tree in zip(files, trees, strict=True)]
-    rules = counterparts("megatron", path, ranks[0])
-    sources = {name: _source(path, name, ranks, rules.get(name)) for name in ranks[0]}
-    for file, weights in zip(files, ranks, strict=True):
-        if weights.keys() != ranks[0].keys():
-            name = min(weights.keys() ^ ranks[0].keys())
-            raise LayoutError(f"{path}: {name[:120]} is in only one of {files[0]} and {file}; {MIXED}")
-    others = [name for name in trees[0] if name not in (key, "args")]
-    unused |= {name: f"{'random state' if 'rng' in name else 'state of training'}, not built" for name in others}
+    weights_by_rank = [named_tensors(file, tree[key]) for file, tree in zip(files, trees, strict=True)]
+    names = weights_by_rank[0].keys()
+    rules = counterparts("megatron", path, names)
+    sources = {name: _join_ranks(name, weights_by_rank, rules.get(name)) for name in names}
+    for file, weights in zip(files, weights_by_rank, strict=True):
+        if different_names := weights.keys() ^ names:
+            raise LayoutError(f"{path}: {min(different_names)[:120]} is in only one of {files[0]} and {file}; {MIXED}")
+    state_names = [name for name in trees[0] if name not in (key, "args")]
+    unused |= {name: f"{'random state' if 'rng' in name else 'state of training'}, not built" for name in state_names}
     facts = _facts(path, trees[0].get("args"), len(files), sources.get(WORD_TABLE))
     return dense_model_of(path, layout, sources, rules, facts, unused)
 
 
 def _find_files(path: Path) -> tuple[list[Path], dict[str, str]]:
-    """Return (files of the ranks in their order, reason why each other file beside them is not read, by its name)."""
+    """Return the files of the ranks in their order, and the names of other files in the folder with the reason to skip them.
+    path: a rank's file, the folder of a checkpoint, or a folder of checkpoints, of which a tracker file names the newest."""
     if path.is_file():
         return [path], {}
     other_names = [file.name for file in sorted(path.iterdir()) if file.is_file() and not _RANK.match(file.name)]
-    folder, tracker = path, next((name for name in (TRACKER, TAG_FILE) if name in other_names), None)
-    steps = [item for item in path.iterdir() if item.is_dir() and re.match(r"iter_\d+$|release$", item.name)]
+    tracker = next((name for name in (TRACKER, TAG_FILE) if name in other_names), None)
+    checkpoints = [item for item in path.iterdir() if item.is_dir() and re.match(r"iter_\d+$|release$", item.name)]
     if tracker is not None:
         folder = path_in_folder(path, _checkpoint_folder_name(path, tracker), f"the folder that {tracker} names")
-    elif len(steps) > 1:
-        raise LayoutError(f"{path}: {len(steps)} checkpoints and no {TRACKER}; give the folder of one of them")
-    elif steps:
-        folder = steps[0]
+    elif len(checkpoints) > 1:
+        raise LayoutError(f"{path}: {len(checkpoints)} checkpoints and no {TRACKER}; give the folder of one of them")
+    else:
+        folder = checkpoints[0] if checkpoints else path
     single_file = folder / RANK_FILE
     files = [single_file] if single_file.is_file() else _rank_files(folder)
     unused = [name for name in other_names if name != tracker and path / name != single_file]
@@ -87,20 +88,20 @@ def _rank_files(folder: Path) -> list[Path]:
     by_rank: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         if match := _RANK.match(file.name):
-            by_rank[int(match[1])] = file if match[2] else file / RANK_FILE
+            by_rank[int(match[1])] = file if match[2] else file / RANK_FILE  # DeepSpeed's file or Megatron's folder
         elif file.name.startswith("mp_rank_"):
             raise LayoutError(f"{folder}: {file.name} is not of a tensor rank alone; give one without pipeline stages")
     files = [by_rank.get(rank, folder / f"mp_rank_{rank:02d}") for rank in range(max(1, len(by_rank)))]
-    for file in files:
+    for file in files:  # of a missing rank, too
         if not file.is_file():
             raise LayoutError(f"{folder}: {file.relative_to(folder)} is missing; take the files of all ranks")
     return files
 
 
 def _checkpoint_folder_name(path: Path, tracker: str) -> str:
-    """Return the name of the newest checkpoint's folder, from the one line of the file `tracker`."""
+    """Read the name of the newest checkpoint's folder from the file `tracker`: DeepSpeed's has the name, Megatron's the step."""
     with open(path / tracker, "rb") as stream:
-        content = stream.read(300).decode("utf-8", "replace").strip()
+        content = stream.read(300).decode("utf-8", "replace").strip()  # no name of a folder is longer
     if tracker == TAG_FILE or content == "release":
         return content
     if not re.match(r"\d{1,9}$", content, re.ASCII):
@@ -108,10 +109,10 @@ def _checkpoint_folder_name(path: Path, tracker: str) -> str:
     return f"iter_{int(content):07d}"
 
 
-def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Counterpart | None) -> WholeTensor:
-    """Return the whole tensor `name`: the ranks' tensors joined along the axis of their split, or the tensor of rank 0. rule: its
-    counterpart, which names that axis."""
-    parts = [weights[name] for weights in ranks if name in weights]
+def _join_ranks(name: str, weights_by_rank: list[dict[str, FileTensor]], rule: Counterpart | None) -> WholeTensor:
+    """Return the whole tensor `name`: the ranks' parts joined along the axis `rule.cut`, or the copy of rank 0 if it is not split.
+    rule: None for a tensor that PanGu-α does not have. Raises LayoutError for parts of different shapes."""
+    parts = [weights[name] for weights in weights_by_rank if name in weights]
     first = parts[0]
     for other in parts[1:]:
         if other.shape != first.shape:
@@ -120,19 +121,21 @@ def _source(path: Path, name: str, ranks: list[dict[str, FileTensor]], rule: Cou
         return WholeTensor.from_part(first)
     if rule.cut >= len(first.shape):
         raise LayoutError(f"{first.origin} is of shape {first.shape}, and must have an axis {rule.cut}; {MIXED}")
+    # one axis of ranks, along which the tensor's axis `rule.cut` is split
     cut = Cut((len(parts),), tuple(0 if axis == rule.cut else -1 for axis in range(len(first.shape))))
     tensors = enumerate(map(WholeTensor.from_part, parts))
     return cut.join({cut.first_index(rank, tensor.shape): tensor for rank, tensor in tensors})
 
 
 def _facts(path: Path, args: Any, ranks: int, word_table: WholeTensor | None) -> Facts:
-    """Read the properties in the training's arguments `args`; without arguments, return the defaults of the community's code.
-    ranks: number of tensor ranks."""
+    """Read the model's properties from `args`, the arguments of its training; without them, return the defaults of the community's
+    code. ranks: number of tensor ranks. Raises LayoutError if `args` states another number of ranks."""
     rows = word_table.shape[0] if word_table is not None and word_table.shape else 0
-    is_padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING
+    is_padded = ALPHA_VOCABULARY < rows <= ALPHA_VOCABULARY + _MOST_PADDING  # as Megatron pads PanGu-α's table
     facts = Facts(activation="erf", vocabulary=ALPHA_VOCABULARY if is_padded else None)
     if not isinstance(args, Namespace):
         return facts
+    # a file can have values of any type
     values = {name: value for name, value in vars(args).items() if type(value) in (bool, int) and 0 <= value < 1 << 31}
     for name in ("model_parallel_size", "tensor_model_parallel_size"):
         if values.get(name, ranks) != ranks:

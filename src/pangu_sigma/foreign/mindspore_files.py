@@ -47,7 +47,7 @@ def open_ckpt(path: Path) -> dict[str, WholeTensor]:
     if not values:
         raise LayoutError(f"{path}: it is empty; download it again")
     content = map_file(path)
-    return {name: _tensor(path, content, parts) for name, parts in values.items()}
+    return {name: _join_values(path, content, parts) for name, parts in values.items()}
 
 
 def _values(path: Path) -> Iterator[_Value]:
@@ -55,25 +55,26 @@ def _values(path: Path) -> Iterator[_Value]:
     at, count, size = 0, 0, path.stat().st_size
     with open(path, "rb", buffering=0) as stream:
         while at < size:
-            head, count = os.pread(stream.fileno(), _HEAD_BYTES, at), count + 1
-            if size - at == len(_CHECKSUM) + 10 and head.startswith(_CHECKSUM):
+            head = os.pread(stream.fileno(), _HEAD_BYTES, at)
+            if size - at == len(_CHECKSUM) + 10 and head.startswith(_CHECKSUM):  # no value, the end of the file
                 return
+            count += 1
             if count > _MOST_VALUES:
                 raise LayoutError(f"{path}: more than {_MOST_VALUES:,} values; no checkpoint of weights has so many")
             try:
                 value = _parse_value(head, size - at)
             except ValueError as error:
-                raise LayoutError(
-                    f"{path}: no checkpoint of MindSpore at byte {at} ({error}), or encrypted; download it again"
-                ) from None
+                problem = f"no checkpoint of MindSpore at byte {at} ({error}), or encrypted"
+                raise LayoutError(f"{path}: {problem}; download it again") from None
             begin, end = value.content
             yield value._replace(content=(at + begin, at + end))
             at += end
 
 
-def _parse_value(head: bytes, remaining: int) -> _Value:
-    """Parse the head of a value. remaining: number of bytes in the file from the value on. Raises ValueError if it is no value."""
-    value = read_field(head, 0, remaining)
+def _parse_value(head: bytes, remaining_bytes: int) -> _Value:
+    """Parse a value: tag = 1, tensor = 2 with dims = 1, tensor_type = 2, tensor_content = 3. Raises ValueError if it is no value.
+    head: the value's first bytes, from which positions count. remaining_bytes: bytes of the file from the value on."""
+    value = read_field(head, 0, remaining_bytes)
     tag = read_field(head, value.begin, value.end)
     tensor = read_field(head, tag.end, value.end)
     if [(f.number, f.wire_type) for f in (value, tag, tensor)] != [(1, OF_BYTES), (1, OF_BYTES), (2, OF_BYTES)]:
@@ -94,33 +95,35 @@ def _parse_value(head: bytes, remaining: int) -> _Value:
     raise ValueError("a tensor without dims, type and content")
 
 
-def _tensor(path: Path, content: np.ndarray, values: list[_Value]) -> WholeTensor:
-    """Join the values of one tag to a tensor. content: the mapped file. Raises LayoutError if they do not fill the tensor's
-    shape."""
+def _join_values(path: Path, content: np.ndarray, values: list[_Value]) -> WholeTensor:
+    """Join the values of one tag to a tensor. content: the mapped file. Raises LayoutError if they do not fill its shape."""
     name, shape, kind, _ = values[0]
     extents = [value.content for value in values]
-    if len({value[:3] for value in values}) > 1:
+    if len({(value.name, value.dims, value.kind) for value in values}) > 1:
         raise LayoutError(f"{path}: {name[:80]} is twice in the file, of two shapes or types; it is damaged")
     if len(values) == 1 or kind not in KINDS:
-        return WholeTensor.from_part(map_tensor(path, name, kind, shape, content[slice(*extents[0])]))
+        begin, end = extents[0]
+        return WholeTensor(shape, [map_tensor(path, name, kind, shape, content[begin:end])])
     itemsize, length = KINDS[kind].itemsize, sum(end - begin for begin, end in extents)
-    ends_within = any((end - begin) % itemsize for begin, end in extents)
-    if length != math.prod(shape) * itemsize or min(shape, default=0) < 0 or ends_within:
+    has_split_number = any((end - begin) % itemsize for begin, end in extents)
+    if length != math.prod(shape) * itemsize or min(shape, default=0) < 0 or has_split_number:
         raise LayoutError(f"{path}: {name[:80]} of shape {shape} has {length} bytes; it is damaged, or is twice there")
     if len(shape) not in (1, 2):
         raise LayoutError(f"{path}: {name[:80]} is in {len(values)} values and has {len(shape)} axes; convert it")
-    parts, first_index = list[FileTensor](), 0
+    parts, start = list[FileTensor](), 0  # start: index in the flattened tensor
     for begin, end in extents:
         flat_values = content[begin:end].view(KINDS[kind])
-        parts += [FileTensor(path, name, kind, *piece) for piece in _pieces(flat_values, first_index, shape)]
-        first_index += len(flat_values)
+        parts += [FileTensor(path, name, kind, *piece) for piece in _pieces(flat_values, start, shape)]
+        start += len(flat_values)
     return WholeTensor(shape, parts)
 
 
 def _pieces(flat: np.ndarray, start: int, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
-    """Split a part of a flattened tensor into its whole rows and the incomplete row at either end. Yield (values, index of the
-    first value in the tensor, by axis). start: index of the part's first value in the flattened tensor."""
-    n, row = len(flat), max(1, math.prod(shape[1:]))
-    for begin, end in pairwise(sorted({0, min(n, -start % row), max(0, n - (start + n) % row), n})):
-        values = flat[begin:end].reshape((-1, min(row, end - begin))[: len(shape)])
-        yield values, divmod(start + begin, row)[: len(shape)]
+    """Split a stretch of a flattened tensor into an incomplete first row, whole rows and an incomplete last row. Yield for each
+    (values, index of the first value in the tensor, by axis). flat: values of the stretch. start: index of the stretch's first
+    value in the flattened tensor. shape: of the tensor, which has 1 or 2 axes."""
+    n, axes, row_length = len(flat), len(shape), max(1, math.prod(shape[1:]))
+    whole_rows_begin, whole_rows_end = min(n, -start % row_length), max(0, n - (start + n) % row_length)
+    for begin, end in pairwise(sorted({0, whole_rows_begin, whole_rows_end, n})):
+        values = flat[begin:end].reshape((-1, min(row_length, end - begin))[:axes])
+        yield values, divmod(start + begin, row_length)[:axes]  # (row, column), or the index on the only axis

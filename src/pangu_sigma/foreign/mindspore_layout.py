@@ -33,16 +33,15 @@ def open_mindspore(path: Path) -> DenseModel:
     folder = path if path.is_dir() else None
     files = sorted(path.glob("*.ckpt")) if folder else [path]
     strategies = [file for file in files if "strategy" in file.name.lower()] if folder else []
-    weights = [file for file in files if file not in strategies]
-    if any(_PART.match(file.name) for file in weights):
-        sources, unused = _join_ranks(path, _sort_by_rank(path, weights), strategies)
-    elif len(weights) == 1:
-        sources, unused = _split_off_state(open_ckpt(weights[0]))
+    weight_files = [file for file in files if file not in strategies]
+    if any(_PART.match(file.name) for file in weight_files):
+        sources, unused = _join_ranks(path, _sort_by_rank(path, weight_files), strategies)
+    elif len(weight_files) == 1:
+        sources, unused = _split_off_state(open_ckpt(weight_files[0]))
         unused |= {file.name: "how ranks cut a model; this one is whole" for file in strategies}
     else:
-        raise LayoutError(
-            f"{path}: {len(weights)} checkpoint files without a strategy; give one, or filerted_<rank>.ckpt with theirs"
-        )
+        fix = "give one, or filerted_<rank>.ckpt with theirs"
+        raise LayoutError(f"{path}: {len(weight_files)} checkpoint files without a strategy; {fix}")
     tables = _tables(path, folder, sources, unused)
     blocks = {int(match[1]) for name in sources if (match := re.match(r"backbone\.blocks\.(\d{1,9})\.", name))}
     if blocks and not any(name.startswith("backbone.top_query_layer.") for name in sources):
@@ -52,15 +51,15 @@ def open_mindspore(path: Path) -> DenseModel:
         )
     rules = counterparts("mindspore", path, sources)
     rules |= {name: Counterpart(our_name) for our_name, name in tables.items()}
-    is_later = any(name in sources for name in LATER)  # its network computes fast GELU
-    facts = Facts(activation="fast_gelu" if is_later else "tanh")
+    has_later_names = any(name in sources for name in LATER)  # of the later model zoo, whose network computes fast GELU
+    facts = Facts(activation="fast_gelu" if has_later_names else "tanh")
     return dense_model_of(path, "mindspore", sources, rules, facts, unused)
 
 
-def _sort_by_rank(path: Path, weights: list[Path]) -> list[Path]:
-    """Return the files of the ranks in their order. Raises LayoutError when one is missing or does not belong."""
+def _sort_by_rank(path: Path, files: list[Path]) -> list[Path]:
+    """Return files of ranks sorted by rank. path: folder, for messages. Raises LayoutError unless there is one of each rank."""
     by_rank: dict[int, Path] = {}
-    for file in weights:
+    for file in files:
         match = _PART.match(file.name)
         if match is None:
             raise LayoutError(f"{path}: {file.name} is beside filerted_<rank>.ckpt and is none of them; move it away")
@@ -68,21 +67,20 @@ def _sort_by_rank(path: Path, weights: list[Path]) -> list[Path]:
             raise LayoutError(f"{path}: {by_rank[int(match[1])].name} and {file.name} are of one rank; move one away")
     for rank in range(len(by_rank)):
         if rank not in by_rank:
-            raise LayoutError(
-                f"{path}: filerted_{rank}.ckpt is missing, {len(by_rank)} others are there; download it (the release has 512)"
-            )
+            fix = "download it (the release has 512)"
+            raise LayoutError(f"{path}: filerted_{rank}.ckpt is missing, {len(by_rank)} others are there; {fix}")
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
 def _split_off_state(tensors: dict[str, WholeTensor]) -> tuple[dict[str, WholeTensor], dict[str, str]]:
-    """Split tensors into (weights, reason why each tensor of a training or decoding state is not read)."""
+    """Return the weights among the tensors of a file, and the names of all other tensors with the reason to skip them."""
     unused = {name: "state of training or decoding" for name in tensors if _STATE.match(name)}
     return {name: tensor for name, tensor in tensors.items() if name not in unused}, unused
 
 
 def _join_ranks(path: Path, files: list[Path], strategies: list[Path]) -> tuple[dict[str, WholeTensor], dict[str, str]]:
-    """Join the tensors of the ranks' files. Return (tensors by name, reason why each other entry is not read). Raises LayoutError
-    unless there is one strategy file, which fits the files."""
+    """Join the tensors of the ranks' files. Return the whole weights by name, and the names of other entries with the reason to
+    skip them. Raises LayoutError unless there is one strategy file, which fits the files."""
     if len(strategies) != 1:
         raise LayoutError(f"{path}: {len(strategies)} strategy files; put only the release's *strategy*.ckpt here")
     strategy = strategies[0]
@@ -92,20 +90,22 @@ def _join_ranks(path: Path, files: list[Path], strategies: list[Path]) -> tuple[
         raise LayoutError(f"{path}: {len(files)} files of ranks, {strategy.name} is for {ranks}; take a whole release")
     weights, unused = _split_off_state(open_ckpt(files[0]))
     for name, tensor in weights.items():
-        _check_cut(files[0], strategy, name, tensor.shape, cuts.get(name))
+        if name in cuts:  # a tensor that MindSpore did not cut is not in the strategy: every rank has all of it
+            _check_cut(files[0], strategy, name, tensor.shape, cuts[name])
+    # tensor → index of a part's first value in the whole tensor → the part
     parts_by_name: dict[str, dict[tuple[int, ...], WholeTensor]] = {name: {} for name in weights}
     for rank, file in enumerate(files):
-        for name, tensor in (_read_rank(file, files[0], weights) if rank else weights).items():
-            # a tensor that MindSpore did not cut is not in the strategy
+        rank_weights = _read_rank(file, files[0], weights) if rank > 0 else weights
+        for name, tensor in rank_weights.items():
             corner = cuts[name].first_index(rank, tensor.shape) if name in cuts else ()
-            parts_by_name[name].setdefault(corner, tensor)  # of equal parts, that of the lowest rank is read
+            parts_by_name[name].setdefault(corner, tensor)  # of equal parts, the one of the lowest rank is read
     tensors = {name: cuts[name].join(parts) if name in cuts else parts[()] for name, parts in parts_by_name.items()}
     return tensors, unused
 
 
 def _read_rank(file: Path, other: Path, weights: dict[str, WholeTensor]) -> dict[str, WholeTensor]:
-    """Read the weights of a rank's file. Raises LayoutError if names, shapes or dtypes differ from `weights` of the file
-    `other`."""
+    """Read the weights of a rank's file. Raises LayoutError if their names, shapes or dtypes differ from another rank's. other,
+    weights: that rank's file and its weights."""
     rank_weights, _ = _split_off_state(open_ckpt(file))
     if rank_weights.keys() != weights.keys():
         name = min(rank_weights.keys() ^ weights.keys())
@@ -117,29 +117,28 @@ def _read_rank(file: Path, other: Path, weights: dict[str, WholeTensor]) -> dict
     return rank_weights
 
 
-def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cut: Cut | None) -> None:
-    """Raise LayoutError if a rank's part of a tensor has another shape than the strategy says."""
-    if cut is None:
-        return
-    unsharded = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
-    if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, unsharded)):
+def _check_cut(file: Path, strategy: Path, name: str, shape: tuple[int, ...], cut: Cut) -> None:
+    """Raise LayoutError if `shape`, of a rank's part of a tensor, is not what the strategy file says."""
+    # the strategy may state the shape before the optimizer splits axis 0 further
+    unsplit_shape = (shape[0] * cut.stretches, *shape[1:]) if shape else ()
+    if len(shape) != len(cut.axes) or (cut.part and cut.part not in (shape, unsplit_shape)):
         raise LayoutError(f"{file}: {name:.99} has shape {shape}, {strategy.name} says {cut.part or cut.axes}; {MIXED}")
 
 
 def _tables(path: Path, folder: Path | None, sources: dict[str, WholeTensor], unused: dict[str, str]) -> dict[str, str]:
-    """Return the name in `sources` of each of our tables. A table that the checkpoint lacks is added from its .npy file; the file
-    of a table that it has is added to `unused`."""
+    """Return the name in `sources` of each of our tables: embedding, positions, query_positions. A table that the checkpoint lacks
+    is added to `sources` from its .npy file in `folder`, or else LayoutError raised; other .npy files are added to `unused`."""
     names_by_table = {}
     for ours, (file, *names) in TABLES.items():
-        present = [name for name in names if name in sources]
-        if len(present) > 1:
-            raise LayoutError(f"{path}: {present[0]} and {present[1]} are both {ours}; the file is not of one model")
+        matches = [name for name in names if name in sources]
+        if len(matches) > 1:
+            raise LayoutError(f"{path}: {matches[0]} and {matches[1]} are both {ours}; the file is not of one model")
         npy = folder / file if folder and (folder / file).is_file() else None
-        if present and npy:
-            unused[file] = f"the checkpoint has it too, as {present[0]}"
+        if matches and npy:
+            unused[file] = f"the checkpoint has it too, as {matches[0]}"
         elif npy:
             sources[file] = npy_source(npy)
-        elif not present:
+        elif not matches:
             raise LayoutError(f"{path}: {file} is missing, and no checkpoint has {ours}; put it beside the checkpoints")
-        names_by_table[ours] = present[0] if present else file
+        names_by_table[ours] = matches[0] if matches else file
     return names_by_table

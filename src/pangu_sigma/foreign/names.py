@@ -3,8 +3,7 @@
 MindSpore: names of `pcl_pangu/model/panguAlpha_mindspore/src/pangu_alpha.py`; for the tables also the names of a merged file
 (`pcl_pangu/model/alpha/alpha.py`) and of the later model zoo. Weights of `nn.Dense` are [out, in], of `Mapping` [in, out].
 Megatron, and DeepSpeed around it: `pcl_pangu/model/panguAlpha_pytorch/megatron`. Hugging Face: `modeling_gptpangu.py` in the
-repositories imone/pangu_2_6B and sunzeyeah/pangu-*; the first names the attention's output `out_proj`, the others `c_proj`.
-All their weights are [out, in].
+repositories imone/pangu_2_6B (attention's output `out_proj`) and sunzeyeah/pangu-* (`c_proj`). All their weights are [out, in].
 """
 
 from __future__ import annotations
@@ -70,8 +69,7 @@ _SHARED = {
 }
 """Layout → name of each tensor outside of the layers (in MindSpore's without TABLES) → our tensor."""
 LATER = ("backbone.embedding.word_embedding.embedding_table", "word_embedding_table")
-"""Names of the word table in the later model zoo; the second of a network that was given its tables as .npy files (mPanGu's, and
-MindFormers' converter)."""
+"""Names of the word table in the later model zoo; the second where tables were .npy files (mPanGu, MindFormers' converter)."""
 TABLES = {
     "embedding": ("word_embedding.npy", "embedding_table", "backbone.word_embedding.embedding_table", *LATER),
     "positions": (
@@ -90,24 +88,24 @@ TABLES = {
 
 
 def counterparts(layout: str, path: Path, names: Iterable[str]) -> dict[str, Counterpart]:
-    """Return our counterpart of every tensor that a model in a layout must have, by the tensor's name in that layout.
+    """Return the tensors that a model in a layout must have, but MindSpore's TABLES: name in that layout → our counterpart.
 
-    names: names of the tensors in `path`, by which layers are counted. Raises LayoutError if a layer's index is left out.
+    names: names of the tensors in `path`, from which the layers are counted. Raises LayoutError if a layer is left out.
     """
     pattern, query_layer = _LAYERS[layout]
     indices = {match[1] for name in names if (match := re.match(rf"{pattern}\.", name))}
     for index in range(len(indices)):
         if str(index) not in indices:
             raise LayoutError(f"{path}: there are {len(indices)} layers and none of index {index}; take all files")
-    template = pattern.replace(r"(\d+)", "{}").replace("\\", "")
-    prefixes = [template.format(index) for index in range(len(indices))]
-    prefixes = [*prefixes, query_layer] if query_layer else prefixes or [template.format(0)]
+    template = pattern.replace(r"(\d+)", "{}").replace("\\", "")  # r"h\.(\d+)" becomes "h.{}"
+    count = len(indices) if query_layer else max(1, len(indices))  # a model without a layer lacks the first one
+    prefixes = [template.format(index) for index in range(count)] + ([query_layer] if query_layer else [])
     rules, column = dict(_SHARED[layout]), _COLUMNS.index(layout)
     for layer, prefix in enumerate(prefixes):
         for (weight, bias, cut), other_names in _LAYER.items():
-            name, _, transposed = other_names[column].partition(" ")
+            name, _, mark = other_names[column].partition(" ")  # "<name> T": the weight is transposed
             suffixes = ("gamma", "beta") if name.startswith("layernorm") else ("weight", "bias")
-            rules[f"{prefix}.{name}.{suffixes[0]}"] = Counterpart(f"layers.{layer}.{weight}", transposed == "T", cut)
+            rules[f"{prefix}.{name}.{suffixes[0]}"] = Counterpart(f"layers.{layer}.{weight}", mark == "T", cut)
             # a weight that is split by its outputs has its bias split, too
             rules[f"{prefix}.{name}.{suffixes[1]}"] = Counterpart(f"layers.{layer}.{bias}", cut=0 if cut == 0 else None)
     return rules

@@ -32,9 +32,6 @@ _OPAQUE_NAMES = re.compile(
     r"torch\.(device|Generator|serialization\._get_layout|bool|u?int\d*|short|long|half|b?float\d*|double)"
 )
 """Names of which an OpaqueObject is made. The last but one are trainers', states of their loss scalers and optimizers."""
-
-
-_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 _MOST_TUPLES = 30_000
 """Maximum number of tuples, of which a tensor has four or five: nested ones have a hash that takes the stack of the process."""
 
@@ -63,7 +60,7 @@ class Storage(NamedTuple):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> FileTensor:
-    """Return a tensor of torch, a view of a storage."""
+    """Return a tensor of torch, a view of a storage. offset, shape, strides: in values, as the pickle states them, unchecked."""
     if not isinstance(storage, Storage) or not type(shape) is type(strides) is tuple or len(shape) != len(strides):
         raise TypeError("a tensor without storage, shape and strides")
     tensor = map_tensor(storage.file, "a tensor", storage.kind, shape, storage.content, offset, strides)
@@ -83,20 +80,17 @@ _BUILDERS: dict[str, Any] = {
 
 
 def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> Any:
-    """Return the value of a pickle, with a `FileTensor` for each tensor. storages: by their keys.
+    """Return the object in a pickle, with a `FileTensor` for each tensor. storages: the tensors' bytes, by the keys in the pickle.
 
-    Raises LayoutError, which names the file and the problem.
+    Raises LayoutError for a damaged pickle, and for one that names a class or function that is not built here.
     """
     try:
-        if sum(code.name in _TUPLES for code, _, _ in pickletools.genops(content)) > _MOST_TUPLES:
+        if sum(code.name.startswith("TUPLE") for code, _, _ in pickletools.genops(content)) > _MOST_TUPLES:
             raise LayoutError(f"{file}: its pickle has more than {_MOST_TUPLES:,} tuples; save the weights alone")
         return _WeightsUnpickler(content, file, storages).load()
     except LayoutError:
         raise
-    except (
-        *(pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError),
-        *(MemoryError, RecursionError),
-    ) as error:
+    except Exception as error:  # a damaged pickle fails in many ways, and `find_class` lets no other code run
         raise LayoutError(f"{file}: its pickle is damaged ({str(error)[:80]}); download it again") from None
 
 
@@ -106,11 +100,13 @@ class _WeightsUnpickler(pickle.Unpickler):
         self.file, self.storages = file, storages
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle may build by this name, a class of OpaqueObject for what is not built, or raise LayoutError."""
+        """Return the class, function or value that a name in the pickle stands for: the one in _BUILDERS, or for _OPAQUE_NAMES a
+        class of OpaqueObject. Raises LayoutError for any other name."""
         full = f"{module[:99]}.{name[:99]}"
         if full in _BUILDERS:
             builder = _BUILDERS[full]
-            if isinstance(builder, type):  # a pickle can set attributes of what it names, so it gets a class of its own
+            # a subclass or a partial of its own, because a pickle can set attributes of what it names
+            if isinstance(builder, type):
                 return type(name, (builder,), {})
             return partial(builder) if callable(builder) else builder
         if _OPAQUE_NAMES.fullmatch(full):
@@ -118,7 +114,8 @@ class _WeightsUnpickler(pickle.Unpickler):
         raise LayoutError(f"{self.file}: its pickle asks for {full}, which could run anything; save the weights alone")
 
     def persistent_load(self, pid: Any) -> Storage:
-        """Return the storage that a persistent id describes."""
+        """Return the storage that a persistent id describes: ("storage", dtype, key, device, number of values). Raises ValueError
+        for any other id, LayoutError if the file lacks the storage."""
         match pid:
             case ("storage", str(kind), str(key), str(), int(size)) if kind in _KINDS.values():
                 if key not in self.storages:

@@ -29,8 +29,8 @@ class Field(NamedTuple):
 
 
 def read_varint(content: Content, at: int) -> tuple[int, int]:
-    """Read the protobuf varint (seven bits a byte) at position `at`. Returns (number, next position). Raises ValueError if it does
-    not end."""
+    """Read the protobuf varint at position `at`: seven bits a byte, lowest first, the eighth bit set on all but the last byte.
+    Return (number, next position). Raises ValueError if it does not end within ten bytes."""
     value = 0
     for i, byte in enumerate(content[at : at + 10]):
         value |= (byte & 127) << 7 * i
@@ -40,16 +40,16 @@ def read_varint(content: Content, at: int) -> tuple[int, int]:
 
 
 def read_field(content: Content, at: int, end: int) -> Field:
-    """Read the protobuf field at position `at`. end: end of its message, which may be behind that of the content.
+    """Read the protobuf field at position `at`. end: position where its message ends; `content` may be only the message's head.
 
     Raises ValueError for a field that ends outside of the message, or has an unknown wire type.
     """
     key, begin = read_varint(content, at)
     number, wire_type = key >> 3, key & 7
-    value, after = read_varint(content, begin) if wire_type in (OF_NUMBER, OF_BYTES) else (_FIXED.get(wire_type), begin)
-    if value is None:
+    if wire_type not in (OF_NUMBER, OF_BYTES, *_FIXED):
         raise ValueError(f"a field of wire type {wire_type}")
-    if wire_type != OF_NUMBER:
+    value, after = (_FIXED[wire_type], begin) if wire_type in _FIXED else read_varint(content, begin)
+    if wire_type != OF_NUMBER:  # `value` is a length, and so many bytes follow
         begin, after = after, after + value
     if not number or after > end:
         raise ValueError("a field that is not inside its message")
@@ -67,11 +67,11 @@ def message(content: Content, at: int, end: int) -> dict[int, list[Field]]:
 
 
 def numbers(content: Content, repeated: Field) -> list[int]:
-    """Return the signed numbers of a repeated field: one number, or several that are packed into bytes."""
+    """Return the signed numbers of a repeated field: one number, or several that are packed into bytes. Raises ValueError."""
     values, at = list[int](), repeated.begin
     while at < repeated.end:
         value, at = read_varint(content, at)
-        values.append(value - (1 << 64) if value >> 63 else value)
+        values.append(value - (1 << 64) if value >> 63 else value)  # negative numbers are in two's complement
     if repeated.wire_type not in (OF_NUMBER, OF_BYTES) or at > repeated.end:
         raise ValueError("numbers of another wire type")
     return values

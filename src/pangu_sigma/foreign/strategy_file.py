@@ -48,23 +48,25 @@ class Cut:
 
     def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the whole tensor. shape: shape of one rank's part."""
+        # an axis of the grid is counted from the last; -1: the tensor's axis is not split
         sizes = [n if axis < 0 else n * self.grid[-1 - axis] for n, axis in zip(shape, self.axes, strict=True)]
-        return (sizes[0] * self.stretches, *sizes[1:])
+        return (sizes[0] * self.stretches, *sizes[1:])  # the optimizer splits the first axis further
 
     def first_index(self, rank: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the index in the whole tensor of the first value of a rank's part. shape: shape of the part."""
-        part_index = []
-        for axis in self.axes:
-            ranks_behind = math.prod(self.grid[len(self.grid) - axis :]) if axis > 0 else 1
-            part_index.append(0 if axis < 0 else rank // ranks_behind % self.grid[-1 - axis])
+        part_index = []  # number of the part along each axis of the tensor
+        for axis in self.axes:  # of the grid, counted from the last; -1: the tensor's axis is not split
+            neighbour_distance = math.prod(self.grid[len(self.grid) - axis :]) if axis > 0 else 1  # in ranks
+            part_index.append(0 if axis < 0 else rank // neighbour_distance % self.grid[-1 - axis])
+        # the optimizer splits the first axis further, into stretches
         part_index[0] = part_index[0] * self.stretches + rank // self.step % self.stretches
         return tuple(index * size for index, size in zip(part_index, shape, strict=True))
 
     def join(self, tensors: Mapping[tuple[int, ...], WholeTensor]) -> WholeTensor:
-        """Join a tensor from the parts of ranks. tensors: parts of equal shapes by the index of their first value in the whole."""
+        """Join the parts of ranks to the whole tensor. tensors: index of a part's first value in the whole → part; of one shape."""
         parts = []
         for corner, tensor in tensors.items():
-            parts += [replace(part, first=tuple(np.add(corner, part.corner).tolist())) for part in tensor.parts]
+            parts += [replace(part, corner=tuple(np.add(corner, part.corner).tolist())) for part in tensor.parts]
         return WholeTensor(self.whole_shape(next(iter(tensors.values())).shape), parts)
 
 
@@ -73,7 +75,7 @@ def read_strategy(file: Path) -> dict[str, Cut]:
     if file.stat().st_size > _MOST_BYTES:
         raise LayoutError(f"{file}: a strategy file of {file.stat().st_size:,} bytes is none; it holds no weights")
     content = file.read_bytes()
-    try:
+    try:  # field 3: parallel_layout_item
         cuts = dict(_parse_item(content, item) for item in message(content, 0, len(content)).get(3, []))
         if len({cut.ranks for cut in cuts.values()}) != 1:
             raise ValueError("it says of no parameter how it was cut, or of pipeline stages, which are not read")
@@ -84,19 +86,22 @@ def read_strategy(file: Path) -> dict[str, Cut]:
 
 
 def _parse_item(content: bytes, item: Field) -> tuple[str, Cut]:
-    """Parse one `parallel_layout_item`: return the name of the parameter and its cut. Raises ValueError or LookupError for a cut
-    that is impossible or not supported."""
-    item_fields = message(content, item.begin, item.end)  # by their numbers, which the head of this file lists
-    name_field, layout = item_fields[1][-1], item_fields[2][-1]
-    name, fields = content[name_field.begin : name_field.end].decode(), message(content, layout.begin, layout.end)
+    """Parse one `parallel_layout_item` into (parameter name, cut). Raises ValueError or LookupError for an unsupported cut."""
+    item_fields = message(content, item.begin, item.end)
+    name_field, layout = item_fields[1][-1], item_fields[2][-1]  # param_name, parallel_layouts
+    name = content[name_field.begin : name_field.end].decode()
+    fields = message(content, layout.begin, layout.end)
     if len(fields.get(2, [])) > 1:
         raise ValueError(f"{name[:80]} is cut along several axes of the grid at once")
 
     def dims(number: int) -> tuple[int, ...]:
-        lists = [message(content, field.begin, field.end) for field in fields.get(number, [])]
-        return tuple(n for dims_by_number in lists for dim in dims_by_number.get(1, []) for n in numbers(content, dim))
+        """Return the numbers in a field of the layout that is a list."""
+        fields_of_lists = [message(content, field.begin, field.end) for field in fields.get(number, [])]
+        dim_fields = [field for fields_by_number in fields_of_lists for field in fields_by_number.get(1, [])]
+        return tuple(n for field in dim_fields for n in numbers(content, field))
 
-    grid, axes, part = dims(1), dims(2), dims(3)
+    grid, axes, part = dims(1), dims(2), dims(3)  # dev_matrix, tensor_map, param_split_shape
+    # field, opt_weight_shard_step, opt_weight_shard_size
     rows, step, stretches = (numbers(content, fields[n][-1])[0] if n in fields else 0 for n in (5, 6, 7))
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
     if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
@@ -105,8 +110,8 @@ def _parse_item(content: bytes, item: Field) -> tuple[str, Cut]:
         raise ValueError(f"{name[:80]} is cut by fields of its rows, as PanGu-α is not")
     split_axes = [axis for axis in axes if axis >= 0]
     holders = ranks // math.prod(grid[-1 - axis] for axis in set(split_axes))  # number of ranks with the same part
-    stretches = holders if stretches == -1 else stretches
+    stretches = holders if stretches == -1 else stretches  # -1: over all of them
     if len(set(split_axes)) < len(split_axes) or not 0 <= stretches <= holders or not 0 <= step <= ranks:
-        how = f"is cut into {stretches} stretches for the optimizer, {step} ranks apart"
-        raise ValueError(f"{name[:80]} has tensor_map {axes} and {how}, which {holders} equal ranks cannot hold")
+        cut = f"is cut into {stretches} stretches for the optimizer, {step} ranks apart"
+        raise ValueError(f"{name[:80]} has tensor_map {axes} and {cut}, which {holders} equal ranks cannot hold")
     return name, Cut(grid, axes, part, max(1, step), max(1, stretches))

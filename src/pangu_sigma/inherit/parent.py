@@ -73,7 +73,7 @@ def parent_refusal(model: StoredModel) -> str | None:
     if model.kind in _NO_PARENTS:
         return _NO_PARENTS[model.kind]
     if isinstance(model, StoredAlpha):
-        return model.foreign_words
+        return model.vocabulary_refusal
     layers = model.config.model.rre_layers
     if not layers:
         rows = "has model.rows, which no run can take from it yet; a parent is a dense model with model.rows=[]"

@@ -68,20 +68,16 @@ def inspect_files(path: Path, verify: bool = False) -> FileInspection:
     """
     try:
         return _inspect(path, verify)
-    except (
-        DamagedFile,
-        DamagedCheckpoint,
-        DataError,
-    ) as error:  # DataError: content that is hashed, and yet unreadable
+    except (DamagedFile, DamagedCheckpoint, DataError) as error:  # DataError: the hash is right, but not the content
         if not verify:
             raise
         return FileInspection(str(path), kind_of(path), damaged=[str(error)])
 
 
 def _inspect(path: Path, verify: bool) -> FileInspection:
-    """Inspect a model as `inspect_files` does, but raise for damage with verification, too."""
+    """Inspect a model as `inspect_files` does, but raise the error for damage also with `verify`."""
     model = open_model(path, verified=verify)
-    # a configuration that was edited is refused here; other commands read that of the newest checkpoint instead
+    # only to refuse an edited configuration; other commands read the one in the newest checkpoint instead
     if model.kind == "run" and (path / CONFIG_FILE).exists():
         read_config(path, "run", "change keys with --set, or remove the file")
     arrays = list(model.listed())
@@ -100,15 +96,20 @@ def _inspect(path: Path, verify: bool) -> FileInspection:
     if model.kind == "export":
         inspection.notes.append("counted by its configuration")
     if isinstance(model, StoredRun):
-        expected = saved_arrays(model.config)
-        if missing := sorted(expected.keys() - {(shard, name) for shard, name, *_ in arrays}):
-            shard, name = missing[0]
-            raise DamagedCheckpoint(
-                f"{path}: the checkpoint of step {model.step} lacks {len(missing)} of {len(expected)} arrays, which a run with "
-                f"its configuration restores, such as {name} of shard {shard}; {ANOTHER}"
-            )
+        _check_complete(model, arrays)
         inspection.damaged = list(model.checkpoint.passed_over)
     return inspection
+
+
+def _check_complete(run: StoredRun, arrays: Iterable[ListedArray]) -> None:
+    """Raise DamagedCheckpoint if the newest checkpoint of a run lacks an array that the run restores. arrays: in its files."""
+    required = saved_arrays(run.config)
+    if missing_keys := sorted(required.keys() - {(shard, name) for shard, name, *_ in arrays}):
+        shard, name = missing_keys[0]
+        raise DamagedCheckpoint(
+            f"{run.path}: the checkpoint of step {run.step} lacks {len(missing_keys)} of {len(required)} arrays, which a run with "
+            f"its configuration restores, such as {name} of shard {shard}; {ANOTHER}"
+        )
 
 
 _VERIFIED: dict[Kind, tuple[str, str]] = {
@@ -134,14 +135,16 @@ def _alpha_notes(model: StoredAlpha) -> list[str]:
 
 
 def _row_notes(model: StoredModel, arrays: Iterable[ListedArray]) -> list[str]:
-    """Return remarks on the rows (`model.rows`) of a checkpoint: how many of each entry are met, and the scales of the layers."""
-    shapes, config, notes = {(shard, name): shape for shard, name, shape, _ in arrays}, model.config, list[str]()
+    """Return remarks on each entry of `model.rows`: how many of its rows training met, and the learned scale before each layer."""
+    config, notes = model.config, list[str]()
+    row_counts = {shard: shape[0] for shard, name, shape, _ in arrays if shard.startswith(ROWS) and name == "keys"}
     for number, entry in enumerate(config.model.rows):
-        if (f"{ROWS}{number}", "keys") in shapes:
-            (met,), rows = shapes[f"{ROWS}{number}", "keys"], config.stored_rows(entry)
+        if f"{ROWS}{number}" in row_counts:
+            count, rows = row_counts[f"{ROWS}{number}"], config.stored_rows(entry)
+            row_bytes = 8 + 4 * (3 * entry.width + 1)  # the key; in 32 bits, weights, two moments and the step count
             notes.append(
-                f"rows, entry {number}: {met:,} of {rows:,} met ({met / rows:.2%}), order {entry.order}, {entry.kind}, "
-                f"width {entry.width}, {met * (8 + 4 * (3 * entry.width + 1)):,} bytes with Adam state and keys"
+                f"rows, entry {number}: {count:,} of {rows:,} met ({count / rows:.2%}), order {entry.order}, {entry.kind}, "
+                f"width {entry.width}, {count * row_bytes:,} bytes with Adam state and keys"
             )
     if notes:
         scales = (model.tensor(name).item() for name in row_scale_shapes(config.model.layers))
@@ -157,7 +160,7 @@ _ROLES |= {"attention": "attention", "ffn": "dense FFN", "row_scale": "scales of
 
 
 def _role_of(shard: str, name: str) -> str:
-    """Return the role of an array in the network. shard: the array's shard in a checkpoint; "" in other files."""
+    """Return the role of an array in the network. shard: part of a checkpoint that the array is in; "" in other files."""
     if shard == LOSS_SCALE:
         return "loss scale"
     if shard == OPTIMIZER or name.rpartition(".")[2] in ("step", "moment", "variance"):
@@ -169,19 +172,21 @@ def _role_of(shard: str, name: str) -> str:
 
 
 def _count_by_role(arrays: Iterable[ListedArray]) -> dict[str, dict[str, Any]]:
-    """Return the number of tensors, parameters and bytes, and the dtypes, by role in the network."""
-    numbers: dict[str, Counter[str]] = {}
+    """Return, by role in the network, a dictionary: numbers of "tensors", "parameters" and "bytes", and "types", the dtypes."""
+    counts_by_role: dict[str, Counter[str]] = {}
     dtypes: dict[str, set[str]] = {}
     for shard, name, shape, dtype in arrays:
         role, size = _role_of(shard, name), math.prod(shape)
         item_bytes = int("".join(c for c in dtype if c.isdigit()) or 8) // 8  # bool, without digits, has one byte
-        numbers.setdefault(role, Counter()).update({"tensors": 1, "parameters": size, "bytes": size * item_bytes})
+        counts_by_role.setdefault(role, Counter()).update(
+            {"tensors": 1, "parameters": size, "bytes": size * item_bytes}
+        )
         dtypes.setdefault(role, set()).add(dtype)
-    return {role: {**counts, "types": sorted(dtypes[role])} for role, counts in numbers.items()}
+    return {role: {**counts, "types": sorted(dtypes[role])} for role, counts in counts_by_role.items()}
 
 
 def format_file_inspection(inspection: FileInspection) -> str:
-    """Format an inspection as a table."""
+    """Format an inspection as a table; without an intact checkpoint, only the damage."""
     head = f"{inspection.path}: {inspection.kind}" + ("" if inspection.step is None else f", step {inspection.step}")
     damaged = [("DAMAGED", message) for message in inspection.damaged]
     if damaged and not inspection.roles:
@@ -194,14 +199,10 @@ def format_file_inspection(inspection: FileInspection) -> str:
     total = sum(n["parameters"] for role, n in roles.items() if role not in (ADAM, ROW_KEYS, "loss scale"))
     rows.insert(0, ("parameters", f"{total:,}"))
     rows += [(f"hash of {name}", value) for name, value in inspection.hashes.items()]
-    rows += [("verified", inspection.verified), ("lineage", _lineage_text(inspection.lineage))]
+    lineage = inspection.lineage or {}
+    origin = ", ".join(f"{key} {lineage[key]}" for key in ("kind", "parent", "layout", "parent_hash") if key in lineage)
+    rows += [("verified", inspection.verified), ("lineage", origin or "none")]
     rows += [("", note) for note in inspection.notes]
     limit = f", as far as headers tell ({argument('--verify')}: all values)" if inspection.verified == "nothing" else ""
     rows.append(("inherit", inspection.refusal or f"takes it{limit}"))
     return format_rows(head, damaged + rows)
-
-
-def _lineage_text(lineage: dict[str, Any] | None) -> str:
-    if lineage is None:
-        return "none"
-    return ", ".join(f"{key} {lineage[key]}" for key in ("kind", "parent", "layout", "parent_hash") if key in lineage)

@@ -1,7 +1,6 @@
 """Report of prepared data: a table, and a picture of each domain's tokens and of the load to expect of its experts.
 
-Of the token files only the indices are read: everything about tokens follows from their counts in the training text. All files that
-are read are verified.
+Only the indices of token files are read: all numbers follow from the tokens' counts in the training text. Files are verified.
 
 Shape suffixes: D domains, V vocabulary, E experts of a domain.
 """
@@ -48,10 +47,10 @@ def report_prepared(folder: Path) -> tuple[dict[str, Any], str]:
 
     Raises DataError for a file that is missing or damaged, and if the picture cannot be written.
     """
-    data = PreparedData(folder)
+    data, target, png = PreparedData(folder), folder.resolve(), io.BytesIO()
     numbers = measure_prepared(data)
-    file = folder.resolve().with_name(f"{folder.resolve().name}.report.png")
-    draw_prepared(numbers).savefig(png := io.BytesIO(), dpi=110)
+    file = target.with_name(f"{target.name}.report.png")
+    draw_prepared(numbers).savefig(png, dpi=110)
     try:
         write_atomically(file, png.getvalue())
     except OSError as error:
@@ -63,13 +62,14 @@ def report_prepared(folder: Path) -> tuple[dict[str, Any], str]:
 def measure_prepared(data: PreparedData) -> dict[str, Any]:
     """Return the numbers of prepared data as plain values. Raises DataError for a file that is missing or damaged.
 
-    load: table → tokens of the most loaded of EXPERTS experts over its fair share.
+    load: kind of routing table → tokens of the most loaded of a domain's EXPERTS experts, over a fair share.
     """
     tokenizer, counts_DV = data.tokenizer(), data.frequencies()
     characters_V = np.array([_character_count(surface) for surface in tokenizer.vocabulary.surfaces])
-    rows = [*zip(data.manifest.config["domains"], counts_DV, strict=True)]
+    settings_with_counts = [*zip(data.manifest.config["domains"], counts_DV, strict=True)]
     domains: dict[str, dict[str, Any]] = {}
-    for (name, _, language, *_), counts_V in Bar(rows, desc="measuring", unit="domain"):
+    # the settings of a domain begin with its name, format and language
+    for (name, _, language, *_), counts_V in Bar(settings_with_counts, desc="measuring", unit="domain"):
         record = data.manifest.domains[name]
         lengths = np.concatenate([data.tokens(name, split, tokenizer.size).lengths for split in SPLITS])
         tokens = record.train.tokens + record.held_out.tokens
@@ -93,19 +93,20 @@ def measure_prepared(data: PreparedData) -> dict[str, Any]:
 
 
 def expected_load(counts_V: np.ndarray, table: str, experts: int) -> float:
-    """Return the tokens of the most loaded of a domain's experts over its fair share, the mean over some tables.
+    """Return the tokens of a domain's most loaded expert over a fair share, the mean over _DRAWS routing tables.
 
-    counts_V: token counts of the domain. table: as `routing.table`.
+    counts_V: token counts of the domain. table: "random" or "balanced". experts: number of experts of the domain.
     """
-    if not counts_V.any():
+    if not counts_V.any():  # no tokens: no expert has more than a fair share
         return 1.0
+    # a layer has a table of its own
     tables = draw_tables(RoutingConfig(table=table), _DRAWS, 1, len(counts_V), experts, counts_V[None])
-    shares = [shares_of_experts(*tables.of_segment(n), counts_V[None]) for n in range(_DRAWS)]
+    shares = [shares_of_experts(*tables.of_segment(layer), counts_V[None]) for layer in range(_DRAWS)]
     return float(np.mean([share_1E.max() * experts for share_1E in shares]))
 
 
 def _character_count(surface: bytes) -> int:
-    """Return the number of characters of a token: of its bytes that do not continue a character of UTF-8."""
+    """Return the number of characters that begin in a token's UTF-8 bytes: a byte 10xxxxxx continues a character."""
     return sum(byte & 0xC0 != 0x80 for byte in surface)
 
 
@@ -126,13 +127,13 @@ def draw_prepared(numbers: dict[str, Any]) -> Figure:
     """Draw the tokens of each domain, and the load of its most loaded expert with random and with balanced tables."""
     names, domains = [*numbers["domains"]], [*numbers["domains"].values()]
     figure = Figure(figsize=(10, 2.0 + 0.3 * len(names)), layout="constrained")
-    tokens, load = figure.subplots(1, 2, sharey=True)
-    tokens.barh(names, [domain["tokens"] for domain in domains])
-    tokens.set(xlabel="tokens", title=f"{numbers['tokens']:,} tokens")
-    tokens.invert_yaxis()
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.barh(names, [domain["tokens"] for domain in domains])
+    left.set(xlabel="tokens", title=f"{numbers['tokens']:,} tokens")
+    left.invert_yaxis()
     for table, mark in zip(_TABLES, "oD", strict=True):
-        load.plot([domain["load"][table] for domain in domains], names, mark, label=table)
-    load.axvline(1.0, color="black", linestyle="--")
-    load.set(xlabel="times its fair share", title=f"Most loaded of {EXPERTS} experts, by routing.table (dashed: even)")
-    load.legend()
+        right.plot([domain["load"][table] for domain in domains], names, mark, label=table)
+    right.axvline(1.0, color="black", linestyle="--")
+    right.set(xlabel="times its fair share", title=f"Most loaded of {EXPERTS} experts, by routing.table (dashed: even)")
+    right.legend()
     return figure

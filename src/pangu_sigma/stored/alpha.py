@@ -33,14 +33,14 @@ class StoredAlpha(StoredModel):
     kind: Kind = "alpha"
 
     def __init__(self, path: Path, verified: bool = True):
-        """Raises LayoutError as `open_dense_model`."""
+        """verified: as in `StoredModel`. Raises LayoutError as `open_dense_model`."""
         super().__init__(path, verified)
         self.files = open_dense_model(path)
         self.tensors, self.made_from, self.unused = self.files.tensors, self.files.made_from, self.files.unused
         self.activation_known = self.files.activation_known
 
     def assume(self, heads: int | None, activation: Activation | None) -> None:
-        """Take heads and activation that the files do not state; None: not given."""
+        """Set heads and activation where the files do not state them. None: leave as it is."""
         self.files = replace(self.files, heads=self.files.heads or heads)
         if activation is not None and not self.activation_known:
             self.files, self.activation_known = replace(self.files, activation=activation), True
@@ -54,8 +54,8 @@ class StoredAlpha(StoredModel):
         return self.files
 
     @property
-    def foreign_words(self) -> str | None:
-        """Reason why nothing says what the rows of the word table mean, for messages; None if they are PanGu-α's pieces."""
+    def vocabulary_refusal(self) -> str | None:
+        """Reason to refuse the model because its word table is not of PanGu-α's vocabulary, for messages; None if it is."""
         if self.files.vocabulary == ALPHA_SIZE:
             return None
         return (
@@ -65,11 +65,10 @@ class StoredAlpha(StoredModel):
 
     @cached_property
     def config(self) -> Config:
-        """Configuration of the model as a dense one with one domain, zh. Raises LayoutError if nothing states the heads, and for
-        another vocabulary."""
+        """Configuration of a dense model with one domain, zh. Raises LayoutError for unknown heads and another vocabulary."""
         files = self.files
-        if self.foreign_words:
-            raise LayoutError(f"{self.path}: {self.foreign_words}")
+        if self.vocabulary_refusal:
+            raise LayoutError(f"{self.path}: {self.vocabulary_refusal}")
         heads = files.heads or PUBLISHED_HEADS.get(files.hidden)
         if heads is None:
             raise LayoutError(
@@ -89,22 +88,22 @@ class StoredAlpha(StoredModel):
 
     @cached_property
     def table(self) -> RoutingTable:
-        """Routing tables of no layers."""
-        of_domain = (1, self.tokenizer.size)
-        return RoutingTable(np.zeros((0, *of_domain), np.int16), np.ones(of_domain, np.int16), 1)
+        """Routing table of a model without RRE layers, [0 layers, 1 domain, V]."""
+        vocabulary = self.tokenizer.size
+        return RoutingTable(np.zeros((0, 1, vocabulary), np.int16), np.ones((1, vocabulary), np.int16), 1)
 
     @cached_property
     def hash(self) -> str:
-        """Hash of names, sizes and times of the files: they have no hashes of their own, and to read them takes minutes."""
+        """Hash of the files' names, sizes and times of change: hashing their contents would take minutes."""
         files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
-        stated = [(str(file), (at := file.stat()).st_size, at.st_mtime_ns) for file in files]
-        return xxhash.xxh3_128_hexdigest(repr(stated).encode())
+        entries = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return xxhash.xxh3_128_hexdigest(repr(entries).encode())
 
     def listed(self) -> Listed:
-        """List shard "", name, shape and dtype in the files of each tensor. If `verified`, every value is read first, which raises
+        """Return ("", name, shape, dtype in the files) for each tensor. If `verified`, every value is read first, which raises
         LayoutError for an entry with another checksum and for a head that is not the word table."""
         if self._verified:
             for tensor in self.tensors.values():
-                for _ in tensor.content():
+                for _ in tensor.content():  # to read the values is to check them
                     pass
         return (("", name, tensor.shape, self.files.kinds[name]) for name, tensor in self.tensors.items())

@@ -43,10 +43,9 @@ _SAVED_BY = "transformers_version"
 
 
 def generation_json(config: Config) -> dict[str, Any]:
-    """Return the contents of `generation_config.json`: greedy, no token at the beginning of a text, and at most 64 new tokens, or
-    half of model.seq_length if that is less."""
-    new = min(64, max(1, config.model.seq_length // 2))
-    return {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": new}
+    """Return the contents of `generation_config.json`: greedy decoding of at most 64 new tokens, and no token before a text."""
+    limit = min(64, max(1, config.model.seq_length // 2))
+    return {"bos_token_id": None, "eos_token_id": EOT, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": limit}
 
 
 def size_keys(config: Config) -> dict[str, Any]:
@@ -97,22 +96,22 @@ def tokenizer_keys(tokenizer: Tokenizer) -> dict[str, Any]:
 def config_json(model: StoredModel) -> dict[str, Any]:
     """Return the contents of the `config.json` of a model's Hugging Face style folder."""
     config = paths_from_here(model.config)
-    resolved = {"step": model.step, "data_hash": model.data_hash, "config": config.model_dump(mode="json")}
-    hashed = tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
-    code = {name: written for name, written in CODE.items() if name != "AutoTokenizer"}
-    default = {"domain": config.domains[0].name, "auto_map": code}
+    code = {name: python_class for name, python_class in CODE.items() if name != "AutoTokenizer"}
+    tree = size_keys(config) | {"domain": config.domains[0].name, "auto_map": code}
+    tree |= tokenizer_keys(model.tokenizer) | {ROUTING_KEY: model.table.hash}
     if config.model.rows:
-        hashed[ROWS_KEY] = [len(model.rows(entry)[0]) for entry in range(len(config.model.rows))]
-    return size_keys(config) | default | hashed | {WHOLE: resolved}
+        tree[ROWS_KEY] = [len(model.rows(entry)[0]) for entry in range(len(config.model.rows))]
+    source = {"step": model.step, "data_hash": model.data_hash, "config": config.model_dump(mode="json")}
+    return tree | {WHOLE: source}
 
 
 def code_files() -> list[str]:
     """Return the names of the files of code in a Hugging Face style folder."""
-    return [f"{written.partition('.')[0]}.py" for written in CODE.values()]
+    return [f"{python_class.partition('.')[0]}.py" for python_class in CODE.values()]
 
 
 def tokenizer_config_json(model: StoredModel) -> dict[str, Any]:
-    """Return the contents of `tokenizer_config.json`: what the tokenizer's class for `transformers` needs besides its files."""
+    """Return the contents of `tokenizer_config.json`, which the tokenizer's class for `transformers` reads besides its files."""
     return {
         "tokenizer_class": CODE["AutoTokenizer"].partition(".")[2],
         "auto_map": {"AutoTokenizer": [CODE["AutoTokenizer"], None]},
@@ -132,18 +131,18 @@ def saved_by_transformers(tree: Any) -> str | None:
 
 
 def read_config_json(file: Path, tree: Any) -> tuple[Config, int, str | None]:
-    """Parse a Hugging Face style folder's `config.json`, read as `tree`, into configuration, step and data hash. Raises LayoutError
-    for another format or contradictions."""
+    """Parse `tree`, the JSON value of a Hugging Face style folder's `config.json`, into (configuration, step, hash of the training
+    text or None). file: for messages. Raises LayoutError for another format, and for keys that contradict each other."""
     if not isinstance(tree, dict):
         raise LayoutError(f"{file}: holds no keys; {FIX}")
-    if type(version := tree.get(FORMAT_KEY)) is not int or version != HF_FORMAT:
+    version, dtype, source = tree.get(FORMAT_KEY), tree.get("dtype"), tree.get(WHOLE)
+    if type(version) is not int or version != HF_FORMAT:
         raise LayoutError(f"{file}: {FORMAT_KEY} is {_short(version)}, this version reads {HF_FORMAT}; {ITS_VERSION}")
-    if (dtype := tree.get("dtype")) != "float32" and saved_by_transformers(tree):
+    if dtype != "float32" and saved_by_transformers(tree):
         raise LayoutError(f"{file}: it was saved in {_short(dtype)}; load it with dtype=float32 and save it again")
-    resolved = tree.get(WHOLE)
     try:
-        config = parse_config(resolved["config"])  # type: ignore[index]
-        step, data_hash = resolved["step"], resolved["data_hash"]  # type: ignore[index]
+        config = parse_config(source["config"])  # type: ignore[index]
+        step, data_hash = source["step"], source["data_hash"]  # type: ignore[index]
     except ConfigError as error:
         raise LayoutError(f"{file}: {WHOLE}.config: {error}; {FIX}") from error
     except (KeyError, TypeError) as error:
@@ -155,7 +154,7 @@ def read_config_json(file: Path, tree: Any) -> tuple[Config, int, str | None]:
 
 
 def compare_keys(file: Path, tree: dict[str, Any], expected: dict[str, Any], source: str = "the folder") -> None:
-    """Raise LayoutError for the first key of a `config.json`, read as `tree`, that differs from `expected`, which `source` says."""
+    """Raise LayoutError if a key of `config.json` differs from `expected`. tree: its JSON value. source: origin of `expected`."""
     for key, value in expected.items():
         if key not in tree or tree[key] != value or type(tree[key]) is not type(value):
             raise LayoutError(f"{file}: {key} is {_short(tree.get(key))}, {source} says {_short(value)}; {FIX}")

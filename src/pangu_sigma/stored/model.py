@@ -118,31 +118,29 @@ class StoredModel:
         return _Tensors(self)
 
     def array(self, shard: str, name: str) -> LazyArray | None:
-        """Return an array by its name in a checkpoint, [experts, …] for experts; None if the files lack it, such as Adam state."""
+        """Return an array by its shard and name in a checkpoint, experts stacked, [experts, …]; None if the files lack it."""
         if not shard.startswith(EXPERTS):
             return self.tensors.get(name) if shard == WEIGHTS else None
-        number, model = int(shard.removeprefix(EXPERTS)), self.config.model
-        stored = self.config.stored_experts(model.routed[number])
-        names = [expert_name(model, number, expert, name) for expert in range(stored)]
-        if names[0] not in self.tensors:
+        segment, model = int(shard.removeprefix(EXPERTS)), self.config.model  # counted over all RRE layers
+        expert_count = self.config.stored_experts(model.routed[segment])
+        tensor_names = [expert_name(model, segment, expert, name) for expert in range(expert_count)]
+        if tensor_names[0] not in self.tensors:
             return None
-        tensors = [self.tensors[tensor] for tensor in names]
+        tensors = [self.tensors[tensor_name] for tensor_name in tensor_names]
         return LazyArray(
             (len(tensors), *tensors[0].shape),
             tensors[0].dtype,
             lambda: (values for tensor in tensors for values in tensor.content()),
             f"{name} of {shard}",
-            row=lambda number: tensors[number].read(),
+            row=lambda expert: tensors[expert].read(),
         )
 
     def required(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray:
         """Return an array, as `array` does. Raises LayoutError if the array is missing or has another shape."""
         array = self.array(shard, name)
         if array is None or array.shape != shape:
-            has = "is missing" if array is None else f"is of shape {array.shape}"
-            raise LayoutError(
-                f"{self.path}: {name} {has} in shard {shard}, the model needs shape {shape}: another configuration's"
-            )
+            problem = f"{'is missing' if array is None else f'is of shape {array.shape}'} in shard {shard}"
+            raise LayoutError(f"{self.path}: {name} {problem}, the model needs shape {shape}: another configuration's")
         return array
 
     def tensor(self, name: str) -> np.ndarray:
@@ -174,14 +172,15 @@ class _Tensors(Mapping[str, LazyArray]):
         self._model, self._shapes = model, weight_shapes(model.config)
 
     def __getitem__(self, name: str) -> LazyArray:
+        """Return a weight; of an expert's, `layers.<layer>.ffn.(segments.<s>.)experts.<expert>.<name>`, the row of its array."""
         shape, sizes, words = self._shapes[name], self._model.config.model, name.split(".")
         if "experts" not in words:
             return self._model.required(WEIGHTS, name, shape)
         s = int(words[4]) if "segments" in words else 0
-        segment = sizes.segments_of(int(words[1]) - sizes.dense_layers)[s]
-        stored = self._model.config.stored_experts(sizes.routed[segment])
-        stack = self._model.required(f"{EXPERTS}{segment}", words[-1], (stored, *shape))
-        return stack.part(int(words[-2]), name)
+        segment = sizes.segments_of(int(words[1]) - sizes.dense_layers)[s]  # counted over all RRE layers
+        expert_count = self._model.config.stored_experts(sizes.routed[segment])
+        array = self._model.required(f"{EXPERTS}{segment}", words[-1], (expert_count, *shape))
+        return array.part(int(words[-2]), name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -191,40 +190,39 @@ class _Tensors(Mapping[str, LazyArray]):
 
 
 def expert_name(model: ModelConfig, segment: int, expert: int | str, name: str) -> str:
-    """Return the name of an expert's tensor. segment: index over all RRE layers. expert: index in it; "*": all."""
+    """Return the name of an expert's tensor `name`. segment: index over all RRE layers. expert: index in it; "*" for all."""
     layer, s = model.in_layer(segment)
     return f"layers.{model.dense_layers + layer}.ffn.{f'segments.{s}.' if s else ''}experts.{expert}.{name}"
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of a model, in the order of the network."""
+    """Return the shape of every weight of a model by name, one for each expert, in the order of the network."""
     shapes = dense_shapes(config)
     for array, (experts, *shape) in stored_shapes(config).items():
         _, segment, name = array.split(".")
         shapes |= {expert_name(config.model, int(segment), expert, name): tuple(shape) for expert in range(experts)}
-    order = {f"layers.{layer}": layer for layer in range(config.model.layers)}
-    return dict(sorted(shapes.items(), key=lambda item: _rank(item[0], order)))
+    return dict(sorted(shapes.items(), key=lambda item: _sort_key(item[0], config.model.layers)))
 
 
-def _rank(name: str, order: dict[str, int]) -> tuple[int, int, int]:
+def _sort_key(name: str, layers: int) -> tuple[int, int, int]:
     """Return the sort key of a weight: tables first, then layer by layer with its experts in order, and the last norm."""
     words = name.split(".")
-    layer = order.get(".".join(words[:2]))
-    if layer is None:
-        return (-1, 0, 0) if words[0] != "norm" else (len(order), 0, 0)
-    return layer, int(words[4]) if "segments" in words else 0, int(words[-2]) + 1 if "experts" in words else 0
+    if words[0] != "layers":
+        return (layers if words[0] == "norm" else -1), 0, 0
+    segment = int(words[4]) if "segments" in words else 0
+    return int(words[1]), segment, int(words[-2]) + 1 if "experts" in words else 0
 
 
 LINEAGE_FIX = "take it from a copy, or make the model again with the command that made it"
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """Read lineage.json, the record of the weights' origin; None if the folder has none. Raises DamagedFile if it was changed."""
+    """Read lineage.json, the record of the weights' origin; None if the folder has none. Raises DamagedFile for a changed file."""
     file = folder / LINEAGE_FILE
     return unsealed(file, LINEAGE_FIX) if file.exists() else None
 
 
 def read_tuning_result(run: Path) -> dict[str, Any] | None:
-    """Read the result of a fine-tuning; None if it is not finished. Raises DamagedFile if the file was changed."""
+    """Read the result of a run's fine-tuning; None if there is no finished one. Raises DamagedFile for a changed file."""
     file, fix = run / TUNING_RESULT, "take it from a copy, or tune again in another folder"
     return unsealed(file, fix) if file.exists() else None

@@ -15,12 +15,10 @@ from pangu_sigma.stored.model import StoredModel
 
 
 def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
-    """Build network and expert store of a model in one process, whatever number of ranks wrote its checkpoint.
-
-    Experts that a single rank wrote stay in the checkpoint's files, and are read when they are used.
-    """
+    """Build the network and the expert store of a model in one process, whatever number of ranks wrote its checkpoint. An array of
+    experts that is whole in one file stays there; its values are read when they are used."""
     check_reading_fits(model.config)
-    network, store = build(model.config.on_one_rank(), tier=UninitializedTier(), dtype=ms.float32)
+    network, store = build(model.config.on_one_rank(), tier=UninitializedTier(), dtype=ms.float32)  # values follow
     for shard, parameters in shards_of(network, store).items():
         for name, parameter in parameters.items():
             values = model.required(shard, name, tuple(parameter.shape)).read()
@@ -28,7 +26,7 @@ def build_network(model: StoredModel) -> tuple[PanGuSigma, ExpertStore]:
                 parameter.asnumpy()[...] = values
                 release_pages(values)
             else:
-                # a tensor over the checkpoint's file: nothing is read yet
+                # a tensor over the mapped file: nothing is read yet
                 parameter.set_data(ms.Tensor.from_numpy(values), slice_shape=True)
     for entry in range(len(model.config.model.rows)):
         assert store.rows is not None

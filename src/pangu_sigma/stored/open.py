@@ -36,7 +36,7 @@ _SIGNS: dict[Kind, tuple[str, str]] = {
     "hf": (CONFIG_JSON, "`export --format hf`"),
 }
 """Kind of model → file that its folder must have, and command that writes the folder."""
-_MODELS: tuple[type[StoredModel], ...] = (StoredRun, StoredCheckpoint, StoredExport, StoredFolder, StoredAlpha)
+_CLASSES: tuple[type[StoredModel], ...] = (StoredRun, StoredCheckpoint, StoredExport, StoredFolder, StoredAlpha)
 
 
 @overload
@@ -54,13 +54,14 @@ def open_model(path: Path, *accepted: Kind, verified: bool = True) -> StoredMode
     """
     if accepted and (problem := _problem(path, accepted)):
         raise ConfigError(problem)
-    return {model.kind: model for model in _MODELS}[kind_of(path)](path, verified)
+    class_of_kind = {cls.kind: cls for cls in _CLASSES}
+    return class_of_kind[kind_of(path)](path, verified)
 
 
 def _problem(path: Path, accepted: Sequence[Kind]) -> str | None:
-    """Return why a path is no model of the accepted kinds, and the fix; None if it is one."""
+    """Return the message, with its fix, that a path is no model of the accepted kinds; None if it is one."""
     kind, required = kind_of(path), " or ".join(KIND_NAMES[name] for name in accepted)
-    if kind == "alpha" and not is_dense_model(path):
+    if kind == "alpha" and not is_dense_model(path):  # "alpha" is also the kind of whatever is no model
         return f"{path} is not {required}: {_why_no_model(path, accepted)}"
     if kind in accepted:
         return None
@@ -73,30 +74,31 @@ def _problem(path: Path, accepted: Sequence[Kind]) -> str | None:
 
 
 def _why_no_model(path: Path, accepted: Sequence[Kind]) -> str:
-    """Return why a path is no model at all, and how to name or make one of the accepted kinds."""
+    """Return the end of a message: why a path is no model at all, and how to name or make one of the accepted kinds."""
     if path.suffix in (".yaml", ".yml") or (not path.exists() and str(path) in shipped_configs()):
         return f"it is a configuration; `pangu-sigma train {path}` makes a run of it"
     if not path.exists():
         return "it is not there; check the path"
     if path.is_file() and _problem(path.parent, accepted) is None:
         return f"it is a file of one; name its folder, {path.parent}"
+    # the files that a folder of an accepted kind must have, and the commands that write such folders
     files, commands = zip(*(_SIGNS[kind] for kind in accepted if kind in _SIGNS), strict=True)
     return f"it has no {' and no '.join(files)}; pass a folder that {' or '.join(commands)} wrote"
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for files of another project."""
+    """Return the kind of a model on the disk, by the files that each kind must have; "alpha" for anything else."""
     if (path / GRAPH_FILE).exists():
         return "export"
     if (path / CONFIG_FILE).exists() or checkpoints(path / CHECKPOINTS):
         return "run"
     if (path / STATE).exists():
         return "checkpoint"
-    return "hf" if _is_folder(path) else "alpha"
+    return "hf" if _is_hf_folder(path) else "alpha"
 
 
-def _is_folder(path: Path) -> bool:
-    """Return True if `write_hf_folder` wrote a folder, even if it was changed since."""
+def _is_hf_folder(path: Path) -> bool:
+    """Return True if a path is a Hugging Face style folder of this project, even if its files were changed."""
     try:
         with open(path / CONFIG_JSON, "rb") as stream:
             return (path / SEAL).exists() or f'"{MODEL_TYPE}"'.encode() in stream.read(1 << 16)

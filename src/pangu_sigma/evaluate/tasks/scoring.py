@@ -59,35 +59,36 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 def bleu_4(pairs: Iterable[tuple[str, Sequence[str]]]) -> float:
     """Return the BLEU-4 of all pairs (prediction, answers), with characters as words and the length of the closest answer."""
     prediction_length = answer_length = 0
-    matching_grams, predicted_grams = [0] * 4, [0] * 4
+    matches, totals = [0] * 4, [0] * 4  # n-grams of the predictions that an answer has, and all, for n = 1 to 4
     for prediction, answers in pairs:
         predicted, references = _characters(prediction), [_characters(answer) for answer in answers]
         prediction_length += len(predicted)
+        # the length nearest to the prediction's, of two equally near the shorter one
         answer_length += min((abs(len(reference) - len(predicted)), len(reference)) for reference in references)[1]
-        for n in range(4):
+        for i in range(4):
             reference_grams: Counter[tuple[str, ...]] = Counter()
             for reference in references:
-                reference_grams |= _grams(reference, n + 1)
-            matching_grams[n] += (_grams(predicted, n + 1) & reference_grams).total()
-            predicted_grams[n] += max(0, len(predicted) - n)
-    precisions = [(m + 1e-15) / (p + 1e-9) for m, p in zip(matching_grams, predicted_grams, strict=True)]
+                reference_grams |= _grams(reference, i + 1)  # of each n-gram, the most that one answer has
+            matches[i] += (_grams(predicted, i + 1) & reference_grams).total()
+            totals[i] += max(0, len(predicted) - i)
+    precisions = [(m + 1e-15) / (t + 1e-9) for m, t in zip(matches, totals, strict=True)]  # as in the published script
     precision = math.prod(precisions) ** (1 / 4)  # the geometric mean of n = 1 to 4
     ratio = (prediction_length + 1e-15) / (answer_length + 1e-9)
-    return precision * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
+    return precision * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)  # short predictions have a penalty
 
 
 def segments(text: str) -> list[str]:
     """Split an answer into words without punctuation, to be scored: single Chinese characters, and English words between them."""
-    words, latin = [], ""
+    words, latin_text = [], ""  # `latin_text`: text since the last Chinese character
     for character in text.lower().strip():
         if character in _PUNCTUATION:
             continue
         if "\u4e00" <= character <= "\u9fa5":
-            words += [*_words(latin), character]
-            latin = ""
+            words += [*_words(latin_text), character]
+            latin_text = ""
         else:
-            latin += character
-    return words + _words(latin)
+            latin_text += character
+    return words + _words(latin_text)
 
 
 def _normalized(text: str) -> str:
@@ -97,14 +98,14 @@ def _normalized(text: str) -> str:
 
 def _substring_f1(predicted: list[str], answer: list[str]) -> float:
     """Return the F1 of two texts by the length of their longest common substring, in words."""
-    common = SequenceMatcher(None, predicted, answer, autojunk=False).find_longest_match().size
-    precision, recall = common / max(len(predicted), 1), common / max(len(answer), 1)
-    return 2 * precision * recall / (precision + recall) if common else 0.0
+    common_length = SequenceMatcher(None, predicted, answer, autojunk=False).find_longest_match().size
+    precision, recall = common_length / max(len(predicted), 1), common_length / max(len(answer), 1)
+    return 2 * precision * recall / (precision + recall) if common_length else 0.0
 
 
 def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence, by dynamic programming over prefixes of both."""
-    previous_row = [0] * (len(second) + 1)
+    previous_row = [0] * (len(second) + 1)  # by length of the prefix of `second`
     for first_item in first:
         row = [0]
         for i, second_item in enumerate(second):
@@ -115,8 +116,8 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 def _count_f1(predicted: list[str], answer: list[str]) -> float:
     """Return the F1 of two texts by the number of characters in both, in any order."""
-    common = (Counter(predicted) & Counter(answer)).total()
-    return 2 * common / (len(predicted) + len(answer)) if common else 0.0
+    common_count = (Counter(predicted) & Counter(answer)).total()
+    return 2 * common_count / (len(predicted) + len(answer)) if common_count else 0.0
 
 
 def _characters(text: str) -> list[str]:
