@@ -49,12 +49,12 @@ def doctor(
 
 
 def run_checks(devices: CheckMaker) -> list[Check]:
-    """Run all checks of a machine, in the order to read them. devices: checks of the machine's NPUs (npu/host/checks.py)."""
+    """Run all checks of a machine, and return their results in the order to read them. devices: checks of its NPUs."""
     return [result for check in (_requirements, _compiler, _kernels, devices) for result in _results(check)]
 
 
 def _results(check: CheckMaker) -> list[Check]:
-    """Return the findings of a check; a check that raises is a failed check, because anything may be broken on a machine."""
+    """Return the results of a check. If it raises, that is a failed check: anything may be broken on a machine."""
     try:
         result = check()
         return [result] if isinstance(result, Check) else list(result)
@@ -92,6 +92,7 @@ def _requirements() -> Iterator[Check]:
 
 
 def _compiler() -> Check:
+    """Check that the compiler of the CPU kernels is installed."""
     path = shutil.which("g++")
     fix = "install g++ (Debian, Ubuntu: apt install g++; others: the gcc-c++ package); it compiles the CPU kernels"
     return Check("g++", path is not None, path or "not on PATH", fix)

@@ -68,12 +68,12 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
         tree = json.loads(content)
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
         # the keys keep the order of the file, sorted or not, so the same bytes result if nothing was changed
-        again = as_json({**tree, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record=True))}, record=True)
+        expected = as_json({**tree, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record=True))}, record=True)
     except OSError as error:
         raise DamagedFile(in_words(error, file, fix)) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if again != content:
+    if content != expected:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
     return body
 
@@ -97,10 +97,11 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
 def seal_folder(
     folder: Path, names: Iterable[str], facts: dict[str, Any], fingerprints: dict[str, Any] | None = None
 ) -> None:
-    """Write `seal.json` with size and hash of existing files of a folder, and flush them to the disk. facts: other contents of
-    the seal. fingerprints: of files that their writers have hashed, and flush themselves: they are not read here."""
-    files = {name: (fingerprints or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
-    unflushed_files = [folder / name for name in files if name not in (fingerprints or {})]
+    """Write `seal.json` with size and hash of existing files of a folder, and flush these files to the disk. facts: other contents
+    of the seal. fingerprints: {name: fingerprint} of files that their writers have hashed and flush: they are not touched here."""
+    fingerprints = fingerprints or {}
+    files = {name: fingerprints.get(name) or fingerprint(folder / name) for name in sorted(names)}
+    unflushed_files = [folder / name for name in files if name not in fingerprints]
     for path in dict.fromkeys(path for file in unflushed_files for path in (file, file.parent)):
         sync(path)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
@@ -140,8 +141,7 @@ def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = Tr
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError, which names
-    the file."""
+    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError for it."""
     fresh = file.with_name(f"{UNFINISHED}{file.name}")
     try:
         fresh.unlink(missing_ok=True)  # a link there would be followed
