@@ -280,8 +280,7 @@ def launch(
     refuse_link(job.logs)
     if not job.devices:
         check_training_fits(resolved, job.local)
-    planned_changes = check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step))
-    for change in planned_changes:
+    for change in check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step)):
         logger.info("%s", change)
     ranks_launch.check_ports(job)
     if (start_over or from_step is not None) and job.node == 0:
@@ -404,12 +403,11 @@ def benchmark(
     """
     from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
-    tasks = tuple(dict.fromkeys(arguments.texts(names)))  # each name once
+    tasks, result_file = tuple(dict.fromkeys(arguments.texts(names))), None if json is None else Path(json)
     folder, own_tasks = (None if path is None else str(path) for path in (files, include_path))
     request = BenchmarkRequest(
         tasks, folder, domain, limit, num_fewshot, temperature, samples_per_problem, allow_code_execution, own_tasks
     )
-    result_file = None if json is None else Path(json)
     if result_file is not None:
         check_file_writable(result_file, "--json")
     with mindspore_lock:
@@ -543,7 +541,7 @@ def inherit(
     with mindspore_lock:
         parent = open_parent(Path(model).absolute(), heads, activation)
         if dry_run:
-            return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
+            return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))  # values and their table
         return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
 
 

@@ -102,6 +102,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Check and convert the arguments of a call by `types`, and call the function."""
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:

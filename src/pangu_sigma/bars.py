@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 _SECONDS = 10.0
 """Seconds between two lines of a bar in a file, and before its first: what takes less time needs no line."""
-_LINE_UP = "\x1b[A"
 
 
 class Bar(tqdm):
@@ -27,5 +26,5 @@ class _Lines:
     """Stream that writes each state of a bar as a line of standard error, without the characters that move a terminal's cursor."""
 
     def write(self, text: str) -> None:
-        if state := text.replace(_LINE_UP, "").strip():
+        if state := text.replace("\x1b[A", "").strip():  # cursor up, of a nested bar
             sys.stderr.write(f"{state}\n")

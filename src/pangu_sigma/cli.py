@@ -203,8 +203,7 @@ def _run(
     json: str | None = None,
     **options: Any,
 ) -> int:
-    """Run a command, show its result and return the exit status. arguments, options: of the function. print_config, quiet, json:
-    options of the command line, as in OF_THE_COMMAND_LINE."""
+    """Run a command, show its result and return the exit status. print_config, quiet, json: as in OF_THE_COMMAND_LINE."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     Bar.quiet = quiet
     file = None if json is None else Path(json)

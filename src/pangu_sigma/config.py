@@ -76,7 +76,8 @@ class Config(Section):
             why = "bfloat16 rounds a change of less than 1/256 a step away"
             raise ValueError(f"ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not {beta2}: {why}")
         self._check_limits()
-        if (passes := self.train.accumulation) < (stages := self.parallel.stages) > 1:
+        passes, stages = self.train.accumulation, self.parallel.stages
+        if stages > 1 and passes < stages:
             why = "every stage works on a micro-batch; raise it, and lower train.batch_size to keep the batch"
             raise ValueError(f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: {why}")
         self.check_divisible()
@@ -107,15 +108,13 @@ class Config(Section):
 
     def _check_phases(self) -> None:
         """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
-        names, previous_step = [domain.name for domain in self.domains], -1
+        names, last_step = [domain.name for domain in self.domains], -1
         for number, phase in enumerate(self.data.phases):
             key, step = f"data.phases.{number}", phase.from_step
-            if number == 0 and step != 0:
-                raise ValueError(f"{key}.from_step={step} is not allowed: it must be 0, where training begins")
-            if step <= previous_step:
-                limit = f"above {previous_step}, where the phase before it begins"
+            if step <= last_step or (number == 0 and step > 0):
+                limit = f"above {last_step}, where the phase before it begins" if number else "0, where training begins"
                 raise ValueError(f"{key}.from_step={step} is not allowed: it must be {limit}")
-            previous_step = step
+            last_step = step
             active_names = names if phase.weights is None else phase.weights
             if unknown := [name for name in active_names if name not in names]:
                 raise ValueError(f"{key}.weights: {unknown[0][:100]!r} is not a domain; there are {', '.join(names)}")
@@ -131,8 +130,8 @@ class Config(Section):
         if (options := self.finetune) is None:
             return
         names = [domain.name for domain in self.domains]
-        for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
-            if unknown := [name for name in listed if name not in names]:
+        for key, values in (("domain", [options.domain]), ("domains", options.domains)):
+            if unknown := [name for name in values if name not in names]:
                 fix = f"it has {', '.join(names)}: add {argument('--domain')} with one, for lines that name none"
                 raise ValueError(f"finetune.{key}={unknown[0]} is not a domain of this run; {fix}")
         if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
@@ -145,8 +144,7 @@ class Config(Section):
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
         sequences, count = self.train.batch_size // self.data.domains_per_step, len(m.segments)
-        # fine-tuning keeps the checkpoint of its best evaluation, so every evaluation needs one
-        save_interval = self.train.checkpoint_interval if self.finetune else 1
+        save_interval = self.train.checkpoint_interval if self.finetune else 1  # tuning saves what it evaluates
         for key, value, by, number in (
             ("model.hidden", m.hidden, "model.heads", m.heads),
             ("model.ffn", m.ffn, "the number of model.segments", count),

@@ -244,7 +244,7 @@ def _explain(problem: Any, section: type[BaseModel]) -> str:
 
 
 def in_words(problem: Any) -> str:
-    """Return what a value must be, from a pydantic error."""
+    """Return what a pydantic error says that a value must be, in our words."""
     message: str = problem["msg"]
     for pattern, words in _WORDS.items():
         message = re.sub(pattern, words, message)

@@ -93,8 +93,8 @@ def check_rows_fit(config: Config, folder: Path, processes: int = 1) -> None:
 
 
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
-    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of the limits
-    of this process's cgroup (version 2) and of its ancestors. None if the system does not say. swap: False to leave out swap."""
+    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, but no more than the limits of
+    this process's cgroup (version 2) and its ancestors leave. None if the system does not say. swap: False to leave out swap."""
     sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
     if "MemAvailable" not in sizes:
         return None
@@ -105,7 +105,7 @@ def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
         limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
         if limit.isdigit() and used.isdigit():  # "max" is no limit
             cache = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
-            limits.append(max(0, int(limit) - int(used) + int(cache[1] if cache else 0)))
+            limits.append(max(0, int(limit) - int(used) + int(cache[1] if cache else 0)))  # caches can be freed
     return min(limits)
 
 

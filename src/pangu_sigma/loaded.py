@@ -56,10 +56,6 @@ def _model(value: Any) -> Model | Path:
     return value if isinstance(value, Model) else arguments.one_path(value)
 
 
-def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
-    return model if isinstance(model, Model) else Model(model)
-
-
 TextOrIds = Annotated[str | Sequence[int], PlainValidator(_text_or_ids)]
 AnyModel = Annotated["Model | str | os.PathLike[str]", PlainValidator(_model)]
 _MODELS = PlainValidator(lambda value: several(value, _model))
@@ -118,7 +114,7 @@ def evaluate(
     if is_other_text:
         if others or passages:
             warn_without_effect(f"{argument('--against')}, {argument('--passages')}", "they are about held-out text")
-        opened = _opened(models[0])
+        opened = models[0] if isinstance(models[0], Model) else Model(models[0])
         documents = _documents(opened, files, text, domain, reader, changes)
         limit = samples_of_evaluation(opened.config, all=all_samples or text is not None)
         losses = {name: loss.figures() for name, loss in measure_documents(opened.engine, documents, limit).items()}
@@ -126,28 +122,33 @@ def evaluate(
     if domain is not None or reader is not None or changes:
         names = f"{argument('--domain')}, {argument('--reader')} or {argument('--set', 'overrides')}"
         warn_without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
-    folders = [Path(folder) for folder in models]
+    if others:
+        return _compare(models, others, all_samples, passages)
+    from pangu_sigma.held_out.run import evaluate_run
+
     with mindspore_lock:
-        if others:
-            for precision in {model._weights for model in models if isinstance(model, Model)} - {None}:
-                warn_without_effect(f"weights={precision}", "runs are compared by their weights as they are stored")
-            if passages:
-                warn_without_effect(argument("--passages"), "runs are compared by their losses")
-            from pangu_sigma.held_out.compare import compare_runs, format_differences
-
-            comparison = compare_runs(folders, others, all_samples)
-            losses_of_pairs = [pair["domains"] for pair in comparison["pairs"]]
-            other_losses = [{name: row["against"] for name, row in pair.items()} for pair in losses_of_pairs]
-            return _result(comparison, format_differences(comparison), [*losses_of_pairs, *other_losses])
-        from pangu_sigma.held_out.run import evaluate_run
-
-        losses = evaluate_run(folders[0], all_samples, passages, getattr(models[0], "_weights", None))
+        losses = evaluate_run(Path(models[0]), all_samples, passages, getattr(models[0], "_weights", None))
     table = format_losses(losses)
     if passages:
         from pangu_sigma.held_out.passages import format_passages
 
         table += f"\n\n{format_passages(losses)}"
     return _result(losses, table, [losses])
+
+
+def _compare(models: list[Model | Path], others: list[Path], all_samples: bool, passages: int) -> Result:
+    """Compare the losses of models and other runs, in pairs, on held-out text. all_samples, passages: as in `evaluate`."""
+    from pangu_sigma.held_out.compare import compare_runs, format_differences
+
+    for precision in {model._weights for model in models if isinstance(model, Model)} - {None}:
+        warn_without_effect(f"weights={precision}", "runs are compared by their weights as they are stored")
+    if passages:
+        warn_without_effect(argument("--passages"), "runs are compared by their losses")
+    with mindspore_lock:
+        comparison = compare_runs([Path(model) for model in models], others, all_samples)
+    losses = [pair["domains"] for pair in comparison["pairs"]]
+    other_losses = [{name: row["against"] for name, row in domains.items()} for domains in losses]
+    return _result(comparison, format_differences(comparison), [*losses, *other_losses])
 
 
 def _documents(
@@ -240,7 +241,7 @@ def generate(
     values = locals()
     sampling = {name: values[name] for name in Sampling.model_fields}  # all of them are parameters
     all_prompts, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
-    opened = _opened(model) if weights is None else Model(model, weights)
+    opened = model if isinstance(model, Model) and weights is None else Model(model, weights)
     if prompt == () and not all_prompts:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
     if not domains:
@@ -442,8 +443,8 @@ class Model:
         segment: 0 … N - 1, of F units. number: a domain's own are its `experts` from `first_expert` on; common ones are shared."""
         routed = self.config.model.routed
         _check_below("segment", segment, len(routed), "the RRE layers have the segments")
-        stored = self.config.stored_experts(routed[segment])
-        _check_below("number", number, stored, f"segment {segment} has the experts")
+        experts = self.config.stored_experts(routed[segment])
+        _check_below("number", number, experts, f"segment {segment} has the experts")
         names = ("w1", "b1", "w2") if self.config.model.in_layer(segment).number else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 

@@ -108,7 +108,7 @@ def _kernels() -> Check:
     use_cpu()
     rng = np.random.default_rng(0)
     x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)])
-    offsets = np.array([0, 4, 4, 7], np.int32)
+    offsets = np.array([0, 4, 4, 7], np.int32)  # of 7 rows, 4 are for expert 0, none for expert 1, 3 for expert 2
     tensors = (Tensor(values.astype(np.float32)) for values in (x, w1, b1, w2, b2))
     result = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
     error = np.abs(result - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max()

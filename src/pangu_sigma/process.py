@@ -53,13 +53,13 @@ def plain_graphs() -> Iterator[None]:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection in a `with` statement: imports create thousands of objects, none of them garbage."""
-    enabled = gc.isenabled()
+    """Disable garbage collection in a `with` statement, such as for imports, which create thousands of objects and no garbage."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()
 
 

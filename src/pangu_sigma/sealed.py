@@ -79,8 +79,7 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
 
 
 def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
-    """Return a line of JSON that contains its own hash as last key. allow_nan: True to write NaN and infinity, as Python reads
-    them. Raises ValueError or TypeError if `body` is not JSON."""
+    """Return `body` as a sealed line of JSON. allow_nan: True to write NaN and infinity. Raises ValueError or TypeError."""
     text = json.dumps(body, ensure_ascii=False, allow_nan=allow_nan)
     return f'{text[:-1]}, "{LINE_HASH}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
 
@@ -88,7 +87,7 @@ def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
 def unsealed_line(line: bytes) -> dict[str, Any]:
     """Parse a line that `sealed_line` wrote, without its line end and its hash. Raises DamagedFile if a byte was changed."""
     text, _, ending = line.rpartition(f', "{LINE_HASH}": "'.encode())
-    text += b"}"
+    text += b"}"  # the line as it was before the hash
     if ending != f'{xxhash.xxh3_64_hexdigest(text)}"}}'.encode():
         raise DamagedFile("the line does not match its own hash")
     return dict(json.loads(text))

@@ -19,7 +19,7 @@ class Section(BaseModel):
 
 
 def matching(pattern: str, meaning: str, max_length: int = 4_000) -> AfterValidator:
-    """Return the constraint of a text to a regular expression and a length. meaning: the expression in words, "must have …"."""
+    """Return the constraint that a text matches `pattern` and has at most max_length characters. meaning: the pattern in words."""
 
     def check(text: str) -> str:
         if len(text) > max_length or not re.fullmatch(pattern, text, re.DOTALL):
@@ -252,6 +252,7 @@ class EcssConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> EcssConfig:
+        """Raise ValueError for the first combination of keys that is not allowed."""
         if not self.enabled and self.store == "file":
             raise ValueError("store=file needs enabled=true: without ECSS every expert is in the device's memory")
         if not self.enabled and self.update == "worker":

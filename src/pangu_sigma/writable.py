@@ -36,8 +36,7 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
 
 def check_file_writable(file: Path, option: str) -> None:
-    """Raise NotWritable unless `file` can be created. A file, folder or link in its place is refused. option: the option that gave
-    the path, for messages, such as "--output"."""
+    """Raise NotWritable if `file` cannot be created, or exists, if only as a link. option: the option that names it, "--json"."""
     name = argument(option)
     if file.exists() or file.is_symlink():
         raise NotWritable(f"{file} exists; choose another path with {name}, or remove it: nothing is replaced")

@@ -45,9 +45,9 @@ _ALPHA_CONTROLS = range(1, 10)
 class Vocabulary:
     """Merged vocabulary of PanGu-α's model and one English model.
 
-    pieces: [V] names of the ids. surfaces: [V] bytes that the ids decode to (none for controls and tags).
-    english_ids: SentencePiece id of the English model → merged id. character_ids: character → id of PanGu-α's piece for it.
-    May raise DataError.
+    alpha, english: both models, as the bytes of their files; DataError is raised if they cannot be used. pieces: [V] names of the
+    ids. surfaces: [V] bytes that the ids decode to (none for controls and tags). english_ids: SentencePiece id of the English
+    model → merged id. character_ids: character → id of PanGu-α's piece for it.
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
@@ -66,7 +66,7 @@ class Vocabulary:
 
     def _add_english(self, names: list[str], id_of_surface: dict[bytes, int]) -> list[int]:
         """Add the English pieces whose surface is new, and return the merged id of every SentencePiece id of the English model."""
-        ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]
+        ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]  # every English model begins with <unk> and the 256 bytes
         for name in names[len(ids) :]:
             surface = name.replace(META, " ").encode()
             if surface not in id_of_surface:
@@ -77,9 +77,9 @@ class Vocabulary:
         return ids
 
     def _alpha_by_surface(self) -> dict[bytes, int]:
-        """Return PanGu-α's id by surface. Of several ids with one surface those without "▁" come first, then the lowest."""
+        """Return {surface: PanGu-α's id}. If ids share a surface, the lowest one without "▁" stands for it, else the lowest."""
         id_of_surface: dict[bytes, int] = {}
-        for has_word_mark in (True, False):
+        for has_word_mark in (True, False):  # the last id that is written stays
             for i in reversed(range(ALPHA_SIZE)):
                 if self.surfaces[i] and (META in self.pieces[i]) is has_word_mark and i != UNK:
                     id_of_surface[self.surfaces[i]] = i
@@ -148,7 +148,7 @@ def choose_rows(
     if WORD_MARK in special:  # a domain of the slot has Chinese text
         required_ids = set(chosen_ids)
         characters = [i for i in _characters(vocabulary, counts) if i not in required_ids]
-        chosen_ids += characters[: (rows - len(chosen_ids)) // 2]
+        chosen_ids += characters[: (rows - len(chosen_ids)) // 2]  # half of the rows stay for longer pieces
     producible = vocabulary.producible(domain.language for domain in domains)
     others = np.array(sorted(producible.difference(chosen_ids)), dtype=np.int32)
     by_frequency = others[np.argsort(-counts[others], kind="stable")]
