@@ -212,7 +212,7 @@ def _run(
         if "json" in inspect.signature(function).parameters:  # the function writes it
             options["json"], file = file, None
     if print_config:
-        config = api.load_config(arguments[-1], options.get("overrides", ()))  # `inherit` has a model before it
+        config = api.load_config(arguments[-1], options.get("overrides", ()))  # last, as in `inherit`, after a model
         return _show(Result(config.model_dump(mode="json"), dump_config(config).rstrip()), file)
     return _show(function(*arguments, **options), file)
 

@@ -145,7 +145,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def validated(section: type[_Section], tree: dict[str, Any]) -> _Section:
-    """Validate a plain tree as a section. Raises as `parse_config`."""
+    """Validate a plain tree as a section. Raises ConfigError, which lists one problem per line."""
     try:
         return section.model_validate(tree)
     except ValidationError as error:

@@ -74,7 +74,7 @@ def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> 
         options = f"the domains to keep with {argument('--keep')}, or those to leave away with {argument('--drop')}"
         raise ConfigError(f"name {options}, not {'both' if keep else 'neither'}; there are {', '.join(names)}")
     for name in (*keep, *drop):
-        domains_of(config).named(name)
+        domains_of(config).named(name)  # raises for an unknown name
     remaining = [name for name in names if name in keep] if keep else [name for name in names if name not in drop]
     if not remaining:
         raise ConfigError(f"{argument('--drop')} {', '.join(drop)}: no domain would be left; leave at least one")

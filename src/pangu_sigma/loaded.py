@@ -346,6 +346,7 @@ class Model:
     def __init__(
         self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None, stopped: bool = False
     ):
+        """Name the model of a folder, which is read at first use. weights: precision of matrices in memory; None: as in `load`."""
         self.path, self._weights = Path(path).absolute(), weights
         self.outcome, self.stopped = outcome, stopped
         self._without: Ablation | None = None
@@ -463,7 +464,7 @@ class Model:
         entries = range(len(self.config.model.rows))
         if not entries or rows is False or (rows is not True and rows not in entries):
             raise ConfigError(f"rows={rows} is not allowed: the model has {len(entries)} entries of rows; True: all")
-        return self._with_ablation(rows=frozenset(entries if rows is True else [rows]))
+        return self._with_ablation(rows=frozenset(entries) if rows is True else frozenset({rows}))
 
     def _with_ablation(self, **parts: Any) -> Model:
         """Return a copy of this model with a further ablation. parts: fields of `Ablation`; rows and experts add up."""

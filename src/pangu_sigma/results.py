@@ -39,6 +39,7 @@ class Table(_Printed, dict[str, Any]):
     """Columns by name, arrays or lists of one length, such as `pandas.DataFrame` takes; prints their names and ends."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]):
+        """Make a table that prints the name of each column, and its first and last value."""
         row_count = len(next(iter(columns.values()), ()))
         ends = {name: f"{_short(values[0])} … {_short(values[-1])}" for name, values in columns.items() if len(values)}
         head = f"{row_count:,} rows; the columns, from the first value to the last:"

@@ -44,7 +44,8 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True) -> None:
-    """Raise DamagedFile if a file is missing, or differs from its recorded fingerprint. content: False to compare sizes alone."""
+    """Raise DamagedFile if a file is missing, or differs from its fingerprint. recorded: what `fingerprint` returned when the file
+    was written. fix: advice to the user, the end of the message. content: False to compare sizes alone."""
     try:
         if not file.is_file():  # a pipe or a device in its place has no end
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -153,7 +154,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def commit(fresh: Path, target: Path) -> None:
-    """Make a file or folder, which was written beside `target` under another name, appear as `target`: flushed and renamed."""
+    """Flush `fresh`, a file or folder that was written beside `target`, to the disk, and rename it to `target`."""
     for path in (*fresh.rglob("*"), fresh):
         sync(path)
     fresh.replace(target)

@@ -41,7 +41,7 @@ def _open_stream(path: Path) -> BinaryIO:
 
 def _broken_stream(path: Path, offset: int, error: OSError, option: str = "--input") -> RejectedLine:
     """Return the rejection of a compressed stream that was cut off. Raises DataError for every other error of reading. offset:
-    number of bytes that were read before the error. option: as in `check_input`."""
+    number of bytes that were read before the error. option: names the file in messages."""
     if "Truncated compressed stream" in str(error):
         return RejectedLine("cut stream", f"{error}; copy the file again")
     if error.errno is None:  # PyArrow's error about the data, not one of the disk
@@ -54,12 +54,12 @@ def _broken_stream(path: Path, offset: int, error: OSError, option: str = "--inp
 
 
 def json_lines(path: Path, begin: int = 0, end: int | None = None, option: str = "--input") -> Iterator[Row]:
-    """Yield the lines of a file. begin, end: offsets of line ends of a plain file. option: as in `check_input`.
+    """Yield the lines of a file. begin, end: offsets of line ends of a plain file. option: names the file in messages.
 
     Raises DataError if the file cannot be read, if a compressed stream is damaged, because its lines may then be other text, and
     if the file ends before `end`.
     """
-    offset, is_blank = begin, True
+    offset, is_all_blank = begin, True
     with _open_stream(path) as file:
         if begin:
             file.seek(begin)
@@ -73,7 +73,7 @@ def json_lines(path: Path, begin: int = 0, end: int | None = None, option: str =
                 break
             content = line if offset else line.removeprefix(_BYTE_ORDER_MARK)
             if content.strip():
-                is_blank = False
+                is_all_blank = False
                 yield offset, content if size <= MAX_LINE_BYTES else RejectedLine.too_long(size)
             else:
                 yield offset, None
@@ -82,7 +82,7 @@ def json_lines(path: Path, begin: int = 0, end: int | None = None, option: str =
     if end is not None and offset < end:
         problem = f"was changed while it was read: it ends at byte {offset}, not at {end}"
         raise DataError(f"{argument(option)} {path}: {problem}")
-    if is_blank and is_whole_file:
+    if is_all_blank and is_whole_file:
         yield 0, RejectedLine("empty file", f"there {'are only blanks' if offset else 'is no line'} in it")
 
 
@@ -108,7 +108,7 @@ def line_ends(path: Path, size: int) -> list[int]:
             while (chunk := file.readline(_SKIP_BYTES)) and not chunk.endswith(b"\n"):
                 end += len(chunk)
             end += len(chunk)
-            if end >= total:
+            if end >= total:  # the line is the last one
                 break
             ends.append(end)
     return [*ends, total]
@@ -155,7 +155,7 @@ class _ArrayElements:
         while mark != "]":
             self.peek()
             yield self.offset, self._element()
-            mark = self.peek()
+            mark = self.peek()  # a comma before the next element, or the end
             if mark not in (",", "]"):
                 self._reject_rest("not JSON", f"',' or ']' expected, not {mark!a}" if mark else "the array has no end")
             self._position += 1

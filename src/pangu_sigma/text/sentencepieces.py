@@ -126,7 +126,7 @@ def read_english(path: Path) -> bytes:
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of texts, long ones in parts."""
+    """Yield the lines of texts, long ones in parts of at most _TRAINING_LINE characters."""
     for text in texts:
         for line in text.split("\n"):
             for start in range(0, len(line), _TRAINING_LINE):

@@ -243,7 +243,7 @@ class AlphaTokenizer(Tokenizer):
         # tags and bytes keep their ids, and lose their rows
         self.slot_rows = np.ascontiguousarray(self.slot_rows[:, :ALPHA_SIZE])
         self.row_of[:, ALPHA_SIZE:] = -1
-        self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+        self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)  # without pieces for bytes
 
     def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
         return _piece_ids(" ".join(run.text) if run.spelled else run.text, self._plain)
