@@ -247,7 +247,7 @@ def launch(
     from pangu_sigma.checkpoint import run_folder
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    changes = [config_file.as_text(change) for change in arguments.overrides_of(overrides)]
+    changes = [config_file.as_text(change) for change in arguments.overrides_of(overrides)]  # for the ranks' command
     resolved, folder = arguments.resolve_run(config, output, changes)
     check_device = check_layout if device == "ascend" else check_cpu
     check_device(resolved)
@@ -262,7 +262,7 @@ def launch(
         ranks=resolved.parallel.ranks,
         nodes=nodes,
         node=node_rank or 0,
-        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
+        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),  # MASTER: to replace, in a dry run
         port=master_port,
         devices=devices_of(resolved.parallel.chip) if device == "ascend" else None,
         restarts=max_restarts,
@@ -278,7 +278,7 @@ def launch(
     ranks_launch.check_job(job)
     check_folder_writable(folder, "--output")
     refuse_link(job.logs)
-    if not job.devices:
+    if not job.devices:  # the ranks run on CPUs
         check_training_fits(resolved, job.local)
     for change in check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step)):
         logger.info("%s", change)
