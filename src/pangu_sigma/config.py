@@ -102,7 +102,7 @@ class Config(Section):
                 raise ValueError(f"{key}={value} is more than {reason}; change one of them")
 
     def data_of(self, domain: int) -> DataConfig:
-        """Return section `data` as it holds for a domain, whose own values replace those of the section. domain: index."""
+        """Return section `data` as it holds for a domain, whose own values replace the section's. domain: index."""
         values = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
         return self.data.model_copy(update=values)
 
