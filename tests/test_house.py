@@ -39,7 +39,7 @@ BUDGETS = {
     "rre": 409,
     "serve": 1025,
     "stored": 673,
-    "text": 928,
+    "text": 927,
     "training": 1412,
 }
 """Most lines of code of each room (experiments/house.py counts them). A budget goes down when its room gets smaller; a commit that

@@ -47,15 +47,16 @@ os.environ.setdefault("GLOG_v", "3")
 
 
 class _Face(ModuleType):
-    """Module type of this package, which keeps public names visible: `serve` is the function, although importing the folder of the
-    same name sets an attribute of the package. Code of the project writes `from pangu_sigma.training.loop import …`, which does not
-    read attributes."""
+    """Module type of this package, whose public functions stay visible although some folders have the same names. Code of the
+    project writes `from pangu_sigma.training.loop import …`, which does not read attributes."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, except a folder under a public name: importing the folder `serve` would hide the function `serve`."""
         if not (name in __all__ and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
+        """Import a public name when it is first used, so that importing the package stays quick."""
         if name == "__version__":
             return importlib.import_module("importlib.metadata").version("pangu-sigma")
         if name == "Receipt":  # it needs MindSpore, unlike the rest of this interface

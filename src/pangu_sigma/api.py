@@ -1,9 +1,8 @@
-"""Python interface: the functions of `import pangu_sigma as ps`, most of which are the commands of `pangu-sigma` too: `cli` makes
-options of their parameters, and its help of their docstrings. Each is a thin layer over the folder that does the work.
+"""Python interface: the functions of `import pangu_sigma as ps`. Most are commands of `pangu-sigma`, too: `cli` makes options of
+their parameters, and help of their docstrings. The work is done in the folders.
 
 An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes, and `overrides` changes
-keys of the configuration, as for `load_config`. All functions may be called from any thread. MindSpore computes one thing at a
-time, so calls from several threads wait for each other.
+keys of the configuration. All functions may be called from any thread; calls that need MindSpore wait for each other.
 """
 
 from __future__ import annotations
@@ -95,16 +94,17 @@ def prepare_data(
 
     full_config, files = load_config(config, overrides), arguments.paths(input)
     folder, options = Path(full_config.data.path), preparation.Options(workers, ray, reader)
-    new_config, old = extension_of(full_config) if extend else (full_config, None)
+    # with `extend`: the configuration of the domains that data.path lacks, and the vocabulary of its data, which they keep
+    new_config, vocabulary = extension_of(full_config) if extend else (full_config, None)
     if not files:
         sources = packaged_files(domains_of(new_config), folder.parent / "packages", new_config.data.max_mib_per_domain)
-        files, options = [*sources], replace(options, sources=sources)
+        files, options = list(sources), replace(options, sources=sources)
     if check:
-        manifest, problems = preparation.run_preparation(new_config, files, folder, options, old, writes=False)
+        manifest, problems = preparation.run_preparation(new_config, files, folder, options, vocabulary, writes=False)
         table = "\n".join([format_overview(manifest), *problems])
         return Result(manifest.model_dump(mode="json") | {"problems": problems}, table, ok=not problems)
-    manifest = preparation.prepare(new_config, files, folder, options, old)
-    if extend:
+    manifest = preparation.prepare(new_config, files, folder, options, vocabulary)
+    if extend:  # the result is about all domains
         manifest = load_manifest(folder, [domain.name for domain in full_config.domains])
     return Result(manifest.model_dump(mode="json"), format_overview(manifest))
 
@@ -124,7 +124,7 @@ def train(
 ) -> Model:
     """Train a configuration in a run folder, or resume a run, and return the trained model.
 
-    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step takes none.
+    A run folder with checkpoints resumes from the newest; changed keys are logged. A run at its last step is not trained further.
     Metrics, checkpoints and a report are in the run folder. The model's `outcome` is the summary of the training, or None if
     SIGTERM or `on_step` stopped it. Raises UserError if data or a changed key do not fit, or if another process trains in the
     folder.
@@ -174,7 +174,7 @@ def train(
         with mindspore_lock:
             ranks = backend.connect(resolved)
             trainer = train_run(resolved, folder, backend, options, profile, on_step=on_step, ranks=ranks)
-        stopped = trainer is not None and not trainer.finished
+        stopped = trainer is not None and not trainer.finished  # None: the run was at its last step already
         outcome = _outcome(folder) if ranks.first and not stopped else None
     except OSError as error:
         error.filename = error.filename or str(folder)  # a write that fails names no file
@@ -183,8 +183,7 @@ def train(
 
 
 def _outcome(run: Path) -> Result | None:
-    """Draw the report of a finished run, and return its summary; None, with a warning, if its log is lost, which does not affect
-    the training."""
+    """Draw the report of a finished run, and return the summary of its log; if the log is lost, warn and return None."""
     from pangu_sigma.training.log.metrics import EmptyLogError
     from pangu_sigma.training.log.report import draw_report
     from pangu_sigma.training.log.summary import format_summary, summarise
@@ -192,8 +191,8 @@ def _outcome(run: Path) -> Result | None:
     draw_report(run)
     try:
         summary = summarise(run)
-    except EmptyLogError as lost:
-        logger.warning("no summary: %s", lost)
+    except EmptyLogError as error:
+        logger.warning("no summary: %s", error)
         return None
     return Result(summary, format_summary(summary))
 
@@ -248,9 +247,10 @@ def launch(
     from pangu_sigma.checkpoint import run_folder
     from pangu_sigma.training.start import StartOptions, check_cpu, check_start
 
-    changes = [config_file.as_text(change) for change in arguments.overrides_of(overrides)]
+    changes = [config_file.as_text(change) for change in arguments.overrides_of(overrides)]  # for the ranks' command
     resolved, folder = arguments.resolve_run(config, output, changes)
-    (check_layout if device == "ascend" else check_cpu)(resolved)
+    check_device = check_layout if device == "ascend" else check_cpu
+    check_device(resolved)
     if nodes > 1 and not dry_run:
         for name, value in (("--node-rank", node_rank), ("--master-address", master_address)):
             if value in (None, ""):
@@ -262,7 +262,7 @@ def launch(
         ranks=resolved.parallel.ranks,
         nodes=nodes,
         node=node_rank or 0,
-        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),
+        address=master_address or ("MASTER" if nodes > 1 else "127.0.0.1"),  # MASTER: to replace, in a dry run
         port=master_port,
         devices=devices_of(resolved.parallel.chip) if device == "ascend" else None,
         restarts=max_restarts,
@@ -278,10 +278,9 @@ def launch(
     ranks_launch.check_job(job)
     check_folder_writable(folder, "--output")
     refuse_link(job.logs)
-    if not job.devices:
+    if not job.devices:  # the ranks run on CPUs
         check_training_fits(resolved, job.local)
-    planned_changes = check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step))
-    for change in planned_changes:
+    for change in check_start(folder, resolved, StartOptions(start_over, allow_data_change, from_step)):
         logger.info("%s", change)
     ranks_launch.check_ports(job)
     if (start_over or from_step is not None) and job.node == 0:
@@ -308,9 +307,9 @@ def training_command(
 
 
 def training_facts(config: Config, folder: Path | None) -> dict[str, str]:
-    """Return the facts, by name, that must be equal on all nodes of a run: keys of the configuration, hashes of prepared data and
-    tables, software versions. folder: run folder whose tables count if it has a checkpoint; None for a run that starts over. Raises
-    ConfigError, DataError or DamagedFile for what is missing, damaged or does not fit."""
+    """Return {name: value} of the facts that must be equal on all nodes of a run: keys of the configuration, hashes of prepared
+    data and routing tables, software versions. folder: run folder, whose tables count if it has a checkpoint; None for a run that
+    starts over. Raises ConfigError, DataError or DamagedFile for files that are missing, damaged or do not fit."""
     from pangu_sigma.checkpoint.changes import leaves
     from pangu_sigma.checkpoint.checkpoint import checkpoints
     from pangu_sigma.checkpoint.run_folder import CHECKPOINTS
@@ -404,15 +403,15 @@ def benchmark(
     """
     from pangu_sigma.evaluate.benchmarks import BenchmarkRequest, benchmark_model, format_tasks
 
-    chosen, file = tuple(dict.fromkeys(arguments.texts(names))), None if json is None else Path(json)
-    folder, tasks = (None if path is None else str(path) for path in (files, include_path))
+    tasks, result_file = tuple(dict.fromkeys(arguments.texts(names))), None if json is None else Path(json)
+    folder, own_tasks = (None if path is None else str(path) for path in (files, include_path))
     request = BenchmarkRequest(
-        chosen, folder, domain, limit, num_fewshot, temperature, samples_per_problem, allow_code_execution, tasks
+        tasks, folder, domain, limit, num_fewshot, temperature, samples_per_problem, allow_code_execution, own_tasks
     )
-    if file is not None:
-        check_file_writable(file, "--json")
+    if result_file is not None:
+        check_file_writable(result_file, "--json")
     with mindspore_lock:
-        metrics = benchmark_model(Path(model), request, file)
+        metrics = benchmark_model(Path(model), request, result_file)
     return Result(metrics, format_tasks(metrics))
 
 
@@ -440,14 +439,15 @@ def report(model: AnyPath, against: Paths = ()) -> Result | Results:
     from pangu_sigma.training.log.report import write_report
     from pangu_sigma.training.log.summary import compare_logs, format_summary, summarise
 
-    summary, *summaries = (summarise(folder) for folder in (run, *others))  # refuses what is not a run, before drawing
-    compared = [compare_logs(run, other) for other in others]
-    for other_summary, (differences, _) in zip(summaries, compared, strict=True):
-        other_summary["differences"] = differences
-    tables = "\n\n".join(table for _, table in compared)
-    page = write_report(run, others, tables)
+    summary, *other_summaries = (summarise(folder) for folder in (run, *others))  # before drawing: raises if not a run
+    loss_tables = []
+    for other, other_summary in zip(others, other_summaries, strict=True):
+        other_summary["differences"], loss_table = compare_logs(run, other)
+        loss_tables.append(loss_table)
+    tables = "\n\n".join(loss_tables)
+    report_path = write_report(run, others, tables)
     if others:
-        return Results([summary, *summaries], f"{tables}\n\n{'report':12} {page}")
+        return Results([summary, *other_summaries], f"{tables}\n\n{'report':12} {report_path}")
     text = format_summary(summary)
     if forgetting := (summary["finetune"] or {}).get("forgetting"):  # of a tuned run that is finished
         from pangu_sigma.finetune.tuning import format_forgetting
@@ -541,7 +541,7 @@ def inherit(
     with mindspore_lock:
         parent = open_parent(Path(model).absolute(), heads, activation)
         if dry_run:
-            return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))
+            return Result(*from_alpha.mapped(parent, resolved, moments, drop_rows))  # values and their table
         return from_alpha.inherit(parent, resolved, folder, moments, drop_rows)
 
 
@@ -611,9 +611,9 @@ def extract(
     check_folder_writable(Path(output), "--output")
     from pangu_sigma.inherit.extract import extract_domains
 
-    choice, text = (arguments.texts(keep), arguments.texts(drop)), None if data is None else Path(data)
+    keep, drop, text = arguments.texts(keep), arguments.texts(drop), None if data is None else Path(data)
     with mindspore_lock:
-        return extract_domains(Path(model).absolute(), Path(output), *choice, text, format == "mindir")
+        return extract_domains(Path(model).absolute(), Path(output), keep, drop, text, export=format == "mindir")
 
 
 @checked
@@ -689,15 +689,15 @@ def plan(
     from pangu_sigma.npu.plan import plan as plans
     from pangu_sigma.npu.plan.differences import compile_plan
 
-    resolved, tree, lines, ok = load_config(config, overrides), dict[str, Any](), list[str](), True
+    resolved, figures, lines, ok = load_config(config, overrides), dict[str, Any](), list[str](), True
     if devices is not None:
-        tree = (compile_plan if compile else plans.make_plan)(resolved, devices)
-        lines, ok = [plans.format_plan(tree)], tree["fits"] and not tree["differences"]
+        figures = compile_plan(resolved, devices) if compile else plans.make_plan(resolved, devices)
+        lines, ok = [plans.format_plan(figures)], figures["fits"] and not figures["differences"]
     if scan:
         layouts = plans.scan(resolved)
-        tree, lines = tree | layouts, [*lines, *plans.format_tree(layouts)]
-        ok = ok and layouts["least_devices"] is not None
-    return Result(tree, "\n".join(lines), ok)
+        figures, lines = figures | layouts, [*lines, *plans.format_tree(layouts)]
+        ok = ok and layouts["least_devices"] is not None  # None: no number of NPUs is enough
+    return Result(figures, "\n".join(lines), ok)
 
 
 @checked
@@ -761,9 +761,9 @@ def serve(
     from pangu_sigma.serve import server
     from pangu_sigma.serve.served import Limits
 
-    changed = config_file.validated(Limits, config_file.override({}, arguments.texts(limits)))
+    new_limits = config_file.validated(Limits, config_file.override({}, arguments.texts(limits)))
     address = server.Address(host, port, arguments.texts(allow_host))
     key = server.read_key(None if api_key_file is None else Path(api_key_file))
     with server.bind(address) as listening:  # before the model is loaded, so that a busy port is reported at once
-        decoder = open_decoder(Path(model), changed.lanes, weights)
-        return server.serve(decoder, listening, address, key, changed)
+        decoder = open_decoder(Path(model), new_limits.lanes, weights)
+        return server.serve(decoder, listening, address, key, new_limits)

@@ -32,12 +32,12 @@ def one_path(value: Any) -> Path:
 
 
 def _text(value: Any) -> str:
+    """Return a text. Raises ValueError for other types, and for half a surrogate pair, as which Python reads bytes of no UTF-8."""
     if not isinstance(value, str):
         raise ValueError("a text")
     if half := HALF_PAIR.search(value):
-        raise ValueError(
-            f"it is not Unicode text: character {half.start()}, {half[0]!r}, is half a pair or no UTF-8; give UTF-8"
-        )
+        place = f"character {half.start()}, {half[0]!r}"
+        raise ValueError(f"it is not Unicode text: {place}, is half a pair or no UTF-8; give UTF-8")
     return value
 
 
@@ -60,12 +60,12 @@ def texts(value: Texts) -> list[str]:
 def overrides_of(value: Overrides) -> list[Override]:
     """Return the overrides of a configuration as a list. Raises ValueError for other types."""
 
-    def change(value: Any) -> Override:
-        if isinstance(value, str) or (isinstance(value, tuple) and len(value) == 2):
-            return value
+    def one_override(item: Any) -> Override:
+        if isinstance(item, str) or (isinstance(item, tuple) and len(item) == 2):
+            return item
         raise ValueError('values by key path, such as {"train.steps": 100}')
 
-    return several(value.items() if isinstance(value, Mapping) else value, change)
+    return several(value.items() if isinstance(value, Mapping) else value, one_override)
 
 
 AnyPath = Annotated[str | os.PathLike[str], PlainValidator(one_path)]
@@ -83,25 +83,26 @@ Seconds = Annotated[float, Field(ge=0, le=365 * 86_400)]
 
 
 def types_of(function: Callable[..., Any], names: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the types of a function's parameters with their metadata; the type of its result may need MindSpore. names: types
-    by the names that annotations use for them, in place of the types that a module has under these names."""
+    """Return {parameter: type} of a function, with the metadata of `Annotated`, without the result, whose type may need MindSpore.
+    names: {name: type} that replaces types which the function's module has under these names."""
     hints = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-    return get_type_hints(type("", (), {"__annotations__": hints}), function.__globals__, names, include_extras=True)
+    annotated = type("", (), {"__annotations__": hints})  # get_type_hints takes an object that has annotations
+    return get_type_hints(annotated, function.__globals__, names, include_extras=True)
 
 
 def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate a function so that it raises UserError, which names the argument, for a value that its annotation does not allow,
-    and for unknown and missing arguments. The function gets lists and paths where the types of this module allow one value or a
-    string, too."""
+    and for unknown and missing arguments. Validators in the annotations convert, too, such as one text of `Texts` to a list."""
     signature = inspect.signature(function)
 
-    @cache
+    @cache  # annotations are resolved at the first call
     def types() -> dict[str, TypeAdapter[Any]]:
         strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
         return {name: TypeAdapter(hint, config=strict) for name, hint in types_of(function).items()}
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Check and convert the arguments of a call by `types`, and call the function."""
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -113,7 +114,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 plain = value.item() if isinstance(value, np.generic) else value
                 bound.arguments[name] = types()[name].validate_python(plain)
             except ValidationError as error:
-                rule = config_file.in_words(error.errors(include_url=False)[-1])
+                rule = config_file.in_words(error.errors(include_url=False)[-1])  # of a union's types, the last
                 is_option = signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
                 option = keyword(name) if is_option else name
                 raise UserError(f"{option}={config_file.short(value)} is not allowed: {rule}") from None

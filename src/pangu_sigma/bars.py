@@ -17,23 +17,14 @@ class Bar(tqdm):
     quiet = False
 
     def __init__(self, *arguments: Any, disable: bool = False, **options: Any):
-        self._in_file = not sys.stderr.isatty()
-        if self._in_file:
+        if not sys.stderr.isatty():  # a file: the caller may set the delay of the first line, and no other time
             options = {"delay": _SECONDS, **options, "mininterval": _SECONDS, "miniters": 1, "file": _Lines()}
         super().__init__(*arguments, disable=disable or Bar.quiet, **options)
 
-    def moveto(self, n: int) -> None:
-        """Move the cursor to the line of the n-th nested bar; in a file, which has no cursor, do nothing."""
-        if not self._in_file:
-            super().moveto(n)
-
 
 class _Lines:
-    """Stream that writes each state of a bar as a line of standard error, without the characters that redraw a line."""
+    """Stream that writes each state of a bar as a line of standard error, without the characters that move a terminal's cursor."""
 
     def write(self, text: str) -> None:
-        if state := text.strip():
+        if state := text.replace("\x1b[A", "").strip():  # cursor up, of a nested bar
             sys.stderr.write(f"{state}\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()

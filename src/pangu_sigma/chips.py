@@ -1,7 +1,6 @@
 """Data of the chips that are sold as "Ascend 910". 910A is the paper's chip. 910B, in bins (speed grades) 1 to 4, is in Atlas 800T
 A2 and 900 A2; 910_93 is one of the two dies in a chip of Atlas 900 A3; software sees each die as an NPU. Each figure has its source
-beside it; data sheets were read in copies. "Third party" marks figures that others published, "reported" figures that were read
-about a source, not in it. Rates are for dense products; bandwidths are one way."""
+beside it, "reported" if we read about the source, not in it. Rates are for dense products; bandwidths are one way."""
 
 from __future__ import annotations
 
@@ -52,10 +51,10 @@ _ATLAS_800T_A2 = {
 
 
 def _bin(number: int, float16: float, bfloat16: float, float32: float, memory: int, hbm: float) -> ChipData:
-    """Return the data of a bin of 910B. Rates are operations per second; HF32, which rounds float32 to 19 bits, is not counted.
-    Rates of float16 and float32 come from data sheets, which add the vector units to the matrix units. Rates of bfloat16 are the
-    matrix units' alone: cores · 16³ · 2 · clock, both from CANN 8.1's platform_config/Ascend910B<number>.ini. So does Huawei's own
-    model of its servers (MindStudio Modeling, tensor_cast/device.py), which has no bin 1."""
+    """Return the data of bin `number` (speed grade) of 910B. float16, bfloat16, float32: operations per second. memory: bytes.
+    hbm: bytes per second. Rates of float16 and float32 come from data sheets, which add the vector units to the matrix units, and
+    leave HF32 out, which rounds float32 to 19 bits. Rates of bfloat16 are of the matrix units alone: cores · 16³ · 2 · clock, with
+    cores and clock from CANN 8.1's platform_config/Ascend910B<number>.ini, as in MindStudio Modeling's tensor_cast/device.py."""
     flops = {"float16": float16, "bfloat16": bfloat16, "float32": float32}
     return ChipData(f"Ascend 910B{number}", f"Ascend910B{number}", memory, flops, hbm=hbm, **_ATLAS_800T_A2)  # type: ignore[arg-type]
 

@@ -51,8 +51,9 @@ SPELLED = {
 
 
 def _as_typed(kind: Any, tokens: Any) -> Any:
-    """Return the values of an option, in place of cyclopts's conversion: it would round 1.5 to a whole number, and change paths,
-    which the called functions check as they were typed. Raises ValueError for a value that is an option."""
+    """Return the value, or for a list the values, of an option as they were typed; only whole numbers are converted. cyclopts
+    would round 1.5 to a whole number and rewrite paths, which the called functions check as the user typed them. kind: type of the
+    option. tokens: words of the command line, as cyclopts has them. Raises ValueError if a value is itself an option."""
     values = [int(token.value) if kind is int else token.value for token in tokens]
     if options := [value for value in values if str(value).startswith("--")]:
         raise ValueError(f"{options[0]} is an option")
@@ -101,8 +102,8 @@ def program() -> int:
 
 
 def _mend_streams() -> None:
-    """Let no character and no closed stream end a command: a byte that is not UTF-8 arrives as half a surrogate pair, a character
-    that the encoding of the output lacks is written as its number, and a stream that the shell closed is empty."""
+    """Change the standard streams so that none of them can end a command. A byte of the input that is not UTF-8 becomes half a
+    surrogate pair, a character that the output's encoding lacks becomes its number, and a stream that the shell closed is empty."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the process ends)
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status, one of EXIT_STATUSES."""
     words = sys.argv[1:] if arguments is None else arguments
     app = make_app(*words[:1])
-    if not words or {"--help", "-h"} & {*words}:
+    if not words or {"--help", "-h"} & {*words}:  # else its imports would take time for nothing
         _show_plainly(app)
     try:
         command, bound, _ = app.parse_args(words or ["--help"], exit_on_error=False, print_error=False)
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {usage_error(error)}", file=sys.stderr)
         return 2
     status = exit_status(lambda: command(*bound.args, **bound.kwargs) or 0)
-    return status if words else 2
+    return status if words else 2  # without a command the help was shown, which is an error of usage
 
 
 def make_app(only: str = "") -> App:
@@ -140,14 +141,14 @@ def make_app(only: str = "") -> App:
         text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
         app.command(_command(function, text), name=name, sort_key=number, help_epilogue=f"examples:\n{examples}")
     if only not in commands:
-        words, example = "Install completion of these commands in a shell.", "examples:\n    pangu-sigma completion"
-        app.register_install_completion_command("completion", False, help=words, help_epilogue=example)
+        summary, example = "Install completion of these commands in a shell.", "examples:\n    pangu-sigma completion"
+        app.register_install_completion_command("completion", False, help=summary, help_epilogue=example)
     return app
 
 
 def _show_plainly(app: App) -> None:
-    """Print help as lines of text without boxes. Texts that cyclopts gives to `_print_plain` are folded between words; the
-    epilogue, such as the examples, goes to the console as it is."""
+    """Make the app print its help as plain lines, without boxes. cyclopts passes every text but the epilogue to `_print_plain`,
+    which folds the text between words; the epilogue, with the examples, goes to the console unchanged."""
     from cyclopts.help.formatters.plain import PlainFormatter
     from rich.console import Console
 
@@ -161,7 +162,7 @@ def _show_plainly(app: App) -> None:
 
 
 def _command(function: Callable[..., Any], help: str) -> Callable[..., int]:
-    """Return the function that a command runs."""
+    """Return the function that cyclopts calls for a command, with the command's options as signature. help: its docstring."""
 
     def command(*arguments: Any, **options: Any) -> int:
         return _run(function, *arguments, **options)
@@ -171,21 +172,22 @@ def _command(function: Callable[..., Any], help: str) -> Callable[..., int]:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a function's command: positional parameters first, then options by keyword."""
+    """Return the signature of a function's command: positional parameters first, then options by keyword. Options are the
+    function's parameters, and the entries of OF_THE_COMMAND_LINE that are of use to it."""
     original = inspect.unwrap(function)
     hints, parameters = types_of(original, TYPES), inspect.signature(original).parameters
-    options = [_option(n, hints[n], parameters[n].default) for n in parameters if n not in ONLY_PYTHON]
+    options = [_option(name, hints[name], parameters[name].default) for name in parameters if name not in ONLY_PYTHON]
     has_config = not parameters.keys().isdisjoint(("config", "what"))
     has_result = original.__annotations__["return"] not in ("int", "int | str", "None")
-    applies = {"print_config": has_config, "json": has_result and "json" not in parameters}
+    is_useful = {"print_config": has_config, "json": has_result and "json" not in parameters, "quiet": True}
     for name, (hint, help) in OF_THE_COMMAND_LINE.items():
-        if applies.get(name, True):
+        if is_useful[name]:
             options.append(_option(name, hint, False if hint is bool else None, Parameter(help=help)))
     return inspect.Signature(sorted(options, key=lambda option: option.kind))
 
 
 def _option(name: str, hint: Any, default: Any, help: Parameter | None = None) -> inspect.Parameter:
-    """Return the parameter of an option. help: of an option that no docstring has."""
+    """Return the parameter of which cyclopts makes an option, or a positional argument. help: for an option without a docstring."""
     kind = inspect.Parameter.POSITIONAL_ONLY if name in POSITIONAL else inspect.Parameter.KEYWORD_ONLY
     default_help = Parameter(show_default=default not in (None, False, (), inspect.Parameter.empty))
     hint = hint | None if default is None else hint  # cyclopts checks defaults, too
@@ -201,7 +203,7 @@ def _run(
     json: str | None = None,
     **options: Any,
 ) -> int:
-    """Run a command, show its result and return the exit status."""
+    """Run a command, show its result and return the exit status. print_config, quiet, json: as in OF_THE_COMMAND_LINE."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     Bar.quiet = quiet
     file = None if json is None else Path(json)
@@ -210,13 +212,14 @@ def _run(
         if "json" in inspect.signature(function).parameters:  # the function writes it
             options["json"], file = file, None
     if print_config:
-        config = api.load_config(arguments[-1], options.get("overrides", ()))
-        return _shown(Result(config.model_dump(mode="json"), dump_config(config).rstrip()), file)
-    return _shown(function(*arguments, **options), file)
+        config = api.load_config(arguments[-1], options.get("overrides", ()))  # last, as in `inherit`, after a model
+        return _show(Result(config.model_dump(mode="json"), dump_config(config).rstrip()), file)
+    return _show(function(*arguments, **options), file)
 
 
-def _shown(result: Any, file: Path | None) -> int:
-    """Print the result of a command, write it as JSON to the file of --json, and return the exit status. file: -: only JSON."""
+def _show(result: Any, file: Path | None) -> int:
+    """Print the result of a command, and return the exit status. file: file that gets the result as JSON, too; "-" to print JSON in
+    place of the command's table; None for no JSON."""
     if isinstance(result, api.Model):
         if result.stopped:  # a launcher takes any other status of a rank for a failure, and starts the ranks again
             return 0 if is_rank() else INTERRUPTED
@@ -225,14 +228,14 @@ def _shown(result: Any, file: Path | None) -> int:
         return result or 0
     is_printed = file == Path("-")
     is_ascii = is_printed and (sys.stdout.encoding or "utf-8").lower() != "utf-8"
-    text = json.dumps(result, ensure_ascii=is_ascii, indent=2, default=_plain) if file else ""
+    text = json.dumps(result, ensure_ascii=is_ascii, indent=2, default=_json_value) if file else ""
     print(text if is_printed else result)
     if file and not is_printed:
         write_atomically(file, f"{text}\n".encode(errors="backslashreplace"))  # half a surrogate pair as JSON's escape
     return 0 if getattr(result, "ok", True) else 1
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else asdict(value)
 
 

@@ -1,5 +1,4 @@
-"""Configuration tree: its root, the combinations of keys that are allowed, and the sizes that follow from them. sections.py has the
-keys of the sections, and config_file.py reads files."""
+"""Configuration tree: its root, allowed combinations of keys, and sizes that follow from keys. sections.py has the other keys."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ _FOLDER_NAME = "becomes the name of a folder: 1 to 100 letters, digits, blanks a
 
 @dataclass(frozen=True)
 class ParamCount:
-    """Parameter counts of a model. active_per_token excludes embedding tables, as PanGu-α's model sizes do. rows: of `model.rows`,
-    if tokens met all; not in the total."""
+    """Parameter counts. active_per_token: without embeddings, as in PanGu-α's model sizes. rows: `model.rows`, not in the total."""
 
     total: int
     dense: int
@@ -67,6 +65,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
+        """Raise ValueError for the first combination of keys that is not allowed."""
         chip, dtype = CHIP_DATA[self.parallel.chip], self.train.compute_dtype
         if dtype not in chip.flops:
             fix = f"set train.compute_dtype={chip.half}, or a later chip, such as parallel.chip=910b; on a CPU set float32"
@@ -77,7 +76,8 @@ class Config(Section):
             why = "bfloat16 rounds a change of less than 1/256 a step away"
             raise ValueError(f"ecss.moments=bfloat16 needs train.optimizer.beta2 <= 0.99, not {beta2}: {why}")
         self._check_limits()
-        if (passes := self.train.accumulation) < (stages := self.parallel.stages) > 1:
+        passes, stages = self.train.accumulation, self.parallel.stages
+        if stages > 1 and passes < stages:
             why = "every stage works on a micro-batch; raise it, and lower train.batch_size to keep the batch"
             raise ValueError(f"parallel.stages={stages} needs train.accumulation >= {stages}, not {passes}: {why}")
         self.check_divisible()
@@ -86,7 +86,7 @@ class Config(Section):
         return self
 
     def _check_limits(self) -> None:
-        """Raise ValueError for the first value that is more than another one, or the count of something, allows."""
+        """Raise ValueError for the first value above its limit, which is the value of another key, a count or a constant."""
         optimizer, data, layers = self.train.optimizer, self.data, self.model.layers
         limit = data.max_held_out_tokens
         minima = [(d.name, d.min_held_out_tokens or data.min_held_out_tokens) for d in self.domains]
@@ -102,34 +102,36 @@ class Config(Section):
                 raise ValueError(f"{key}={value} is more than {reason}; change one of them")
 
     def data_of(self, domain: int) -> DataConfig:
-        """Return section `data` for a domain: with the values that the domain gives to keys of the section. domain: its index."""
+        """Return section `data` as it holds for a domain, whose own values replace the section's. domain: index."""
         values = self.domains[domain].model_dump(include=set(DataConfig.model_fields), exclude_none=True)
         return self.data.model_copy(update=values)
 
     def _check_phases(self) -> None:
         """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
-        names, last = [domain.name for domain in self.domains], -1
+        names, last_step = [domain.name for domain in self.domains], -1
         for number, phase in enumerate(self.data.phases):
-            key = f"data.phases.{number}"
-            if phase.from_step <= last or (not number and phase.from_step):
-                limit = f"above {last}, where the phase before it begins" if number else "0, where training begins"
-                raise ValueError(f"{key}.from_step={phase.from_step} is not allowed: it must be {limit}")
-            last, active = phase.from_step, names if phase.weights is None else phase.weights
-            if unknown := [name for name in active if name not in names]:
+            key, step = f"data.phases.{number}", phase.from_step
+            if step <= last_step or (number == 0 and step > 0):
+                limit = f"above {last_step}, where the phase before it begins" if number else "0, where training begins"
+                raise ValueError(f"{key}.from_step={step} is not allowed: it must be {limit}")
+            last_step = step
+            active_names = names if phase.weights is None else phase.weights
+            if unknown := [name for name in active_names if name not in names]:
                 raise ValueError(f"{key}.weights: {unknown[0][:100]!r} is not a domain; there are {', '.join(names)}")
-            for members in ([names[index] for index in indices] for indices in self.domain_sets):
-                if not {*members} & {*active}:
+            for indices in self.domain_sets:
+                members = [names[index] for index in indices]
+                if not {*members} & {*active_names}:
+                    problem = f"{key}.weights has no domain of the set {', '.join(members)}"
                     why = f"from which every step takes a block (data.domain_sets={self.data.domain_sets})"
-                    members_named = f"domain of the set {', '.join(members)}"
-                    raise ValueError(f"{key}.weights has no {members_named}, {why}; name one, or lower the key")
+                    raise ValueError(f"{problem}, {why}; name one, or lower the key")
 
     def _check_finetune(self) -> None:
         """Raise ValueError if the `finetune` section does not fit the rest of the tree."""
         if (options := self.finetune) is None:
             return
         names = [domain.name for domain in self.domains]
-        for key, listed in (("domain", [options.domain]), ("domains", options.domains)):
-            if unknown := [name for name in listed if name not in names]:
+        for key, values in (("domain", [options.domain]), ("domains", options.domains)):
+            if unknown := [name for name in values if name not in names]:
                 fix = f"it has {', '.join(names)}: add {argument('--domain')} with one, for lines that name none"
                 raise ValueError(f"finetune.{key}={unknown[0]} is not a domain of this run; {fix}")
         if options.learn != "all" and not (self.model.rre_layers and self.ecss.enabled):
@@ -142,12 +144,12 @@ class Config(Section):
         """Raise ValueError for the first size, such as heads or batch_size, that ranks or blocks do not divide evenly."""
         m, p, sets = self.model, self.parallel, self.data.domain_sets
         sequences, count = self.train.batch_size // self.data.domains_per_step, len(m.segments)
-        between_saves = self.train.checkpoint_interval if self.finetune else 1  # its best state was evaluated and saved
+        save_interval = self.train.checkpoint_interval if self.finetune else 1  # tuning saves what it evaluates
         for key, value, by, number in (
             ("model.hidden", m.hidden, "model.heads", m.heads),
             ("model.ffn", m.ffn, "the number of model.segments", count),
             ("train.batch_size", self.train.batch_size, "data.domains_per_step", self.data.domains_per_step),
-            ("train.eval_interval", self.train.eval_interval, "train.checkpoint_interval", between_saves),
+            ("train.eval_interval", self.train.eval_interval, "train.checkpoint_interval", save_interval),
             ("the number of domains", len(self.domains), "data.domain_sets", sets),
             ("data.domains_per_step", self.data.domains_per_step, "data.domain_sets", sets),
             ("data.domain_sets", sets, "parallel.groups", p.groups),
@@ -174,12 +176,13 @@ class Config(Section):
 
     @property
     def domain_sets(self) -> list[list[int]]:
-        """Indices of the domains of each of the `data.domain_sets` sets, ascending. Sets have equally many domains, and nearly
+        """The `data.domain_sets` sets of domains, each as ascending indices of domains. Sets have equally many domains, and nearly
         equal total weights by greedy packing: our choice, because the paper says that domains share groups of ranks, not how."""
         sets: list[list[int]] = [[] for _ in range(self.data.domain_sets)]
         weights, size = [0.0] * len(sets), len(self.domains) // len(sets)
         for index in sorted(range(len(self.domains)), key=lambda i: -self.domains[i].weight):
-            lightest = min((s for s in range(len(sets)) if len(sets[s]) < size), key=lambda s: weights[s])
+            incomplete = [s for s, members in enumerate(sets) if len(members) < size]
+            lightest = min(incomplete, key=lambda s: weights[s])
             sets[lightest].append(index)
             weights[lightest] += self.domains[index].weight
         return [sorted(members) for members in sets]
@@ -203,17 +206,17 @@ class Config(Section):
         return self.train.batch_size * self.train.accumulation * self.model.seq_length
 
     def reachable_experts(self, domains: Iterable[int]) -> list[list[int]]:
-        """Return the numbers of the experts that tokens of these domains can reach, for each of the N segments."""
-        size, common = self.model.experts_per_domain, list(range(self.model.common_experts))
-        numbers = [domain * size + number for domain in sorted(set(domains)) for number in range(size)]
-        return [numbers if kind == "own" else common for kind in self.model.routed]
+        """Return the numbers of the experts that tokens of these domains (indices) can reach: a list for each of the N segments."""
+        size, common_experts = self.model.experts_per_domain, list(range(self.model.common_experts))
+        own_experts = [domain * size + number for domain in sorted(set(domains)) for number in range(size)]
+        return [own_experts if kind == "own" else common_experts for kind in self.model.routed]
 
     def learns(self, kind: Segment) -> bool:
-        """Return True if experts and rows of this kind learn; common ones do not where fine-tuning names the experts that do."""
+        """Return True if experts and rows of this kind learn. Common ones do not if fine-tuning trains experts of its domains."""
         return kind == "own" or self.finetune is None or self.finetune.learn == "all"
 
     def params_of_experts(self, own: int, common: int) -> int:
-        """Return the number of parameters, in all RRE layers, of so many experts in each own and each common segment."""
+        """Return the number of parameters of `own` experts in each own segment, and `common` in each common one, of all layers."""
         model = self.model
         counts = (common if kind == "common" else own for kind in model.segments)
         return model.rre_layers * sum(count * model.expert_params(s) for s, count in enumerate(counts))
@@ -224,7 +227,7 @@ class Config(Section):
         return self.params_of_experts(self.model.experts_per_domain, 0)
 
     def active_of(self, kind: Segment) -> int:
-        """Return A, the maximum number of experts of one segment of this kind that a step can activate."""
+        """Return A, the maximum number of experts of one segment of this kind that a step can activate; without ECSS, all."""
         if kind == "common":
             return self.model.common_experts
         return self.data.domains_per_step * self.model.experts_per_domain if self.ecss.enabled else self.experts
@@ -245,10 +248,10 @@ class Config(Section):
         return self.on_one_rank().model_copy(update={"train": train, "data": self.data.model_copy(update=shape)})
 
     def num_params(self) -> ParamCount:
-        """Count the parameters of the model. Of the embeddings, every word has a row, every position one for the first layer and
-        one for the query layer. With `model.rows` each layer has a scale, and a token computes with one vector of H values."""
+        """Count the parameters of the model. Embeddings are a row for each word of each slot, and two for each position, of the
+        first layer and of the query layer. `model.rows` adds a scale to each layer, and H active parameters to each token."""
         m = self.model
-        attention, norms = 4 * (m.hidden * m.hidden + m.hidden), 2 * 2 * m.hidden
+        attention, norms = 4 * (m.hidden * m.hidden + m.hidden), 2 * 2 * m.hidden  # of one layer
         ffn = 2 * m.hidden * m.ffn + m.ffn + m.hidden
         dense = m.layers * (attention + norms + bool(m.rows)) + m.dense_layers * ffn + 2 * m.hidden
         experts = self.params_of_experts(self.experts, m.common_experts)

@@ -30,6 +30,7 @@ class _Loader(yaml.SafeLoader):
     """Loader of YAML that refuses a key twice. `2e-5` is a number; `1:30`, 90 in YAML 1.1, `010`, 8, and `910_93` are texts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a dictionary of a node. Raises ConstructorError for a key that is written twice, which PyYAML would allow."""
         lines: dict[str, int] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in lines:
@@ -111,7 +112,8 @@ def override(tree: dict[str, Any], overrides: Sequence[Override]) -> dict[str, A
         if not isinstance(change, str):
             value = _plain(change[1])
         elif not key or "=" not in change:
-            raise ConfigError(f"{option} {short(change)} is not KEY=VALUE, such as {short(key or 'KEY')[1:-1]}=10")
+            example = f"{short(key or 'KEY')[1:-1]}=10"  # without the quotes of the text
+            raise ConfigError(f"{option} {short(change)} is not KEY=VALUE, such as {example}")
         else:
             text = change.partition("=")[2]
             value = _parse_yaml(text, f"{subject}: {short(text)} is not a YAML value")
@@ -143,7 +145,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
 
 
 def validated(section: type[_Section], tree: dict[str, Any]) -> _Section:
-    """Validate a plain tree as a section. Raises as `parse_config`."""
+    """Validate a plain tree as a section. Raises ConfigError, which lists one problem per line."""
     try:
         return section.model_validate(tree)
     except ValidationError as error:
@@ -163,9 +165,8 @@ def dump_config(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-_ADVICE = (
-    "write KEY: VALUE, indent keys of a section alike, with blanks, quote a text with : * & or [, and save as UTF-8"
-)
+_ADVICE = "write KEY: VALUE, indent keys of a section alike, with blanks, "
+_ADVICE += "quote a text with : * & or [, and save as UTF-8"
 """Advice against most errors of YAML."""
 
 
@@ -191,18 +192,18 @@ def short(value: Any) -> str:
 
 
 def _set(tree: dict[str, Any], path: str, value: Any, subject: str) -> None:
-    """Set one key of a tree. subject: beginning of messages."""
-    *parents, last = path.split(".")
+    """Set the value at a key path, such as domains.0.weight, in a tree. subject: beginning of messages. Raises ConfigError."""
+    *parents, last_key = path.split(".")
     node: Any = tree
     for key in parents:
         node = node[_list_index(node, key, subject)] if isinstance(node, list) else node.setdefault(key, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"{subject}: {key} holds the value {short(node)}, not a section with keys of its own")
-    node[_list_index(node, last, subject) if isinstance(node, list) else last] = value
+    node[_list_index(node, last_key, subject) if isinstance(node, list) else last_key] = value
 
 
 def _list_index(node: list[Any], key: str, subject: str) -> int:
-    """Return the index in a list that a part of a key names. Raises ConfigError if the list has no such index."""
+    """Return `key`, one step of a key path, as an index of a list. Raises ConfigError if the list has no such index."""
     if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < len(node)):
         raise ConfigError(f"{subject}: {short(key)} is not an index of a list of {len(node)}; use 0 … {len(node) - 1}")
     return int(key)
@@ -222,12 +223,13 @@ _WORDS = {
 
 
 def _explain(problem: Any, section: type[BaseModel]) -> str:
-    """Return a line for one pydantic error of a section that tells a user what to do."""
+    """Return a line that tells a user what to do about a pydantic error. section: class that was validated."""
     path = ".".join(str(key)[:100] for key in problem["loc"]) or "configuration"
     kind, value = problem["type"], problem["input"]
     if kind in ("extra_forbidden", "missing"):
-        within = "".join(f"{0 if isinstance(key, int) else key}." for key in problem["loc"][:-1])
-        keys = [key.removeprefix(within) for key in _paths(section) if key.startswith(within)]
+        # keys beside the faulty one; in `_paths` every index of a list is 0
+        parent = "".join(f"{0 if isinstance(key, int) else key}." for key in problem["loc"][:-1])
+        keys = [key.removeprefix(parent) for key in _paths(section) if key.startswith(parent)]
         allowed = [key for key in keys if "." not in key]
         hint = "required key is missing; "
         if kind == "extra_forbidden":
@@ -242,7 +244,7 @@ def _explain(problem: Any, section: type[BaseModel]) -> str:
 
 
 def in_words(problem: Any) -> str:
-    """Return what a value must be, from a pydantic error."""
+    """Return what a pydantic error says that a value must be, in our words."""
     message: str = problem["msg"]
     for pattern, words in _WORDS.items():
         message = re.sub(pattern, words, message)
@@ -250,17 +252,18 @@ def in_words(problem: Any) -> str:
 
 
 def _nearest(name: str, allowed: list[str], section: type[BaseModel]) -> str:
-    """Return the key that a user may mean: one like `name` here, or the path of one called `name` elsewhere; "" for none."""
-    like, less_like = (difflib.get_close_matches(name, allowed, n=1, cutoff=cutoff) for cutoff in (0.8, 0.6))
-    return " or ".join(like or [path for path in _paths(section) if path.endswith(f".{name}")] or less_like)
+    """Return the key that a user may mean by `name`: an allowed key that is very similar, else the paths of keys called `name` in
+    other places of the section, else an allowed key that is less similar, else "". allowed: keys that could stand there."""
+    similar, less_similar = (difflib.get_close_matches(name, allowed, n=1, cutoff=cutoff) for cutoff in (0.8, 0.6))
+    return " or ".join(similar or [path for path in _paths(section) if path.endswith(f".{name}")] or less_similar)
 
 
-def _paths(section: type[BaseModel], within: str = "") -> Iterator[str]:
-    """Yield the path of every key of a section, the keys of its sections after it; "0" stands for each item of a list."""
+def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the path of every key of a section and of the sections in it; "0" stands for any index. prefix: begins all paths."""
     for key, field in section.model_fields.items():
-        yield f"{within}{key}"
+        yield f"{prefix}{key}"
         inner = field.annotation
-        while arguments := get_args(inner):
+        while arguments := get_args(inner):  # as in list[DomainConfig], and in FinetuneConfig | None
             inner = arguments[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _paths(inner, f"{within}{key}.{'0.' * (get_origin(field.annotation) is list)}")
+            yield from _paths(inner, f"{prefix}{key}.{'0.' * (get_origin(field.annotation) is list)}")

@@ -1,5 +1,4 @@
-"""Domains: the first level of Random Routed Experts. The domain of a sample selects a group of experts, an embedding slot, and the
-format of the text, as in the paper."""
+"""Domains: the first level of Random Routed Experts. A sample's domain selects its group of experts, embedding slot and format."""
 
 from __future__ import annotations
 
@@ -13,8 +12,7 @@ from pangu_sigma.errors import argument
 @dataclass(frozen=True)
 class Domain:
     """Domain of a run. index: position in the configuration's list, which is its number in data and plans. slot: index of the
-    embedding slot that it reads from and predicts with. Its experts in every own segment are first_expert … first_expert + experts
-    - 1."""
+    embedding slot that it reads from and predicts with. first_expert, experts: first and count of its experts in an own segment."""
 
     index: int
     name: str
@@ -62,20 +60,22 @@ def domains_of(config: Config) -> Domains:
 
 
 def matching_slot(name: str, names: Sequence[str]) -> int | None:
-    """Return the number of another run's slot `name`, or else of its only slot; None if it has neither. names: its slots."""
+    """Return the index of the slot `name` in another run, else 0 if that run has only one slot, else None. names: its slots."""
     if name in names:
         return names.index(name)
     return 0 if len(names) == 1 else None
 
 
 def chosen_domains(config: Config, keep: Sequence[str], drop: Sequence[str]) -> list[str]:
-    """Return the names of the domains to keep, in the configuration's order. Raises ConfigError for unknown names, and for none."""
+    """Return the names of the domains to keep, in the configuration's order. Raises ConfigError for unknown names, if none would
+    remain, and unless one of `keep` and `drop` is empty."""
     names = [domain.name for domain in config.domains]
     if bool(keep) == bool(drop):
         options = f"the domains to keep with {argument('--keep')}, or those to leave away with {argument('--drop')}"
         raise ConfigError(f"name {options}, not {'both' if keep else 'neither'}; there are {', '.join(names)}")
     for name in (*keep, *drop):
-        domains_of(config).named(name)
-    if chosen := [name for name in names if (name in keep if keep else name not in drop)]:
-        return chosen
-    raise ConfigError(f"{argument('--drop')} {', '.join(drop)}: no domain would be left; leave at least one")
+        domains_of(config).named(name)  # raises for an unknown name
+    remaining = [name for name in names if name in keep] if keep else [name for name in names if name not in drop]
+    if not remaining:
+        raise ConfigError(f"{argument('--drop')} {', '.join(drop)}: no domain would be left; leave at least one")
+    return remaining

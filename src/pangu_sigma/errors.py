@@ -35,18 +35,16 @@ _OF_THE_MACHINE = {
 
 
 def in_words(error: OSError, path: object = "", otherwise: str = "") -> str:
-    """Return an error of the disk for people: file, what the system calls the error, and the fix. path: the file, if the error
-    names none. otherwise: fix of an error that the system does not raise at any time, such as a missing file."""
+    """Return the words of a message for an error of the disk: the file, the system's words for the error, and the fix. path: file,
+    if the error names none. otherwise: fix of an error that _OF_THE_MACHINE lacks, such as a missing file."""
     file = error.filename2 or error.filename or path  # a copy has two names; the second is of the file that it wrote
     fix = _OF_THE_MACHINE.get(error.errno or 0, otherwise)
     return ": ".join(filter(None, [str(file), str(error.strerror or error)])) + (f"; {fix}" if fix else "")
 
 
 _MEMORY = "memory is full; close other programs, use a smaller configuration, or raise `ulimit -v`"
-_THREADS = (
-    "no more threads can be started, for lack of memory or by a limit of processes; close other programs, or raise "
-)
-_THREADS += "`ulimit -v`, `ulimit -u` or the container's pids limit"
+_THREADS = "no more threads can be started, for lack of memory or by a limit of processes; close other programs, "
+_THREADS += "or raise `ulimit -v`, `ulimit -u` or the container's pids limit"
 _EXHAUSTED = dict.fromkeys(("Memory isn't enough", "std::bad_alloc", "failed to map segment from"), _MEMORY)
 _EXHAUSTED |= dict.fromkeys(("Resource temporarily unavailable", "can't start new thread"), _THREADS)
 """Words in errors of Python and MindSpore on a machine that has no more of something → message with the fix."""
@@ -100,9 +98,9 @@ def exit_status(command: Callable[[], int]) -> int:
         return _say(f"error: {in_words(error)}", 2)
     except (MemoryError, RuntimeError, ImportError) as error:
         lines = str(error).splitlines()
-        reasons = [(line, _EXHAUSTED[words]) for line in lines for words in _EXHAUSTED if words in line]
+        reasons = [(line, message) for line in lines for words, message in _EXHAUSTED.items() if words in line]
         if not reasons and not isinstance(error, MemoryError):
-            raise
+            raise  # a bug, which keeps its traceback
         line, message = reasons[0] if reasons else (str(error), _MEMORY)
         return _say(f"error: {message}{f' ({line})' if line else ''}", 2)
     except KeyboardInterrupt:
@@ -114,7 +112,7 @@ def exit_status(command: Callable[[], int]) -> int:
 def _reader_is_gone() -> bool:
     """Return True if standard output is a pipe that nobody reads; any other broken pipe is a bug."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are always told
+    poll.register(sys.stdout.fileno(), 0)  # 0: no events but errors, which `poll` always reports
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

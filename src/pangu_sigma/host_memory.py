@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from ascend_ops.rows import record_size
 from pangu_sigma.config import Config, ConfigError
 
 _GIB = 1 << 30
@@ -51,20 +52,22 @@ def training_needs(config: Config) -> list[Need]:
     """Return the minimum host memory that one rank of a training run on CPUs needs at once, purpose by purpose."""
     m, count, ecss, p, batch = config.model, config.num_params(), config.ecss, config.parallel, config.train.batch_size
     shares = p.groups * p.expert
-    gradients = config.active_expert_params // shares * _FLOAT32
-    gradients *= 2 if ecss.by_worker(npu=False) else 1  # the worker has the gradients of the step before
-    step = ", or set ecss.update=step" if ecss.by_worker(npu=False) else ""
-    moments = 2 * (2 if ecss.moments == "bfloat16" else _FLOAT32)
-    stored = 0 if ecss.store == "file" else count.experts // shares * (_FLOAT32 + moments)
-    sequences = batch // min(p.stage_ranks // p.tensor, batch)
+    has_worker = ecss.by_worker(npu=False)
+    # the worker still has the gradients of the step before
+    gradients = config.active_expert_params // shares * _FLOAT32 * (2 if has_worker else 1)
+    step_fix = ", or set ecss.update=step" if has_worker else ""
+    moments = 2 * (2 if ecss.moments == "bfloat16" else _FLOAT32)  # bytes of both moments of a parameter
+    experts = 0 if ecss.store == "file" else count.experts // shares * (_FLOAT32 + moments)
+    sequences = batch // min(p.stage_ranks // p.tensor, batch)  # of a micro-batch, on one rank
     # the input of each layer, the logits, and the scores of one layer: tensors kept of the others are not counted
     activations = sequences * m.seq_length * (m.layers * m.hidden + m.slot_rows + m.heads * m.seq_length) * _FLOAT32
     smaller = "model.experts_per_domain, model.rre_layers, model.ffn or model.hidden"
-    dense, rows = (count.dense + count.embeddings) * 4 * _FLOAT32, row_bytes(config) if ecss.store == "host" else 0
+    dense = (count.dense + count.embeddings) * 4 * _FLOAT32  # parameters, gradients, two moments
+    rows = row_bytes(config) if ecss.store == "host" else 0
     return [
-        Need("experts and their Adam state", stored, f"lower {smaller}, or set ecss.store=file"),
+        Need("experts and their Adam state", experts, f"lower {smaller}, or set ecss.store=file"),
         Need("rows that the run can meet, and their Adam state", rows, "lower model.rows, or set ecss.store=file"),
-        Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step{step}"),
+        Need("gradients of the active experts", gradients, f"lower {smaller}, or data.domains_per_step{step_fix}"),
         Need("dense parameters, gradients and Adam state", dense, "lower model.hidden, model.ffn or model.slot_rows"),
         Need("activations", activations, "lower train.batch_size, with more train.accumulation, or model.seq_length"),
         Need("routing tables", _table_bytes(config), "lower model.rre_layers or the number of domains"),
@@ -72,16 +75,16 @@ def training_needs(config: Config) -> list[Need]:
 
 
 def row_bytes(config: Config) -> int:
-    """Return the most bytes that the records of rows take on a rank, in memory or on a disk: every token of every step meets rows
-    that none met before, until all are met, and each record needs a page that no other is in, until all pages are taken."""
+    """Return the maximum bytes that the records of rows take on a rank, in memory or on a disk. Only pages with rows that tokens
+    have met take room: all rows, or a row and a page for each token of the run, if that is less."""
     tokens = config.train.steps * config.step_tokens
-    sizes = ((config.stored_rows(entry), (3 * entry.width + 1) * _FLOAT32) for entry in config.model.rows)
+    sizes = ((config.stored_rows(entry), record_size(entry.width) * _FLOAT32) for entry in config.model.rows)
     return sum(min(rows * record, tokens * (record + mmap.PAGESIZE)) for rows, record in sizes)
 
 
 def check_rows_fit(config: Config, folder: Path, processes: int = 1) -> None:
-    """Raise ConfigError if the rows that a run can meet have no room in files in `folder`, which are not reserved at the start.
-    processes: ranks with such files in that folder."""
+    """Raise ConfigError if the disk of `folder` has no room for all rows that a run can meet. Their files grow during the run: no
+    room is reserved at its start. processes: number of ranks with such files in the folder."""
     needed, free = row_bytes(config) * processes, shutil.disk_usage(folder).free
     if needed > free:
         sizes = f"up to {needed / _GIB:,.1f} GiB, and {free / _GIB:,.1f} GiB are free"
@@ -90,8 +93,8 @@ def check_rows_fit(config: Config, folder: Path, processes: int = 1) -> None:
 
 
 def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
-    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, at most the rest of the limits
-    of this process's cgroup (version 2) and of its ancestors. None if the system does not say. swap: False to leave out swap."""
+    """Return the bytes that processes may still allocate: free memory, reclaimable caches and swap, but no more than the limits of
+    this process's cgroup (version 2) and its ancestors leave. None if the system does not say. swap: False to leave out swap."""
     sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
     if "MemAvailable" not in sizes:
         return None
@@ -102,7 +105,7 @@ def available_memory(root: Path = Path("/"), swap: bool = True) -> int | None:
         limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
         if limit.isdigit() and used.isdigit():  # "max" is no limit
             cache = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
-            limits.append(max(0, int(limit) - int(used) + int(cache[1] if cache else 0)))
+            limits.append(max(0, int(limit) - int(used) + int(cache[1] if cache else 0)))  # caches can be freed
     return min(limits)
 
 
@@ -115,6 +118,7 @@ def _read(file: Path) -> str:
 
 
 def _check(purpose: str, needs: list[Need], processes: int, root: Path) -> None:
+    """Raise ConfigError if the needs of `processes` processes exceed the free memory. purpose: beginning of the message."""
     needed, free = sum(need.nbytes for need in needs) * processes, available_memory(root)
     if free is None or needed <= free:
         return

@@ -43,6 +43,7 @@ _Prompt = TypeVar("_Prompt", str, list[str])
 
 
 def _text_or_ids(value: Any) -> str | list[int]:
+    """Return a text unchanged, or token ids as a list. Raises ValueError for other values."""
     if isinstance(value, str):
         return value
     ids = [*value] if isinstance(value, Iterable) else [value]
@@ -53,10 +54,6 @@ def _text_or_ids(value: Any) -> str | list[int]:
 
 def _model(value: Any) -> Model | Path:
     return value if isinstance(value, Model) else arguments.one_path(value)
-
-
-def _opened(model: Model | Path | str | os.PathLike[str]) -> Model:
-    return model if isinstance(model, Model) else Model(model)
 
 
 TextOrIds = Annotated[str | Sequence[int], PlainValidator(_text_or_ids)]
@@ -112,41 +109,46 @@ def evaluate(
     models, others, files = several(model, _model), paths(against), paths(input)
     changes, is_other_text = arguments.overrides_of(overrides), bool(files) or text is not None
     if (is_other_text or not others) and len(models) != 1:
-        alone = argument("--against")
-        raise ConfigError(f"{len(models)} models without {alone}; evaluate them one at a time, or compare them")
+        option = argument("--against")
+        raise ConfigError(f"{len(models)} models without {option}; evaluate them one at a time, or compare them")
     if is_other_text:
         if others or passages:
             warn_without_effect(f"{argument('--against')}, {argument('--passages')}", "they are about held-out text")
-        opened = _opened(models[0])
+        opened = models[0] if isinstance(models[0], Model) else Model(models[0])
         documents = _documents(opened, files, text, domain, reader, changes)
         limit = samples_of_evaluation(opened.config, all=all_samples or text is not None)
         losses = {name: loss.figures() for name, loss in measure_documents(opened.engine, documents, limit).items()}
-        return _measured(losses, format_losses(losses, "nats per token"), [losses])
+        return _result(losses, format_losses(losses, "nats per token"), [losses])
     if domain is not None or reader is not None or changes:
         names = f"{argument('--domain')}, {argument('--reader')} or {argument('--set', 'overrides')}"
         warn_without_effect(names, f"held-out text is prepared; only records of {argument('--input')} are read by them")
-    folders = [Path(folder) for folder in models]
+    if others:
+        return _compare(models, others, all_samples, passages)
+    from pangu_sigma.held_out.run import evaluate_run
+
     with mindspore_lock:
-        if others:
-            for precision in {model._weights for model in models if isinstance(model, Model)} - {None}:
-                warn_without_effect(f"weights={precision}", "runs are compared by their weights as they are stored")
-            if passages:
-                warn_without_effect(argument("--passages"), "runs are compared by their losses")
-            from pangu_sigma.held_out.compare import compare_runs, format_differences
-
-            comparison = compare_runs(folders, others, all_samples)
-            rows = [pair["domains"] for pair in comparison["pairs"]]
-            other_rows = [{name: figures["against"] for name, figures in row.items()} for row in rows]
-            return _measured(comparison, format_differences(comparison), [*rows, *other_rows])
-        from pangu_sigma.held_out.run import evaluate_run
-
-        losses = evaluate_run(folders[0], all_samples, passages, getattr(models[0], "_weights", None))
+        losses = evaluate_run(Path(models[0]), all_samples, passages, getattr(models[0], "_weights", None))
     table = format_losses(losses)
     if passages:
         from pangu_sigma.held_out.passages import format_passages
 
         table += f"\n\n{format_passages(losses)}"
-    return _measured(losses, table, [losses])
+    return _result(losses, table, [losses])
+
+
+def _compare(models: list[Model | Path], others: list[Path], all_samples: bool, passages: int) -> Result:
+    """Compare the losses of models and other runs, in pairs, on held-out text. all_samples, passages: as in `evaluate`."""
+    from pangu_sigma.held_out.compare import compare_runs, format_differences
+
+    for precision in {model._weights for model in models if isinstance(model, Model)} - {None}:
+        warn_without_effect(f"weights={precision}", "runs are compared by their weights as they are stored")
+    if passages:
+        warn_without_effect(argument("--passages"), "runs are compared by their losses")
+    with mindspore_lock:
+        comparison = compare_runs([Path(model) for model in models], others, all_samples)
+    losses = [pair["domains"] for pair in comparison["pairs"]]
+    other_losses = [{name: row["against"] for name, row in domains.items()} for domains in losses]
+    return _result(comparison, format_differences(comparison), [*losses, *other_losses])
 
 
 def _documents(
@@ -166,8 +168,9 @@ def _documents(
     return [Document(model.domains.named(domain).name, text)]
 
 
-def _measured(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, Any]]) -> Result:
-    """Return a result, and log the domains whose losses are not finite. losses: figures by domain."""
+def _result(values: dict[str, Any], table: str, losses: Iterable[Mapping[str, Any]]) -> Result:
+    """Return the result of a measurement. It is not `ok` if a loss is not finite, and an error is then logged. losses: figures
+    by domain, of one model after the other; the "loss" of a domain that is not finite is None."""
     if names := dict.fromkeys(name for row in losses for name, figures in row.items() if figures["loss"] is None):
         why = "weights are NaN, infinite or too large to compute with"
         logger.error("the loss of %s is not finite: %s", ", ".join(names), why)
@@ -184,7 +187,8 @@ def load(model: AnyPath, weights: Precision | None = None, *, routing: AnyPath |
         routing: file of other routing tables to answer by, as `routing.table` takes it; with the limits of `Model.without`.
     """
     opened = Model(model, weights)
-    opened = opened if routing is None else opened._lacking(routing=Path(routing))
+    if routing is not None:
+        opened = opened._with_ablation(routing=Path(routing))
     _ = opened.engine  # raises if the folder is no model
     return opened
 
@@ -237,13 +241,14 @@ def generate(
     values = locals()
     sampling = {name: values[name] for name in Sampling.model_fields}  # all of them are parameters
     all_prompts, domains = [*texts(prompt), *(_lines(Path(prompts)) if prompts is not None else ())], texts(domain)
-    opened = _opened(model) if weights is None else Model(model, weights)
+    opened = model if isinstance(model, Model) and weights is None else Model(model, weights)
     if prompt == () and not all_prompts:
         raise ConfigError(f"name what to continue with {argument('--prompt')} or {argument('--prompts')}")
     if not domains:
         names = ", ".join(domain.name for domain in opened.domains)
         raise ConfigError(f"say with {argument('--domain')} which domain answers; the model has {names}")
-    domains *= len(all_prompts) if len(domains) == 1 else 1
+    if len(domains) == 1:
+        domains *= len(all_prompts)
     if len(domains) != len(all_prompts):
         counts = f"{argument('--domain')} has {len(domains)} names for {len(all_prompts)} prompts"
         raise ConfigError(f"{counts}; give one for all, or one for each")
@@ -252,15 +257,14 @@ def generate(
 
     pairs, length = list(zip(domains, all_prompts, strict=True)), opened.config.model.seq_length
     answers = text.generate(opened.engine, pairs, max_new_tokens, options, seed, texts(stop))
-    if cut := sum(not answer.finished and len(answer.ids) >= length for answer in answers):
-        ends = "%d of %d answers end because prompt and answer have model.seq_length=%d"
-        logger.warning(ends, cut, len(answers), length)
+    if cut_answers := sum(not answer.finished and len(answer.ids) >= length for answer in answers):
+        warning = "%d of %d answers end because prompt and answer have model.seq_length=%d"
+        logger.warning(warning, cut_answers, len(answers), length)
     return Results(answers, "\n".join(f"[{answer.domain}] {answer.prompt}|{answer.text}" for answer in answers))
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file or of standard input. Raises ConfigError for an empty line, and for bytes that are not
-    UTF-8."""
+    """Return the lines of a file or of standard input. Raises ConfigError for a line that is empty or not UTF-8."""
     source = f"{argument('--prompts')} {file}"
     try:
         content = sys.stdin.buffer.read() if file == Path("-") else file.read_bytes()
@@ -295,11 +299,11 @@ def export(
         pangu-sigma export runs/sigma_tiny -o exports/sigma_tiny_hf --format hf
         pangu-sigma export exports/sigma_tiny_hf -o runs/again --format run
     """
-    source, path, kind = Path(model).absolute(), Path(output), argument("--format")
+    source, path, option = Path(model).absolute(), Path(output), argument("--format")
     if weights != "float32" and format != "mindir":
-        warn_without_effect(f"{argument('--weights')}={weights}", f"{kind}={format} has the weights as they are")
+        warn_without_effect(f"{argument('--weights')}={weights}", f"{option}={format} has the weights as they are")
     if path.suffix == ".safetensors":
-        raise ConfigError(f"{path} is named as a file; choose a folder's name: {kind}=hf has safetensors inside")
+        raise ConfigError(f"{path} is named as a file; choose a folder's name: {option}=hf has safetensors inside")
     from pangu_sigma.convert.conversion import convert_model
     from pangu_sigma.convert.mindir import export_mindir
 
@@ -342,6 +346,7 @@ class Model:
     def __init__(
         self, path: AnyPath, weights: Precision | None = None, outcome: Result | None = None, stopped: bool = False
     ):
+        """Name the model of a folder, which is read at first use. weights: precision of matrices in memory; None: as in `load`."""
         self.path, self._weights = Path(path).absolute(), weights
         self.outcome, self.stopped = outcome, stopped
         self._without: Ablation | None = None
@@ -421,8 +426,8 @@ class Model:
 
     @checked
     def hidden_states(self, text_or_ids: TextOrIds, domain: Text) -> np.ndarray:
-        """Return the hidden states of a text's tokens, float32 [L + 1, T, H]: first the embeddings, then those after each layer.
-        The last, the query layer, reads the LayerNorm of what comes before; its result times the slot's rows are the logits."""
+        """Return the hidden states of a text's tokens, float32 [L + 1, T, H]: the embeddings, then the states after each layer. The
+        last layer, the query layer, reads the LayerNorm of the states before; its states times the slot's rows are the logits."""
         ids = self._read(text_or_ids, domain)
         with self.engine.lane_for(self.domains.named(domain), ids) as lane:
             return self.engine.decoder.hidden_states(lane, ids)
@@ -439,8 +444,8 @@ class Model:
         segment: 0 … N - 1, of F units. number: a domain's own are its `experts` from `first_expert` on; common ones are shared."""
         routed = self.config.model.routed
         _check_below("segment", segment, len(routed), "the RRE layers have the segments")
-        stored = self.config.stored_experts(routed[segment])
-        _check_below("number", number, stored, f"segment {segment} has the experts")
+        experts = self.config.stored_experts(routed[segment])
+        _check_below("number", number, experts, f"segment {segment} has the experts")
         names = ("w1", "b1", "w2") if self.config.model.in_layer(segment).number else ("w1", "b1", "w2", "b2")
         return {name: self._stored.expert(segment, number, name).copy() for name in names}
 
@@ -448,28 +453,28 @@ class Model:
     def without(
         self, *, rows: bool | int | None = None, segment: int | None = None, expert: int | None = None
     ) -> Model:
-        """Return this model without some of its parts, which then add nothing; calls add up. rows: an entry of `model.rows`, or
-        True for all. segment: without its experts, or without one, expert. The folder does not change: such a model answers,
-        scores, and measures the loss of a text or of `input`, and is refused where a folder is taken as it is."""
+        """Return this model without some of its parts, which then add nothing; calls add up. rows: number of an entry of
+        `model.rows`, or True for all. segment: number of a segment that loses all experts, or only `expert`. The folder does
+        not change: this model can answer, score, and measure the loss of given text; functions that read the folder refuse it."""
         if (rows is None) == (segment is None) or (segment is None and expert is not None):
             raise ConfigError("without: give rows=…, or segment=… and perhaps expert=…")
-        entries = len(self.config.model.rows)
         if segment is not None:
             self.expert(segment, 0 if expert is None else expert)  # refuses numbers that do not exist
-            return self._lacking(experts=frozenset({(segment, expert)}))
-        numbers = range(entries) if rows is True else () if isinstance(rows, bool) else (rows,)
-        if not entries or not {*numbers} & {*range(entries)}:
-            raise ConfigError(f"rows={rows} is not allowed: the model has {entries} entries of rows; True: all")
-        return self._lacking(rows=frozenset(numbers))
+            return self._with_ablation(experts=frozenset({(segment, expert)}))
+        entries = range(len(self.config.model.rows))
+        if not entries or rows is False or (rows is not True and rows not in entries):
+            raise ConfigError(f"rows={rows} is not allowed: the model has {len(entries)} entries of rows; True: all")
+        return self._with_ablation(rows=frozenset(entries) if rows is True else frozenset({rows}))
 
-    def _lacking(self, **parts: Any) -> Model:
+    def _with_ablation(self, **parts: Any) -> Model:
+        """Return a copy of this model with a further ablation. parts: fields of `Ablation`; rows and experts add up."""
         from pangu_sigma.generate.ablation import Ablation
 
-        lacks, changed = self._without or Ablation(), Model(self.path, self._weights)
-        changed._stored = self._stored  # of the same checkpoint, although a training may go on
-        sets = {name: getattr(lacks, name) | value for name, value in parts.items() if name != "routing"}
-        changed._without = replace(lacks, **parts | sets)
-        return changed
+        ablation, model = self._without or Ablation(), Model(self.path, self._weights)
+        model._stored = self._stored  # of the same checkpoint, although a training may go on
+        unions = {name: getattr(ablation, name) | value for name, value in parts.items() if name != "routing"}
+        model._without = replace(ablation, **parts | unions)
+        return model
 
     @checked
     def score(self, text: Text, domain: Text) -> Score:
@@ -484,5 +489,5 @@ class Model:
         return evaluate(self, text=text, domain=domain, **options)
 
     def _read(self, text_or_ids: str | Sequence[int], domain: str) -> list[int]:
-        """Return the ids of a text, or the ids."""
+        """Return the token ids of a text, as the domain reads it; token ids are returned unchanged."""
         return self.ids(text_or_ids, domain) if isinstance(text_or_ids, str) else [*text_or_ids]

@@ -49,12 +49,12 @@ def doctor(
 
 
 def run_checks(devices: CheckMaker) -> list[Check]:
-    """Run all checks of a machine, in the order to read them. devices: checks of the machine's NPUs (npu/host/checks.py)."""
+    """Run all checks of a machine, and return their results in the order to read them. devices: checks of its NPUs."""
     return [result for check in (_requirements, _compiler, _kernels, devices) for result in _results(check)]
 
 
 def _results(check: CheckMaker) -> list[Check]:
-    """Return the findings of a check; a check that raises is a failed check, because anything may be broken on a machine."""
+    """Return the results of a check. If it raises, that is a failed check: anything may be broken on a machine."""
     try:
         result = check()
         return [result] if isinstance(result, Check) else list(result)
@@ -92,6 +92,7 @@ def _requirements() -> Iterator[Check]:
 
 
 def _compiler() -> Check:
+    """Check that the compiler of the CPU kernels is installed."""
     path = shutil.which("g++")
     fix = "install g++ (Debian, Ubuntu: apt install g++; others: the gcc-c++ package); it compiles the CPU kernels"
     return Check("g++", path is not None, path or "not on PATH", fix)
@@ -107,7 +108,7 @@ def _kernels() -> Check:
     use_cpu()
     rng = np.random.default_rng(0)
     x, w1, b1, w2, b2 = (rng.normal(size=shape) for shape in [(7, 8), (3, 16, 8), (3, 16), (3, 16, 8), (3, 8)])
-    offsets = np.array([0, 4, 4, 7], np.int32)
+    offsets = np.array([0, 4, 4, 7], np.int32)  # of 7 rows, 4 are for expert 0, none for expert 1, 3 for expert 2
     tensors = (Tensor(values.astype(np.float32)) for values in (x, w1, b1, w2, b2))
     result = GroupedFFN()(*tensors, Tensor(offsets)).asnumpy()
     error = np.abs(result - grouped_ffn_oracle(x, w1, b1, w2, b2, offsets)).max()

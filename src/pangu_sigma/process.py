@@ -1,6 +1,6 @@
-"""What holds for a whole process: MindSpore's device and mode, limits of garbage collection, and the environment of children. This
-module loads without MindSpore, because a mistake is told before that is imported. Garbage is sought seldom, because most objects
-stay: of a training of 30 steps full collections were 1.8 of 16.4 seconds of processor time, and 1.1 seconds of its end."""
+"""Settings of a whole process: MindSpore's device and mode, garbage collection, environment of children. This module loads without
+MindSpore, because mistakes are reported before MindSpore is imported. Garbage collection is limited because most objects stay: in
+a training of 30 steps full collections took 1.8 of 16.4 seconds of processor time."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def plain_graphs() -> Iterator[None]:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Disable garbage collection in a `with` statement: imports create thousands of objects, none of them garbage."""
-    enabled = gc.isenabled()
+    """Disable garbage collection in a `with` statement, such as for imports, which create thousands of objects and no garbage."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()
 
 
 @contextmanager
 def gc_frozen() -> Iterator[None]:
     """Limit garbage collection in a `with` statement to objects created in it (gc.freeze). Existing garbage is freed first; older
-    objects that become garbage meanwhile are freed at its end. If objects are frozen already, nothing is changed, because older and
-    newer frozen objects could not be told apart."""
+    objects that become garbage meanwhile can be freed after it. If objects are frozen already, nothing is changed, because
+    gc.unfreeze would unfreeze these, too."""
     if gc.get_freeze_count():
         yield
         return
@@ -81,16 +81,14 @@ def gc_frozen() -> Iterator[None]:
 
 @contextmanager
 def recorded_signals(*numbers: signal.Signals) -> Iterator[list[signal.Signals]]:
-    """Yield a list to which signals add themselves in a `with` statement, instead of ending the process.
-
-    A signal that is ignored stays ignored: `nohup` means it. Python lets only the main thread handle signals. In another thread the
-    list stays empty.
-    """
+    """Yield a list to which the signals `numbers` are appended as they arrive in a `with` statement, instead of ending the process.
+    A signal that is ignored, as under `nohup`, stays ignored. Outside of the main thread, where Python does not let anybody handle
+    signals, the list stays empty."""
     received, is_main_thread = list[signal.Signals](), threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers if is_main_thread}
     for number, handler in handlers.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: received.append(signal.Signals(number)))
+            signal.signal(number, lambda arrived, _frame: received.append(signal.Signals(arrived)))
     try:
         yield received
     finally:
@@ -99,7 +97,7 @@ def recorded_signals(*numbers: signal.Signals) -> Iterator[list[signal.Signals]]
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of this process, changed so that Python processes import nothing from the working folder, which may be
+    """Return this process's environment, changed so that Python processes import nothing from the working folder, which may be
     anybody's. Python puts that folder in front of its library for `-m` and `-c`, unless PYTHONSAFEPATH is set. An empty entry of
     PYTHONPATH, which CANN's set_env.sh leaves, means the working folder, too."""
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def aligned(rows: Sequence[Sequence[str]], sides: str, unit: str = "") -> list[str]:
-    """Return rows of a table as aligned lines. sides: < or > of each column, the last of the rest. unit: text behind the heads."""
+    """Return the rows of a table, heads first, as aligned lines. sides: "<" (left) or ">" (right) for each column; the last one
+    also for the columns after it. unit: text behind the heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = sides.ljust(len(widths), sides[-1])
     head, *lines = ("  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows)
@@ -38,11 +39,11 @@ class Table(_Printed, dict[str, Any]):
     """Columns by name, arrays or lists of one length, such as `pandas.DataFrame` takes; prints their names and ends."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]):
-        ends = [
-            (name, f"{_short(values[0])} … {_short(values[-1])}") for name, values in columns.items() if len(values)
-        ]
-        head = f"{len(next(iter(columns.values()), ())):,} rows; the columns, from the first value to the last:"
-        super().__init__(columns, "\n".join([head, *aligned(ends, "<")]))
+        """Make a table that prints the name of each column, and its first and last value."""
+        row_count = len(next(iter(columns.values()), ()))
+        ends = {name: f"{_short(values[0])} … {_short(values[-1])}" for name, values in columns.items() if len(values)}
+        head = f"{row_count:,} rows; the columns, from the first value to the last:"
+        super().__init__(columns, "\n".join([head, *aligned([*ends.items()], "<")]))
 
 
 def _short(value: Any) -> str:

@@ -44,7 +44,8 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 
 def verify(file: Path, recorded: dict[str, Any], fix: str, content: bool = True) -> None:
-    """Raise DamagedFile if a file is missing, or differs from its recorded fingerprint. content: False to compare sizes alone."""
+    """Raise DamagedFile if a file is missing, or differs from its fingerprint. recorded: what `fingerprint` returned when the file
+    was written. fix: advice to the user, the end of the message. content: False to compare sizes alone."""
     try:
         if not file.is_file():  # a pipe or a device in its place has no end
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -68,19 +69,18 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
         tree = json.loads(content)
         body = {key: value for key, value in tree.items() if key != _OWN_HASH}
         # the keys keep the order of the file, sorted or not, so the same bytes result if nothing was changed
-        again = as_json({**tree, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record=True))}, record=True)
+        expected = as_json({**tree, _OWN_HASH: xxhash.xxh3_128_hexdigest(as_json(body, record=True))}, record=True)
     except OSError as error:
         raise DamagedFile(in_words(error, file, fix)) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{file}: is not the JSON that was written; {fix}") from error
-    if again != content:
+    if content != expected:
         raise DamagedFile(f"{file}: its content does not match its own hash; {fix}")
     return body
 
 
 def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
-    """Return a line of JSON that contains its own hash as last key. allow_nan: True to write NaN and infinity, as Python reads
-    them. Raises ValueError or TypeError if `body` is not JSON."""
+    """Return `body` as a sealed line of JSON. allow_nan: True to write NaN and infinity. Raises ValueError or TypeError."""
     text = json.dumps(body, ensure_ascii=False, allow_nan=allow_nan)
     return f'{text[:-1]}, "{LINE_HASH}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
 
@@ -88,7 +88,7 @@ def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
 def unsealed_line(line: bytes) -> dict[str, Any]:
     """Parse a line that `sealed_line` wrote, without its line end and its hash. Raises DamagedFile if a byte was changed."""
     text, _, ending = line.rpartition(f', "{LINE_HASH}": "'.encode())
-    text += b"}"
+    text += b"}"  # the line as it was before the hash
     if ending != f'{xxhash.xxh3_64_hexdigest(text)}"}}'.encode():
         raise DamagedFile("the line does not match its own hash")
     return dict(json.loads(text))
@@ -97,10 +97,11 @@ def unsealed_line(line: bytes) -> dict[str, Any]:
 def seal_folder(
     folder: Path, names: Iterable[str], facts: dict[str, Any], fingerprints: dict[str, Any] | None = None
 ) -> None:
-    """Write `seal.json` with size and hash of existing files of a folder, and flush them to the disk. facts: other contents of
-    the seal. fingerprints: of files that their writers have hashed, and flush themselves: they are not read here."""
-    files = {name: (fingerprints or {}).get(name) or fingerprint(folder / name) for name in sorted(names)}
-    unflushed_files = [folder / name for name in files if name not in (fingerprints or {})]
+    """Write `seal.json` with size and hash of existing files of a folder, and flush these files to the disk. facts: other contents
+    of the seal. fingerprints: {name: fingerprint} of files that their writers have hashed and flush: they are not touched here."""
+    fingerprints = fingerprints or {}
+    files = {name: fingerprints.get(name) or fingerprint(folder / name) for name in sorted(names)}
+    unflushed_files = [folder / name for name in files if name not in fingerprints]
     for path in dict.fromkeys(path for file in unflushed_files for path in (file, file.parent)):
         sync(path)
     write_atomically(folder / SEAL, sealed({**facts, "files": files}))
@@ -140,8 +141,7 @@ def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = Tr
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError, which names
-    the file."""
+    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError for it."""
     fresh = file.with_name(f"{UNFINISHED}{file.name}")
     try:
         fresh.unlink(missing_ok=True)  # a link there would be followed
@@ -154,7 +154,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def commit(fresh: Path, target: Path) -> None:
-    """Make a file or folder, which was written beside `target` under another name, appear as `target`: flushed and renamed."""
+    """Flush `fresh`, a file or folder that was written beside `target`, to the disk, and rename it to `target`."""
     for path in (*fresh.rglob("*"), fresh):
         sync(path)
     fresh.replace(target)

@@ -19,7 +19,7 @@ class Section(BaseModel):
 
 
 def matching(pattern: str, meaning: str, max_length: int = 4_000) -> AfterValidator:
-    """Return the constraint that a regular expression matches a text of at most max_length characters. meaning: in words."""
+    """Return the constraint that a text matches `pattern` and has at most max_length characters. meaning: the pattern in words."""
 
     def check(text: str) -> str:
         if len(text) > max_length or not re.fullmatch(pattern, text, re.DOTALL):
@@ -159,6 +159,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _widths_of_rows(cls, tree: Any) -> Any:
+        """Give each entry of `rows` without a width an even share of `hidden`. Values of other types are refused afterwards."""
         if isinstance(tree, dict) and isinstance(tree.get("rows"), list) and isinstance(tree.get("hidden"), int):
             share = {"width": tree["hidden"] // max(len(tree["rows"]), 1)}
             tree = tree | {"rows": [share | row if isinstance(row, dict) else row for row in tree["rows"]]}
@@ -166,6 +167,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> ModelConfig:
+        """Raise ValueError for the first combination of keys that is not allowed."""
         if self.layers < 1:
             raise ValueError("dense_layers + rre_layers is 0; at least 1 is needed, which is the query layer")
         if self.rows and sum(entry.width for entry in self.rows) != self.hidden:
@@ -250,6 +252,7 @@ class EcssConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> EcssConfig:
+        """Raise ValueError for the first combination of keys that is not allowed."""
         if not self.enabled and self.store == "file":
             raise ValueError("store=file needs enabled=true: without ECSS every expert is in the device's memory")
         if not self.enabled and self.update == "worker":

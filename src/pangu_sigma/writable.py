@@ -1,5 +1,4 @@
-"""Who may write where: output files and folders are checked before hours of work depend on them, and a lock lets only one process
-write to a folder."""
+"""Checks of output files and folders, before hours of work depend on them; and a lock that lets one process write to a folder."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ def check_folder_writable(folder: Path, option: str) -> None:
 
 
 def check_file_writable(file: Path, option: str) -> None:
-    """Raise NotWritable unless `file` can be made and there is nothing, not even a link to nothing. option: as in
-    `check_folder_writable`."""
+    """Raise NotWritable if `file` cannot be created, or exists, if only as a link. option: the option that names it, "--json"."""
     name = argument(option)
     if file.exists() or file.is_symlink():
         raise NotWritable(f"{file} exists; choose another path with {name}, or remove it: nothing is replaced")
@@ -50,7 +48,7 @@ def check_file_writable(file: Path, option: str) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise NotWritable for a link in the place of a file or folder of our own: what it names may be somebody else's."""
+    """Raise NotWritable if `path`, which we are going to write, is a link: its target may be somebody else's."""
     if path.is_symlink():
         raise NotWritable(f"{path} is a link, whose target would be written; put the target there, or remove it")
 

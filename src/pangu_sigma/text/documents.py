@@ -84,12 +84,13 @@ def items_of(path: Path, rows: Iterable[Row], parse: Callable[[Any], Item]) -> G
     """Yield `parse(content)` of each row of a file that is not blank, or a `Rejected` if `parse` raises RejectedLine. Return the
     number of rows, blank ones included."""
     number = 0
-    for number, (offset, row) in enumerate(rows, 1):
+    for number, (offset, content) in enumerate(rows, 1):
         try:
-            if isinstance(row, RejectedLine):
-                raise row
-            if row is not None:
-                yield parse(row)
-        except RejectedLine as why:
-            yield Rejected(str(path), number if offset else 1, offset, *why.args)  # of blank lines the first
+            if isinstance(content, RejectedLine):
+                raise content
+            if content is not None:
+                yield parse(content)
+        except RejectedLine as rejection:
+            # a file of blank lines is rejected after them, with offset 0: as line 1
+            yield Rejected(str(path), number if offset else 1, offset, *rejection.args)
     return number

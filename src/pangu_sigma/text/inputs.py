@@ -47,10 +47,8 @@ class InputUnit:
 
 
 def check_input(path: Path, option: str = "--input", suffixes: tuple[str, ...] = LINES) -> None:
-    """Raise DataError unless `path` is a regular file that can be opened, with a name that ends in one of `suffixes`.
-
-    option: command-line option that named the path, for the message.
-    """
+    """Raise DataError unless `path` is a regular file that can be opened, with a name that ends in one of `suffixes`, and does not
+    begin as a file of another format. option: command-line option that named the path, for the message."""
     option, first_bytes = argument(option), b""
     if not path.name.endswith(suffixes):
         missing = "" if path.exists() else "there is no such file or folder; "
@@ -90,16 +88,16 @@ def _files_below(folder: Path) -> list[Path]:
     """Return the files below a folder that can be read, sorted, and log the others. Raises DataError if there are none."""
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"{argument('--input')} {error.filename}: cannot be read: {error.strerror}; change its permissions"
-        ) from error
+        reason = f"cannot be read: {error.strerror}; change its permissions"
+        raise DataError(f"{argument('--input')} {error.filename}: {reason}") from error
 
     texts, others = list[Path](), list[Path]()
     for parent, subfolders, files in os.walk(folder, onerror=refuse):
         others += [Path(parent, n) for n in subfolders if n.startswith(".") or Path(parent, n).is_symlink()]
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]  # os.walk then skips hidden ones
         for name in files:
-            (texts if name.endswith(INPUTS) and not name.startswith(".") else others).append(Path(parent, name))
+            is_text = name.endswith(INPUTS) and not name.startswith(".")
+            (texts if is_text else others).append(Path(parent, name))
     if not texts:
         raise DataError(f"{argument('--input')} {folder}: no file below it ends in {', '.join(INPUTS)}")
     logger.info("%s: %s %s", folder, f"{len(texts):,}", "file is read" if len(texts) == 1 else "files are read")
@@ -111,11 +109,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def input_units(paths: Sequence[Path], size: int) -> list[InputUnit]:
-    """Return the units of files and folders, in order.
-
-    size: bytes of a unit, about, where a file can be cut. Raises DataError as `input_files` does, and for a Parquet file that
-    cannot be read.
-    """
+    """Return the units of files and folders, in order. size: approximate bytes of a unit, in files that can be cut. Raises
+    DataError as `input_files` does, and for a Parquet file that cannot be read."""
     units = []
     for path in input_files(paths):
         if path.suffix == ".parquet":

@@ -45,7 +45,7 @@ class Layout:
 
     @classmethod
     def of(cls, config: Config, reader: str | None = None) -> Layout:
-        """Return the layout that a configuration describes. reader: as in the class; code is named by a call, never by a file.
+        """Return the layout that a configuration describes. reader: FILE.py:FUNCTION; no key, so that no configuration runs code.
 
         Raises ConfigError for a domain that the configuration lacks, and for a reader that cannot be loaded.
         """
@@ -74,8 +74,8 @@ class Layout:
         return [self.text_key, *([_DOMAIN] if domain is None else [])]
 
     def domain_of_file(self, path: Path) -> str | None:
-        """Return the domain that `domain_of` has for all records of a file, or None if records name it themselves. Raises
-        DataError if rules contradict each other."""
+        """Return the domain that the rules of `domain_of` (glob → domain) state for all records of a file, or None if no rule
+        matches and records name their domains. Raises DataError if rules contradict each other."""
         rules = {glob: name for glob, name in self.domain_of.items() if _matches(path, glob)}
         if len(set(rules.values())) > 1:
             statements = ", ".join(f"{glob!r} says {name}" for glob, name in rules.items())
@@ -87,8 +87,8 @@ class Layout:
         return [glob for glob in self.domain_of if not any(_matches(path, glob) for path in files)]
 
     def document(self, row: bytes | Record, domain: str | None, domains: Domains) -> Document:
-        """Return the document of a row, a record or its JSON. domain: domain of the file; None if the record names it. Raises
-        RejectedLine for a row that cannot be used."""
+        """Return the document of a row. row: record, or its JSON. domain: domain of the file; None if the record names its domain.
+        Raises RejectedLine for a row that cannot be used."""
         record = json_object(row) if isinstance(row, bytes) else row
         if (function := self.function()) is not None:
             record = _apply_reader(function, record)
@@ -116,21 +116,19 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def known_domain(name: Any, domains: Domains) -> str:
-    """Check the domain `name` of a line and return it. Raises RejectedLine unless the configuration has this domain."""
+    """Return `name` if it is a domain of the configuration. Raises RejectedLine if not."""
     if not isinstance(name, str):
         raise RejectedLine("domain missing or not a string", f"domain is {_shown(name)}")
     if name not in (domain.name for domain in domains):
-        raise RejectedLine(
-            "unknown domain",
-            f"domain {name!r}; text is prepared for {', '.join(d.name for d in domains)}; data.domain_of says the domain of "
-            "a file, a reader that of a record",
-        )
+        names = ", ".join(domain.name for domain in domains)
+        fix = "data.domain_of says the domain of a file, a reader that of a record"
+        raise RejectedLine("unknown domain", f"domain {name!r}; text is prepared for {names}; {fix}")
     return name
 
 
 def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
-    """Check the sides of a bilingual document, one object or a list of some, and return them. Raises RejectedLine for other keys,
-    and as `visible_text` does."""
+    """Return the sides of a bilingual document as (language, text) pairs. value: an object {"zh": …, "en": …}, or a list of such
+    objects. Raises RejectedLine for other keys, and as `visible_text` does."""
     pairs: list[Any] = value if isinstance(value, list) and value else [value]
     for pair in pairs:
         if not isinstance(pair, dict) or not pair or not pair.keys() <= {*SIDES}:
@@ -139,11 +137,10 @@ def text_sides(value: dict[str, Any] | list[Any]) -> Segments:
 
 
 def visible_text(value: Any, key: str) -> str:
-    """Check the text under `key` of a line and return it. Raises RejectedLine unless it is Unicode with a visible character."""
+    """Return `value` if it is Unicode text with a visible character. Raises RejectedLine if not. key: names it in the message."""
     if not isinstance(value, str):
-        raise RejectedLine(
-            "text missing or not a string", f"{key} is {'null or missing' if value is None else _shown(value)}"
-        )
+        content = "null or missing" if value is None else _shown(value)
+        raise RejectedLine("text missing or not a string", f"{key} is {content}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -173,9 +170,9 @@ def _value(record: Record, key: str, domains: Domains) -> Any:
 
 
 def _naming_advice(role: str, record: Record, domains: Domains) -> str:
-    """Return the argument with which a user names the key of the text, or the domain, of such a record. role: "text" or
-    "domain"."""
-    if role == "text":  # most likely in the longest value
+    """Return the command-line option, or in Python the argument, that tells where such a record has its text, or its domain. role:
+    "text" or "domain", what the record seems to lack."""
+    if role == "text":  # most likely the longest value
         sizes = {key: len(value) for key, value in record.items() if isinstance(value, str) and key != _DOMAIN}
         key = max(sizes, key=sizes.__getitem__, default="KEY")
         return argument(f"--set data.text_key={key}", f'overrides={{"data.text_key": {key!r}}}')
@@ -187,15 +184,15 @@ def _source_of(reader: str) -> bytes:
     """Return the content of the file FILE.py of a reader. Raises ConfigError if it cannot be read."""
     file = reader.rpartition(":")[0]
     if not file.endswith(".py"):
-        raise _refused(reader, "is not FILE.py:FUNCTION; name file and function, such as my_corpora.py:read")
+        raise _reader_error(reader, "is not FILE.py:FUNCTION; name file and function, such as my_corpora.py:read")
     try:
         return Path(file).read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise _refused(reader, f"{file}: {why}; relative paths begin in {Path.cwd()}") from error
+        raise _reader_error(reader, f"{file}: {why}; relative paths begin in {Path.cwd()}") from error
 
 
-def _refused(reader: str, why: str) -> ConfigError:
+def _reader_error(reader: str, why: str) -> ConfigError:
     return ConfigError(f"{argument('--reader')}={reader}: {why}")
 
 
@@ -204,14 +201,15 @@ def _load_function(reader: str, source: bytes) -> Callable[[Record], Record | No
     """Execute the content of FILE.py, and return FUNCTION. Raises ConfigError."""
     file, _, name = reader.rpartition(":")
     module = ModuleType(f"reader_{hashlib.sha256(source).hexdigest()}")
-    sys.modules[module.__name__], module.__file__ = module, file
+    sys.modules[module.__name__], module.__file__ = module, file  # dataclasses and pickle look their module up there
     try:
         exec(compile(source, file, "exec"), module.__dict__)  # no import, which may take a stale .pyc
     except Exception as error:  # the user's code, which may raise anything
-        raise _refused(reader, f"cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(function := vars(module).get(name)):
+        raise _reader_error(reader, f"cannot be loaded: {type(error).__name__}: {error}") from error
+    function = vars(module).get(name)
+    if not callable(function):
         names = ", ".join(key for key, value in vars(module).items() if isfunction(value)) or "none"
-        raise _refused(reader, f"{file} has no function {name!r}; its functions: {names}")
+        raise _reader_error(reader, f"{file} has no function {name!r}; its functions: {names}")
     return function
 
 

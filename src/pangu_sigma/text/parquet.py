@@ -19,28 +19,24 @@ _BUFFER_BYTES = 1 << 20
 
 
 def row_group_cuts(path: Path, size: int) -> list[int]:
-    """Return the numbers of the row groups at which a file is cut into parts of at least `size` bytes: 0, …, number of row groups.
-
-    Bytes: of all columns before compression. Raises DataError if the file is not Parquet or was cut off.
-    """
+    """Return the numbers of the row groups at which a file is cut into parts: 0, …, number of row groups. size: minimum bytes of a
+    part but the last, of all columns before compression. Raises DataError if the file is not Parquet or was cut off."""
     with _open_parquet(path) as file:
         metadata = file.metadata
-    cuts, run_bytes = [0], 0
+    cuts, part_bytes = [0], 0
     for group in range(metadata.num_row_groups):
-        run_bytes += metadata.row_group(group).total_byte_size
-        if run_bytes >= size:
+        part_bytes += metadata.row_group(group).total_byte_size
+        if part_bytes >= size:
             cuts.append(group + 1)
-            run_bytes = 0
+            part_bytes = 0
     if cuts[-1] < metadata.num_row_groups or not metadata.num_row_groups:  # an empty file is one part
         cuts.append(metadata.num_row_groups)
     return cuts
 
 
 def parquet_rows(path: Path, begin: int, end: int, keys: list[str] | None) -> Iterator[Row]:
-    """Yield the rows of row groups begin … end - 1 of a file. keys: keys that records need; None: all.
-
-    Raises DataError if a column is missing, if the file is damaged, and if it has fewer row groups.
-    """
+    """Yield the rows of row groups begin … end - 1 of a file, with their numbers as offsets. keys: keys that records need; None:
+    all. Raises DataError if a column is missing, if the file is damaged, and if it has fewer row groups."""
     with _open_parquet(path) as file:
         if file.metadata.num_row_groups < end:
             raise DataError(f"{argument('--input')} {path}: was changed while it was read; begin when it is complete")
@@ -86,7 +82,7 @@ def _columns(path: Path, names: list[str], keys: list[str] | None) -> list[str]:
 
 
 def _record(batch: Any, row: int) -> dict[str, Any] | RejectedLine:
-    """Return a row of a batch, or why it cannot be used: text that is not UTF-8 or too long."""
+    """Return a row of a batch as {column: value}; a RejectedLine if its text is not UTF-8 or too long."""
     try:
         record = {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
     except UnicodeDecodeError as error:

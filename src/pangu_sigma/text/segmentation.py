@@ -79,16 +79,16 @@ def runs_of(text: str, language: str) -> tuple[Run, ...]:
 
 
 def english_runs(text: str, language: str) -> list[str]:
-    """Return the texts of the runs for the English model; Chinese is not cut into words for it. language: as in `runs_of`."""
+    """Return the texts of the runs for the English model, as `runs_of` does, but do not cut Chinese into words."""
     if language == "zh":
         return []
-    parts = _CHINESE_RUN.split(text)[::2] if language == "mixed" else [text]
+    parts = _CHINESE_RUN.split(text)[::2] if language == "mixed" else [text]  # parts of odd numbers are Chinese
     return [part for part in parts if part]
 
 
 def _chinese_runs(text: str) -> tuple[Run, ...]:
-    """Split Chinese text into runs for PanGu-α. Vanishing characters are runs of their own: jieba takes each for a word, so words
-    beside them, and their ids, are the same."""
+    """Split Chinese text into runs for PanGu-α. Characters that PanGu-α's model loses (VANISHING) are runs of their own; jieba
+    takes each for a word anyway, so the words beside them, and their ids, stay the same."""
     parts = enumerate(VANISHING.split(text))  # parts of odd numbers vanish
     return tuple(Run(True, part, spelled=True) if i % 2 else Run(True, words(part)) for i, part in parts if part)
 
@@ -106,13 +106,13 @@ def folded_characters(text: str) -> int:
 
 @functools.cache
 def _is_folded() -> np.ndarray:
-    """Return True for every code point that is folded, bool [code points]. PanGu-α's rules are older than Python's, so its model is
-    asked."""
-    folded = np.zeros(0x110000, dtype=bool)
+    """Return a table with True for each code point that PanGu-α's normaliser folds, bool [0x110000]. Python's NFKC, which is newer,
+    only selects the candidates."""
+    is_folded = np.zeros(0x110000, dtype=bool)
     normaliser = sentencepiece.SentencePieceProcessor(model_proto=alpha_model())
     # without surrogates; NFKC changes no character from 0x30000 on
     characters = (chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000)
-    changed = [c for c in characters if unicodedata.normalize("NFKC", c) != c and not VANISHING.match(c)]
-    for character, normal in zip(changed, normaliser.normalize(changed), strict=True):
-        folded[ord(character)] = normal != META + character
-    return folded
+    candidates = [c for c in characters if unicodedata.normalize("NFKC", c) != c and not VANISHING.match(c)]
+    for character, normal_form in zip(candidates, normaliser.normalize(candidates), strict=True):
+        is_folded[ord(character)] = normal_form != META + character  # the normaliser puts ▁ in front
+    return is_folded

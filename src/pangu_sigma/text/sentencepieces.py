@@ -76,14 +76,14 @@ def train_english(texts: Iterable[str], pieces: int) -> bytes:
     buffer = io.BytesIO()
     lines = _training_lines(texts)
     first_line = next(lines, None)
-    if first_line is None:
+    if first_line is None:  # SentencePiece cannot train on nothing
         return compact_model([])
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=itertools.chain([first_line], lines),
             model_writer=buffer,
             model_type="unigram",
-            vocab_size=pieces + 257,
+            vocab_size=pieces + 257,  # with <unk> and the 256 bytes
             hard_vocab_limit=False,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -126,7 +126,7 @@ def read_english(path: Path) -> bytes:
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of texts, long ones in parts."""
+    """Yield the lines of texts, long ones in parts of at most _TRAINING_LINE characters."""
     for text in texts:
         for line in text.split("\n"):
             for start in range(0, len(line), _TRAINING_LINE):
@@ -140,9 +140,9 @@ def _normal_pieces(model: Any) -> list[tuple[str, float]]:
 
 
 def compact_model(pieces: list[tuple[str, float]], model_type: int = sentencepiece_model.TrainerSpec.UNIGRAM) -> bytes:
-    """Make a SentencePiece model, without normalisation, of <unk>, the 256 bytes, a newline and `pieces` (name, score).
+    """Make a SentencePiece model without normalisation: <unk>, the 256 bytes, a newline, then `pieces` (name, score).
 
-    A blank is added if `pieces` has none: byte fallback would spell it as ▁. model_type: `model_type` of SentencePiece.
+    A blank is added if `pieces` has none: byte fallback would spell it as ▁. model_type: SentencePiece's, such as UNIGRAM or BPE.
     """
     piece_types = sentencepiece_model.ModelProto.SentencePiece
     model = sentencepiece_model.ModelProto()
@@ -150,7 +150,7 @@ def compact_model(pieces: list[tuple[str, float]], model_type: int = sentencepie
     model.trainer_spec.byte_fallback = True
     if META not in dict(pieces):
         pieces = [*pieces, (META, min((score for _, score in pieces), default=0.0) - 1.0)]
-    model.trainer_spec.vocab_size = 258 + len(pieces)
+    model.trainer_spec.vocab_size = 258 + len(pieces)  # <unk>, 256 bytes, newline
     model.trainer_spec.bos_id = model.trainer_spec.eos_id = model.trainer_spec.pad_id = -1
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = False
@@ -183,7 +183,8 @@ def restricted_model(model: bytes, keep: Iterable[bool]) -> bytes:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Read protobuf's number of variable length: return it, and the position behind it. (protobuf's own reader is private.)"""
+    """Return the number of variable length (varint) at a position of a protobuf message, and the position behind the number.
+    protobuf's own reader is private."""
     value = shift = 0
     while data[position] & 0x80:
         value |= (data[position] & 0x7F) << shift
@@ -192,7 +193,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _write_varint(value: int) -> bytes:
-    """Return a number in protobuf's variable length."""
+    """Return a number as protobuf's bytes of variable length (varint): seven bits a byte, the lowest first."""
     if value < 0x80:
         return bytes([value])
     return bytes([value & 0x7F | 0x80]) + _write_varint(value >> 7)

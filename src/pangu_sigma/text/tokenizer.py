@@ -61,6 +61,7 @@ class Tokenizer:
     pad, eot, unk = PAD, EOT, UNK
 
     def __init__(self, alpha: bytes, english: bytes, slot_rows: np.ndarray) -> None:
+        """Make a tokenizer. alpha, english: SentencePiece models, as the bytes of their files. slot_rows: as in the class."""
         self._alpha, self._english = alpha, english
         self.vocabulary = _vocabulary(alpha, english)
         self._english_ids = np.array(self.vocabulary.english_ids, np.int32)
@@ -169,23 +170,21 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Load a tokenizer from a folder that `save` wrote. Raises DataError if the folder is incomplete or damaged."""
+        fix = "remove the folder and run prepare-data again"
         try:
             alpha, english = ((folder / name).read_bytes() for name in FILES[:2])
             content = json.loads((folder / FILES[2]).read_text(encoding="utf-8"))
-            slots, row_count = len(content["slots"]), content["rows_per_slot"]
-            if type(row_count) is not int or slots * max(row_count, 0) > MOST_ROWS:
-                raise ValueError(f"{slots} slots of {row_count!r} rows")
-            slot_rows = np.full((slots, row_count), -1, dtype=np.int32)
+            slot_count, row_count = len(content["slots"]), content["rows_per_slot"]
+            if type(row_count) is not int or slot_count * max(row_count, 0) > MOST_ROWS:
+                raise ValueError(f"{slot_count} slots of {row_count!r} rows")
+            slot_rows = np.full((slot_count, row_count), -1, dtype=np.int32)
             for rows, ids in zip(slot_rows, content["slots"], strict=True):
                 rows[: len(ids)] = ids
             tokenizer = cls(alpha, english, slot_rows)
         except OSError as error:
-            fix = "remove the folder and run prepare-data again"
             raise DataError(f"tokenizer {error.filename}: {error.strerror}; {fix}") from error
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
-            raise DataError(
-                f"tokenizer {folder}: damaged ({error}); remove the folder and run prepare-data again"
-            ) from error
+            raise DataError(f"tokenizer {folder}: damaged ({error}); {fix}") from error
         if content.get("format") != _FORMAT or tokenizer.hash != content.get("hash"):
             raise DataError(
                 f"tokenizer {folder}: its files give the hash {tokenizer.hash[:12]}…, vocabulary.json says "
@@ -206,15 +205,14 @@ class Tokenizer:
         return _piece_ids(run.text, model) if run.alpha else self._encode_english(run.text, model)
 
     def _encode_english(self, text: str, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-        """Encode English text or code; a ▁ of the text becomes its bytes."""
-        first, *others = (self._english_ids[_piece_ids(part, model)] for part in text.split(META))
-        # SentencePiece would take a ▁ of the text for a blank
-        return np.concatenate([first, *(ids for other in others for ids in (_META_BYTES, other))]) if others else first
+        """Encode English text or code. A ▁ of the text, which SentencePiece would take for a blank, becomes its bytes."""
+        parts = [self._english_ids[_piece_ids(part, model)] for part in text.split(META)]
+        return np.concatenate([ids for part in parts for ids in (_META_BYTES, part)][1:])  # ▁ between the parts
 
     def _model(self, slot: int, alpha: bool) -> sentencepiece.SentencePieceProcessor:
         """Return the SentencePiece model of a slot, made at first use; slots with a row for every id share one. alpha: True for
         PanGu-α's model, False for the English one."""
-        key = None if self._has_every_id[slot] else slot, alpha
+        key = (None if self._has_every_id[slot] else slot, alpha)
         if key not in self._models:
             model, ids = (self._alpha, slice(ALPHA_SIZE)) if alpha else (self._english, self.vocabulary.english_ids)
             if not self._has_every_id[slot]:
@@ -224,9 +222,10 @@ class Tokenizer:
         return self._models[key]
 
     def _hash(self) -> str:
+        """Return the hash of everything that decides ids and rows: the format, both models, and the rows of the slots."""
         digest = hashlib.sha256(f"pangu-sigma tokenizer {_FORMAT}\n".encode())
         for content in (self._alpha, self._english, self.slot_rows.astype("<i4").tobytes()):
-            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(len(content).to_bytes(8, "little"))  # so that the border of two contents counts
             digest.update(content)
         return digest.hexdigest()
 
@@ -241,9 +240,10 @@ class AlphaTokenizer(Tokenizer):
     def __init__(self) -> None:
         pieces, english = alpha_model(), compact_model([])
         super().__init__(pieces, english, Tokenizer.whole(pieces, english, 1).slot_rows)
+        # tags and bytes keep their ids, and lose their rows
         self.slot_rows = np.ascontiguousarray(self.slot_rows[:, :ALPHA_SIZE])
         self.row_of[:, ALPHA_SIZE:] = -1
-        self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+        self._plain = sentencepiece.SentencePieceProcessor(model_proto=pieces)  # without pieces for bytes
 
     def _encode_run(self, run: Run, model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
         return _piece_ids(" ".join(run.text) if run.spelled else run.text, self._plain)

@@ -47,10 +47,10 @@ class Vocabulary:
 
     pieces: [V] names of the ids. surfaces: [V] bytes that the ids decode to (none for controls and tags).
     english_ids: SentencePiece id of the English model → merged id. character_ids: character → id of PanGu-α's piece for it.
-    May raise DataError.
     """
 
     def __init__(self, alpha: bytes, english: bytes) -> None:
+        """Merge two SentencePiece models, given as the bytes of their files. Raises DataError if they cannot be used."""
         names = piece_names(alpha)
         if len(names) != ALPHA_SIZE:
             raise DataError(f"PanGu-α's model has {len(names)} pieces instead of {ALPHA_SIZE}; reinstall pcl-pangu")
@@ -58,7 +58,8 @@ class Vocabulary:
         self.surfaces = [_alpha_surface(i, name) for i, name in enumerate(names)]
         self.surfaces += [b""] * len(TAGS) + [bytes([value]) for value in range(256)]
         id_of_surface = self._alpha_by_surface()
-        self.character_ids = {text: i for surface, i in id_of_surface.items() if len(text := surface.decode()) == 1}
+        id_of_text = {surface.decode(): i for surface, i in id_of_surface.items()}
+        self.character_ids = {text: i for text, i in id_of_text.items() if len(text) == 1}
         self.english_ids = self._add_english(piece_names(english), id_of_surface)
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class Vocabulary:
 
     def _add_english(self, names: list[str], id_of_surface: dict[bytes, int]) -> list[int]:
         """Add the English pieces whose surface is new, and return the merged id of every SentencePiece id of the English model."""
-        ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]
+        ids = [UNK, *range(FIRST_BYTE, FIRST_ENGLISH)]  # every English model begins with <unk> and the 256 bytes
         for name in names[len(ids) :]:
             surface = name.replace(META, " ").encode()
             if surface not in id_of_surface:
@@ -77,9 +78,9 @@ class Vocabulary:
         return ids
 
     def _alpha_by_surface(self) -> dict[bytes, int]:
-        """Return PanGu-α's id by surface. Of several ids with one surface those without "▁" come first, then the lowest."""
+        """Return {surface: PanGu-α's id}. If ids share a surface, the lowest one without "▁" stands for it, else the lowest."""
         id_of_surface: dict[bytes, int] = {}
-        for has_word_mark in (True, False):
+        for has_word_mark in (True, False):  # the last id that is written stays
             for i in reversed(range(ALPHA_SIZE)):
                 if self.surfaces[i] and (META in self.pieces[i]) is has_word_mark and i != UNK:
                     id_of_surface[self.surfaces[i]] = i
@@ -148,12 +149,12 @@ def choose_rows(
     if WORD_MARK in special:  # a domain of the slot has Chinese text
         required_ids = set(chosen_ids)
         characters = [i for i in _characters(vocabulary, counts) if i not in required_ids]
-        chosen_ids += characters[: (rows - len(chosen_ids)) // 2]
+        chosen_ids += characters[: (rows - len(chosen_ids)) // 2]  # half of the rows stay for longer pieces
     producible = vocabulary.producible(domain.language for domain in domains)
     others = np.array(sorted(producible.difference(chosen_ids)), dtype=np.int32)
     by_frequency = others[np.argsort(-counts[others], kind="stable")]
     used_ids = np.concatenate([np.array(chosen_ids, dtype=np.int32), by_frequency])[:rows]
-    return np.pad(used_ids, (0, rows - len(used_ids)), constant_values=-1)
+    return np.pad(used_ids, (0, rows - len(used_ids)), constant_values=-1)  # -1: no token
 
 
 def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
@@ -170,5 +171,5 @@ def _characters(vocabulary: Vocabulary, counts: np.ndarray) -> list[int]:
                 counts_of_ids[ids[character]] += int(counts[i])
     by_frequency = sorted(counts_of_ids.items(), key=lambda item: (-item[1], item[0]))
     limit = CHARACTER_COVERAGE * counts_of_ids.total()
-    counts_before = np.cumsum([0] + [count for _, count in by_frequency])
-    return [i for (i, _), mass in zip(by_frequency, counts_before, strict=False) if mass < limit]
+    counts_before = np.cumsum([0] + [count for _, count in by_frequency])  # of more frequent characters
+    return [i for (i, _), before in zip(by_frequency, counts_before, strict=False) if before < limit]

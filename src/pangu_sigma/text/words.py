@@ -54,7 +54,8 @@ def _jieba() -> tuple[Any, int, tuple[np.ndarray, ...]]:
     with jieba.Tokenizer().get_dict_file() as file:
         dictionary = (file.read().decode().strip() + "\n").encode("utf-32-le")
     emissions = (finalseg.emit_P[state] for state in _STATES)
-    # of jieba's hidden Markov model: log-probabilities of the first state, of the next state, of a character in a state
+    # jieba's hidden Markov model: log-probabilities of the first state, of the next state, of a character in a state; the
+    # state of a character is its place in a word: beginning, end, middle, or single
     tables = (
         np.array([finalseg.start_P[state] for state in _STATES]),
         np.array([[finalseg.trans_P[a].get(b, _MIN_FLOAT) for b in _STATES] for a in _STATES]),
