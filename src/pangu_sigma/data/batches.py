@@ -203,10 +203,10 @@ class BatchLoader:
         self.order = SampleOrder(config, samples.counts, samples.weights)
 
     def next(self, cursor: Cursor) -> Batch:
-        """Return the training batch at a data position, and advance `cursor` past it. Raises the errors of `assemble`."""
+        """Return the training batch at the data position `cursor`, and advance it past the batch. Raises as `assemble`."""
         train, first = self.config.train, sum(cursor.taken)  # before `take` advances the cursor
         blocks = self.order.take(cursor)
-        samples = [(domain, number) for domain, numbers in blocks for number in numbers]
+        samples = [(domain, number) for domain, numbers in blocks for number in numbers]  # block by block
         index_GB = _sample_indices(train.accumulation, train.batch_size, len(blocks))
         ids_GBS1 = np.stack([self.samples.read(*sample) for sample in samples])[index_GB]
         counted_GBS = np.stack([self.samples.counted(*sample) for sample in samples])[index_GB]

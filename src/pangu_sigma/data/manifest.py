@@ -179,8 +179,8 @@ class Manifest(_Record):
 def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
     """Load the manifests of domains in the folder `path`, and merge them into one manifest, in the order of `names`; None: of all.
 
-    Domains that were prepared together tell the same of quarantined lines and near-duplicates, so these are added once for each
-    preparation. `config` is the first domain's, except for the settings of domains and the number of rows of a slot.
+    Every manifest has the quarantined lines and near-duplicates of the whole preparation of its domain, so these are added once for
+    each preparation. `config` is the first domain's, except for the settings of domains and the number of rows of a slot.
     Raises DataError if a manifest is missing, damaged or of another format, or if the domains have different token ids.
     """
     refuse_older(path)
@@ -212,7 +212,7 @@ def domains_in(path: Path) -> list[str]:
     configuration. Raises DataError if a manifest is damaged or of another format."""
     names = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_FILE}"))
     configured_names = (values[0] for name in names for values in read_manifest(path / name).config["domains"])
-    return [name for name in dict.fromkeys(configured_names) if name in names]  # others may have been removed
+    return [name for name in dict.fromkeys(configured_names) if name in names]  # not all may be in this folder
 
 
 def refuse_older(path: Path) -> None:

@@ -106,7 +106,7 @@ class SampleOrder:
         self._shuffles: dict[tuple[int, int], KeyedShuffle | np.ndarray] = {}
 
     def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:
-        """Return (domain, sample numbers) of each block of the next update, and advance the cursor past it."""
+        """Return the blocks of the next update, pairs of a domain and the samples to read, and advance the cursor past them."""
         blocks = []
         for domain in self._choose(cursor):
             first = cursor.taken[domain]
@@ -167,6 +167,7 @@ class KeyedShuffle:
     """
 
     def __init__(self, count: int, key: Sequence[int]):
+        """Cut the bits of a number into halves for a Feistel network, and draw a key for each of its rounds."""
         self._count = count
         bits = (count - 1).bit_length()  # of the numbers that the network permutes; the lower half has the odd one
         self._low_bits = bits - bits // 2
@@ -199,7 +200,7 @@ def split_mix(number: Number, key: int) -> Number:
 
 
 def repetitions(order: SampleOrder, names: Sequence[str], steps: int) -> list[str]:
-    """Return a sentence for each domain that a run of `steps` steps reads more than `MANY_EPOCHS` times. names: of all domains."""
+    """Return a sentence for each domain that a run of `steps` steps reads more than `MANY_EPOCHS` times. names: of the domains."""
     return [
         f"{name}: {steps:,} steps read its text {epochs:.1f} times; above {MANY_EPOCHS} epochs repeated text teaches less than new "
         "text: prepare more of it, lower its weight, or set data.temperature"

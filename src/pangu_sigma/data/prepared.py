@@ -228,7 +228,7 @@ def read_prepared_tokenizer(config: Config) -> Tokenizer:
 
 
 def refuse_spare_rows(config: Config) -> None:
-    """Raise ConfigError if a new run would have slots of more rows than its text was prepared with."""
+    """Raise ConfigError if a new run would have slots of more rows than its text was prepared with, and so rows without a token."""
     if config.model.slot_rows > (rows := data_of(config).manifest.config["slot_rows"]):
         raise ConfigError(
             f"data.path={config.data.path} has slots of {rows} rows, this configuration has model.slot_rows="

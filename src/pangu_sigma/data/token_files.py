@@ -97,12 +97,13 @@ def lengths_of(index: bytes) -> np.ndarray:
 
 
 def chunks_of(size: int) -> int:
-    """Return the number of chunks of a file of `size` bytes."""
+    """Return the number of chunks, stretches of CHUNK_BYTES, of a file of `size` bytes."""
     return -(-size // CHUNK_BYTES)
 
 
 def write_hashes(folder: Path) -> tuple[dict[str, int], str]:
-    """Write the file `hashes` for the files of a folder. Return their sizes by name, and the hash of `hashes`. Raises OSError."""
+    """Write the file `hashes`, the hashes of all chunks of a folder's files in the order of names. Return the sizes of the files by
+    name, and the hash of `hashes`. Raises OSError."""
     hashes, sizes = bytearray(), dict[str, int]()
     for path in sorted(folder.iterdir()):
         if path.name in (HASHES_NAME, MANIFEST_FILE):

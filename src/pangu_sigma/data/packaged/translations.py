@@ -26,15 +26,15 @@ def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
 
 
 def json_pairs(chinese: bytes, english: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the (zh, en) pairs of the texts that stand under the same keys of two JSON files, as in `catalogue_pairs`."""
+    """Yield the (zh, en) pairs of texts under the same keys of two JSON files, if the sides have Han characters and words."""
     originals = dict(_texts(json.loads(english)))
     for keys, text in _texts(json.loads(chinese)):
         yield from _pair(text, originals.get(keys, ""))
 
 
 def page_pairs(chinese: bytes, english: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the (zh, en) pairs of a page's paragraphs, or of larger parts where not both languages have as many, as in
-    `catalogue_pairs`."""
+    """Yield the (zh, en) pairs of the paragraphs of a Markdown page, or of larger parts, such as sections, where the languages have
+    different numbers of paragraphs. Pairs without Han characters or without English words are left out."""
     translation, original = (_FRONT_MATTER.sub("", page.decode().replace("\r\n", "\n")) for page in (chinese, english))
     for pair in _parts(translation, original, *_CUTS):
         yield from _pair(*pair)
@@ -48,7 +48,7 @@ def _pair(chinese: str, english: str) -> Iterator[tuple[str, str]]:
 
 
 def _texts(tree: dict[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the texts of nested JSON objects, each with its keys from the outside in."""
+    """Yield pairs of the keys, from the outside in, and of a text that stands there in nested JSON objects."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _texts(value, (*keys, key))

@@ -65,12 +65,13 @@ def make_vocabulary(
         work.stage.put("sample/english", read_english(Path(model)) if model else _learn_english(passes, selection))
     passes.begin("count", config.model.slot_rows, [work.domains.slot_names[domain.slot] for domain in work.domains])
     if not work.stage.path("count/rows").exists():
-        work.stage.put("count/rows", _rows(passes, selection, kept_vocabulary).tobytes())
+        work.stage.put("count/rows", _choose_slot_rows(passes, selection, kept_vocabulary).tobytes())
     return tokenizer_of(work)
 
 
 def _learn_english(passes: Passes, selection: Selection) -> bytes:
-    """Learn the English pieces, and return their model."""
+    """Learn the English pieces of the vocabulary from a sample of the English runs (stretches of English text) of all domains.
+    Return their SentencePiece model."""
     pieces = passes.work.config.vocabulary.english_pieces
     steps = _sample_steps(selection.domains, pieces)
     samples = passes.map(partial(_sample_block, steps=steps), selection.blocks)
@@ -88,8 +89,8 @@ def _sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int,
 
 
 def _sample_block(work: Work, block: int, steps: Sequence[int]) -> Iterator[pa.Table]:
-    """Return the text of a block that pieces are learned from: of documents that cannot be held out, every n-th English run of each
-    domain, counted over all blocks. steps: n of each domain."""
+    """Yield a table of the text of a block that pieces are learned from: in documents that cannot be held out, every n-th English
+    run of a domain, counted over all blocks. block: number of the block. steps: n of each domain."""
     runs = list[dict[str, Any]]()
     for domain, segments, row in selected_documents(work, block, "runs"):
         step = steps[domain.index]
@@ -100,7 +101,7 @@ def _sample_block(work: Work, block: int, steps: Sequence[int]) -> Iterator[pa.T
     yield pa.Table.from_pylist(runs, _SAMPLED)
 
 
-def _rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None) -> np.ndarray:
+def _choose_slot_rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None) -> np.ndarray:
     """Choose the token id of each row of every embedding slot, int32 [slots, R], -1 for a row without an id: ids whose rows are
     kept come first, then all ids if there are no more than rows, or else the most frequent."""
     domains, rows = passes.work.domains, passes.work.config.model.slot_rows
@@ -118,7 +119,8 @@ def _rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary 
 
 
 def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
-    """Count the tokens of a block's documents, in the whole vocabulary. Yield a table for each slot: its number, ids and counts."""
+    """Count the tokens of a block's documents that cannot be held out, in the whole vocabulary. Yield a table for each slot, with
+    the columns slot, id and count."""
     tokenizer, ids_of_slot = tokenizer_of(work, is_whole=True), defaultdict[int, list[np.ndarray]](list)
     for domain, segments, row in selected_documents(work, block):
         if row["rank"] is None:  # the document cannot be held out
@@ -131,7 +133,8 @@ def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
 
 @lru_cache(maxsize=1)
 def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
-    """Make a tokenizer. rows: int32 [slots, R] as bytes; none: every slot has a row for every id."""
+    """Return a tokenizer; the last one is cached, because units of a pass use the same. english: model of the English pieces.
+    slots: number of slots. rows: token ids of their rows, int32 [slots, R] as bytes; b"": every slot has a row for every id."""
     if not rows:
         return Tokenizer.whole(alpha_model(), english, slots)
     return Tokenizer(alpha_model(), english, np.frombuffer(rows, np.int32).reshape(slots, -1))

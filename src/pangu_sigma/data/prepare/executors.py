@@ -125,7 +125,7 @@ class Ray:
         def submit(number: int, unit: Any) -> Future[object]:
             reference = remote.remote(shared, number, unit)
             future: Future[object] = reference.future()
-            references[future] = reference
+            references[future] = reference  # to cancel the unit by, as long as it runs
             future.add_done_callback(references.pop)
             return future
 
@@ -194,7 +194,7 @@ def _run(
 
 
 def _run_here(task: UnitTask, number: int, unit: Any) -> Future[object]:
-    """Do a unit in this process."""
+    """Do a unit in this process, and return its result as a future."""
     future = Future[object]()
     future.set_result(task(number, unit))
     return future

@@ -109,9 +109,7 @@ def run_preparation(
     with (
         closing(executor_of(options.workers, options.ray, config.data.memory_gib, input_bytes)) as executor,
         staged(output, removed=writes) as stage,
-        closing(
-            executor
-        ),  # before the stage is removed, into which no process may write then; the outer one is for errors
+        closing(executor),  # first, so that no process writes into the stage while it is removed
     ):
         passes = Passes(Work(config, stage), executor)
         manifest_config = _manifest_config(config, layout, hash_files(passes, stamps), vocabulary)
@@ -165,8 +163,8 @@ def _run_passes(
 ) -> tuple[Manifest, list[str]]:
     """Do all passes after `hash`. Return the manifest, and for each domain that has too little text a problem.
 
-    stamps: path, size and time of each input file. layout: reader of records. writes: True to complete
-    the folder `write/output` of the stage, and to raise DataError for problems; False for a preview.
+    stamps: path, size and time of each input file. layout: reader of records. writes: True to complete the folder `write/output`
+    of the stage, and to raise DataError for problems; False for a preview.
     """
     stage, domains = passes.work.stage, passes.work.domains
     files, counts, examples = read_text(passes, stamps, layout, manifest_config)

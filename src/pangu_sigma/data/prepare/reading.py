@@ -73,7 +73,7 @@ _UNITS = f"SELECT DISTINCT document >> {UNIT_BITS}, domain FROM rows WHERE domai
 
 
 def stamps_of(files: Sequence[Path]) -> list[Stamp]:
-    """Return the stamps of input files. Raises DataError for a file that cannot be read."""
+    """Return path, size and modification time of input files. Raises DataError for a file that cannot be read."""
     try:
         return [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
     except OSError as error:
@@ -87,7 +87,7 @@ def block_size(total: int) -> int:
 
 
 def hash_files(passes: Passes, stamps: Sequence[Stamp]) -> list[list[str]]:
-    """Return path and hex sha256 of each input file."""
+    """Return path and hex sha256 of each input file. Files are only read again if a stamp (path, size or time) has changed."""
     passes.begin("hash", stamps)
     tables = passes.map(_hash_file, [Path(path) for path, *_ in stamps])
     return [[path, table["sha256"][0].as_py()] for (path, *_), table in zip(stamps, tables, strict=True)]
@@ -134,8 +134,7 @@ def read_text(
         rows = (row for table in tables_of(database, _UNUSABLE) for row in table.to_pylist())
         counts, examples = write_rejected(work.stage.path(QUARANTINE_NAME), _unusable(rows, units))
         pairs = {(units[unit].path, domain) for unit, domain in database.execute(_UNITS).fetchall()}
-    files_of_domains = [[file for file in files if (file, domain.index) in pairs] for domain in work.domains]
-    return files_of_domains, counts, examples
+    return [[file for file in files if (file, domain.index) in pairs] for domain in work.domains], counts, examples
 
 
 def read(work: Work, numbered_unit: tuple[int, InputUnit], layout: Layout, block_bytes: int) -> Iterator[pa.Table]:
@@ -144,7 +143,7 @@ def read(work: Work, numbered_unit: tuple[int, InputUnit], layout: Layout, block
     number, unit = numbered_unit
     first_block, blocks, size, rows = number << GROUP_BITS, 0, 0, list[dict[str, Any]]()
     for row in _rows_of(work, unit, layout):
-        is_last = row.keys() == {"line"}
+        is_last = row.keys() == {"line"}  # the number of lines, for a table of its own
         if rows and (is_last or size >= block_bytes):
             yield _table_of(rows, first_block + blocks)
             blocks, size, rows = blocks + 1, 0, []

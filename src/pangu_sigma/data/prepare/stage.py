@@ -199,7 +199,7 @@ class Passes:
 
     def __init__(self, work: Work, executor: Executor) -> None:
         self.work, self.executor = work, executor
-        self._names, self._key = list[str](), key_of(_FORMAT)
+        self._names, self._key = list[str](), key_of(_FORMAT)  # of the passes that were begun, and of the last one
 
     def begin(self, name: str, *settings: Any) -> None:
         """Begin a pass, whose results depend on the passes before it and on `settings`. If the stage has results of other passes or
