@@ -107,7 +107,7 @@ class StepArrays(NamedTuple):
         """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without expert weights."""
         arrays = self[: len(MICRO_BATCH_FIELDS)]
         # a tuple has an array for each segment of the RRE layers
-        return tuple(tuple(a[micro_batch] for a in n) if isinstance(n, tuple) else n[micro_batch] for n in arrays)
+        return tuple(tuple(a[micro_batch] for a in x) if isinstance(x, tuple) else x[micro_batch] for x in arrays)
 
 
 MICRO_BATCH_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_A")]
@@ -231,7 +231,7 @@ class BatchLoader:
         """
         taker_B = data_rank_of_sequences(self.config) if taker_B is None else taker_B
         ids_GBS, labels_GBS = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
-        micro_batches, sequences, blocks = *ids_GBS.shape[:2], len(domains_M)
+        (micro_batches, sequences), blocks = ids_GBS.shape[:2], len(domains_M)
         domains_B = np.repeat(domains_M, sequences // blocks)
         slots_M = np.array([self.domains[d].slot for d in domains_M], np.int32)
         slots_B1 = np.repeat(slots_M, sequences // blocks)[:, None]

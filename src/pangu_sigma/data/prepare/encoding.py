@@ -134,7 +134,7 @@ def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
 @lru_cache(maxsize=1)
 def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
     """Return a tokenizer; the last one is cached, because units of a pass use the same. english: model of the English pieces.
-    slots: number of slots. rows: token ids of their rows, int32 [slots, R] as bytes; b"": every slot has a row for every id."""
+    slots: number of slots. rows: token ids of their rows, int32 [slots, R] as bytes; b"": each slot has a row for every id."""
     if not rows:
         return Tokenizer.whole(alpha_model(), english, slots)
     return Tokenizer(alpha_model(), english, np.frombuffer(rows, np.int32).reshape(slots, -1))

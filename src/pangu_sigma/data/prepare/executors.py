@@ -123,10 +123,11 @@ class Ray:
         shared = ray.put((task, Path.cwd(), errors.on_command_line))
 
         def submit(number: int, unit: Any) -> Future[object]:
+            for finished in [future for future in references if future.done()]:
+                del references[finished]
             reference = remote.remote(shared, number, unit)
             future: Future[object] = reference.future()
             references[future] = reference  # to cancel the unit by, as long as it runs
-            future.add_done_callback(references.pop)
             return future
 
         try:
@@ -136,7 +137,7 @@ class Ray:
         except ray.exceptions.RayError as error:
             raise StageError(f"{name}: Ray gave a unit up: {error}; the same command goes on where it was") from error
         finally:  # no unit writes into the stage any more
-            running = [*references.values()]
+            running = [reference for future, reference in references.items() if not future.done()]
             for reference in running:
                 ray.cancel(reference)  # not by force: Ray 2.60 may crash if the unit ends at that moment
             if running:

@@ -148,8 +148,7 @@ def near_duplicates(database: DuckDBPyConnection, bands: Bands) -> NearDuplicate
     pairs, near_pairs = 0, [np.empty((2, 0), np.int64)]
     for table in tables_of(database, _PAIRS, {"number": bands.number, "size": 4 * bands.rows}):  # size: bytes of a band
         values_a, values_b = (np.frombuffer(b"".join(table[name].to_pylist()), np.uint32) for name in ("one", "other"))
-        permutations = len(values_a) // max(1, table.num_rows)
-        equal_KP = (values_a == values_b).reshape(table.num_rows, permutations)
+        equal_KP = (values_a == values_b).reshape(table.num_rows, len(values_a) // max(1, table.num_rows))
         is_near_K = np.count_nonzero(equal_KP, axis=1) >= bands.equal
         near_pairs.append(np.stack([table[name].to_numpy()[is_near_K] for name in "ab"]))
         pairs += table.num_rows
