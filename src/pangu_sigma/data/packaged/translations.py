@@ -22,33 +22,33 @@ def catalogue_pairs(catalogue: bytes) -> Iterator[tuple[str, str]]:
     translations = gettext.GNUTranslations(io.BytesIO(catalogue))
     for key, value in translations._catalog.items():  # type: ignore[attr-defined]
         original = key[0] if isinstance(key, tuple) else key  # (singular, plural form) when it has plurals
-        yield from _pair(value, original.rpartition("\x04")[2])  # context, \x04, text
+        yield from _pair(value, original.rpartition("\x04")[2])  # without the context, which ends with \x04
 
 
 def json_pairs(chinese: bytes, english: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the (zh, en) pairs of the texts that stand under the same keys of two JSON files, as in `catalogue_pairs`."""
+    """Yield the (zh, en) pairs of texts under the same keys of two JSON files, if the sides have Han characters and words."""
     originals = dict(_texts(json.loads(english)))
     for keys, text in _texts(json.loads(chinese)):
         yield from _pair(text, originals.get(keys, ""))
 
 
 def page_pairs(chinese: bytes, english: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the (zh, en) pairs of a page's paragraphs, or of larger parts where not both languages have as many, as in
-    `catalogue_pairs`."""
+    """Yield the (zh, en) pairs of the paragraphs of a Markdown page, or of larger parts, such as sections, where the languages have
+    different numbers of paragraphs. Pairs without Han characters or without English words are left out."""
     translation, original = (_FRONT_MATTER.sub("", page.decode().replace("\r\n", "\n")) for page in (chinese, english))
     for pair in _parts(translation, original, *_CUTS):
         yield from _pair(*pair)
 
 
 def _pair(chinese: str, english: str) -> Iterator[tuple[str, str]]:
-    """Yield the pair if both sides are text."""
-    pair = chinese.strip(), english.strip()
-    if _HAN.search(pair[0]) and _WORD.search(pair[1]) and not _IDENTIFIER.fullmatch(pair[1]):
-        yield pair
+    """Yield the pair if the Chinese side has Han characters, and the English side words and is no identifier; else nothing."""
+    chinese, english = chinese.strip(), english.strip()
+    if _HAN.search(chinese) and _WORD.search(english) and not _IDENTIFIER.fullmatch(english):
+        yield chinese, english
 
 
 def _texts(tree: dict[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the texts of nested JSON objects, each with its keys from the outside in."""
+    """Yield pairs of the keys, from the outside in, and of a text that stands there in nested JSON objects."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _texts(value, (*keys, key))
@@ -57,11 +57,13 @@ def _texts(tree: dict[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 def _parts(chinese: str, english: str, *cuts: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    """Yield the parts of a text and of its translation: cut wherever both give equally many parts."""
+    """Yield pairs of the parts of a text and of its translation. cuts: patterns of the places to cut at, from large parts to small
+    ones. A pattern that gives unequally many parts on the two sides is left out there."""
     if not cuts:
         yield chinese, english
         return
-    first, *others = cuts
-    sides = first.split(chinese), first.split(english)
-    for pair in zip(*sides, strict=True) if len(sides[0]) == len(sides[1]) else [(chinese, english)]:
-        yield from _parts(*pair, *others)
+    cut, *finer_cuts = cuts
+    chinese_parts, english_parts = cut.split(chinese), cut.split(english)
+    has_pairs = len(chinese_parts) == len(english_parts)
+    for pair in zip(chinese_parts, english_parts, strict=True) if has_pairs else [(chinese, english)]:
+        yield from _parts(*pair, *finer_cuts)

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pangu_sigma.data.prepare.extension import KeptVocabulary
-from pangu_sigma.data.prepare.selection import DomainSelection, Selection, selected_documents, selected_rows
+from pangu_sigma.data.prepare.selection import DomainSelection, Selection, selected_documents
 from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
 from pangu_sigma.data.prepared import TOKENIZER_NAME
 from pangu_sigma.text.segmentation import english_runs
@@ -54,24 +53,25 @@ CANDIDATES, OTHERS = ds.field("rank").is_valid(), ds.field("rank").is_null()
 
 
 def make_vocabulary(
-    passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None, decisive: dict[str, Any]
+    passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None, manifest_config: dict[str, Any]
 ) -> Tokenizer:
-    """Build the tokenizer from documents that are no held-out candidates: English pieces, and the rows of every slot. decisive:
-    settings and text that decide the result."""
+    """Build the tokenizer from documents that cannot be held out: first its English pieces, then the token ids that have rows in
+    each embedding slot. manifest_config: settings and text that decide the result."""
     work, config = passes.work, passes.work.config
     kept_model = kept_vocabulary and kept_vocabulary.run / TOKENIZER_NAME / "english.model"
     model = config.vocabulary.english_model or kept_model
-    passes.begin("sample", *(decisive[key] for key in ("english_pieces", "english_model", "kept")))
+    passes.begin("sample", *(manifest_config[key] for key in ("english_pieces", "english_model", "kept")))
     if not work.stage.path("sample/english").exists():
         work.stage.put("sample/english", read_english(Path(model)) if model else _learn_english(passes, selection))
     passes.begin("count", config.model.slot_rows, [work.domains.slot_names[domain.slot] for domain in work.domains])
     if not work.stage.path("count/rows").exists():
-        work.stage.put("count/rows", _rows(passes, selection, kept_vocabulary).tobytes())
+        work.stage.put("count/rows", _choose_slot_rows(passes, selection, kept_vocabulary).tobytes())
     return tokenizer_of(work)
 
 
 def _learn_english(passes: Passes, selection: Selection) -> bytes:
-    """Learn the English pieces, and return their model."""
+    """Learn the English pieces of the vocabulary from a sample of the English runs (stretches of English text) of all domains.
+    Return their SentencePiece model."""
     pieces = passes.work.config.vocabulary.english_pieces
     steps = _sample_steps(selection.domains, pieces)
     samples = passes.map(partial(_sample_block, steps=steps), selection.blocks)
@@ -82,34 +82,32 @@ def _learn_english(passes: Passes, selection: Selection) -> bytes:
 
 
 def _sample_steps(domains: Sequence[DomainSelection], pieces: int) -> tuple[int, ...]:
-    """Return the step between the sampled English runs of each domain, so that there is as much text of every domain that has some.
-
-    pieces: number of English pieces to learn.
-    """
-    limit = _LEARNED_FROM * max(pieces, 4_096) // max(1, sum(domain.runs > 0 for domain in domains))
-    return tuple(max(1, -(-domain.characters // limit)) if domain.runs else 0 for domain in domains)
+    """Return the step n of each domain: every n-th of its English runs is sampled, so that all domains with English runs give
+    equally much text, or all they have. pieces: number of English pieces to learn."""
+    characters = _LEARNED_FROM * max(pieces, 4_096) // max(1, sum(domain.runs > 0 for domain in domains))
+    return tuple(max(1, -(-domain.characters // characters)) for domain in domains)
 
 
 def _sample_block(work: Work, block: int, steps: Sequence[int]) -> Iterator[pa.Table]:
-    """Return the text of a block that pieces are learned from: English runs of each domain, at its step; 0: none."""
-    table = selected_rows(work, block, "domain", "runs", "texts")
-    training_rows = table.filter(pc.and_(pc.is_null(table["rank"]), pc.greater(table["runs"], 0)))
+    """Yield a table of the text of a block that pieces are learned from: in documents that cannot be held out, every n-th English
+    run of a domain, counted over all blocks. block: number of the block. steps: n of each domain."""
     runs = list[dict[str, Any]]()
-    for index, row in enumerate(training_rows.select(["domain", "runs", "runs_before"]).to_pylist()):
-        step = steps[row["domain"]]
-        if (first := -row["runs_before"] % step) < row["runs"]:
-            language, texts = work.domains[row["domain"]].language, training_rows["texts"][index].as_py()
-            all_runs = [run for text in texts for run in english_runs(text, language)]
-            runs += [{"domain": row["domain"], "text": run} for run in all_runs[first::step]]
+    for domain, segments, row in selected_documents(work, block, "runs"):
+        step = steps[domain.index]
+        first = -row["runs_before"] % step  # so that runs_before + first is a multiple of the step
+        if row["rank"] is None and first < row["runs"]:
+            document_runs = [run for _, text in segments for run in english_runs(text, domain.language)]
+            runs += [{"domain": domain.index, "text": run} for run in document_runs[first::step]]
     yield pa.Table.from_pylist(runs, _SAMPLED)
 
 
-def _rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None) -> np.ndarray:
-    """Choose the token id of each row of every slot, int32 [slots, R]."""
+def _choose_slot_rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary | None) -> np.ndarray:
+    """Choose the token id of each row of every embedding slot, int32 [slots, R], -1 for a row without an id: ids whose rows are
+    kept come first, then all ids if there are no more than rows, or else the most frequent."""
     domains, rows = passes.work.domains, passes.work.config.model.slot_rows
     slots, tokenizer = range(len(domains.slot_names)), tokenizer_of(passes.work, is_whole=True)
     kept_ids = [kept_vocabulary.ids(tokenizer.vocabulary, domains, n) if kept_vocabulary else [] for n in slots]
-    if tokenizer.size <= rows:
+    if tokenizer.size <= rows:  # nothing needs to be counted
         all_ids = [[*dict.fromkeys([*ids, *range(tokenizer.size)])] for ids in kept_ids]
         return np.pad(np.array(all_ids, np.int32), ((0, 0), (0, rows - tokenizer.size)), constant_values=-1)
     counts = np.zeros((len(slots), tokenizer.size), np.int64)
@@ -121,10 +119,11 @@ def _rows(passes: Passes, selection: Selection, kept_vocabulary: KeptVocabulary 
 
 
 def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
-    """Count the pieces of a block's documents that are certain to be trained on: for each slot, ids and their counts."""
+    """Count the tokens of a block's documents that cannot be held out, in the whole vocabulary. Yield a table for each slot, with
+    the columns slot, id and count."""
     tokenizer, ids_of_slot = tokenizer_of(work, is_whole=True), defaultdict[int, list[np.ndarray]](list)
     for domain, segments, row in selected_documents(work, block):
-        if row["rank"] is None:
+        if row["rank"] is None:  # the document cannot be held out
             ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
         counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *ids_of_slot[slot]]))
@@ -134,14 +133,16 @@ def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
 
 @lru_cache(maxsize=1)
 def _tokenizer(english: bytes, slots: int, rows: bytes) -> Tokenizer:
-    """Make a tokenizer. rows: int32 [slots, R] as bytes; none: every slot has a row for every id."""
+    """Return a tokenizer; the last one is cached, because units of a pass use the same. english: model of the English pieces.
+    slots: number of slots. rows: token ids of their rows, int32 [slots, R] as bytes; b"": each slot has a row for every id."""
     if not rows:
         return Tokenizer.whole(alpha_model(), english, slots)
     return Tokenizer(alpha_model(), english, np.frombuffer(rows, np.int32).reshape(slots, -1))
 
 
 def tokenizer_of(work: Work, is_whole: bool = False) -> Tokenizer:
-    """Return the tokenizer with the slot rows in the stage. is_whole: True for a row for every id in their place."""
+    """Return the tokenizer of the preparation, with the slot rows in the stage; is_whole: True for slots with a row for every id,
+    as long as the rows are not chosen."""
     slots, rows = len(work.domains.slot_names), b"" if is_whole else work.stage.value("count/rows")
     return _tokenizer(work.stage.value("sample/english"), slots, rows)
 
@@ -153,30 +154,30 @@ def encode(passes: Passes, selection: Selection) -> None:
 
 
 def _encode_block(work: Work, block: int) -> Iterator[pa.Table]:
-    """Encode the selected documents of a block."""
+    """Encode the selected documents of a block. Yield tables of `ENCODED`, which become row groups: a domain's candidates, or its
+    other documents, so that a reader can skip the rest."""
     tokenizer, groups = tokenizer_of(work), defaultdict[tuple[int, bool], list[dict[str, Any]]](list)
     for domain, segments, row in selected_documents(work, block, "hold", "bytes"):
         runs = segment(segments, domain)
         ids, folded = tokenizer.sample_runs(runs, domain), tokenizer.changed_by_normalisation(runs)
-        group = groups[domain.index, row["rank"] is not None]
-        group.append(row | {"folded": folded, "tokens": len(ids), "ids": ids})
-    yield ENCODED.empty_table()
+        groups[domain.index, row["rank"] is not None].append(row | {"folded": folded, "tokens": len(ids), "ids": ids})
+    yield ENCODED.empty_table()  # a result needs a table
     yield from (pa.Table.from_pylist(groups[key], ENCODED) for key in sorted(groups))
 
 
 def encoded_documents(
     stage: Stage, blocks: Iterable[int], domain: int, rows: ds.Expression, columns: list[str] = ENCODED.names
 ) -> Iterator[pa.Table]:
-    """Yield columns of the encoded documents of a domain, one table at least. blocks: their indices. rows: condition of the
-    documents, such as `CANDIDATES`."""
+    """Yield tables of the encoded documents of a domain, at least one. blocks: indices of the blocks to read. rows: condition of
+    the documents, such as `CANDIDATES`. columns: columns to read."""
     yield ENCODED.empty_table().select(columns)
-    of_domain = (ds.field("domain") == domain) & rows
-    yield from (stage.read(f"encode/{numbered(block)}", columns, of_domain) for block in blocks)
+    condition = (ds.field("domain") == domain) & rows
+    yield from (stage.read(f"encode/{numbered(block)}", columns, condition) for block in blocks)
 
 
 def ids_of(table: pa.Table) -> list[np.ndarray]:
     """Return the token ids of each document of a table."""
     if not table.num_rows:
         return []
-    lists = table["ids"].combine_chunks()
-    return np.split(lists.flatten().to_numpy(), np.cumsum(table["tokens"].to_numpy())[:-1])
+    ids_T = table["ids"].combine_chunks().flatten().to_numpy()  # of all documents, end to end
+    return np.split(ids_T, np.cumsum(table["tokens"].to_numpy())[:-1])

@@ -59,13 +59,14 @@ class LocalProcesses:
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
-        self._life: connection.Connection | None = None  # the workers end when it is closed
+        self._lifeline: connection.Connection | None = None  # the workers end when it is closed
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """Call a task for some units of a pass, pairs of number and unit. name, total: the pass, and the number of all its units.
-        Raises what the task raises, and StageError if a worker process ends."""
-        here = self.workers == 1 or len(units) < 2
-        submit, limit = (_run_here, 1) if here else (self._submit, _IN_FLIGHT * self.workers)
+        """Call a task for each of `units`, pairs of number and unit, in this process if workers would not help. name: name of the
+        pass. total: number of its units, with those that have results. Raises what the task raises, and StageError if a worker
+        process ends."""
+        is_local = self.workers == 1 or len(units) < 2
+        submit, limit = (_run_here, 1) if is_local else (self._submit, _IN_FLIGHT * self.workers)
         try:
             _run(partial(submit, task), units, limit, name, total)
         except BrokenProcessPool as error:
@@ -75,28 +76,27 @@ class LocalProcesses:
             ) from error
 
     def _submit(self, task: UnitTask, number: int, unit: Any) -> Future[object]:
-        with _as_its_own():
-            if self._pool is None:  # in here, because it starts a process that tracks resources
+        """Give a unit to the worker processes, which are started now if there are none."""
+        with _detached_processes():  # also when the pool exists, because it starts workers when it gets units
+            if self._pool is None:
                 # not by fork: the threads of MindSpore, which the caller may have loaded, would not be there in the copy
                 context = get_context("spawn")
-                ended, self._life = context.Pipe(duplex=False)
-                self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (ended, errors.on_command_line))
+                reader, self._lifeline = context.Pipe(duplex=False)
+                self._pool = ProcessPoolExecutor(self.workers, context, _begin_worker, (reader, errors.on_command_line))
             return self._pool.submit(task, number, unit)
 
     def close(self) -> None:
         """End the processes at once: a unit may be a file that takes an hour."""
-        if self._pool is not None and self._life is not None:
-            self._life.close()
+        if self._pool is not None and self._lifeline is not None:
+            self._lifeline.close()
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 
 class Ray:
     """Executor whose units are Ray tasks on the cluster at `address`: where they run, and lost nodes, are Ray's matter.
-
     All nodes need this package, and the inputs and the stage on storage that they share. Raises ConfigError if Ray is not installed
-    or there is no cluster.
-    """
+    or there is no cluster."""
 
     def __init__(self, address: str) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -106,8 +106,8 @@ class Ray:
             raise ConfigError(f"{argument('--ray')}: Ray is not installed; run: pip install ray==2.60.0") from error
         self._ray = ray
         self.workers = len(os.sched_getaffinity(0))  # of this machine, for what the caller's process does
-        self._own = not ray.is_initialized()
-        if self._own:
+        self._has_connected = not ray.is_initialized()  # else the caller had, and stays connected
+        if self._has_connected:
             try:
                 ray.init(address, log_to_driver=False)
             except (ConnectionError, ValueError) as error:
@@ -116,8 +116,8 @@ class Ray:
                 ) from error
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """See `LocalProcesses.run`. Raises StageError if the process or the node of a unit ends again and again."""
-        ray, references = self._ray, dict[Future[object], Any]()
+        """Do as `LocalProcesses.run`. Raises StageError if the process or the node of a unit ends again and again."""
+        ray, references = self._ray, dict[Future[object], Any]()  # Ray's reference of each unit that is not finished
         # a lost node loses only units without a result, so that doing them again is right at any time
         remote = ray.remote(_call).options(max_retries=_RETRIES, memory=WORKER_BYTES)
         shared = ray.put((task, Path.cwd(), errors.on_command_line))
@@ -127,7 +127,7 @@ class Ray:
                 del references[finished]
             reference = remote.remote(shared, number, unit)
             future: Future[object] = reference.future()
-            references[future] = reference
+            references[future] = reference  # to cancel the unit by, as long as it runs
             return future
 
         try:
@@ -144,13 +144,14 @@ class Ray:
                 ray.wait(running, num_returns=len(running), timeout=_CANCEL_SECONDS)
 
     def close(self) -> None:
-        """Leave the cluster."""
-        if self._own:
+        """Leave the cluster, unless the caller had connected before."""
+        if self._has_connected:
             self._ray.shutdown()
 
 
 def _call(shared: tuple[UnitTask, Path, bool], number: int, unit: Any) -> None:
-    """Do a unit in the working folder of the command, for paths that are relative to it. Messages name options as there."""
+    """Do a unit in a worker process of Ray. shared: task; working folder of the command, for relative paths; and whether the
+    command line is used, so that messages name options as it does."""
     task, folder, errors.on_command_line = shared
     os.chdir(folder)
     task(number, unit)
@@ -160,31 +161,33 @@ Executor = LocalProcesses | Ray
 
 
 def executor_of(workers: int | None, ray: str | None, memory_gib: float, size: int) -> Executor:
-    """Return the executor that options ask for. memory_gib: memory of all processes. size: bytes of the input. Raises
-    ConfigError for wrong options."""
+    """Return the executor that options ask for: Ray at the address `ray`, or `workers` processes of this machine; None: a number
+    for the input. memory_gib: memory of all processes. size: bytes of the input. Raises ConfigError for wrong options."""
     if ray is not None and workers is not None:
         raise ConfigError(f"{argument('--ray')}: Ray decides what runs where; leave {argument('--workers')} out")
     if ray is not None:
         return Ray(ray)
     count = workers or (1 if size < _LITTLE_TEXT else len(os.sched_getaffinity(0)))
-    fitting = max(1, int(memory_gib * (1 << 30)) // WORKER_BYTES)
-    if count > fitting:
+    max_workers = max(1, int(memory_gib * (1 << 30)) // WORKER_BYTES)
+    if count > max_workers:
         logger.warning(
             "%d processes of %d MiB need more memory than data.memory_gib=%g; %d will work; raise the key if there is more",
-            count, WORKER_BYTES >> 20, memory_gib, fitting,
+            count, WORKER_BYTES >> 20, memory_gib, max_workers,
         )  # fmt: skip
-    return LocalProcesses(min(count, fitting))
+    return LocalProcesses(min(count, max_workers))
 
 
 def _run(
     submit: Callable[[int, Any], Future[object]], units: Sequence[tuple[int, Any]], limit: int, name: str, total: int
 ) -> None:
-    """Submit units, at most `limit` at a time, and wait for all. Raises what a unit raises. name, total: as in `run`."""
+    """Submit units, pairs of number and unit, at most `limit` at a time, and wait for all. Raises what a unit raises. name, total:
+    title of the progress bar, and the number of all units of the pass, of which others were done before."""
     running = set[Future[object]]()
     with Bar(desc=name, unit="unit", total=total, initial=total - len(units)) as bar:
-        for n, (number, unit) in enumerate(units, 1):
+        for index, (number, unit) in enumerate(units, 1):
             running.add(submit(number, unit))
-            while running and (len(running) == limit or n == len(units)):
+            # wait until another unit may be submitted, and after the last one for all
+            while running and (len(running) == limit or index == len(units)):
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
@@ -192,18 +195,18 @@ def _run(
 
 
 def _run_here(task: UnitTask, number: int, unit: Any) -> Future[object]:
-    """Do a unit in this process."""
+    """Do a unit in this process, and return its result as a future."""
     future = Future[object]()
     future.set_result(task(number, unit))
     return future
 
 
 @contextmanager
-def _as_its_own() -> Iterator[None]:
-    """Keep from processes that are started in the block what is only this process's.
+def _detached_processes() -> Iterator[None]:
+    """Keep three things of this process from the processes that are started in the block.
 
     The main module: a worker would run a script without `if __name__ == "__main__"` a second time. The path of the working folder:
-    a worker imports by itself before it gets the caller's `sys.path`. Ctrl-C: the caller alone gets it.
+    a worker imports by itself before it gets the caller's `sys.path`. Ctrl-C, whose mask workers inherit: only the caller gets it.
     """
     main, environment = sys.modules["__main__"], os.environ.copy()
     signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -219,17 +222,15 @@ def _as_its_own() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
-def _begin_worker(ended: connection.Connection, on_command_line: bool) -> None:
-    """Make a worker process end when the other side of a pipe is closed, and with its parent, even with a killed one.
-
-    on_command_line: of the parent, so that messages name options as they do there.
-    """
+def _begin_worker(reader: connection.Connection, on_command_line: bool) -> None:
+    """Make a worker process end when its parent closes the other end of a pipe, or ends in any way, even killed. reader: end of
+    the pipe. on_command_line: value of the parent, so that messages name options as they do there."""
     errors.on_command_line = on_command_line
     parent = parent_process()
     assert parent is not None, "this is a worker"
 
     def end() -> None:
-        connection.wait([ended, parent.sentinel])
-        os._exit(1)
+        connection.wait([reader, parent.sentinel])
+        os._exit(1)  # also in the middle of a unit
 
     threading.Thread(target=end, daemon=True).start()

@@ -1,9 +1,8 @@
 """Preparation that goes on from what is there: a vocabulary to keep (`vocabulary.keep`), and new domains alone, whose folders are
 added to prepared data (`prepare-data --extend`).
 
-Of the old domains only the rows are read, and nothing is changed. Token ids are those that are there, and every slot keeps its
-rows, to which tokens of the new domains are added; so runs that were trained on the old domains go on as before. Text of a new
-domain is compared with its own domain only, as in any preparation.
+Of the old domains only the rows are read, and nothing is changed. Token ids stay, and every slot keeps its rows, to which tokens of
+the new domains are added; so runs that were trained on the old domains go on as before.
 """
 
 from __future__ import annotations
@@ -28,10 +27,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KeptVocabulary:
-    """Vocabulary that a preparation keeps: tokenizer and domains of the run or the prepared data in the folder `run`.
-
-    has_all_rows: True if a slot of the same name keeps all rows, whatever domains are prepared.
-    """
+    """Vocabulary that a preparation keeps: tokenizer and domains of the run or the prepared data in the folder `run`. has_all_rows:
+    True if a slot of the same name keeps all rows, whatever domains are prepared."""
 
     run: Path
     tokenizer: Tokenizer
@@ -40,7 +37,8 @@ class KeptVocabulary:
 
     @classmethod
     def of(cls, config: Config) -> KeptVocabulary | None:
-        """Load the vocabulary that a configuration keeps; None if it keeps none. Raises ConfigError if the folder is no run."""
+        """Load the vocabulary of the run that `vocabulary.keep` names; None without this key. Raises ConfigError if it is no
+        run."""
         if config.vocabulary.keep is None:
             return None
         run = Path(config.vocabulary.keep)
@@ -51,35 +49,33 @@ class KeptVocabulary:
             raise ConfigError(f"vocabulary.keep={run}: is no run folder ({error}); name one") from error
 
     def ids(self, vocabulary: Vocabulary, domains: Domains, slot: int) -> list[int]:
-        """Return the ids of `vocabulary` whose rows a slot keeps, in the order of the run's rows.
+        """Return the token ids of `vocabulary` whose rows a slot of `domains` keeps, in the order of the old slot's rows.
 
-        The run's rows: of its slot of the same name, or else of its only slot. A row is kept if text in a language of both
-        slots can contain its token, or if every slot has that token.
+        The old slot is the run's slot of the same name, or else its only slot. A row is kept if text in a language of both slots
+        can contain its token, or if the token is a special one of the slot.
         """
-        source = matching_slot(domains.slot_names[slot], self.domains.slot_names)
-        if source is None:
+        old_slot = matching_slot(domains.slot_names[slot], self.domains.slot_names)
+        if old_slot is None:
             return []
-        rows_R = self.tokenizer.slot_rows[source]
-        used_ids = rows_R[rows_R >= 0].tolist()
-        names = domains.slot_names[slot], self.domains.slot_names[source]
-        if self.has_all_rows and names[0] == names[1]:
-            return used_ids
-        producible = vocabulary.producible(domains.languages(slot) & self.domains.languages(source))
-        producible.update(special_ids(domains.in_slot(slot)))
+        rows_R = self.tokenizer.slot_rows[old_slot]
+        old_ids = rows_R[rows_R >= 0].tolist()
+        name, old_name = domains.slot_names[slot], self.domains.slot_names[old_slot]
+        if self.has_all_rows and name == old_name:
+            return old_ids  # ids of prepared data do not change when domains are added
+        usable_ids = vocabulary.producible(domains.languages(slot) & self.domains.languages(old_slot))
+        usable_ids.update(special_ids(domains.in_slot(slot)))
         new_of_old = {old: new for new, old in enumerate(matching_ids(self.tokenizer.vocabulary, vocabulary).tolist())}
-        kept_ids = [new_of_old[old] for old in used_ids if new_of_old.get(old) in producible]
-        logger.info("slot %s keeps %s rows of slot %s of %s", names[0], f"{len(kept_ids):,}", names[1], self.run)
+        kept_ids = [new_of_old[old] for old in old_ids if new_of_old.get(old) in usable_ids]
+        logger.info("slot %s keeps %s rows of slot %s of %s", name, f"{len(kept_ids):,}", old_name, self.run)
         return kept_ids
 
 
 def extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
-    """Return the configuration of the domains that data.path lacks, and the vocabulary that they keep: `prepare` takes both.
-
-    A move that was killed is ended first. Raises ConfigError if data.path does not go with the configuration, DataError if it is
-    damaged.
-    """
+    """Return the two arguments of `prepare` that add domains: the configuration of the domains that data.path lacks, and the
+    vocabulary of the others, which is kept. Raises ConfigError if data.path does not go with the configuration, DataError if it is
+    damaged."""
     path = Path(config.data.path)
-    if moves_domains(path):
+    if moves_domains(path):  # an earlier command was ended before it had moved all its domains
         with staged(path, removed=True) as stage:
             add_domains(stage.path("write/output"), path)
     try:
@@ -91,14 +87,14 @@ def extension_of(config: Config) -> tuple[Config, KeptVocabulary]:
     new_domains = [domain for domain in config.domains if domain.name not in data.manifest.domains]
     _check_only_adds(config, data)
     slots = list(dict.fromkeys(record.slot for record in data.manifest.domains.values()))
-    domains = [
+    old_domains = [  # their experts and weights do not matter here
         Domain(n, name, form, language, slots.index(slot), 0, 0, 1.0)
         for n, (name, form, language, slot, *_) in enumerate(data.manifest.config["domains"])
     ]
-    vocabulary = KeptVocabulary(path, data.tokenizer(), Domains(domains, slots), has_all_rows=True)
+    vocabulary = KeptVocabulary(path, data.tokenizer(), Domains(old_domains, slots), has_all_rows=True)
     names = ", ".join(domain.name for domain in new_domains)
     logger.info("preparing %s; the other domains in %s stay as they are", names, path)
-    new_data = config.data.model_copy(update={"phases": []})
+    new_data = config.data.model_copy(update={"phases": []})  # which may name old domains
     return config.model_copy(update={"domains": new_domains, "data": new_data}), vocabulary
 
 
@@ -131,20 +127,21 @@ def _check_only_adds(config: Config, data: PreparedData) -> None:
 
 
 def moves_domains(output: Path) -> bool:
-    """Return True if new domains are being moved to prepared data: the stage holds a complete folder, and `output` has content."""
+    """Return True if a command was ended while it moved domains into `output`: the stage has a complete folder, and `output` has
+    content."""
     return any(output.glob("*")) and (stage_folder(output) / "write/output" / QUARANTINE_NAME).exists()
 
 
 def add_domains(folder: Path, output: Path) -> None:
-    """Move the folders of domains in `folder` to the prepared data `output`, and add its unusable lines. Raises OSError, and
-    DataError before anything is moved if token ids differ."""
+    """Move the folders of domains in `folder` to the prepared data `output`, and add their unusable lines to the file there. A call
+    that was ended can be repeated. Raises OSError, and DataError before anything is moved if token ids differ."""
     models = load_manifest(output).models
     for name in domains_in(folder):
         if read_manifest(folder / name).models != models:
             raise DataError(f"{folder / name}: it has other token ids than {output}; remove {folder.parents[1]}")
     lines, quarantine = (folder / QUARANTINE_NAME).read_bytes(), output / QUARANTINE_NAME
     earlier_lines = quarantine.read_bytes() if quarantine.exists() else b""
-    if not earlier_lines.endswith(lines):  # else a process was killed after this
+    if not earlier_lines.endswith(lines):  # else an earlier call was ended after this
         write_atomically(quarantine, earlier_lines + lines)
     for name in domains_in(folder):
         commit(folder / name, output / name)

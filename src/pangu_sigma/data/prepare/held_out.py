@@ -3,15 +3,11 @@
 A *window* is an n-gram of 13 tokens of a document, without its <eot>; a shorter document is one window. *Boilerplate* are
 windows that occur in more than data.boilerplate_documents documents: footers, licences, lines of blanks. They belong to the domain,
 held out or not. The *overlap* of a document is the fraction of its windows that occur in another document of the domain, trained on
-or not, and touch no boilerplate; it is 1 if all touch boilerplate, or if more than data.max_boilerplate of them are boilerplate:
-such a document says nothing new. Counting all others, not only those that are trained on, makes the choice simple: whether another
-document is held out changes no overlap.
+or not, and are *clear*: they touch no boilerplate. It is 1 if no window is clear, or if more than data.max_boilerplate of them are
+boilerplate: such a document says nothing new. Whether another document is held out changes no overlap.
 
 Other domains do not count, so that the held-out set of a domain depends on its own text only. Windows are compared by hashes of 64
 bits: different windows with the same hash count as equal, never the other way round.
-
-A domain's candidates are in memory, with their windows of tokens, and of the other documents the number in which each window
-occurs, a sum over blocks.
 
 Shape suffixes: T tokens of some documents end to end, G n-grams of documents, C candidates, K their windows, U their distinct
 windows, P pairs of a document and a distinct window that occurs in it.
@@ -28,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from pangu_sigma.data.manifest import OverlapRecord
+from pangu_sigma.data.order import GOLDEN, split_mix
 from pangu_sigma.data.prepare.encoding import CANDIDATES, OTHERS, encoded_documents, ids_of
 from pangu_sigma.data.prepare.selection import Selection, held_out_count, selection_of
 from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
@@ -36,7 +33,7 @@ from pangu_sigma.sections import DataConfig
 WINDOW = 13
 """Number of tokens of a window: long enough that equal ones are copies and not chance (our choice; GPT-3 compared 13 words)."""
 
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR = np.uint64(GOLDEN)
 _CHUNK = 1 << 16
 """Number of tokens compared at a time: their hashes fit in the CPU cache."""
 _PREFIX_BITS = 3
@@ -48,41 +45,40 @@ _OverlapItem = tuple[int, list[int]]
 """A domain, and a part of the blocks that have documents of it."""
 
 
-def hold_out(passes: Passes, selection: Selection, decisive: dict[str, Any]) -> list[str]:
-    """Choose the documents to hold out of each domain. Return for each why there are too few, or "". decisive: settings and text
-    that decide the result."""
+def hold_out(passes: Passes, selection: Selection, manifest_config: dict[str, Any]) -> list[str]:
+    """Choose the documents to hold out of each domain. Return a message for each domain: why too few tokens can be held out, or "".
+    manifest_config: settings and text that decide the result."""
     passes.begin("overlap")
     passes.map(_count_overlap, _overlap_items(selection))
-    passes.begin("choose", decisive, passes.work.config.model.seq_length)
+    passes.begin("choose", manifest_config, passes.work.config.model.seq_length)
     return [table["shortage"][0].as_py() for table in passes.map(_choose, range(len(passes.work.domains)))]
 
 
 def _overlap_items(selection: Selection) -> list[_OverlapItem]:
-    """Return the items of the pass `overlap`."""
-    return [
-        (n, domain.blocks[first : first + size])
-        for n, domain in enumerate(selection.domains)
-        if (size := -(-len(domain.blocks) // _PARTS))
-        for first in range(0, len(domain.blocks), size)
-    ]
+    """Return the items of the pass `overlap`: pairs of a domain and a part of its blocks, at most _PARTS of them for a domain."""
+    items = list[_OverlapItem]()
+    for n, domain in enumerate(selection.domains):
+        size = max(1, -(-len(domain.blocks) // _PARTS))
+        items += [(n, domain.blocks[first : first + size]) for first in range(0, len(domain.blocks), size)]
+    return items
 
 
 def _candidates(stage: Stage, domain: int) -> pa.Table:
-    """Return the candidates of a domain, first choice first."""
+    """Return the candidates of a domain, documents that may be held out, in the order in which they are examined."""
     blocks, columns = selection_of(stage).domains[domain].blocks, ["document", "rank", "tokens", "ids"]
     return pa.concat_tables(encoded_documents(stage, blocks, domain, CANDIDATES, columns)).sort_by("rank")
 
 
 @functools.lru_cache(maxsize=1)
 def _finder(stage: Stage, domain: int, key: str) -> Finder:
-    """Return the search for the windows of a domain's candidates; they may be many, and items come domain by domain. key: of the
-    pass `encode`, which decides them."""
+    """Return the search for the windows of a domain's candidates. The last one is cached, because it may take long to make, and the
+    items of a domain come one after another. key: key of the pass `encode`, which stands for the candidates in the cache."""
     return Finder(ids_of(_candidates(stage, domain)))
 
 
 def _count_overlap(work: Work, item: _OverlapItem) -> Iterator[pa.Table]:
-    """Count for each window in how many documents of a domain, of the item's blocks, it occurs; candidates do not count. The
-    columns are the results of `Finder.count`."""
+    """Count in how many documents of a part of a domain's blocks, candidates left out, each window of a candidate occurs. Yield a
+    table of the windows that occur, indices in `Finder.hashes_U`, and of their counts."""
     domain, blocks = item
     tables = encoded_documents(work.stage, blocks, domain, OTHERS, ["tokens", "ids"])
     windows, counts = _finder(work.stage, domain, work.stage.key("encode")).count(
@@ -92,10 +88,11 @@ def _count_overlap(work: Work, item: _OverlapItem) -> Iterator[pa.Table]:
 
 
 def _choose(work: Work, domain: int) -> Iterator[pa.Table]:
-    """Choose the documents of a domain to hold out: their numbers, ascending, and how they were chosen."""
+    """Choose the documents of a domain to hold out. Yield a table of one row: numbers of the documents, ascending; OverlapRecord as
+    JSON; and shortage, a message if there are too few tokens, or ""."""
     stage, selection = work.stage, selection_of(work.stage)
     data = work.config.data_of(domain)
-    parts = [number for number, item in enumerate(_overlap_items(selection)) if item[0] == domain]
+    parts = [number for number, (item_domain, _) in enumerate(_overlap_items(selection)) if item_domain == domain]
     tables = (stage.read(f"overlap/{numbered(part)}") for part in parts)
     counts = ((table["window"].to_numpy(), table["count"].to_numpy()) for table in tables)
     candidates = _candidates(stage, domain)
@@ -119,8 +116,8 @@ def _choose(work: Work, domain: int) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class HeldOutChoice:
-    """Numbers of the candidates to hold out, ascending, and their overlap with the others. shortage: why they have fewer tokens
-    than the minimum, and what to do; "" if they have enough."""
+    """Choice of candidates to hold out. numbers: indices of the candidates, ascending. overlap: their overlap with other documents.
+    shortage: why they have fewer tokens than the minimum, and what to do; "" if they have enough."""
 
     numbers: list[int]
     overlap: OverlapRecord
@@ -138,9 +135,9 @@ def choose_held_out(
     """Choose the documents to hold out of a domain.
 
     Candidates within the overlap limit are chosen in order until documents and tokens suffice; too few documents are accepted.
-    candidates: token ids of each, its <eot> last, first choice first. finder: search for their windows. others:
-    results of the finder's `count` for all other documents of the domain, in parts. data: limits of the domain. documents: number
-    wanted. sample: number of tokens that training needs.
+    candidates: token ids of each candidate, <eot> last, in the order of choice. finder: search for their windows. others: results
+    of `finder.count` for the domain's other documents, in parts. data: limits of the domain. documents: number to hold out.
+    sample: number of tokens of a training sample, S + 1: a domain's minimum of held-out tokens cannot be less.
     """
     sizes_C = np.array([len(ids) for ids in candidates], np.int64)
     windows = _Windows(candidates, finder, others, data.boilerplate_documents)
@@ -164,7 +161,8 @@ def choose_held_out(
 
 
 def _held_out_of(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, documents: int) -> list[int]:
-    """Return the candidates to hold out. Documents that exceed the maximum are skipped only while there are too few tokens."""
+    """Return the indices of the candidates to hold out, in order: candidates within the overlap limit, until there are `documents`,
+    and enough tokens. A candidate that exceeds the maximum of tokens ends the choice, or is skipped while there are too few."""
     held_out, tokens = list[int](), 0
     for candidate in np.flatnonzero(overlaps_C <= data.max_overlap).tolist():
         size, has_enough = int(sizes_C[candidate]), tokens >= data.min_held_out_tokens
@@ -178,7 +176,8 @@ def _held_out_of(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, 
 
 
 def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, tokens: int, sample: int) -> str:
-    """Return why only so many tokens of candidates can be held out, and the keys to change, an unfinished sentence."""
+    """Return why only `tokens` tokens can be held out, and the keys to change: a sentence that ends in "or", to which the caller
+    adds how to have more text. sample: as in `choose_held_out`."""
     text = (
         f"{tokens:,} tokens can be held out, min_held_out_tokens={data.min_held_out_tokens:,} are wanted; of the {len(sizes_C):,} "
         f"documents that may be held out, {(overlaps_C > data.max_overlap).sum():,} have more than "
@@ -186,25 +185,25 @@ def _shortage(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, tok
     )
     if too_long := (sizes_C > data.max_held_out_tokens).sum():
         text += f"; {too_long:,} of them longer than data.max_held_out_tokens={data.max_held_out_tokens:,}; raise it"
-    lower = f"set min_held_out_tokens={tokens} in the domain's entry; or " if tokens >= sample else ""
-    return f"{text}; {lower}raise its max_overlap or data.max_boilerplate, up to 1; or"
+    lower_minimum = f"set min_held_out_tokens={tokens} in the domain's entry; or " if tokens >= sample else ""
+    return f"{text}; {lower_minimum}raise its max_overlap or data.max_boilerplate, up to 1; or"
 
 
 class Finder:
     """Search for the windows of candidates in documents. hashes_U: hashes of the distinct windows, ascending."""
 
     def __init__(self, candidates: Sequence[np.ndarray]) -> None:
-        """candidates: token ids of each, its <eot> last."""
+        """candidates: token ids of each candidate, <eot> last."""
         self._lengths = sorted({min(len(ids) - 1, WINDOW) for ids in candidates} - {0})
-        hashes = [hash_K for _, _, hash_K in self.own_windows(candidates)]
+        hashes = [hash_K for _, _, hash_K in self.windows(candidates)]
         self.hashes_U = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
-        # A binary search misses the cache. The first bits of a hash tell of most other windows that they are not there.
+        # `match` looks up the first bits of a hash, which few other n-grams share, because a binary search misses the CPU's cache
         bits = len(self.hashes_U).bit_length() + _PREFIX_BITS
         self._shift = np.uint64(64 - bits)
         self._has_prefix = np.zeros(1 << bits, bool)
         self._has_prefix[(self.hashes_U >> self._shift).astype(np.int64)] = True
 
-    def own_windows(self, candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def windows(self, candidates: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield, in parts, the windows of candidates: for each window its candidate, the position of its first token in the tokens
         of all candidates, and its hash. Windows have WINDOW tokens; a shorter candidate has one window, of its own length."""
         sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
@@ -213,7 +212,7 @@ class Finder:
             yield candidate_G[is_window_G], start_G[is_window_G], hash_G[is_window_G]
 
     def match(self, hash_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which n-grams are windows of candidates: their positions in `hash_G`, and the index of each in `hashes_U`."""
+        """Find the n-grams that are windows of candidates. Return their positions in `hash_G`, and their indices in `hashes_U`."""
         positions = np.flatnonzero(self._has_prefix[(hash_G >> self._shift).astype(np.int64)])
         windows = np.searchsorted(self.hashes_U, hash_G[positions])
         is_equal = self.hashes_U[np.minimum(windows, len(self.hashes_U) - 1)] == hash_G[positions]
@@ -224,14 +223,15 @@ class Finder:
         document in `documents`, and the index in `hashes_U` of a window that occurs in it. No pair comes twice."""
         for _, document_G, _, hash_G in _ngrams(documents, self._lengths):
             positions, windows = self.match(hash_G)
+            # a pair is one number, whose upper 32 bits are the document
             pairs_P = np.unique(document_G[positions].astype(np.int64) << 32 | windows)
             yield (pairs_P >> 32).astype(np.int32), (pairs_P & 0xFFFFFFFF).astype(np.int32)
 
     def count(self, documents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the windows that occur in documents, ascending, and in how many documents each occurs."""
+        """Return the windows that occur in documents, as ascending indices in `hashes_U`, and in how many documents each occurs."""
         counts_U = np.zeros(len(self.hashes_U), np.uint32)
         for _, windows_P in self.occurrences(documents):
-            np.add.at(counts_U, windows_P, np.uint32(1))  # of the same kind: numpy is 20 times as slow with another
+            np.add.at(counts_U, windows_P, np.uint32(1))  # NumPy is 20 times as slow with a 1 of another type
         windows = np.flatnonzero(counts_U)
         return windows.astype(np.int32), counts_U[windows]
 
@@ -240,8 +240,8 @@ class _Windows:
     """Windows of the candidates, and in how many documents of the domain they occur.
 
     owner_K, window_K: candidate of each window, and its index among the distinct windows. candidate_P, window_P: candidate and
-    distinct window in it, such as a short document inside a longer one. documents_U: number of documents. boilerplate_U,
-    boilerplate_T: True for boilerplate windows, and for the tokens in them. is_own_K: True for windows without such a token.
+    distinct window in it, such as a short document inside a longer one. documents_U: number of documents with a window.
+    boilerplate_U, boilerplate_T: True for boilerplate windows, and for tokens in them. is_clear_K: True for windows without any.
     """
 
     def __init__(
@@ -251,74 +251,79 @@ class _Windows:
         others: Iterable[tuple[np.ndarray, np.ndarray]],
         boilerplate: int,
     ) -> None:
+        """candidates, finder, others: as in `choose_held_out`. boilerplate: most documents of a window that is no boilerplate."""
         self._sizes_C = np.array([len(ids) - 1 for ids in candidates], np.int64)
-        # arrays of millions of windows: 4 bytes each where they do, and none longer than it is needed
-        own = ((*ends_K, finder.match(hash_K)[1]) for *ends_K, hash_K in finder.own_windows(candidates))
-        self._owner_K, start_K, self._window_K = _concatenate(3, own)
+        # arrays of millions of windows: int32 where it is enough, and temporary arrays in parts
+        parts = ((owner_K, start_K, finder.match(hash_K)[1]) for owner_K, start_K, hash_K in finder.windows(candidates))
+        self._owner_K, start_K, self._window_K = _concatenate(3, parts)
         end_K = start_K + np.minimum(self._sizes_C, WINDOW).astype(np.int32)[self._owner_K]
         self._candidate_P, self._window_P = _concatenate(2, finder.occurrences(candidates))
         self.documents_U = np.bincount(self._window_P, minlength=len(finder.hashes_U))
         for windows, counts in others:
             self.documents_U[windows] += counts
         self.boilerplate_U = self.documents_U > boilerplate
-        common_K = self.boilerplate_U[self._window_K]
-        tokens = int(self._sizes_C.sum())
-        begins_T, ends_T = (np.bincount(at_K[common_K], minlength=tokens + 1) for at_K in (start_K, end_K))
+        is_boilerplate_K, tokens = self.boilerplate_U[self._window_K], int(self._sizes_C.sum())
+        begins_T, ends_T = (np.bincount(edge_K[is_boilerplate_K], minlength=tokens + 1) for edge_K in (start_K, end_K))
+        # a token is boilerplate if more boilerplate windows began up to it than ended
         self._boilerplate_T = np.cumsum(begins_T - ends_T)[:-1] > 0
+        # a window is clear if equally many boilerplate tokens stand before its end and before its start
         before_T = np.concatenate([[0], np.cumsum(self._boilerplate_T, dtype=np.int32)])
-        self._is_own_K = before_T[end_K] == before_T[start_K]
+        self._is_clear_K = before_T[end_K] == before_T[start_K]
 
     def overlaps(self, max_boilerplate: float) -> np.ndarray:
-        """Return the overlap of each candidate with all other documents, [C]. It is 1 for a candidate without windows of its own,
-        or with more than this fraction of boilerplate."""
-        is_common_K, is_own_K = self.documents_U[self._window_K] > 1, self._is_own_K
-        masks = (is_own_K & is_common_K, is_own_K, self.boilerplate_U[self._window_K], None)
-        common_C, own_C, boilerplate_C, windows_C = (
+        """Return the overlap of each candidate, float [C]: the fraction of its windows that are clear and occur in another
+        document. It is 1 for a candidate without clear windows, or with more than the fraction max_boilerplate of boilerplate."""
+        is_repeated_K = self.documents_U[self._window_K] > 1  # the candidate itself is one of these documents
+        masks = (self._is_clear_K & is_repeated_K, self._is_clear_K, self.boilerplate_U[self._window_K], None)
+        repeated_C, clear_C, boilerplate_C, windows_C = (
             np.bincount(self._owner_K, mask_K, len(self._sizes_C)) for mask_K in masks
         )
         windows_C = np.maximum(windows_C, 1)
-        return np.where((own_C == 0) | (boilerplate_C / windows_C > max_boilerplate), 1.0, common_C / windows_C)
+        return np.where((clear_C == 0) | (boilerplate_C / windows_C > max_boilerplate), 1.0, repeated_C / windows_C)
 
     def in_training(self, held_out: Sequence[int]) -> dict[str, Any]:
-        """Return fields of `OverlapRecord` of these candidates: number of windows, overlap with documents that are not held out,
-        and fraction of the tokens that is boilerplate."""
+        """Return fields of `OverlapRecord` for the candidates with the indices `held_out`: number of their windows, fraction of the
+        windows that are clear and occur in documents that are trained on, and fraction of their tokens that is boilerplate."""
         is_held_out_C = np.isin(np.arange(len(self._sizes_C)), held_out)
         held_out_U = np.bincount(self._window_P[is_held_out_C[self._candidate_P]], minlength=len(self.documents_U))
+        is_in_training_U = self.documents_U > held_out_U  # more documents than are held out
         is_held_out_K = is_held_out_C[self._owner_K]
         count = int(is_held_out_K.sum())
-        common = (self.documents_U > held_out_U)[self._window_K[is_held_out_K & self._is_own_K]].sum()
+        repeated = is_in_training_U[self._window_K[is_held_out_K & self._is_clear_K]].sum()
         boilerplate_T = self._boilerplate_T[np.repeat(is_held_out_C, self._sizes_C)]
-        share, boilerplate = float(common / max(1, count)), float(boilerplate_T.sum() / max(1, len(boilerplate_T)))
+        share, boilerplate = float(repeated / max(1, count)), float(boilerplate_T.sum() / max(1, len(boilerplate_T)))
         return {"windows": count, "share": share, "boilerplate": boilerplate}
 
 
-def _concatenate(arrays: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """Join parts of so many arrays of int32, each part a tuple."""
-    return [*map(np.concatenate, zip((np.empty(0, np.int32),) * arrays, *parts, strict=True))]
+def _concatenate(count: int, parts: Iterable[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """Return `count` int32 arrays that come in parts. parts: tuples with the next part of each array."""
+    empty_arrays = (np.empty(0, np.int32),) * count  # for no parts
+    return [*map(np.concatenate, zip(empty_arrays, *parts, strict=True))]
 
 
 def _ngrams(
     documents: Iterable[np.ndarray], lengths: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, in parts, the n-grams of documents without their <eot>: their length, document_G and start_G, int32, the document and
-    the position of the first token in the tokens of all, and hash_G, uint64, a polynomial in _FACTOR of the tokens' hashes.
+    """Yield the n-grams of documents, without <eot>, in parts of one length: the length; document_G, int32, the document's index;
+    start_G, int32, the position of the first token in the tokens of all documents, end to end; and hash_G, uint64.
 
-    lengths: lengths of the n-grams, ascending.
+    The hash is a polynomial in _FACTOR of the tokens' hashes. lengths: lengths of the n-grams, ascending.
     """
-    first = begin = 0
+    first_document = first_token = 0  # of the group
     for group in _groups(documents):
         sizes = np.array([len(ids) - 1 for ids in group])
-        document_T = np.repeat(np.arange(first, first + len(group), dtype=np.int32), sizes)
-        mixed_T = _hash_ids(np.concatenate([ids[:-1] for ids in group]))
-        tokens = len(mixed_T)
-        ends_T = np.repeat(np.cumsum(sizes), sizes)
+        document_T = np.repeat(np.arange(first_document, first_document + len(group), dtype=np.int32), sizes)
+        hash_T = split_mix(np.concatenate([ids[:-1] for ids in group]).astype(np.uint64), GOLDEN)
+        tokens = len(hash_T)
+        document_ends_T = np.repeat(np.cumsum(sizes), sizes)
         hash_G = np.zeros(tokens + 1, np.uint64)
         for length in range(1, min(lengths[-1] if lengths else 0, tokens) + 1):
-            hash_G = hash_G[:-1] * _FACTOR + mixed_T[length - 1 :]
+            hash_G = hash_G[:-1] * _FACTOR + hash_T[length - 1 :]  # n-grams of the last length, and one more token each
             if length in lengths:
-                start_G = np.flatnonzero(np.arange(length, tokens + 1) <= ends_T[: len(hash_G)])
-                yield length, document_T[start_G], (begin + start_G).astype(np.int32), hash_G[start_G]
-        first, begin = first + len(group), begin + tokens
+                ends_G = np.arange(length, tokens + 1)
+                start_G = np.flatnonzero(ends_G <= document_ends_T[: len(ends_G)])  # not across documents
+                yield length, document_T[start_G], (first_token + start_G).astype(np.int32), hash_G[start_G]
+        first_document, first_token = first_document + len(group), first_token + tokens
 
 
 def _groups(documents: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -332,11 +337,3 @@ def _groups(documents: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
             size, group = 0, []
     if group:
         yield group
-
-
-def _hash_ids(ids_T: np.ndarray) -> np.ndarray:
-    """Hash each id to 64 bits (the finaliser of splitmix64)."""
-    mixed_T = ids_T.astype(np.uint64) * _FACTOR + _FACTOR
-    mixed_T = (mixed_T ^ (mixed_T >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed_T = (mixed_T ^ (mixed_T >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed_T ^ (mixed_T >> np.uint64(31))

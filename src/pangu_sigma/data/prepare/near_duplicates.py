@@ -1,15 +1,14 @@
 """Near-duplicates: documents that have most of their word n-grams in common, found by MinHash (Broder 1997) with datasketch.
 
-    document → signature [P] → bands → pairs of an equal band → pairs of enough equal values → groups → first of each stays
+document → signature [P] → bands → pairs of an equal band → pairs of enough equal values → groups → first of each stays
 
 Values of two signatures are equal as often as the Jaccard similarity of their sets of n-grams. A signature is cut into bands. Of
 the documents with an equal band, each is compared with the first one and with the one before it: the work grows with the number of
-documents, however many share a template. A pair is near-duplicate from so many equal values on that a pair at the threshold is
-found with a probability of 0.95 or more. So a pair a little below the threshold may be taken, too (two standard deviations: 0.73
-for 0.8), an unrelated one never.
+documents, however many share a template. A pair with enough equal values is near-duplicate: a pair at the threshold with a
+probability of 0.95 or more, a pair two standard deviations below it (0.73 for 0.8) perhaps, an unrelated pair never.
 
-Groups are connected by pairs. Of each group the first document in the order of the input stays, whatever its domain, so copies in
-another domain are lost by the domain that comes later. The result depends on the signatures and their order alone.
+Groups are connected by pairs. Of each group the first document in the order of the input stays, and later domains lose their
+copies. The result depends on the signatures and their order alone.
 
 Shape suffixes: P values of a signature, R documents in a pair, K pairs, W words, S n-grams.
 """
@@ -77,10 +76,8 @@ class Bands(NamedTuple):
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Result of a search. dropped: near-duplicates of earlier documents, ascending. first: document that stays in place of each.
-
-    pairs: number of pairs that were compared. groups: number of groups.
-    """
+    """Result of a search. dropped: near-duplicates of earlier documents, ascending. first: document that stays in place of each
+    dropped one. pairs: number of pairs that were compared. groups: number of groups."""
 
     dropped: np.ndarray
     first: np.ndarray
@@ -89,20 +86,18 @@ class NearDuplicates:
 
 
 def signature(document: Document, permutations: int = PERMUTATIONS, size: int = GRAM_WORDS) -> np.ndarray:
-    """Return the MinHash signature of a document's n-grams of `size` words, uint32 [P]. It depends on the text alone.
-
-    Sides of a bilingual document are one text, in their order. Raises DataError if jieba's C++ code cannot be compiled.
-    """
-    sketch = _empty(permutations).copy()
+    """Return the MinHash signature of a document's n-grams of `size` words, uint32 [P], P permutations. It depends on the text
+    alone; the sides of a bilingual document are one text. Raises DataError if jieba's C++ code cannot be compiled."""
+    sketch = _empty_sketch(permutations).copy()
     for hashes in shingles("\n".join(text for _, text in document.segments), size):
         for first in range(0, len(hashes), _BATCH):
-            # one "value" of many hashes: the hash function of `_empty` takes arrays; a batch bounds the memory
+            # one "value" that is an array of hashes, as `_empty_sketch` has it; a batch bounds the memory
             sketch.update_batch([hashes[first : first + _BATCH]])
     return sketch.hashvalues
 
 
 def shingles(text: str, size: int) -> Iterator[np.ndarray]:
-    """Yield the hashes of a text's n-grams of `size` words, uint32 [S], in a few arrays. Shorter text is one n-gram.
+    """Yield arrays with the hashes of a text's n-grams of `size` words, uint32 [S]. Text of fewer words is one n-gram.
 
     Words are jieba's in text with Han characters, and runs of letters and digits elsewhere; every other visible character is a
     word. Case, blanks and full-width forms do not count. Text is cut every 65,536 characters, and n-grams end at the cuts. Raises
@@ -117,21 +112,23 @@ def shingles(text: str, size: int) -> Iterator[np.ndarray]:
         if len(hashes_W):
             length = min(size, len(hashes_W))
             hashes_S = np.zeros(len(hashes_W) - length + 1, np.uint64)
-            for n in range(length):
+            for n in range(length):  # a polynomial in _FACTOR of the hashes of the words
                 hashes_S = hashes_S * _FACTOR + hashes_W[n : n + len(hashes_S)]
             yield (hashes_S >> np.uint64(32)).astype(np.uint32)
 
 
 @functools.cache
-def _empty(permutations: int) -> MinHash:
-    from datasketch import MinHash  # with SciPy, which takes every worker half a second
+def _empty_sketch(permutations: int) -> MinHash:
+    """Return a MinHash without values, whose values are arrays of hashes."""
+    from datasketch import MinHash  # imports SciPy, which takes half a second
 
-    # hashes as they are: datasketch then takes an array of them for one value, without a Python integer for each
+    # the values are hashes already: datasketch then works on whole arrays, without a Python integer for each hash
     return MinHash(permutations, hashfunc=lambda hashes: hashes)
 
 
 def bands_of(threshold: float, permutations: int = PERMUTATIONS) -> Bands:
-    """Return the division into as many rows a band as find a pair at the threshold with a probability of 0.99."""
+    """Return the division into bands of the most values (rows) with which a pair at the threshold, a Jaccard similarity, has an
+    equal band with a probability of at least 0.99, and the least number of equal values of near-duplicates."""
     rows = max(
         rows
         for rows in range(1, permutations + 1)
@@ -142,25 +139,24 @@ def bands_of(threshold: float, permutations: int = PERMUTATIONS) -> Bands:
 
 
 def near_duplicates(database: DuckDBPyConnection, bands: Bands) -> NearDuplicates:
-    """Find the near-duplicates among documents.
-
-    database: with the table `documents`: document (number in the order of the input), domain (null: no document) and signature,
-    the bytes of its values.
-    """
+    """Find the near-duplicates among documents: pairs with enough equal values connect documents to groups, and the first document
+    of a group stays. database: with the table `documents`, which has for each document: document (number in the order of the
+    input), domain (null: no document) and signature, the bytes of its values. bands: division of the signatures."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    pairs, near = 0, [np.empty((2, 0), np.int64)]
-    for table in tables_of(database, _PAIRS, {"number": bands.number, "size": 4 * bands.rows}):
+    pairs, near_pairs = 0, [np.empty((2, 0), np.int64)]
+    for table in tables_of(database, _PAIRS, {"number": bands.number, "size": 4 * bands.rows}):  # size: bytes of a band
         values_a, values_b = (np.frombuffer(b"".join(table[name].to_pylist()), np.uint32) for name in ("one", "other"))
         equal_KP = (values_a == values_b).reshape(table.num_rows, len(values_a) // max(1, table.num_rows))
-        near_K = np.count_nonzero(equal_KP, axis=1) >= bands.equal
-        near.append(np.stack([table[name].to_numpy()[near_K] for name in "ab"]))
+        is_near_K = np.count_nonzero(equal_KP, axis=1) >= bands.equal
+        near_pairs.append(np.stack([table[name].to_numpy()[is_near_K] for name in "ab"]))
         pairs += table.num_rows
-    document_R, ends = np.unique(np.concatenate(near, axis=1), return_inverse=True)
-    a, b = ends.reshape(2, -1)
+    document_R, index_of_pairs = np.unique(np.concatenate(near_pairs, axis=1), return_inverse=True)
+    a, b = index_of_pairs.reshape(2, -1)
     graph = coo_array((np.ones(len(a), bool), (a, b)), (len(document_R),) * 2)
     groups, group_R = connected_components(graph, directed=False)
-    first_R = document_R[np.unique(group_R, return_index=True)[1][group_R]] if groups else document_R
-    dropped_R = first_R != document_R
-    return NearDuplicates(document_R[dropped_R], first_R[dropped_R], pairs, groups)
+    _, first_of_group = np.unique(group_R, return_index=True)  # documents are in the order of the input
+    first_R = document_R[first_of_group[group_R]]
+    is_dropped_R = first_R != document_R
+    return NearDuplicates(document_R[is_dropped_R], first_R[is_dropped_R], pairs, groups)

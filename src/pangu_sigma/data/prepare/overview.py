@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pangu_sigma.data.manifest import DomainRecord, Manifest, NearDuplicatesRecord
+from pangu_sigma.data.manifest import DomainRecord, Manifest
 from pangu_sigma.errors import argument
 from pangu_sigma.results import aligned
 from pangu_sigma.text.documents import Rejected
@@ -21,8 +21,8 @@ held-out tokens in boilerplate; and nats of the shift, which must also be two st
 
 
 def write_rejected(file: Path, lines: Iterable[Rejected]) -> tuple[dict[str, int], dict[str, str]]:
-    """Write unusable lines to a file of JSON lines. Return by reason the number of lines, and place and fault of the first one.
-    Raises OSError."""
+    """Write unusable lines to a file of JSON lines. Return two dictionaries: reason → number of lines, and reason → place and fault
+    of the first line. Raises OSError."""
     counts, examples = Counter[str](), dict[str, str]()
     # names of files may hold bytes that are no text
     with file.open("w", encoding="utf-8", errors="backslashreplace") as stream:
@@ -34,10 +34,10 @@ def write_rejected(file: Path, lines: Iterable[Rejected]) -> tuple[dict[str, int
 
 
 def format_reasons(counts: dict[str, int], examples: dict[str, str]) -> str:
-    """Return the number of unusable lines, and the reasons with an example, the most frequent first, as lines of text. Lines that
-    the reader left out are counted apart."""
+    """Return lines of text: the number of lines that the reader left out, the number of unusable lines, and the reasons, the most
+    frequent first. counts: reason → number of lines. examples: reason → place and fault of the first line."""
     faults = Counter(counts)
-    left_out, total = faults.pop(LEFT_OUT, 0), faults.total()
+    left_out, total = faults.pop(LEFT_OUT, 0), faults.total()  # LEFT_OUT is no fault of the text
     lines = [f"{left_out:,} {'line was' if left_out == 1 else 'lines were'} {LEFT_OUT}"] * bool(left_out)
     lines += [f"{total:,} {'line is' if total == 1 else 'lines are'} unusable and quarantined:"] * bool(total)
     for reason, count in faults.most_common():
@@ -75,60 +75,62 @@ _SHIFT = "shift: unigram loss of the held-out text above that of random text of 
 
 
 def format_overview(manifest: Manifest) -> str:
-    """Return the table as text, with lines for near-duplicates, and for each reason why lines are quarantined."""
+    """Return the table of the domains as text, and below it a line about near-duplicates and the reasons of quarantined lines, if
+    there are any."""
     records = manifest.domains
     columns = [[title, *map(cell, records.values())] for title, cell in _COLUMNS.items()]
     columns = [column for column in columns if manifest.near_duplicates or column[0] != "near copies"]
     table = [*aligned([*zip(["domain", *records], *columns, strict=True)], "<>"), _SHIFT]
     lines = table if any(record.offered for record in records.values()) else ["no document of any domain is usable"]
-    if manifest.near_duplicates is not None:
-        lines.append(_near(manifest.near_duplicates))
+    if (near := manifest.near_duplicates) is not None:
+        lost = ", ".join(f"{count:,} of {domains}" for domains, count in near.lost.items())
+        losses = f"; lost, exact copies among them: {lost}" if lost else ""
+        lines.append(f"near-duplicates: {near.groups:,} groups, one document of each stays{losses}")
     if manifest.quarantined:
         lines.append(format_reasons(manifest.quarantined, manifest.examples))
     return "\n".join(lines)
 
 
-def _near(near: NearDuplicatesRecord) -> str:
-    lost = ", ".join(f"{count:,} of {domains}" for domains, count in near.lost.items())
-    losses = f"; lost, exact copies among them: {lost}" if lost else ""
-    return f"near-duplicates: {near.groups:,} groups, one document of each stays{losses}"
-
-
 def warnings_of(manifest: Manifest) -> list[str]:
-    """Return the warnings about a preparation, a sentence each: text left out, copies, <unk> tokens, and a held-out set of another
-    size, that overlaps the training text, or that is unlike the domain."""
-    sentences = []
-    for name, record in manifest.domains.items():
-        if record.left_out_bytes:
-            sentences.append(
-                f"{name}: {_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by data."
-                f"max_mib_per_domain={manifest.config['max_mib_per_domain']}; raise it, or set it to null for all of "
-                f"{argument('--input')}"
-            )
-        if (share := record.duplicates / max(1, record.offered)) > _MANY_COPIES:
-            sentences.append(f"{name}: {share:.0%} of the documents are exact copies of others and were left out")
-        if (share := _unknown(record)) > _MUCH_UNKNOWN:
-            sentences.append(
-                f"{name}: {share:.2%} of the tokens are <unk>, text that the domain's slot has no row for; raise model.slot_rows, "
-                "or check that the domain's language is that of its text"
-            )
-        sentences += [f"{name}: {text}" for text in _about_held_out(record, manifest.config)]
-    return sentences
+    """Return the warnings about a preparation, each of which begins with the name of its domain."""
+    return [
+        f"{name}: {warning}"
+        for name, record in manifest.domains.items()
+        for warning in [*_about_text(record, manifest.config), *_about_held_out(record, manifest.config)]
+    ]
+
+
+def _about_text(record: DomainRecord, config: dict[str, Any]) -> Iterator[str]:
+    """Yield the warnings about text of a domain that was left out, and about <unk> tokens. config: `config` of the manifest."""
+    if record.left_out_bytes:
+        yield (
+            f"{_mib(record.left_out_bytes)} of {_mib(record.offered_bytes)} MiB were left out by data.max_mib_per_domain="
+            f"{config['max_mib_per_domain']}; raise it, or set it to null for all of {argument('--input')}"
+        )
+    if (share := record.duplicates / max(1, record.offered)) > _MANY_COPIES:
+        yield f"{share:.0%} of the documents are exact copies of others and were left out"
+    if (share := _unknown(record)) > _MUCH_UNKNOWN:
+        yield (
+            f"{share:.2%} of the tokens are <unk>, text that the domain's slot has no row for; raise model.slot_rows, or check "
+            "that the domain's language is that of its text"
+        )
 
 
 def _about_held_out(record: DomainRecord, config: dict[str, Any]) -> Iterator[str]:
+    """Yield the warnings about a held-out set of another size than asked for, that overlaps the training text, is mostly
+    boilerplate, or is unlike its domain. config: `config` of the manifest."""
     overlap, count = record.overlap, record.held_out.documents
     if count != overlap.wanted:
         if count > overlap.wanted:
-            why = f"to have min_held_out_tokens={overlap.min_tokens:,}"
+            reason = f"to have min_held_out_tokens={overlap.min_tokens:,}"
         elif overlap.passed_over:
-            why = (
+            reason = (
                 f"because the others repeat text of their domain (max_overlap={overlap.max_overlap:g}) or are mostly boilerplate "
                 f"(data.max_boilerplate={config['max_boilerplate']:g})"
             )
         else:
-            why = f"to have at most data.max_held_out_tokens={config['max_held_out_tokens']:,}"
-        yield f"{count:,} documents are held out, and not {overlap.wanted:,} as held_out says, {why}"
+            reason = f"to have at most data.max_held_out_tokens={config['max_held_out_tokens']:,}"
+        yield f"{count:,} documents are held out, and not {overlap.wanted:,} as held_out says, {reason}"
     if overlap.share > _MUCH_OVERLAP:
         yield (
             f"{overlap.share:.1%} of the held-out text stands in the training text (windows of {overlap.window} tokens), which "

@@ -6,13 +6,12 @@
     held_out.py    overlap, choose: → held-out documents
     writing.py     write: → files
 
-What stands in brackets is done by the caller's process, the others are passes (stage.py). Pieces and rows are chosen from documents
-that cannot be held out; the ids of the others decide which are. Memory is bounded: a process has a block of text, its ids, the
-windows of one domain's candidates, or a database of bounded memory at a time.
+The caller's process does what stands in brackets, the others are passes (stage.py). Pieces and rows are chosen from documents that
+cannot be held out; the ids of the others decide which are.
 
 The passes write into a stage beside `output`. Its folder `write/output`, whose files `prepared.py` names, gets the name `output`
-when it is complete. Nothing that is there is ever replaced.
-Lines that cannot be used are in the folder, and in the stage if the preparation fails.
+when it is complete. Nothing that is there is ever replaced. Lines that cannot be used are in the folder, and in the stage if the
+preparation fails.
 """
 
 from __future__ import annotations
@@ -89,14 +88,16 @@ def prepare(
 def run_preparation(
     config: Config, inputs: list[Path], output: Path, options: Options, old: KeptVocabulary | None, writes: bool
 ) -> tuple[Manifest, list[str]]:
-    """Do what `prepare` does, or examine the text for it. Return the manifest, and the problems for which `prepare` refuses the
-    text, a problem a domain, after the problem of an `output` that holds other data.
+    """Do what `prepare` does, or examine the text without writing `output`. Return the manifest, and the problems for which
+    `prepare` refuses the text: that `output` holds other data, and then at most one problem for each domain.
 
-    writes: False to examine, which writes nothing but a stage, with which `prepare` goes on; the manifest is then without files.
+    writes: True to write. False to examine, which leaves only a stage, from which `prepare` goes on; the manifest has no files
+    then. Other arguments and errors: as in `prepare`.
     """
-    layout, kept_vocabulary = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
+    layout, vocabulary = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
     files = _files_to_read(config, layout, inputs, output)
-    if (conflict := "" if old else _conflict(config, output, {})) and writes:
+    conflict = "" if old else _conflict(config, output, {})  # already here, because hashing the files may take long
+    if conflict and writes:
         raise ConfigError(conflict)
     if not old and moves_domains(output):
         raise ConfigError(
@@ -104,24 +105,24 @@ def run_preparation(
             f"{argument('--extend')} first, which moves them"
         )
     stamps = stamps_of(files)
-    size = sum(size for _, size, _ in stamps)
+    input_bytes = sum(size for _, size, _ in stamps)
     with (
-        closing(executor_of(options.workers, options.ray, config.data.memory_gib, size)) as executor,
-        staged(output, writes) as stage,
-        closing(executor),  # no process writes into the stage any more when it is removed
+        closing(executor_of(options.workers, options.ray, config.data.memory_gib, input_bytes)) as executor,
+        staged(output, removed=writes) as stage,
+        closing(executor),  # first, so that no process writes into the stage while it is removed
     ):
         passes = Passes(Work(config, stage), executor)
-        decisive = _decisive(config, layout, hash_files(passes, stamps), kept_vocabulary)
-        conflict = "" if old else _conflict(config, output, decisive)
+        manifest_config = _manifest_config(config, layout, hash_files(passes, stamps), vocabulary)
+        conflict = "" if old else _conflict(config, output, manifest_config)
         if conflict and writes:
             raise ConfigError(conflict)
-        if writes and not old and _has_content(output):
+        if writes and not old and _has_content(output):  # without a conflict, the content is this result
             data = PreparedData(output, [domain.name for domain in config.domains])
             data.verify_all()
             logger.info("%s already holds this data; nothing to do", output)
             manifest, problems = data.manifest, list[str]()
         else:
-            manifest, problems = _run_passes(passes, stamps, layout, decisive, kept_vocabulary, options.sources, writes)
+            manifest, problems = _run_passes(passes, stamps, layout, manifest_config, vocabulary, options, writes)
             problems = [conflict, *problems] if conflict else problems
             if writes:
                 (add_domains if old else commit)(stage.path("write/output"), output)
@@ -131,7 +132,8 @@ def run_preparation(
 
 
 def _files_to_read(config: Config, layout: Layout, inputs: list[Path], output: Path) -> list[Path]:
-    """Return the files of `inputs`. Raises ConfigError or DataError for what can be known before anything is read."""
+    """Return the files of `inputs`, and warn of rules of `data.domain_of` that match none. Raises ConfigError or DataError if names
+    of domains, paths or the configuration show that the preparation cannot succeed."""
     for domain in domains_of(config):
         tag_language("", "", domain)  # refuses a code domain that has no tag
         if domain.name == TOKENIZER_NAME:
@@ -154,26 +156,26 @@ def _run_passes(
     passes: Passes,
     stamps: Sequence[Stamp],
     layout: Layout,
-    decisive: dict[str, Any],
-    kept_vocabulary: KeptVocabulary | None,
-    sources: Mapping[Path, list[Source]],
+    manifest_config: dict[str, Any],
+    vocabulary: KeptVocabulary | None,
+    options: Options,
     writes: bool,
 ) -> tuple[Manifest, list[str]]:
-    """Do all passes after `hash`, and return the manifest and the problems of domains.
+    """Do all passes after `hash`. Return the manifest, and for each domain that has too little text a problem.
 
-    stamps: of the input files. sources: as in `Options`. writes: True to complete the folder `write/output` of the stage, and to
-    raise DataError for problems; False for a preview.
+    stamps: path, size and time of each input file. layout: reader of records. writes: True to complete the folder `write/output`
+    of the stage, and to raise DataError for problems; False for a preview.
     """
     stage, domains = passes.work.stage, passes.work.domains
-    files, counts, examples = read_text(passes, stamps, layout, decisive)
-    if counts:  # said at once: what is too little later may be too little because of these lines
+    files, counts, examples = read_text(passes, stamps, layout, manifest_config)
+    if counts:  # warned of at once: if a domain has too little text later, these lines may be the reason
         reasons = format_reasons(counts, examples) if writes else f"{sum(counts.values()):,} lines are not used"
         remark = "%s\nall of them are in %s, and in data.path when it is complete"
         logger.warning(remark, reasons, stage.path(QUARANTINE_NAME))
     selection = select_documents(passes)
-    tokenizer = make_vocabulary(passes, selection, kept_vocabulary, decisive)
+    tokenizer = make_vocabulary(passes, selection, vocabulary, manifest_config)
     encode(passes, selection)
-    shortages = zip(domains, selection.domains, hold_out(passes, selection, decisive), strict=True)
+    shortages = zip(domains, selection.domains, hold_out(passes, selection, manifest_config), strict=True)
     problems = [problem for triple in shortages if (problem := _problem(passes.work.config, *triple))]
     if problems and writes:
         check = "`prepare-data --check` prints what there is of every domain, and replaces nothing"
@@ -183,12 +185,12 @@ def _run_passes(
         tokenizer.save_models(folder / TOKENIZER_NAME)
     models = {name: FileRecord(**fingerprint(folder / TOKENIZER_NAME / name)) for name in MODELS} if writes else {}
     sources_of = {
-        Path(path): sources.get(Path(path))
+        Path(path): options.sources.get(Path(path))
         or [Source(name=Path(path).name, version="", licence="the user's", sha256=sha256)]
-        for path, sha256 in decisive["inputs"]
+        for path, sha256 in manifest_config["inputs"]
     }
     manifest = Manifest(
-        fingerprint=key_of(decisive),
+        fingerprint=key_of(manifest_config),
         models=models,
         vocabulary_size=tokenizer.size,
         domains={
@@ -197,7 +199,7 @@ def _run_passes(
         },
         quarantined=counts,
         examples=examples,
-        config=decisive,
+        config=manifest_config,
         near_duplicates=selection.near,
     )
     if writes:
@@ -207,11 +209,11 @@ def _run_passes(
 
 
 def _problem(config: Config, domain: Domain, counts: DomainSelection, shortage: str) -> str:
-    """Return why there is too little text of a domain, and how to have more; "" if it suffices. shortage: result of `hold_out`."""
+    """Return why there is too little text of a domain, and how to have more; "" if there is enough. shortage: why too little text
+    can be held out, or ""."""
     too_few = f"{counts.kept} usable documents; at least 2 are needed, one of them to hold out;"
-    if not (reason := too_few if counts.kept < 2 else shortage):
-        return ""
-    return f"domain {domain.name}: {reason} {_more_text(config, domain, counts)}"
+    reason = too_few if counts.kept < 2 else shortage
+    return f"domain {domain.name}: {reason} {_more_text(config, domain, counts)}" if reason else ""
 
 
 def _more_text(config: Config, domain: Domain, counts: DomainSelection) -> str:
@@ -227,31 +229,29 @@ def _more_text(config: Config, domain: Domain, counts: DomainSelection) -> str:
     return f"name text of it with {argument('--input')}, such as lines {line}, or mend what makes lines unusable"
 
 
-def _decisive(
-    config: Config, layout: Layout, inputs: list[list[str]], kept_vocabulary: KeptVocabulary | None
+def _manifest_config(
+    config: Config, layout: Layout, inputs: list[list[str]], vocabulary: KeptVocabulary | None
 ) -> dict[str, Any]:
-    """Return all that decides the content of the folder: settings, the text, and versions of the programs that cut it.
-
-    inputs: path and hash of each input file.
-    """
+    """Return `config` of the manifest, which has all that decides the content of the folder: settings, the text, and versions of
+    the programs that cut the text. inputs: path and sha256 of each input file."""
     english = config.vocabulary.english_model
     return {
         "format": _FORMAT,
         **preparation_settings(config),
         "slot_rows": config.model.slot_rows,
         "english_model": sha256_of(Path(english)) if english and Path(english).is_file() else english,
-        "kept": kept_vocabulary and [kept_vocabulary.tokenizer.hash, kept_vocabulary.domains.slot_names],
+        "kept": vocabulary and [vocabulary.tokenizer.hash, vocabulary.domains.slot_names],
         "reader": [layout.reader, layout.source_hash],
         "inputs": inputs,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("jieba", "sentencepiece")}},
     }
 
 
-def _conflict(config: Config, output: Path, decisive: dict[str, Any]) -> str:
-    """Return why the data in `output` are not replaced; "" if there are none, or if they are what would be prepared.
+def _conflict(config: Config, output: Path, manifest_config: dict[str, Any]) -> str:
+    """Return a message if `output` has other data than would be prepared; "" if it has no data, or the same.
 
-    decisive: result of `_decisive`; {} to compare only the names of domains. Raises DataError if a manifest is damaged, or if what
-    is there is not prepared data, and NotWritable for a link to nothing.
+    manifest_config: `config` of the new manifest; {} to compare only the names of domains. Raises ConfigError if `output` is the
+    working folder, DataError if its content is not prepared data or a manifest is damaged, NotWritable for a link to nothing.
     """
     if not _has_content(output):
         refuse_link(output)
@@ -264,12 +264,13 @@ def _conflict(config: Config, output: Path, decisive: dict[str, Any]) -> str:
     names = [domain.name for domain in config.domains]
     if problem := missing_domains(output, names):
         return problem
-    configs = [read_manifest(output / name).config for name in names]
-    keys = {key for old in configs if decisive for key in decisive | old if decisive.get(key) != old.get(key)}
-    return (
+    old_configs = [read_manifest(output / name).config for name in names]
+    keys = {key for old in old_configs for key in manifest_config | old if manifest_config.get(key) != old.get(key)}
+    message = (
         f"data.path={output} holds data that were prepared otherwise ({', '.join(sorted(keys))}), which prepare-data does not "
         "replace; choose another data.path, or remove the folder"
-    ) * bool(keys)
+    )
+    return message if keys and manifest_config else ""
 
 
 def _has_content(output: Path) -> bool:

@@ -73,7 +73,7 @@ _UNITS = f"SELECT DISTINCT document >> {UNIT_BITS}, domain FROM rows WHERE domai
 
 
 def stamps_of(files: Sequence[Path]) -> list[Stamp]:
-    """Return the stamps of input files. Raises DataError for a file that cannot be read."""
+    """Return path, size and modification time of input files. Raises DataError for a file that cannot be read."""
     try:
         return [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
     except OSError as error:
@@ -81,22 +81,20 @@ def stamps_of(files: Sequence[Path]) -> list[Stamp]:
 
 
 def block_size(total: int) -> int:
-    """Return the bytes of text of a block for so many bytes of input: enough blocks for all cores, but no tiny ones.
-
-    It is a function of the input alone, so that a preparation that goes on has the same blocks with any number of workers.
-    """
-    return max(1 << 20, min(total // 64, 16 << 20))
+    """Return the bytes of text of a block for `total` bytes of input: enough blocks for all cores, but no tiny ones. The number of
+    workers has no part in it, so that a preparation that goes on with another number has the same blocks."""
+    return max(1 << 20, min(total // 64, 16 << 20))  # 1 MiB … 16 MiB
 
 
 def hash_files(passes: Passes, stamps: Sequence[Stamp]) -> list[list[str]]:
-    """Return path and hex sha256 of each input file."""
+    """Return path and hex sha256 of each input file. Files are only read again if a stamp (path, size or time) has changed."""
     passes.begin("hash", stamps)
     tables = passes.map(_hash_file, [Path(path) for path, *_ in stamps])
     return [[path, table["sha256"][0].as_py()] for (path, *_), table in zip(stamps, tables, strict=True)]
 
 
 def _hash_file(work: Work, path: Path) -> Iterator[pa.Table]:
-    """Hash a file. Raises DataError if it cannot be read."""
+    """Yield a table with the sha256 of a file in hex. Raises DataError if the file cannot be read."""
     try:
         logger.info("hashing %s (%.1f MiB)", path, path.stat().st_size / (1 << 20))
         yield pa.table({"sha256": [sha256_of(path)]})
@@ -111,23 +109,23 @@ def sha256_of(path: Path) -> str:
 
 
 def read_text(
-    passes: Passes, stamps: Sequence[Stamp], layout: Layout, decisive: dict[str, Any]
+    passes: Passes, stamps: Sequence[Stamp], layout: Layout, manifest_config: dict[str, Any]
 ) -> tuple[list[list[Path]], dict[str, int], dict[str, str]]:
     """Read all text, and write the lines that cannot be used into the stage.
 
-    Return the files that each domain has documents of; and by reason the number of unusable lines, and place and fault of the first
-    one. stamps: of the input files, which may not change. layout: of the records. decisive: settings and text that decide the
-    result.
+    Return three values: the files that have documents of each domain; reason → number of lines that cannot be used; and reason →
+    place and fault of the first such line. stamps: path, size and time of the input files. layout: reader of records.
+    manifest_config: settings and text that decide the result. Raises DataError for a file that cannot be read or was changed.
     """
     work, files = passes.work, [Path(path) for path, *_ in stamps]
     block_bytes = block_size(sum(size for _, size, _ in stamps))
     units = input_units(files, block_bytes)
     domains = [[domain.name, domain.format, domain.language] for domain in work.domains]
-    settings = [decisive[key] for key in ("inputs", "text_key", "domain_of", "reader", "versions")]
-    near = work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
-    passes.begin("read", block_bytes, domains, settings, near)
+    settings = [manifest_config[key] for key in ("inputs", "text_key", "domain_of", "reader", "versions")]
+    signature_versions = work.config.data.near_duplicates is not None and [version(n) for n in ("datasketch", "xxhash")]
+    passes.begin("read", block_bytes, domains, settings, signature_versions)
     passes.map(partial(read, layout=layout, block_bytes=block_bytes), [*enumerate(units)])
-    for path, *_ in sorted({*stamps_of(files)} - {*stamps}):
+    for path, *_ in sorted({*stamps_of(files)} - {*stamps}):  # the first file with another stamp than before
         raise DataError(
             f"{argument('--input')} {path}: was changed while it was read; call prepare-data when it is complete"
         )
@@ -140,41 +138,45 @@ def read_text(
 
 
 def read(work: Work, numbered_unit: tuple[int, InputUnit], layout: Layout, block_bytes: int) -> Iterator[pa.Table]:
-    """Read a unit, a pair of its number and itself. Yield its blocks, of `block_bytes` of text or a little more, and the number of
-    its lines."""
+    """Read a unit of the input, and yield tables of `ROWS`: its blocks, of `block_bytes` or a little more, and a last table of one
+    row with the number of its lines. numbered_unit: number of the unit, and the unit."""
     number, unit = numbered_unit
-    has_signature, size, group = work.config.data.near_duplicates is not None, 0, 0
-    rows, lines = list[dict[str, Any]](), 0
+    first_block, blocks, size, rows = number << GROUP_BITS, 0, 0, list[dict[str, Any]]()
+    for row in _rows_of(work, unit, layout):
+        is_last = row.keys() == {"line"}  # the number of lines, for a table of its own
+        if rows and (is_last or size >= block_bytes):
+            yield _table_of(rows, first_block + blocks)
+            blocks, size, rows = blocks + 1, 0, []
+        rows.append(row)
+        size += row.get("bytes", 0) + _ROW_BYTES
+    yield _table_of(rows, first_block + blocks)
 
-    def items_of_unit() -> Iterator[Document | Rejected]:
-        nonlocal lines
-        lines = yield from read_unit(unit, layout, work.domains)
 
-    def table() -> pa.Table:
-        first = (number << GROUP_BITS | group) << ROW_BITS
-        return pa.Table.from_pylist([{"document": first + n, **row} for n, row in enumerate(rows)], ROWS)
+def _table_of(rows: Sequence[dict[str, Any]], block: int) -> pa.Table:
+    """Return the table of the rows of a block, with their document numbers. block: number of the block."""
+    return pa.Table.from_pylist([{"document": (block << ROW_BITS) + n, **row} for n, row in enumerate(rows)], ROWS)
 
-    for item in items_of_unit():
+
+def _rows_of(work: Work, unit: InputUnit, layout: Layout) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the documents and unusable lines of a unit, in order, and last a row with the number of its lines alone."""
+    has_signature, items = work.config.data.near_duplicates is not None, read_unit(unit, layout, work.domains)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration as end:
+            yield {"line": end.value}
+            return
         if isinstance(item, Rejected):
             # names of files may hold bytes that are no text
             detail = item.detail.encode(errors="backslashreplace").decode()
-            rows.append({"line": item.line, "offset": item.offset, "reason": item.reason, "detail": detail})
+            yield {"line": item.line, "offset": item.offset, "reason": item.reason, "detail": detail}
         else:
-            rows.append(row_of(item, work.domains.named(item.domain), has_signature))
-            size += item.bytes
-        size += _ROW_BYTES
-        if size >= block_bytes:
-            yield table()
-            rows, size, group = [], 0, group + 1
-    if rows:
-        yield table()
-        group += 1
-    rows = [{"line": lines}]
-    yield table()
+            yield row_of(item, work.domains.named(item.domain), has_signature)
 
 
 def row_of(document: Document, domain: Domain, has_signature: bool) -> dict[str, Any]:
-    """Return the row of a document, without its number. has_signature: True for its signature, to search near-duplicates by."""
+    """Return the row of a document, as in `ROWS`, without its number. has_signature: True to make the signature, by which
+    near-duplicates are searched."""
     languages, texts = zip(*document.segments, strict=True)
     runs = [run for text in texts for run in english_runs(text, domain.language)]
     return {
@@ -200,15 +202,17 @@ def content_hash(purpose: str, document: Document) -> bytes:
 
 
 def _unusable(rows: Iterator[dict[str, Any]], units: Sequence[InputUnit]) -> Iterator[Rejected]:
-    """Yield the unusable lines of all units, with their numbers in the file. rows: result of `_UNUSABLE`."""
-    before = 0
+    """Yield the lines that cannot be used of all units. Rows number lines from the begin of a unit, and files may have several
+    units, so the lines of the file's earlier units are added. rows: result of `_UNUSABLE`, which ends every unit with a row without
+    a reason, whose `line` is the number of its lines."""
+    earlier_lines = 0
     for row in rows:
         number = row.pop("document") >> UNIT_BITS
         if row["reason"] is None:
-            is_last = number + 1 == len(units) or units[number + 1].begin == 0
-            before = 0 if is_last else before + row["line"]
+            is_last_of_file = number + 1 == len(units) or units[number + 1].begin == 0
+            earlier_lines = 0 if is_last_of_file else earlier_lines + row["line"]
         else:
-            yield Rejected(str(units[number].path), row.pop("line") + before, **row)
+            yield Rejected(str(units[number].path), row.pop("line") + earlier_lines, **row)
 
 
 def in_block(block: int) -> ds.Expression:

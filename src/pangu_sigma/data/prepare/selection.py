@@ -1,9 +1,8 @@
 """Pass `select`: documents → documents to keep, and candidates for the held-out set, by the hash of each document's content.
 
 Exact copies are dropped, and near-duplicates if the configuration says so. If there is a limit, the documents with the lowest
-hashes are kept, as many as fit. This spreads them over the whole source, and does not depend on the order of the input. The
-statements run in a database whose memory is bounded; they add integers and order by unique keys, so that their results depend on
-the documents alone.
+hashes are kept, as many as fit. This spreads them over the whole source, and does not depend on the order of the input. The SQL
+statements add integers and order by unique keys, so that their results depend on the documents alone.
 """
 
 from __future__ import annotations
@@ -36,64 +35,65 @@ _EXCERPT = 200
 """Characters that are shown of a near-duplicate."""
 _NO_LIMIT = 1 << 62
 
-_ONCE = """
-    CREATE TEMP TABLE once AS
+_CREATE_UNIQUES = """
+    CREATE TEMP TABLE uniques AS
     SELECT domain, keep, min(document) AS document, min(bytes) AS bytes, min(hold) AS hold, min(runs) AS runs,
         min(characters) AS characters, count(*) AS copies
     FROM documents WHERE domain IS NOT NULL AND bytes <= $limit GROUP BY domain, keep ORDER BY domain, keep
 """
 """The first of equal documents of a domain. What is a function of the content is equal in all of them."""
-_RETAINED = """
+_CREATE_RETAINED = """
     CREATE TEMP TABLE retained AS SELECT * EXCLUDE upto FROM (
         SELECT *, sum(bytes) OVER (PARTITION BY domain ORDER BY keep ROWS UNBOUNDED PRECEDING) AS upto
-        FROM once WHERE document NOT IN (SELECT document FROM near)
+        FROM uniques WHERE document NOT IN (SELECT document FROM near)
     ) WHERE upto <= $limit ORDER BY domain, keep
 """
-_SIZES = "SELECT domain, count(*) FROM retained GROUP BY domain ORDER BY domain"
-_SELECTED = """
+_RETAINED_COUNTS = "SELECT domain, count(*) FROM retained GROUP BY domain ORDER BY domain"
+_CREATE_SELECTED = """
     CREATE TEMP TABLE selected AS
     SELECT document, domain, bytes, rank, certain_runs,
         sum(certain_runs) OVER (PARTITION BY domain ORDER BY document) - certain_runs AS runs_before,
         if(rank IS NULL, characters, 0) AS certain_characters
     FROM (
-        SELECT *, if(place <= most AND (upto <= $bytes OR place <= $least), place, NULL) AS rank,
+        SELECT *, if(place <= candidates AND (upto <= $bytes OR place <= $least), place, NULL) AS rank,
             if(rank IS NULL, runs, 0) AS certain_runs
         FROM (
             SELECT *, row_number() OVER by_hash AS place, sum(bytes) OVER by_hash AS upto FROM retained
             WINDOW by_hash AS (PARTITION BY domain ORDER BY hold, document ROWS UNBOUNDED PRECEDING)
-        ) JOIN most USING (domain)
+        ) JOIN candidate_limits USING (domain)
     ) ORDER BY document
 """
 """The candidates, which have ranks, are the documents of the lowest hashes, and of no more text than they need. Other documents are
 certain to be trained on."""
-_DOCUMENTS = "SELECT document, rank, runs_before::BIGINT AS runs_before FROM selected ORDER BY document"
-_COUNTS = f"""
-    WITH every AS (
+_SELECTED_ROWS = "SELECT document, rank, runs_before::BIGINT AS runs_before FROM selected ORDER BY document"
+_DOMAIN_COUNTS = f"""
+    WITH offers AS (
         SELECT domain, count(*) AS offered, sum(bytes) AS offered_bytes, count(*) FILTER (bytes > $limit) AS too_long,
             sum(bytes) FILTER (bytes > $limit) AS long_bytes
         FROM documents WHERE domain IS NOT NULL GROUP BY domain
-    ), uniques AS (
+    ), unique_counts AS (
         SELECT domain, sum(copies - 1) AS duplicates, count(near.document) AS near_duplicates,
             count(*) - count(near.document) AS fit, sum(bytes) FILTER (near.document IS NULL) AS fit_bytes
-        FROM once LEFT JOIN near USING (document) GROUP BY domain
-    ), stay AS (
+        FROM uniques LEFT JOIN near USING (document) GROUP BY domain
+    ), selected_counts AS (
         SELECT domain, count(*) AS kept, sum(bytes) AS kept_bytes, sum(certain_runs) AS runs,
             sum(certain_characters) AS characters, list(DISTINCT document >> {ROW_BITS}) AS blocks
         FROM selected GROUP BY domain
     )
-    SELECT domain::INT AS domain, offered::BIGINT AS offered, coalesce(duplicates, 0)::BIGINT AS duplicates,
-        coalesce(near_duplicates, 0)::BIGINT AS near_duplicates, too_long::BIGINT AS too_long,
-        (coalesce(fit, 0) - coalesce(kept, 0))::BIGINT AS over_limit, offered_bytes::BIGINT AS offered_bytes,
+    SELECT coalesce(offered, 0)::BIGINT AS offered, coalesce(duplicates, 0)::BIGINT AS duplicates,
+        coalesce(near_duplicates, 0)::BIGINT AS near_duplicates, coalesce(too_long, 0)::BIGINT AS too_long,
+        (coalesce(fit, 0) - coalesce(kept, 0))::BIGINT AS over_limit, coalesce(offered_bytes, 0)::BIGINT AS offered_bytes,
         (coalesce(long_bytes, 0) + coalesce(fit_bytes, 0) - coalesce(kept_bytes, 0))::BIGINT AS left_out_bytes,
         coalesce(kept, 0)::BIGINT AS kept, coalesce(runs, 0)::BIGINT AS runs, coalesce(characters, 0)::BIGINT AS characters,
         coalesce(list_sort(blocks), []) AS blocks
-    FROM every LEFT JOIN uniques USING (domain) LEFT JOIN stay USING (domain) ORDER BY domain
+    FROM range($domains) domains(domain) LEFT JOIN offers USING (domain) LEFT JOIN unique_counts USING (domain)
+    LEFT JOIN selected_counts USING (domain) ORDER BY domain
 """
-_LOST = """
+_LOST_COUNTS = """
     SELECT lost.domain, first.domain, count(*) FROM duplicates JOIN documents lost USING (document)
     JOIN documents first ON first.document = duplicates.first GROUP BY lost.domain, first.domain ORDER BY lost.domain, first.domain
 """
-_EXAMPLES = "SELECT first, min(document) AS other FROM duplicates GROUP BY first ORDER BY other LIMIT 3"
+_EXAMPLE_PAIRS = "SELECT first, min(document) AS other FROM duplicates GROUP BY first ORDER BY other LIMIT 3"
 
 
 class DomainSelection(InputCounts):
@@ -116,7 +116,8 @@ class Selection(BaseModel):
 
 
 def select_documents(passes: Passes) -> Selection:
-    """Select the documents to keep, and the candidates for the held-out set."""
+    """Select the documents to keep, and the candidates for the held-out set. The selection in the stage is used if it is of the
+    same text and settings."""
     work, data = passes.work, passes.work.config.data
     fractions = [work.config.data_of(domain.index).held_out for domain in work.domains]
     passes.begin(
@@ -132,27 +133,27 @@ def select_documents(passes: Passes) -> Selection:
 def select(work: Work, database: DuckDBPyConnection) -> Selection:
     """Select the documents to keep and the candidates of each domain, and write them to the file `documents` of the pass `select`.
 
-    The file has, of each document that is kept, in order, its number, its rank (null: no candidate), and the number of English runs
-    before it in documents of its domain that are no candidates. database: has the table `documents`, with rows of `reading.ROWS`.
+    The file has for each document to keep, in order: `document`, its number; `rank`, its place among the candidates of its domain
+    (null: no candidate); and `runs_before`, the number of English runs in earlier documents of its domain that are no candidates.
+    database: has the table `documents`, with rows of `reading.ROWS`. The tables that are made from it, one from the other, are
+    `near` (near-duplicates to drop), `uniques`, `retained` (within the limit of the domain) and `selected` (with ranks).
     """
     near = _near_duplicates(work, database)
     mib = work.config.data.max_mib_per_domain
-    limit = {"limit": _NO_LIMIT if mib is None else int(mib * (1 << 20))}
-    database.execute(_ONCE, limit)
-    database.execute(_RETAINED, limit)
-    sizes = dict(database.execute(_SIZES).fetchall())
+    byte_limit = {"limit": _NO_LIMIT if mib is None else int(mib * (1 << 20))}
+    database.execute(_CREATE_UNIQUES, byte_limit)
+    database.execute(_CREATE_RETAINED, byte_limit)
+    sizes = dict(database.execute(_RETAINED_COUNTS).fetchall())  # domain → number of its documents
     limits = pa.array([_candidate_limit(work, domain, size) for domain, size in sizes.items()], pa.int64())
-    database.register("most", pa.table({"domain": pa.array([*sizes], pa.int32()), "most": limits}))
-    size = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
-    database.execute(_SELECTED, {"bytes": size, "least": CANDIDATES_PER_DOCUMENT})
-    work.stage.write("select/documents", tables_of(database, _DOCUMENTS))
-    rows = {row.pop("domain"): row for row in database.sql(_COUNTS, params=limit).to_arrow_table().to_pylist()}
-    blocks = sorted({block for row in rows.values() for block in row["blocks"]})
-    empty, index_of = dict.fromkeys(DomainSelection.model_fields, 0), {block: n for n, block in enumerate(blocks)}
-    domains = [
-        DomainSelection(**empty | row | {"blocks": [index_of[block] for block in row.get("blocks", [])]})
-        for row in (rows.get(n, {}) for n in range(len(work.domains)))
-    ]
+    database.register("candidate_limits", pa.table({"domain": pa.array([*sizes], pa.int32()), "candidates": limits}))
+    candidate_bytes = CANDIDATES_PER_DOCUMENT * _BYTES_PER_TOKEN * work.config.data.max_held_out_tokens
+    database.execute(_CREATE_SELECTED, {"bytes": candidate_bytes, "least": CANDIDATES_PER_DOCUMENT})
+    work.stage.write("select/documents", tables_of(database, _SELECTED_ROWS))
+    parameters = byte_limit | {"domains": len(work.domains)}
+    counts = database.sql(_DOMAIN_COUNTS, params=parameters).to_arrow_table().to_pylist()
+    blocks = sorted({block for row in counts for block in row["blocks"]})
+    index_of = {block: index for index, block in enumerate(blocks)}
+    domains = [DomainSelection(**row | {"blocks": [index_of[block] for block in row["blocks"]]}) for row in counts]
     return Selection(blocks=blocks, domains=domains, near=near)
 
 
@@ -162,7 +163,8 @@ def selection_of(stage: Stage) -> Selection:
 
 
 def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicatesRecord | None:
-    """Make the table `near` of the near-duplicates to drop, and return their record for the manifest."""
+    """Make the table `near` of the near-duplicates to drop, and return the manifest's record of the search; None: none was asked
+    for, and the table is empty."""
     database.execute("CREATE TEMP TABLE near (document BIGINT)")
     if (threshold := work.config.data.near_duplicates) is None:
         return None
@@ -173,8 +175,10 @@ def _near_duplicates(work: Work, database: DuckDBPyConnection) -> NearDuplicates
     return NearDuplicatesRecord(
         pairs=duplicates.pairs,
         groups=duplicates.groups,
-        lost={f"{names[a]} to {names[b]}": count for a, b, count in database.execute(_LOST).fetchall()},
-        examples=[(_excerpt(database, a), _excerpt(database, b)) for a, b in database.execute(_EXAMPLES).fetchall()],
+        lost={f"{names[a]} to {names[b]}": count for a, b, count in database.execute(_LOST_COUNTS).fetchall()},
+        examples=[
+            (_excerpt(database, a), _excerpt(database, b)) for a, b in database.execute(_EXAMPLE_PAIRS).fetchall()
+        ],
     )
 
 
@@ -186,33 +190,31 @@ def _excerpt(database: DuckDBPyConnection, document: int) -> str:
 
 
 def held_out_count(documents: int, held_out: float) -> int:
-    """Return the number of documents to hold out of so many: this fraction, at least one, and one is left to train on."""
+    """Return how many of `documents` documents to hold out: the fraction held_out of them, but at least one, and not all."""
     return max(0, min(max(1, round(held_out * documents)), documents - 1))
 
 
 def _candidate_limit(work: Work, domain: int, documents: int) -> int:
-    """Return the greatest number of candidates of a domain.
+    """Return the greatest number of candidates of a domain. documents: number of its documents.
 
-    They are `CANDIDATES_PER_DOCUMENT` times the number that `data.held_out` asks for, but not over half of the documents unless
-    more are to be held out. All other documents make the vocabulary, so that a domain's own fraction does not change it unless it
-    needs more candidates.
+    It is `CANDIDATES_PER_DOCUMENT` times the number that the common key `data.held_out` asks for, but at most half of the
+    documents. The domain's own `held_out` only raises it where it asks for more: the vocabulary is made from all documents but
+    candidates, and should seldom change with this key.
     """
-    configs = (work.config.data, work.config.data_of(domain))
-    usual, of_domain = (held_out_count(documents, data.held_out) for data in configs)
-    return max(of_domain, min(CANDIDATES_PER_DOCUMENT * usual, documents // 2))
-
-
-def selected_rows(work: Work, block: int, *columns: str) -> pa.Table:
-    """Return columns of the selected documents of a block, in order, with `rank` and `runs_before`."""
-    selection = work.stage.read("select/documents", rows=in_block(block))
-    name = f"read/{numbered(block >> GROUP_BITS)}"
-    documents = work.stage.read(name, ["document", *columns], in_block(block))
-    rows = documents.filter(pc.is_in(documents["document"], selection["document"]))
-    return rows.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
+    common_count = held_out_count(documents, work.config.data.held_out)
+    domain_count = held_out_count(documents, work.config.data_of(domain).held_out)
+    return max(domain_count, min(CANDIDATES_PER_DOCUMENT * common_count, documents // 2))
 
 
 def selected_documents(work: Work, block: int, *columns: str) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
-    """Yield the selected documents of a block, in order: domain, text, and a row with `rank` and these columns."""
-    for batch in selected_rows(work, block, "domain", "languages", "texts", *columns).to_batches(_BATCH):
+    """Yield the selected documents of a block, in order: domain, text, and a row that has `document`, `domain`, `rank`,
+    `runs_before` (see `select`) and these columns of `reading.ROWS`. block: number of the block."""
+    selection = work.stage.read("select/documents", rows=in_block(block))
+    names = ["document", "domain", "languages", "texts", *columns]
+    table = work.stage.read(f"read/{numbered(block >> GROUP_BITS)}", names, in_block(block))
+    table = table.filter(pc.is_in(table["document"], selection["document"]))
+    for name in ("rank", "runs_before"):
+        table = table.append_column(name, selection[name])  # both tables are in the order of documents
+    for batch in table.to_batches(_BATCH):
         for row in batch.to_pylist():
             yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row

@@ -69,32 +69,32 @@ class Stage:
 
     def write(self, name: str, tables: Iterable[pa.Table]) -> None:
         """Write tables, one or more, as row groups of a file, which gets its name when it is complete. Raises OSError."""
-        path, remaining = self.path(name), iter(tables)
-        # several processes may write the same file, and the killed one may not be dead yet
-        fresh = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+        path, iterator = self.path(name), iter(tables)
+        # a name of this process: several may write the same file, if one that was ended is still at work
+        temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
         try:
-            first = next(remaining)
-            with fresh.open("wb") as file, pq.ParquetWriter(file, first.schema, **_WRITING) as writer:
-                for table in chain([first], remaining):
+            first = next(iterator)
+            with temporary.open("wb") as file, pq.ParquetWriter(file, first.schema, **_WRITING) as writer:
+                for table in chain([first], iterator):
                     writer.write_table(table, max(1, table.num_rows))
-            fresh.replace(path)
+            temporary.replace(path)
         except BaseException:
-            fresh.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def read(self, name: str, columns: list[str] | None = None, rows: ds.Expression | None = None) -> pa.Table:
-        """Read a file, or columns of it. rows: condition of the rows to read; row groups that have none, by their statistics, are
-        skipped. Raises OSError and StageError."""
+        """Read a file, or columns of it. rows: condition of the rows to read; row groups whose statistics exclude it are skipped.
+        Raises OSError, and StageError for a damaged file."""
         path = self.path(name)
-        # Arrow's own file, no file of Python: Arrow's threads release the buffers, perhaps while the interpreter ends, which
-        # would then abort the process
+        # a file of Arrow: Arrow's threads release buffers, perhaps while the interpreter ends, and if the buffers were of a
+        # file of Python, this would abort the process
         with self._report_damage(path), pa.OSFile(os.fsencode(path)) as stream:
             return pq.read_table(
                 stream, columns=columns, filters=rows, page_checksum_verification=True, use_threads=False
             )
 
     def key(self, name: str) -> str:
-        """Return the key of a pass, of which its results are; "" for a pass that was not begun."""
+        """Return the key of a pass, the hash of all that decides its results; "" for a pass that was not begun."""
         file = self.path(f"{name}/{_KEY}")
         return file.read_text() if file.exists() else ""
 
@@ -107,13 +107,14 @@ class Stage:
         return bytes(self.read(name)["value"][0].as_py())
 
     def results(self, name: str) -> ds.Dataset:
-        """Return the results of a pass as one table, for a database."""
-        files = sorted(path for path in self.path(name).iterdir() if path.name[0].isdigit())
+        """Return the results of all units of a pass as one table, for a database."""
+        files = sorted(path for path in self.path(name).iterdir() if path.name[0].isdigit())  # `numbered`
         return ds.dataset([*map(str, files)], format=_READING)
 
     @contextmanager
     def database(self, memory_gib: float, threads: int = 1) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Open an empty database in memory, which goes on in files of the stage where memory ends. Raises StageError."""
+        """Open an empty database in memory, which continues in files of the stage when it needs more than memory_gib. Raises
+        StageError for damaged files that are read in the block, and if memory and disk are full."""
         settings: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads,
             "memory_limit": f"{int(memory_gib * 1024)}MiB",
@@ -130,10 +131,11 @@ class Stage:
 
     @contextmanager
     def _report_damage(self, path: Path) -> Iterator[None]:
+        """Raise StageError, which names `path`, for an error in the block that a damaged or missing file of the stage caused."""
         try:
             yield
         except (pa.ArrowException, OSError, duckdb.Error) as error:
-            if isinstance(error, _NO_DAMAGE) or (_is_of_the_system(error) and not isinstance(error, FileNotFoundError)):
+            if isinstance(error, _NO_DAMAGE) or (_is_system_error(error) and not isinstance(error, FileNotFoundError)):
                 raise
             raise StageError(f"{path}: damaged ({error}); remove {self.folder} and call again") from error
 
@@ -145,11 +147,12 @@ def stage_folder(output: Path) -> Path:
 
 @contextmanager
 def staged(output: Path, removed: bool) -> Iterator[Stage]:
-    """Make or find the stage of a preparation of `output`, a folder beside it, which is removed after the block if `removed`.
+    """Create or find the stage of a preparation of `output`, a folder beside it, and lock it in the block. removed: True to remove
+    it after a block without an error.
 
-    It stays if the block fails, in whatever way: the next preparation keeps the passes whose text and settings are the same. Raises
-    DataError for errors of the file system, NotWritable if another process works on the stage or a link is in its place, and
-    StageError for a stage that lacks a file.
+    After any error the stage stays: the next preparation keeps the passes whose text and settings are the same. Raises DataError
+    for errors of the file system, NotWritable if another process works on the stage or a link is in its place, and StageError for
+    a stage that lacks a file.
     """
     folder = stage_folder(output)
     refuse_link(folder)
@@ -176,7 +179,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
 
 @dataclass(frozen=True)
 class Work:
-    """What every unit of a preparation needs to know."""
+    """Configuration and stage of a preparation, which the function of every pass gets."""
 
     config: Config
     stage: Stage
@@ -196,26 +199,27 @@ class Passes:
 
     def __init__(self, work: Work, executor: Executor) -> None:
         self.work, self.executor = work, executor
-        self._names, self._key = list[str](), key_of(_FORMAT)
+        self._names, self._key = list[str](), key_of(_FORMAT)  # of the passes that were begun, and of the last one
 
     def begin(self, name: str, *settings: Any) -> None:
-        """Begin a pass, whose results depend on the passes before it and on these settings: unless the stage has results of both,
-        remove its results, and the results of all passes but the earlier ones. name: of the pass, and of the folder of results."""
-        self._key = key_of([self._key, name, settings])
+        """Begin a pass, whose results depend on the passes before it and on `settings`. If the stage has results of other passes or
+        settings, they are removed, with the results of all later passes. name: name of the pass, and of the folder of its results.
+        """
+        self._key = key_of([self._key, name, settings])  # includes the keys of the passes before it
         stage = self.work.stage
-        if (earlier_key := stage.key(name)) != self._key:
-            if earlier_key:
+        if (old_key := stage.key(name)) != self._key:
+            if old_key:
                 logger.info("%s: is of other text or settings; done anew", name)
             for folder in stage.folder.glob("*/"):
-                if folder.name not in self._names:
+                if folder.name not in self._names:  # not of an earlier pass
                     shutil.rmtree(folder)
             stage.path(name).mkdir(parents=True)
             stage.path(f"{name}/{_KEY}").write_text(self._key)
         self._names.append(name)
 
     def map(self, function: UnitFunction, units: Sequence[Any]) -> Iterator[pa.Table]:
-        """Do the pass that was begun last: call `function`, which must be picklable, for every unit without a result. Return the
-        results in the order of the units."""
+        """Do the pass that was begun last: call `function`, which must be picklable, for every unit without a result in the stage.
+        Return an iterator that reads the results of all units, in their order."""
         stage, name = self.work.stage, self._names[-1]
         result_names = {path.name for path in stage.path(name).iterdir()}
         missing_units = [(number, unit) for number, unit in enumerate(units) if numbered(number) not in result_names]
@@ -224,13 +228,14 @@ class Passes:
 
 
 def _write_result(work: Work, name: str, function: UnitFunction, number: int, unit: Any) -> None:
-    """Do one unit of a pass, and write its result. Raises StageError if the system fails to read what is to be read."""
+    """Do one unit of a pass, and write its result. Raises what `function` raises, but StageError in place of a DataError that an
+    error of the system caused, such as a disk that fails: the text is not to blame."""
     try:
         with gc_disabled():  # millions of objects, hardly a cycle: looking for cycles took a sixth of the time
             work.stage.write(f"{name}/{numbered(number)}", function(work, unit))
     except DataError as error:
-        # said here: between processes an error has no cause
-        if _is_of_the_system(error.__cause__):
+        # tested here, because the cause of an error does not get from one process to another
+        if _is_system_error(error.__cause__):
             raise StageError(f"{error}; what is done stays, and the same command goes on") from error
         raise
 
@@ -243,7 +248,7 @@ def key_of(settings: Any) -> str:
 def tables_of(
     database: duckdb.DuckDBPyConnection, statement: str, parameters: dict[str, Any] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows that a statement returns as tables, one at least."""
+    """Yield the rows that a SQL statement returns as tables, at least one. parameters: values of its `$` names."""
     reader = database.sql(statement, params=parameters).to_arrow_reader(_ROWS)
     yield reader.schema.empty_table()
     yield from (pa.Table.from_batches([batch]) for batch in reader)
@@ -254,6 +259,6 @@ def numbered(number: int) -> str:
     return f"{number:06}"
 
 
-def _is_of_the_system(error: BaseException | None) -> bool:
-    """Return True for an error of the system: no fault of the text, as one of gzip's is, which has no number."""
+def _is_system_error(error: BaseException | None) -> bool:
+    """Return True for an error of the operating system, which has a number, unlike gzip's OSError for damaged text."""
     return isinstance(error, OSError) and error.errno is not None

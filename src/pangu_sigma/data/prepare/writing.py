@@ -30,19 +30,19 @@ _SAMPLES = 20
 
 
 def write_domains(passes: Passes) -> list[dict[str, Any]]:
-    """Write the folder of each domain, except its manifest, into `write/output` of the stage. Return the manifest's entry of each
-    domain, to which the caller adds its sources."""
+    """Write the folder of each domain, except its manifest, into `write/output` of the stage. Return the fields of each domain's
+    `DomainRecord` except `sources`, which the caller adds."""
     passes.begin("write")
     tables = passes.map(_write_domain, range(len(passes.work.domains)))
     return [json.loads(table["record"][0].as_py()) for table in tables]
 
 
 def _write_domain(work: Work, index: int) -> Iterator[pa.Table]:
-    """Write the folder of a domain, except its manifest, into `write/output` of the stage. Yield the manifest's entry of the domain
-    as JSON, without sources. index: index of the domain."""
+    """Write the folder of a domain, except its manifest, into `write/output` of the stage. Yield a table of one row with the fields
+    of its `DomainRecord` except `sources`, as JSON. index: index of the domain."""
     tokenizer, domain = tokenizer_of(work), work.domains[index]
     folder = work.stage.path(f"write/output/{domain.name}")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     folder.mkdir(parents=True)
     counts = {split: _Counts(tokenizer.size) for split in SPLITS}
     (choice,) = work.stage.read(f"choose/{numbered(index)}").to_pylist()
@@ -58,7 +58,7 @@ def _write_domain(work: Work, index: int) -> Iterator[pa.Table]:
     np.save(folder / FREQUENCIES_NAME, counts["train"].samples_SV.sum(axis=0))
     files, hashes = write_hashes(folder)
     for path in folder.iterdir():
-        sync(path)  # the result of this pass says that they are there, also to a machine that loses power
+        sync(path)  # before the pass has a result, which would outlast the files if the machine lost power
     loss, shift, deviation = _shift(counts["train"].samples_SV, counts["held_out"].samples_SV, slot_R)
     record = {
         "slot": work.domains.slot_names[domain.slot],
@@ -76,53 +76,55 @@ def _write_domain(work: Work, index: int) -> Iterator[pa.Table]:
 
 
 class _Counts:
-    """Counts of the documents of a domain and split. samples_SV: number of each token id in S random parts of the text, int64."""
+    """Counts of the documents of a domain and split, made while the documents pass through `counted`. samples_SV: number of each
+    token id in S random samples of the documents, int64, which together are the split."""
 
     def __init__(self, vocabulary: int) -> None:
         self._sums = Counter[str]()
         self.samples_SV = np.zeros((_SAMPLES, vocabulary), np.int64)
 
     def counted(self, tables: Iterable[pa.Table]) -> Iterator[np.ndarray]:
-        """Yield the token ids of the documents of tables with rows of `ENCODED`, and count them."""
+        """Yield the token ids of each document of tables with rows of `ENCODED`, after counting the documents of its table."""
         for table in tables:
-            ids = ids_of(table)
-            self._sums["documents"] += len(ids)
+            documents = ids_of(table)
+            self._sums["documents"] += len(documents)
             for name in ("bytes", "folded"):
                 self._sums[name] += pc.sum(table[name], min_count=0).as_py()
-            # by the last byte: candidates have the lowest hashes
+            # by the last byte of the hash: the first bytes are not random, because candidates have the lowest hashes
             samples = [hold[-1] % _SAMPLES for hold in table["hold"].to_pylist()]
             for sample in {*samples}:
-                sample_ids = [ids_T for n, ids_T in zip(samples, ids, strict=True) if n == sample]
-                self.samples_SV[sample] += np.bincount(np.concatenate(sample_ids), minlength=self.samples_SV.shape[1])
-            yield from ids
+                ids = np.concatenate([ids_T for n, ids_T in zip(samples, documents, strict=True) if n == sample])
+                self.samples_SV[sample] += np.bincount(ids, minlength=self.samples_SV.shape[1])
+            yield from documents
 
     def record(self) -> dict[str, int]:
-        """Return the statistics of the split for the manifest."""
+        """Return the fields of `SplitCounts` of the split."""
         counts_V = self.samples_SV.sum(axis=0)
-        counted = {name: self._sums[name] for name in ("documents", "bytes", "folded")}
-        return counted | {"tokens": int(counts_V.sum()), "unknown": int(counts_V[UNK])}
+        sums = {name: self._sums[name] for name in ("documents", "bytes", "folded")}
+        return sums | {"tokens": int(counts_V.sum()), "unknown": int(counts_V[UNK])}
 
 
 def _shift(train_SV: np.ndarray, held_out_SV: np.ndarray, slot_R: np.ndarray) -> tuple[float, float, float]:
-    """Return the unigram loss of the held-out tokens in nats, how much it is above the loss of random samples of the domain, and
-    the standard deviation of this difference for as many tokens as are held out.
+    """Return three numbers in nats per token: the unigram loss of the held-out tokens; its shift, how much it is above the mean
+    loss of random samples of the domain; and the standard deviation of the shift for as many tokens as are held out.
 
-    Passing documents over may leave held-out text that is unlike the rest, whose losses then say little about the domain. The loss
-    of a sample is what it would be if the sample were held out: the model counts all other tokens of the domain. train_SV,
-    held_out_SV: token counts. slot_R: id of each row of the domain's slot, -1 for a row without one.
+    A large shift means that the held-out text is unlike the domain, so that losses on it say little about the domain. The loss of
+    a sample is what it would be if the sample were held out: the unigram model counts all other tokens of the domain. train_SV,
+    held_out_SV: token counts of S random samples. slot_R: id of each row of the domain's slot, -1 for a row without an id.
     """
     total_V, held_out_V = (train_SV + held_out_SV).sum(axis=0), held_out_SV.sum(axis=0)
     loss = _loss(train_SV.sum(axis=0), held_out_V, slot_R)
     samples_SV = [sample_V for sample_V in train_SV + held_out_SV if 0 < sample_V.sum() < total_V.sum()]
-    if not held_out_V.sum() or not samples_SV:
+    if not held_out_V.sum() or not samples_SV:  # nothing to compare
         return loss, 0.0, 0.0
     losses_S = np.array([_loss(total_V - sample_V, sample_V, slot_R) for sample_V in samples_SV])
     # the variance of a mean over tokens is inverse to their number
-    size = np.mean([sample_V.sum() for sample_V in samples_SV]) / held_out_V.sum()
-    return loss, loss - float(losses_S.mean()), float(losses_S.std() * np.sqrt(size))
+    size_ratio = np.mean([sample_V.sum() for sample_V in samples_SV]) / held_out_V.sum()
+    return loss, loss - float(losses_S.mean()), float(losses_S.std() * np.sqrt(size_ratio))
 
 
 def _loss(model_V: np.ndarray, text_V: np.ndarray, slot_R: np.ndarray) -> float:
-    """Return the loss of tokens in nats, with a unigram model of other tokens; 0 for no tokens."""
+    """Return the mean loss of tokens in nats, 0 for no tokens. text_V: counts of these tokens. model_V: counts of the tokens that
+    make the unigram model. slot_R: as in `unigram_nats`; ids without a row do not count."""
     ids = slot_R[slot_R >= 0]
     return float(text_V[ids] @ unigram_nats(model_V, slot_R)[ids] / max(1, text_V[ids].sum()))
