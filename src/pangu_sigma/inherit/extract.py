@@ -36,8 +36,9 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     config = absolute_paths(config)
     tree = config.model_dump(mode="json")
     tree["domains"] = [domain for domain in tree["domains"] if domain["name"] in kept]
-    blocks = range(min(config.data.domains_per_step, len(kept)), 0, -1)
-    per_step = next(count for count in blocks if config.train.batch_size % count == 0)
+    # as many domains in a batch, and as many sets of domains, as before, or else the next smaller numbers that divide
+    counts = range(min(config.data.domains_per_step, len(kept)), 0, -1)
+    per_step = next(count for count in counts if config.train.batch_size % count == 0)
     sets = next(n for n in range(config.data.domain_sets, 0, -1) if len(kept) % n == per_step % n == 0)
     # phases belong to the whole run, and may name domains that are gone
     tree["data"] |= {"path": str(data.absolute()), "phases": [], "domain_sets": sets, "domains_per_step": per_step}
@@ -46,12 +47,9 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     child = parse_config(tree)
     for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):
         if not change[0].startswith(("domains.", "finetune")) and change[0] != "data.path":
-            is_layout = change[0].startswith("parallel.")
-            why = (
-                "the run is of one process"
-                if is_layout
-                else f"the run has {len(kept)} of {len(config.domains)} domains"
-            )
+            why = f"the run has {len(kept)} of {len(config.domains)} domains"
+            if change[0].startswith("parallel."):
+                why = "the run is of one process"
             logger.warning("%s, because %s", change_text(change), why)
     return child
 
@@ -102,7 +100,8 @@ def extract_domains(
 
 
 def _text_hash(child: Child, data: Path | None) -> str | None:
-    """Return the content hash of a child's prepared text; None, with a warning, if it is missing. data: given by the user."""
+    """Return the hash of a child's prepared text. If the text is missing, warn and return None, or raise DataError if the user
+    named its folder, `data`."""
     try:
         prepared = data_of(child.config)
         if encodes(child.tokenizer, prepared.tokenizer(child.config)):

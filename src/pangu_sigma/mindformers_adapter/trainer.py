@@ -63,6 +63,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
         return build_optim(self.config.optimizer, default_args=arguments)
 
     def create_model_wrapper(self, network: PanGuSigmaForCausalLM, optimizer: PanGuSigmaAdam) -> nn.Cell:
+        """Return the one-step cell, with the state of the run's newest checkpoint, if the run has one."""
         samples = open_samples(self.sigma, Path(self.sigma.data.path), "train", self.folder.tokenizer.size)
         batches = BatchLoader(self.folder.config, samples, self.folder.tokenizer, self.folder.table)
         parts = {"network": network, "optimizer": optimizer, "config": self.sigma, "batches": batches}
