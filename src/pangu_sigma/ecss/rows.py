@@ -42,7 +42,7 @@ class RowStore:
         self._tier = tier
         sizes = [(config.stored_rows(entry), record_size(entry.width)) for entry in self.entries]
         self.records = [tier.records(e, *size) for e, size in enumerate(sizes)]
-        self._met = [[np.zeros(0, np.int64)] for _ in self.entries]
+        self._met = [[np.zeros(0, np.int64)] for _ in self.entries]  # keys that `met` returns, in arrays to be joined
         self._thread = ThreadPoolExecutor(1, "rows")
         self._pending: list[Future[None]] = []
 

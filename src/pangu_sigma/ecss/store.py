@@ -170,6 +170,7 @@ class HostStore(ExpertStore):
     kind = HostExperts
 
     def traffic(self, active_A: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return "fetched_mib" and "returned_mib": of active experts the weights, and of learning ones the gradients, in MiB."""
         metrics = {"fetched_mib": 0.0, "returned_mib": 0.0}
         for experts, active in zip(self.segments, active_A, strict=True):
             elements = sum(int(np.prod(shape[1:])) for shape in experts.active_shapes)  # unused entries exceed `last`

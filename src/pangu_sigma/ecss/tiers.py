@@ -123,10 +123,7 @@ class FileTier(HostTier):
 
     At most about `cache_gib` GiB stays mapped: the experts used longest ago are released. The file is working space without a name:
     it is gone when the process ends, and a run resumes from its checkpoint. Its disk space is reserved at the start, so that a full
-    disk is an error here and not a crash in the middle of a step.
-
-    Raises StoreError if the folder cannot be written or has no room.
-    """
+    disk is an error here and not a crash in the middle of a step. Raises StoreError if the folder cannot be written or is full."""
 
     def __init__(self, folder: Path, specs: list[ArraySpec], cache_gib: float):
         """folder: where the file is made. specs: specifications of all arrays, in the order in which `parameter` is called."""
@@ -164,6 +161,7 @@ class FileTier(HostTier):
             ) from error
 
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
+        """Allocate disk blocks for those records that have none, so that a full disk raises StoreError here."""
         new_keys = np.unique(keys[records[keys, -1].view(np.int32) == 0])  # rows without a step
         try:
             for key in new_keys.tolist():
@@ -177,6 +175,8 @@ class FileTier(HostTier):
             ) from error
 
     def read_ahead(self, active_A: Sequence[np.ndarray], coming_A: Sequence[np.ndarray]) -> None:
+        """Ask the system to read the experts of the coming step, and to release the experts used longest ago beyond the budget;
+        never experts that this step or the coming step needs. active, coming: active experts of each segment in these steps."""
         needed = set()
         for (segment, specs), active, coming in zip(self._specs.items(), active_A, coming_A, strict=True):
             stored, size = specs[0][1].shape[0], sum(spec.row_bytes for _, spec in specs)

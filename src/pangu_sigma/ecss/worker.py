@@ -82,9 +82,7 @@ class WorkerUpdate(nn.Cell):
 
 def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) -> WorkerUpdate | None:
     """Make the worker of a store, and let the network wait for it in front of each expert FFN; None if the step itself updates.
-
-    On the CPU `ecss.update=auto` makes no worker: the cores that would hide the update are those that compute the step.
-    """
+    On the CPU `ecss.update=auto` makes no worker: the cores that would hide the update are those that compute the step."""
     if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not len(store.segments):
         return None
     update = WorkerUpdate(store)

@@ -117,6 +117,7 @@ class HeldOut:
         if domain not in self.domains:
             return []
         count, size, batches = self._sample_counts[domain], self._blocks * self._per_block, []
+        # all blocks of a batch are of this domain; own_sequences: indices of this rank's sequences in the batch of its group
         domains_M, own_sequences = np.full(self._blocks, domain), self._batches.own(self._takers_B)
         for first in range(0, count, size):
             numbers_MGQ = np.arange(first, first + size).reshape(self._blocks, 1, -1)
@@ -138,6 +139,7 @@ class HeldOut:
                 numbers_GQ = np.arange(start, start + size).reshape(micro_batches, -1)
                 batch = self._batch(domains_M, np.tile(numbers_GQ, (self._blocks, 1, 1)), count_M)
                 domains_U = domains_M[batch.blocks]
+                # a block of padding has weight 0, and counts as its domain's last unit
                 last_U = (np.array(self._sample_counts)[domains_U] - 1) // size
                 batches.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
         return batches

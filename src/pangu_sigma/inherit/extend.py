@@ -114,8 +114,7 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
     """Write `folder`, atomically, as a run of `config` that extends the run in `path`; `train` resumes from its step 0.
 
     The receipt compares the logits of both models for the old domains' text. source, scratch: as in `plan_extension`.
-    Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text.
-    """
+    Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text."""
     with unfinished_folder(folder) as fresh:
         parent = open_model(path, "run")
         child = plan_extension(parent, config, source, scratch)

@@ -56,9 +56,10 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
 
 def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Child:
     """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of prepared text with them."""
-    domains, table, words = domains_of(parent.config), parent.table, parent.tokenizer
+    domains, table = domains_of(parent.config), parent.table
     config = extracted_config(parent.config, kept, data)
-    tokenizer = words.with_rows(words.slot_rows[[*map(domains.slot_names.index, domains_of(config).slot_names)]])
+    slots = [domains.slot_names.index(name) for name in domains_of(config).slot_names]
+    tokenizer = parent.tokenizer.with_rows(parent.tokenizer.slot_rows[slots])
     indices = [domains.named(name).index for name in kept]
     table = replace(table, first_NDV=table.first_NDV[:, indices], spread_DV=table.spread_DV[indices])
     child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})

@@ -47,7 +47,7 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
     ffn_K, config = np.zeros(config.experts, int), absolute_paths(config)  # all are copies of expert 0, the dense FFN
     child = Child("inherit", parent, config, tokenizer, table, slots, ffn_K, ffn_K == 0, moments)
     child.notes, child.options = notes, {"moments": moments}
-    for domain in domains:  # PanGu-α cuts all text as Chinese
+    for domain in domains:  # PanGu-α cuts text of every language as Chinese
         slot = parent_slot(domains.slot_names[domain.slot], slot_names(parent))
         language = "zh" if parent.kind == "alpha" else domain.language
         child.answers[domain.name] = replace(domain, index=0, slot=slot, language=language)
@@ -60,8 +60,7 @@ def inherit(
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
     moments, drop_rows: as in `plan_inheritance`. Raises its errors, ConfigError if `folder` exists, and LayoutError or
-    CheckpointError if the parent cannot be read.
-    """
+    CheckpointError if the parent cannot be read."""
     with unfinished_folder(folder) as fresh:
         child = plan_inheritance(parent, config, moments, drop_rows)
         text = Path(child.config.data.path)
@@ -153,6 +152,7 @@ def lost_pieces(parent: StoredModel, slot: int, ids: np.ndarray, languages: set[
 
 
 def _notes(parent: StoredModel, config: Config, moments: bool) -> list[str]:
+    """Return notes of the receipt. moments: True if Adam state is copied."""
     model, notes = config.model, []
     if len(model.segments) > 1:
         kinds = ", ".join(f"{config.stored_experts(kind)} {kind}" for kind in model.segments)

@@ -18,9 +18,7 @@ APPLY = HYPER.index("apply")
 
 class DenseAdam(nn.Cell):
     """Adam of the dense parameters, by `AdamRows`, which takes each of them as a store of one row that is always active.
-
-    learned: parameters whose gradients `update(grads, hyper)` takes, in this order; others and their state keep their bits.
-    """
+    learned: parameters whose gradients `update(grads, hyper)` takes, in this order; others and their state keep their bits."""
 
     def __init__(self, config: Config, parameters: list[Parameter]):
         super().__init__()
@@ -72,6 +70,8 @@ class SlotAdam(DenseAdam):
         self.pick = ops.Gather()
 
     def update(self, grads, hyper):
+        """Update the rows of the slots in place, and return the new step count. grads: a tuple of the gradient of the whole word
+        table. hyper: as `Hyper` returns."""
         # the operator counts steps by row, in a copy; the parameter, which checkpoints save, is one count for all rows
         steps = self.step + self.zeros
         row_grads = self.pick(grads[0], self.rows, 0)
