@@ -192,7 +192,7 @@ def read_task_file(
                 added = {"samples": 1, "cut": sample.cut, "tokens": len(sample.ids_T), "counted": sample.counted}
                 account.update({key: account[key] + number for key, number in added.items()})
     counts = dict(Counter(line.reason for line in unusable_lines))
-    examples = {line.reason: str(line) for line in reversed(unusable_lines)}
+    examples = {line.reason: str(line) for line in reversed(unusable_lines)}  # the first line of each reason
     if not any(samples):
         left_out = sum((Counter(account["left_out"]) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())

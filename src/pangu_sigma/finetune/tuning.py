@@ -216,8 +216,8 @@ def training_extent(config: Config) -> dict[str, Any]:
 
 def learns_text(result: dict[str, Any]) -> str:
     """Format the number of parameters that a fine-tuning run trains, in one line."""
-    learn, total = result["parameters"]["learn"], result["parameters"]["all"]
-    text = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
+    learn, total, common = result["parameters"]["learn"], result["parameters"]["all"], result["common_kept"]
+    text = f"; the {common:,} of common segments keep their bits" if common else ""
     for kind, learns in result.get("rows", {}).items():
         text += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
     return f"learn {result['learn']}: {learn:,} of {total:,} parameters ({learn / total:.1%}){text}"

@@ -91,6 +91,7 @@ class HeldOut:
                 ids_S1 = self._batches.samples.read(domain.index, number)
                 digest.update(ids_S1.tobytes())
                 is_used_V[ids_S1] = True
+            # pieces of used ids alone, so that a vocabulary with more pieces has the same digest
             digest.update("\0".join(pieces[token] for token in np.flatnonzero(is_used_V)).encode())
             digests_by_domain[domain.name] = digest.hexdigest()
         return digests_by_domain

@@ -48,11 +48,11 @@ def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path
     """Measure the losses of each run on the held-out tokens that all runs have, in batches shaped as the first run's, so that equal
     weights have equal losses bit for bit. Returns (losses by run and domain, result of `left_out`). all: as in `compare_runs`,
     whose errors are raised."""
-    opened, first = {path: open_model(path, "run") for path in runs}, runs[0]
-    batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
-    sample_limit = samples_of_evaluation(opened[first].config, all)
-    reasons = left_out(list(opened.values()), list(batches.values()), sample_limit)
-    losses = {path: measure(run, batches[path], sample_limit) for path, run in opened.items()}
+    models = {path: open_model(path, "run") for path in runs}
+    batches = {path: held_out_batches(model, models[runs[0]].config) for path, model in models.items()}
+    sample_limit = samples_of_evaluation(models[runs[0]].config, all)
+    reasons = left_out(list(models.values()), list(batches.values()), sample_limit)
+    losses = {path: measure(model, batches[path], sample_limit) for path, model in models.items()}
     return {path: {d: losses[path][d] for d in losses[path] if d not in reasons} for path in losses}, reasons
 
 

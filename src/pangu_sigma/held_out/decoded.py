@@ -59,7 +59,7 @@ def measure_documents(engine: Engine, documents: Iterable[Document], sample_limi
             logger.info("%s: %d of %d samples; all: %s", domain.name, len(numbers), total, argument("--all-samples"))
         samples = [ids[length * number : length * (number + 1) + 1] for number in numbers]
         predicted = [sample[1:][counted(sample, tokenizer)] for sample in samples]
-        units_U3 = np.array([(len(ids), bytes_V[ids].sum(), np.nan) for ids in predicted])
+        units_U3 = np.array([(len(tokens), bytes_V[tokens].sum(), np.nan) for tokens in predicted])
         digest = xxhash.xxh3_128_hexdigest(np.concatenate([ids[:1], *(sample[1:] for sample in samples)]))
         losses[domain.name] = HeldOutText(digest, units_U3).loss(_nats(engine, domain, samples))
     return losses

@@ -159,6 +159,7 @@ class Child:
         assert row_of is not None
 
         def content() -> Iterator[np.ndarray]:
+            """Yield the rows of the experts: each is a copy of the parent's, drawn, or zeros."""
             row_number, row = -1, np.empty(0)
             for expert, number in enumerate(parent_K.tolist()):
                 if number < 0 and is_weight:
@@ -186,8 +187,8 @@ class Child:
         array = self.parent.array(WEIGHTS if name in _FFN else OPTIMIZER, dense_name)
         if array is None:
             return None
-        wide = _in_float32(array)
-        return LazyArray((1,), wide.dtype, wide.content, array.origin, row=lambda _: wide.read()[units])
+        values = _in_float32(array)
+        return LazyArray((1,), values.dtype, values.content, array.origin, row=lambda _: values.read()[units])
 
     def _draw(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
         """Draw a tensor of an expert as a new run does, but by another generator: the same distribution, other values."""

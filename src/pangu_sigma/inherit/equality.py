@@ -74,15 +74,12 @@ class _Reader:
 
 
 def compare(
-    child: StoredModel,
-    parent: StoredModel,
-    answers: Mapping[str, Domain],
-    data: Path | None,
+    child: StoredModel, parent: StoredModel, answers: Mapping[str, Domain], data: Path | None
 ) -> dict[str, Agreement]:
     """Compare the logits of domains of a new run with the logits of the model that it was made of.
 
-    answers: domain of `child` → domain whose answers it must give, with the numbers that it has in `parent`. data: folder of
-    held-out text of the child; None: tokens are drawn.
+    answers: name of a domain of `child` → domain of `parent` as which it must answer. data: folder of the child's held-out text;
+    None: tokens are drawn.
     """
     domains, old_id_V = domains_of(child.config), matching_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
     activation, agreements = parent.sizes.activation, {}
@@ -150,9 +147,10 @@ def _count_texts(parent: _Reader, child: _Reader, held_out_T: np.ndarray) -> tup
     tokenizer, length = child.model.tokenizer, min(COMPARED_TOKENS, child.model.config.model.seq_length)
     documents_T = _stretches(held_out_T, held_out_T != tokenizer.eot)
     texts = [
-        tokenizer.decode(ids_T[at : at + length].tolist())
+        tokenizer.decode(ids_T[start : start + length].tolist())
         for ids_T in documents_T
-        for at in range(0, len(ids_T), length)
+        for start in range(0, len(ids_T), length)
     ]
-    row_of = tokenizer.row_of[child.domain.slot]
-    return len(texts), sum(not np.array_equal(parent.ids_R[row_of[child.cut(t)]], parent.cut(t)) for t in texts)
+    parent_id_V = parent.ids_R[tokenizer.row_of[child.domain.slot]]  # for tokens with a row, as in texts
+    differing = [text for text in texts if not np.array_equal(parent_id_V[child.cut(text)], parent.cut(text))]
+    return len(texts), len(differing)

@@ -115,14 +115,14 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
 
     The receipt compares the logits of both models for the old domains' text. source, scratch: as in `plan_extension`.
     Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text."""
-    with unfinished_folder(folder) as fresh:
+    with unfinished_folder(folder) as new_folder:
         parent = open_model(path, "run")
         child = plan_extension(parent, config, source, scratch)
         text = Path(child.config.data.path)
         open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
         cursor, position = text_cursor(parent, child.config)
         child.notes.append(position)
-        return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text, cursor)
+        return new_run_from(child, new_folder, data_of(child.config).manifest.content_hash, text, cursor)
 
 
 def _check_source(old: Config, new: Config, source: str | None, scratch: bool) -> None:
@@ -165,20 +165,21 @@ def _keep_ids(path: Path) -> str:
 
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> None:
     """Raise ConfigError if a token that has a row in a slot of the parent has none in the same slot of the child."""
-    before = parent.tokenizer
-    child_id_V = matching_ids(tokenizer.vocabulary, before.vocabulary)
+    vocabulary = parent.tokenizer.vocabulary
+    child_id_V = matching_ids(tokenizer.vocabulary, vocabulary)
     names = domains_of(config).slot_names
     for slot, name in enumerate(domains_of(parent.config).slot_names):
-        ids = before.slot_rows[slot][before.slot_rows[slot] >= 0]
+        parent_ids_R = parent.tokenizer.slot_rows[slot]
+        ids = parent_ids_R[parent_ids_R >= 0]
         rows = look_up(tokenizer.row_of[names.index(name)], child_id_V[ids])
-        lost = ids[rows < 0]
-        if len(lost):
-            examples = ", ".join(repr(before.vocabulary.pieces[token]) for token in lost[:5])
+        lost_ids = ids[rows < 0]
+        if len(lost_ids):
+            examples = ", ".join(repr(vocabulary.pieces[token]) for token in lost_ids[:5])
             advice = f"Keep them, or prepare and extend with model.slot_rows={tokenizer.size} or more, which holds every token;"
-            if (child_id_V[lost] < 0).any():
+            if (child_id_V[lost_ids] < 0).any():
                 advice = "The new vocabulary lacks some of them, so more rows do not help: keep the tokens;"
             raise ConfigError(
-                f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more "
+                f"slot {name}: {len(lost_ids)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more "
                 f"({examples}). {advice}\n{_keep_ids(parent.path)}"
             )
 
@@ -229,11 +230,11 @@ def extended_tables(
 
 def _notes(parent: StoredModel, config: Config, tokenizer: Tokenizer, all_copied: bool) -> list[str]:
     """Return notes of the receipt. all_copied: True if every domain is copied from the parent."""
-    notes, new = [], tokenizer.size - parent.tokenizer.size
-    if new:
+    notes, new_tokens = [], tokenizer.size - parent.tokenizer.size
+    if new_tokens:
         notes.append(
-            f"{new:,} tokens more, {tokenizer.size:,} in all: text of old domains may be cut into other tokens than before; on the "
-            "same tokens the model answers as before"
+            f"{new_tokens:,} tokens more, {tokenizer.size:,} in all: text of old domains may be cut into other tokens than before; "
+            "on the same tokens the model answers as before"
         )
     if config.routing.file:
         notes.append(f"routing.table={config.routing.table} is the parent's; entries that it lacks are drawn at random")

@@ -83,21 +83,21 @@ def extract_domains(
     model (MindIR) instead of a run, whose greedy tokens are compared with the run's.
     Raises ConfigError, CheckpointError and DataError.
     """
-    with unfinished_folder(output) as fresh:
+    with unfinished_folder(output) as new_folder:
         parent = open_model(path, "run")
         names = chosen_domains(parent.config, kept, dropped)
         child = plan_extraction(parent, names, data or Path(parent.config.data.path))
         data_hash = _text_hash(child, data)
         text = None if data_hash is None else Path(child.config.data.path)
         if export:
-            run = fresh.parent / f".{fresh.name}"
-            receipt = new_run_from(child, run, None, text)  # never trained, so without the hash of its text
-            fresh.rmdir()  # an export makes its own folder
-            export_mindir(run, fresh, compared_tokens=16)
-            receipt.save(fresh)
+            run_folder = new_folder.parent / f".{new_folder.name}"
+            receipt = new_run_from(child, run_folder, None, text)  # never trained, so without the hash of its text
+            new_folder.rmdir()  # `export_mindir` makes the folder itself, and refuses one that exists
+            export_mindir(run_folder, new_folder, compared_tokens=16)
+            receipt.save(new_folder)
             return receipt
         child.notes.insert(0, WARM)
-        return new_run_from(child, fresh, data_hash, text)
+        return new_run_from(child, new_folder, data_hash, text)
 
 
 def _text_hash(child: Child, data: Path | None) -> str | None:

@@ -61,11 +61,11 @@ def inherit(
 
     moments, drop_rows: as in `plan_inheritance`. Raises its errors, ConfigError if `folder` exists, and LayoutError or
     CheckpointError if the parent cannot be read."""
-    with unfinished_folder(folder) as fresh:
+    with unfinished_folder(folder) as new_folder:
         child = plan_inheritance(parent, config, moments, drop_rows)
         text = Path(child.config.data.path)
         open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
-        return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text)
+        return new_run_from(child, new_folder, data_of(child.config).manifest.content_hash, text)
 
 
 def fit_to_parent(parent: StoredModel, config: Config, moments: bool) -> Config:

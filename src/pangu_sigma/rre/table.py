@@ -85,7 +85,7 @@ class RoutingTable:
         return self.first_NDV[n], np.broadcast_to(self._spread_of_common, self.spread_DV.shape), int(self._common[n])
 
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Return the expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
+        """Return the expert of every token in every segment, numbered over all domains (0 … D·E − 1) or all common experts.
 
         ids, domains, positions: int arrays of one shape [...]. Returns int32 [N, ...].
         """

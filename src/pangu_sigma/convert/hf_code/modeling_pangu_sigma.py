@@ -245,7 +245,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _usable_cache(self, cache: Any, use_cache: bool | None) -> Any:
-        """Return the cache, or a new one unless none is used: by default in evaluation. Raises ValueError for another kind."""
+        """Return the cache, or a new one if `use_cache`, by default in evaluation. Raises ValueError for another kind of cache."""
         if cache is not None and not isinstance(cache, DynamicCache):
             kind = type(cache).__name__
             raise ValueError(f"{kind} is not taken: this model takes a DynamicCache; leave cache_implementation out")

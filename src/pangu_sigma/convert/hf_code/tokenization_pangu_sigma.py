@@ -194,7 +194,7 @@ class Reader:
             if i != UNK and self._surfaces[i]:
                 ids.setdefault(self._surfaces[i], i)
         model = sentencepiece.SentencePieceProcessor(model_proto=self._english)
-        names = model.id_to_piece(list(range(257, model.get_piece_size())))
+        names = model.id_to_piece(list(range(257, model.get_piece_size())))  # 0: unknown, 1 … 256: bytes
         return [UNK, *range(FIRST_BYTE, FIRST_ENGLISH), *(ids[name.replace(BLANK, " ").encode()] for name in names)]
 
     @cached_property
