@@ -205,7 +205,7 @@ def training_extent(config: Config) -> dict[str, Any]:
     if options.learn == "experts+slot":
         learn += len(slots) * model.slot_rows * model.hidden
     if options.learn == "all":
-        learn = count.total - experts + tuned_experts
+        learn = count.total - experts + tuned_experts  # no sample reaches own experts of other domains
     return {
         "learn": options.learn,
         "parameters": {"learn": learn, "all": count.total},

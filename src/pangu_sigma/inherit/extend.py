@@ -208,6 +208,7 @@ def extended_tables(
         routing = config.routing.model_copy(update={"seed": seed, "table": kind})
         return draw_tables(routing, layers, 1, size, experts, counts, segments, config.model.common_experts)
 
+    # own segments: all entries of a domain are drawn, then the parent's entries replace those of its tokens
     for domain in domains_of(config):
         seed = xxhash.xxh3_64_intdigest(f"{config.routing.seed} {domain.name}".encode()) >> 2
         counts = None if frequencies_DV is None else frequencies_DV[[domain.index]]
@@ -219,6 +220,7 @@ def extended_tables(
             spread_DV[domain.index, is_old_V] = old.spread_DV[source, old_id_V[is_old_V]]
     if old.common_N is None or old.common_spread_V is None:
         return RoutingTable(first_NDV, spread_DV, experts, **of_rows)
+    # common segments likewise, with one table for all domains
     drawn = draw(config.routing.seed, None if frequencies_DV is None else frequencies_DV.sum(axis=0, keepdims=True))
     is_common_N, spread_V = old.common_N > 0, old.common_spread_V[old_id_V]
     drawn.first_NDV[:, 0, is_old_V] = old.first_NDV[:, 0, old_id_V[is_old_V]]
@@ -250,13 +252,11 @@ def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
     order is: it follows from the seed, `data.shuffle` and a domain's place in the list.
     """
     begin, parent_names = Cursor([0] * len(config.domains)), [domain.name for domain in parent.config.domains]
+    begin_note = "all text is read from its beginning"
     if parent.data_hash != load_manifest(Path(config.data.path), parent_names).content_hash:
-        return (
-            begin,
-            "all text is read from its beginning: it is not that of the run, which `prepare-data --extend` would keep",
-        )
+        return begin, f"{begin_note}: it is not that of the run, which `prepare-data --extend` would keep"
     if parent.config.seed != config.seed:
-        return begin, "all text is read from its beginning: with another seed its order is another"
+        return begin, f"{begin_note}: with another seed its order is another"
     names = [domain.name for domain in config.domains]
     names_in_place = [name for old_name, name in zip(parent_names, names, strict=False) if old_name == name]
     moved_names = [name for name in names if name in parent_names and name not in names_in_place]
@@ -265,6 +265,6 @@ def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
     notes = [f"the text of {', '.join(names_in_place)} is read on from where the run stands"] if names_in_place else []
     if moved_names:
         text = "that" if names_in_place else "the text"
-        why = "because another place in the list is another order"
-        notes.append(f"{text} of {', '.join(moved_names)} is read from its beginning, {why}")
+        reason = "because another place in the list is another order"
+        notes.append(f"{text} of {', '.join(moved_names)} is read from its beginning, {reason}")
     return Cursor(taken_counts, list(taken_counts)), "; ".join(notes)

@@ -194,11 +194,11 @@ def count_by_origin(
     and so a scale of rows in each layer; the scales of a run whose parent has none are "begun"."""
     model, total = config.model, config.num_params().total
     table = config.slots * model.slot_rows * model.hidden
-    begun = model.layers if model.rows and not parent_has_rows else 0
+    new_scales = model.layers if model.rows and not parent_has_rows else 0
     copied, used = (sum(getattr(slot, key) for slot in slots) * model.hidden for key in ("copied", "rows"))
     rows = {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": table - used}
-    copied_weights = total - table - sum(experts.values()) - begun
-    return {"copied": copied_weights, **experts, "begun": begun, **(rows if slots else {"rows": table})}
+    copied_weights = total - table - sum(experts.values()) - new_scales
+    return {"copied": copied_weights, **experts, "begun": new_scales, **(rows if slots else {"rows": table})}
 
 
 def _format_slot(slot: SlotReceipt) -> str:

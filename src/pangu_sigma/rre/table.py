@@ -145,7 +145,7 @@ def draw_tables(
         raise ConfigError(
             "routing.table=balanced needs token frequencies; run prepare-data, or use routing.table=random"
         )
-    counts_D: list[np.ndarray | None] = [None] * domains
+    counts_D: list[np.ndarray | None] = [None] * domains  # None: random tables
     counts_V = None
     if routing.table == "balanced" and frequencies_DV is not None:
         counts_D, counts_V = [*frequencies_DV], frequencies_DV.sum(axis=0)

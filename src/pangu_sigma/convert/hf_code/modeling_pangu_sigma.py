@@ -326,7 +326,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
             expert = table_DV[domain_B1, ids]  # numbered over all domains
             return first + (expert - first + step) % own if kind == "own" else (expert + common_step) % common
 
-        layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))
+        layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))  # of each layer a table [D, V] for each segment
         dense: list[list[Tensor]] = [[] for _ in range(self.config.num_dense_layers)]
         return dense + [[experts_of(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
 
