@@ -43,7 +43,7 @@ class WorkerUpdate(nn.Cell):
     """Update of the store's experts by a worker. `update` has the arguments of `ExpertStore.update`."""
 
     def __init__(self, store: ExpertStore, copies_gradients: bool = False):
-        """copies_gradients: see `AdamWorker`."""
+        """copies_gradients: True if the memory of gradients is used for something else after the step has started the update."""
         super().__init__()
         self.store = store
         self.worker = AdamWorker(len(store.segments), copies_gradients)
@@ -72,12 +72,12 @@ class WorkerUpdate(nn.Cell):
     def update(self, grads, active_A, used_A1, hyper):
         """Let the worker update all segments that learn, and return a tensor of each, on which the next operators can depend. The
         gradients must keep their memory until the next step has waited for the update."""
-        tokens: tuple = ()
+        tensors: tuple = ()
         for n in range(len(self.start)):
             if self.store.segments[n].learns:
-                rows_A, used = self.store.segments[n].updated_rows(active_A[n], used_A1[n])
-                tokens += (self.start[n](grads[n], rows_A, used, hyper),)
-        return tokens
+                rows_A, offsets_A1 = self.store.segments[n].updated_rows(active_A[n], used_A1[n])
+                tensors += (self.start[n](grads[n], rows_A, offsets_A1, hyper),)
+        return tensors
 
 
 def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) -> WorkerUpdate | None:

@@ -96,6 +96,6 @@ class Evaluator:
                 loss_U = self._step.block_losses(held_out.batch)
                 if self._adds_losses and i < count:
                     units_U = self._first_D[held_out.domains_U] + held_out.units_U
-                    np.add.at(nats_U, units_U, loss_U.astype(float) * held_out.batch.counted)
+                    np.add.at(nats_U, units_U, loss_U.astype(float) * held_out.batch.counted)  # weights: 1/counted
                 progress.update()
         return nats_U

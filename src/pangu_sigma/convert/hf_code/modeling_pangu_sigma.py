@@ -130,7 +130,7 @@ class Rows(nn.Module):
         self.rows, self.own = entry["rows"], entry["kind"] == "own"
         self.register_buffer("tid2key", torch.zeros(vocabulary, dtype=torch.int32))
         self.register_buffer("before2key", torch.zeros(vocabulary + 1, dtype=torch.int32))
-        self.register_buffer("keys", torch.arange(met_rows))
+        self.register_buffer("keys", torch.arange(met_rows))  # placeholders; a folder has the keys, ascending
         self.weight = nn.Parameter(torch.zeros(met_rows, entry["width"]))
 
     def numbers(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
