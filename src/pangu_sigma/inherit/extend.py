@@ -208,7 +208,7 @@ def extended_tables(
         routing = config.routing.model_copy(update={"seed": seed, "table": kind})
         return draw_tables(routing, layers, 1, size, experts, counts, segments, config.model.common_experts)
 
-    # own segments: all entries of a domain are drawn, then the parent's entries replace those of its tokens
+    # own segments: all entries of a domain are drawn, then the parent's entries replace the drawn ones
     for domain in domains_of(config):
         seed = xxhash.xxh3_64_intdigest(f"{config.routing.seed} {domain.name}".encode()) >> 2
         counts = None if frequencies_DV is None else frequencies_DV[[domain.index]]

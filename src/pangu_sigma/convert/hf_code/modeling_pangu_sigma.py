@@ -138,7 +138,7 @@ class Rows(nn.Module):
         return (self.tid2key[ids].long() + self.before2key[previous]) % self.rows + domain_B1 * self.rows * self.own
 
     def forward(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
-        """Return the row of each token, [B, S, W]; zeros if it is not stored. The arguments are those of `numbers`."""
+        """Return the row of each token, [B, S, W]; zeros if it is not stored. Arguments: as in `numbers`."""
         key = self.numbers(ids, previous, domain_B1)
         position = torch.searchsorted(self.keys, key)
         is_stored = torch.searchsorted(self.keys, key, right=True) > position
