@@ -173,9 +173,7 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
 
 class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
     """PanGu-Σ that predicts the next token within its domain's embedding slot; all other logits are the lowest number.
-
-    forward and generate take `domain`: a name, a number, or, for each sequence, one of them; `config.domain` if it is not given.
-    """
+    forward and generate take `domain`: a name, a number, or, for each sequence, one of them; `config.domain` if it is not given."""
 
     config_class = PanGuSigmaConfig
     base_model_prefix = "model"
@@ -216,7 +214,6 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple:  # fmt: skip
         """Return the logits of the token after each, [B, S, V], and with `labels` (-100: does not count) the loss.
-
         attention_mask: 0 for padding. cache, past_key_values: `DynamicCache` of the tokens before. logits_to_keep: last tokens."""
         if unusable := [name for name in ("inputs_embeds", "position_ids") if others.get(name) is not None]:
             raise ValueError(f"{unusable[0]} is not taken: experts and positions follow from input_ids; leave it out")
