@@ -12,7 +12,7 @@ from pangu_sigma.config_file import config_path, load_config, shipped_configs
 from pangu_sigma.domains import domains_of
 from pangu_sigma.evaluate.benchmarks import TASKS
 from pangu_sigma.finetune.task import read_task
-from pangu_sigma.finetune.tuning import learned
+from pangu_sigma.finetune.tuning import training_extent
 from pangu_sigma.generate.chat_template import ChatTemplate
 from pangu_sigma.held_out.batches import samples_of_evaluation
 
@@ -60,11 +60,11 @@ def test_what_is_set_stays(parent, task):
 def test_each_choice_says_how_many_parameters_learn(parent, task):
     config = read_task(task, "experts").config(parent, ["en"])
     experts = 2 * 2 * (2 * 24 * 32 + 32 + 24)
-    assert learned(config)["parameters"]["learn"] == experts
+    assert training_extent(config)["parameters"]["learn"] == experts
     slot = read_task(task, "experts+slot").config(parent, ["en", "code"])
-    assert learned(slot)["parameters"]["learn"] == 2 * experts + 640 * 24, "they share a slot"
+    assert training_extent(slot)["parameters"]["learn"] == 2 * experts + 640 * 24, "they share a slot"
     whole = read_task(task, "all").config(parent, ["zh", "en", "code"])
-    assert learned(whole)["parameters"]["learn"] == whole.num_params().total
+    assert training_extent(whole)["parameters"]["learn"] == whole.num_params().total
 
 
 @pytest.mark.parametrize(

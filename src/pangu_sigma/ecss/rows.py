@@ -32,7 +32,7 @@ class RowStore:
     """Rows of all entries of a run. One thread touches the rows, and does its tasks in the order in which it gets them."""
 
     def __init__(self, config: Config, tier: HostTier):
-        """tier: where the records are."""
+        """tier: storage of the records."""
         self.entries = config.model.rows
         self.learns = [config.learns(entry.kind) for entry in self.entries]
         """Whether the rows of each entry learn; others are read, and neither updated nor met."""
@@ -42,12 +42,12 @@ class RowStore:
         self._tier = tier
         sizes = [(config.stored_rows(entry), record_size(entry.width)) for entry in self.entries]
         self.records = [tier.records(e, *size) for e, size in enumerate(sizes)]
-        self._met = [[np.zeros(0, np.int64)] for _ in self.entries]
+        self._met = [[np.zeros(0, np.int64)] for _ in self.entries]  # keys that `met` returns, in arrays to be joined
         self._thread = ThreadPoolExecutor(1, "rows")
         self._pending: list[Future[None]] = []
 
     def gather(self, keys_EGBS: np.ndarray) -> np.ndarray:
-        """Return e [G, T, H], float32, of the rows as they are after the last update. A row that no token met is zeros."""
+        """Return e [G, T, H], float32: the rows of each token side by side, after the last update. Rows that no token met are 0."""
         self.settle()
         micro_batches, keys_ET = keys_EGBS.shape[1], _flat(keys_EGBS)
         e_TH = np.empty((keys_ET.shape[1], self.hidden), np.float32)
@@ -56,7 +56,7 @@ class RowStore:
         return e_TH.reshape(micro_batches, -1, self.hidden)
 
     def read_ahead(self, keys_EGBS: np.ndarray) -> None:
-        """Bring the records of the keys into memory, behind what the thread does, and reserve room for new ones."""
+        """Let the thread bring the records of the keys into memory, after its earlier tasks, and reserve room for new records."""
         self._pending.append(self._thread.submit(self._touch, _flat(keys_EGBS)))
 
     def update(self, keys_EGBS: np.ndarray, grads_TH: np.ndarray, hyper: np.ndarray) -> None:
@@ -77,13 +77,14 @@ class RowStore:
         return self._met[entry][0]
 
     def figures(self) -> list[dict[str, Any]]:
-        """Return, for each entry, the number of rows that were met, of all rows, and of collisions: how many more different pairs
-        of tokens met them, about, if random tables spread pairs evenly: -R · ln(1 - met/R) - met; None for order 1."""
+        """Return for each entry {"met": rows that a token met, "stored": all rows, "collisions": pairs of tokens that share a row
+        with an earlier pair, estimated; None for order 1}. Pairs that tables spread evenly give met/R = 1 - exp(-pairs/R)."""
         figures = []
         for e, entry in enumerate(self.entries):
             stored, keys = len(self.records[e]), self.met(e)
-            share_D = np.bincount(keys // entry.rows, minlength=stored // entry.rows) / entry.rows
-            pairs = -entry.rows * np.log1p(-np.minimum(share_D, 1 - 1 / (2 * entry.rows))).sum()
+            met_share_D = np.bincount(keys // entry.rows, minlength=stored // entry.rows) / entry.rows
+            # a full table would have infinitely many pairs: it counts as full but for half a row
+            pairs = -entry.rows * np.log1p(-np.minimum(met_share_D, 1 - 1 / (2 * entry.rows))).sum()
             collisions = None if entry.order == 1 else round(float(pairs) - len(keys))
             figures.append({"met": len(keys), "stored": stored, "collisions": collisions})
         return figures
@@ -94,8 +95,8 @@ class RowStore:
         return values.view(np.int32) if name == "step" else values
 
     def put(self, entry: int, keys: np.ndarray, weight: np.ndarray, **state: np.ndarray) -> None:
-        """Write rows in place of all that an entry has. state: others of ROW_ARRAYS; without them rows have no Adam state, for a
-        model that is only read. Raises ValueError for keys that are not ascending numbers of rows, or arrays of other shapes."""
+        """Write rows in place of all that an entry has. state: Adam state, by names of ROW_ARRAYS; a model that is only read has
+        none. Raises ValueError for keys that are not ascending numbers of rows, or arrays of other shapes."""
         records = self.records[entry]
         if keys.dtype != np.int64 or (
             len(keys) and not (keys[0] >= 0 and (np.diff(keys) > 0).all() and keys[-1] < len(records))
@@ -104,8 +105,8 @@ class RowStore:
         records[self.met(entry)] = 0
         self._tier.reserve(entry, records, keys)
         for name, values in {"weight": weight, **state}.items():
-            at = self._columns_of(entry, name)
-            records[keys, at] = values.view(np.float32)
+            columns = self._columns_of(entry, name)
+            records[keys, columns] = values.view(np.float32)
         self._met[entry] = [np.array(keys)]
 
     def _columns_of(self, entry: int, name: str) -> slice | int:
@@ -113,13 +114,15 @@ class RowStore:
         return -1 if name == "step" else slice(number * width, (number + 1) * width)
 
     def _touch(self, keys_ET: np.ndarray) -> None:
+        """Read the weights of the keys, so that their records are in memory, and reserve room for records that will be written."""
         for e, keys_T in enumerate(keys_ET):
             gather_rows(self.records[e], keys_T, np.empty((len(keys_T), self.entries[e].width), np.float32))
             if self.learns[e]:
                 self._tier.reserve(e, self.records[e], keys_T)
 
     def _update(self, keys_ET: np.ndarray, grads_TH: np.ndarray, hyper: np.ndarray) -> None:
-        if not hyper[_APPLY]:
+        """Update the rows of the keys, and remember the rows that are met for the first time: their step count becomes 1."""
+        if not hyper[_APPLY]:  # the gradients overflowed: the step changes nothing
             return
         for e, (keys_T, columns) in enumerate(zip(keys_ET, self._columns, strict=True)):
             if self.learns[e]:

@@ -5,13 +5,11 @@ Shape suffixes: N segments of the RRE layers, K experts that this rank stores in
 Two stores have one contract, so that the training step does not depend on the kind. Each is a loop
 over cells of single segments, which in the paper are whole layers:
 
-* `HostStore` of `HostExperts` (ECSS): weights, both Adam moments and the step count of every expert are
-  host parameters, one row per expert, like an embedding table. `fetch` looks up the active rows on the
-  host; only they cross to the device. `update` runs Adam on the host over the same rows. An expert that
-  was not activated keeps weights, moments and step count bit for bit (lazy Adam).
-* `DeviceStore` of `DeviceExperts`: ECSS off. Every expert is an ordinary parameter of the device with
-  ordinary Adam: all of them are multiplied, differentiated and updated at each step, as in any mixture
-  of experts.
+* `HostStore` of `HostExperts` (ECSS): weights, both Adam moments and the step count of every expert are host parameters, one row
+  per expert, like an embedding table. `fetch` looks up the active rows on the host; only they cross to the device. `update` runs
+  Adam on the host over the same rows. An expert that was not activated keeps its arrays bit for bit (lazy Adam).
+* `DeviceStore` of `DeviceExperts`: ECSS off. Every expert is an ordinary parameter of the device with ordinary Adam: all of them
+  are multiplied, differentiated and updated at each step, as in any mixture of experts.
 """
 
 from __future__ import annotations
@@ -40,8 +38,7 @@ from pangu_sigma.rre.plan import RoutedSegment
 class StoredExperts(nn.Cell):
     """Experts of one segment in a store: a row of its arrays is an expert.
     fetch(active_A) -> FFN_TENSORS of the active experts [A, …] in the network's dtype, without b2 if the segment has none.
-    update(grads, active_A, used_A1, hyper) -> number of rows updated, float32 [1]; runs Adam in place.
-    """
+    update(grads, active_A, used_A1, hyper) -> number of rows updated, float32 [1]; runs Adam in place."""
 
     def __init__(self, config: Config, segment: RoutedSegment, tier: HostTier):
         super().__init__()
@@ -67,8 +64,8 @@ class StoredExperts(nn.Cell):
         """Update experts in place. grads: gradients of what `fetch` returned. active, used: as in `RoutingPlan`. hyper: as `Hyper`
         returns."""
         rows_A, used_A1 = self.updated_rows(active_A, used_A1)
-        of_experts = (self.weights, self.moments, self.variances, grads, self.steps)
-        return self.adam(*of_experts, rows_A, used_A1, hyper, self.decay)
+        arrays = (self.weights, self.moments, self.variances, grads, self.steps)
+        return self.adam(*arrays, rows_A, used_A1, hyper, self.decay)
 
 
 class HostExperts(StoredExperts):
@@ -157,8 +154,8 @@ class ExpertStore(nn.Cell):
 
     @contextmanager
     def step_guard(self) -> Iterator[None]:
-        """Run a step's graph in a `with` block. If the block raises, the worker may have updated some experts, or from gradients
-        whose memory is free again: then every later `settle` raises AdamWorkerError."""
+        """Run a step's graph in a `with` block. If the block raises, the worker may have updated only some of the experts, or used
+        gradients whose memory was already freed: so every later `settle` raises AdamWorkerError."""
         try:
             yield
         except BaseException:
@@ -173,13 +170,14 @@ class HostStore(ExpertStore):
     kind = HostExperts
 
     def traffic(self, active_A: Sequence[np.ndarray]) -> dict[str, float]:
-        moved = {"fetched_mib": 0.0, "returned_mib": 0.0}
+        """Return "fetched_mib" and "returned_mib": of active experts the weights, and of learning ones the gradients, in MiB."""
+        metrics = {"fetched_mib": 0.0, "returned_mib": 0.0}
         for experts, active in zip(self.segments, active_A, strict=True):
-            elements = sum(int(np.prod(shape[1:])) for shape in experts.active_shapes)
+            elements = sum(int(np.prod(shape[1:])) for shape in experts.active_shapes)  # unused entries exceed `last`
             mib = int((active <= experts.last).sum()) * elements * (2 if self.dtype == ms.float16 else 4) / (1 << 20)
-            moved["fetched_mib"] += mib
-            moved["returned_mib"] += mib * experts.learns
-        return moved
+            metrics["fetched_mib"] += mib
+            metrics["returned_mib"] += mib * experts.learns
+        return metrics
 
 
 class DeviceStore(ExpertStore):
@@ -212,14 +210,14 @@ def array_specs(config: Config, rank: int = 0) -> list[ArraySpec]:
 
 
 def segment_arrays(config: Config, segment: RoutedSegment) -> list[ArraySpec]:
-    """Return the specifications of the arrays of one segment."""
+    """Return the specifications of the arrays of one segment: weights, both moments of each weight, and the step count."""
     moments = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
-    replicated, drawn = config.model.expert_init == "replicated", tuple((segment.row_of >= 0).tolist())
+    replicated, has_row = config.model.expert_init == "replicated", tuple((segment.row_of >= 0).tolist())
     n, rows, specs = segment.number, segment.stored, []
     for name, shape, init, decay in ffn_tensors(config.model, config.model.in_layer(n).number):
         full = (rows, *shape)
         specs += [
-            ArraySpec(n, name, "weight", full, "float32", init, replicated, decay, drawn),
+            ArraySpec(n, name, "weight", full, "float32", init, replicated, decay, drawn=has_row),
             ArraySpec(n, f"{name}.moment", "moment", full, moments),
             ArraySpec(n, f"{name}.variance", "variance", full, moments),
         ]

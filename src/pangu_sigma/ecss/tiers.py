@@ -68,16 +68,16 @@ class ArraySpec:
         """Write the initial values into an array of zeros. Yields after every row, so that the memory of a file can be released."""
         if self.init is None:
             return
-        spare = np.empty(self.shape[1:], self.dtype)  # the row that all copy, or the values of an expert without a row
+        spare_row = np.empty(self.shape[1:], self.dtype)
         if self.replicated:
-            self.init(spare)
+            self.init(spare_row)
+            for row in array:
+                row[...] = spare_row
+                yield
+            return
         rows = iter(array)
-        for has_row in [True] * len(array) if self.replicated or not self.drawn else self.drawn:
-            row = next(rows) if has_row else spare
-            if self.replicated:
-                row[...] = spare
-            else:
-                self.init(row)
+        for has_row in self.drawn or [True] * len(array):
+            self.init(next(rows) if has_row else spare_row)  # values of an expert without a row are drawn, and dropped
             yield
 
 
@@ -92,8 +92,7 @@ class HostTier:
         return wrap_array(spec.key, array, decay=spec.decay)
 
     def records(self, entry: int, rows: int, size: int) -> np.ndarray:
-        """Return the records of an entry of `model.rows`, float32 [rows, size]: zeros, which take no room until they are
-        written."""
+        """Return the records of an entry of `model.rows`, float32 [rows, size]: zeros, which take no room until written."""
         memory = mmap.mmap(-1, 4 * rows * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
         with suppress(OSError):  # where all memory has large pages, each row would take 2 MiB
             memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -124,22 +123,20 @@ class FileTier(HostTier):
 
     At most about `cache_gib` GiB stays mapped: the experts used longest ago are released. The file is working space without a name:
     it is gone when the process ends, and a run resumes from its checkpoint. Its disk space is reserved at the start, so that a full
-    disk is an error here and not a crash in the middle of a step.
-
-    Raises StoreError if the folder cannot be written or has no room.
-    """
+    disk is an error here and not a crash in the middle of a step. Raises StoreError if the folder cannot be written or is full."""
 
     def __init__(self, folder: Path, specs: list[ArraySpec], cache_gib: float):
         """folder: where the file is made. specs: specifications of all arrays, in the order in which `parameter` is called."""
         self._budget = int(cache_gib * _GIB)
         self._specs: dict[int, list[tuple[int, ArraySpec]]] = {}  # of each segment, with the first byte of each array
-        self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._mapped: OrderedDict[tuple[int, int], int] = OrderedDict()  # bytes by (segment, expert), oldest use first
         self._folder, self._rows = folder, dict[int, IO[bytes]]()
         self._file = _reserve(folder, sum(map(_pages, specs)))
         # one map for all arrays: each map keeps a file descriptor, of which a process may have 1,024
         self._memory, self._used_bytes = mmap.mmap(self._file.fileno(), 0), 0
 
     def parameter(self, spec: ArraySpec) -> Parameter:
+        """Create the parameter of the next array in the file, and release the memory of each row as soon as it is initialised."""
         start = self._used_bytes
         self._used_bytes += _pages(spec)
         self._specs.setdefault(spec.segment, []).append((start, spec))
@@ -149,6 +146,7 @@ class FileTier(HostTier):
         return wrap_array(spec.key, array, decay=spec.decay)
 
     def records(self, entry: int, rows: int, size: int) -> np.ndarray:
+        """Map the records, zeros, from a sparse file of their own."""
         file = _nameless(self._folder)
         self._rows[entry] = file
         try:
@@ -163,33 +161,36 @@ class FileTier(HostTier):
             ) from error
 
     def reserve(self, entry: int, records: np.ndarray, keys: np.ndarray) -> None:
-        new = np.unique(keys[records[keys, -1].view(np.int32) == 0])
+        """Allocate disk blocks for those records that have none, so that a full disk raises StoreError here."""
+        new_keys = np.unique(keys[records[keys, -1].view(np.int32) == 0])  # rows without a step
         try:
-            for key in new.tolist():
-                # its own bytes: a row without steps may have weights, which `put` wrote. posix_fallocate is as safe, and on ext4
-                # the next write to its page takes 20 times as long
+            for key in new_keys.tolist():
+                # A row is written over itself, which allocates disk blocks: its weights may be `put`'s, not zeros. On ext4, after
+                # posix_fallocate, the next write to the page would take 20 times as long.
                 os.pwrite(self._rows[entry].fileno(), records[key].tobytes(), key * records.strides[0])
         except OSError as error:
             raise StoreError(
-                f"ecss.path={self._folder}: no room for {len(new)} more rows ({error.strerror}); free space, or set ecss.path to a "
-                "larger disk"
+                f"ecss.path={self._folder}: no room for {len(new_keys)} more rows ({error.strerror}); free space, or set ecss.path "
+                "to a larger disk"
             ) from error
 
     def read_ahead(self, active_A: Sequence[np.ndarray], coming_A: Sequence[np.ndarray]) -> None:
-        keep = set()
+        """Ask the system to read the experts of the coming step, and to release the experts used longest ago beyond the budget;
+        never experts that this step or the coming step needs. active, coming: active experts of each segment in these steps."""
+        needed = set()
         for (segment, specs), active, coming in zip(self._specs.items(), active_A, coming_A, strict=True):
             stored, size = specs[0][1].shape[0], sum(spec.row_bytes for _, spec in specs)
             for expert in np.concatenate([active, coming]).tolist():
-                if expert == stored:  # fills the list
+                if expert == stored:  # an unused entry of the list
                     continue
-                keep.add((segment, expert))
+                needed.add((segment, expert))
                 self._mapped[segment, expert] = size
                 self._mapped.move_to_end((segment, expert))
             for expert in coming[coming < stored].tolist():
                 self._advise(mmap.MADV_WILLNEED, segment, expert)
         total = sum(self._mapped.values())
         for (segment, expert), size in list(self._mapped.items()):
-            if total <= self._budget or (segment, expert) in keep:
+            if total <= self._budget or (segment, expert) in needed:  # needed experts are the last ones
                 break
             self._advise(mmap.MADV_DONTNEED, segment, expert)
             del self._mapped[segment, expert]
@@ -202,8 +203,8 @@ class FileTier(HostTier):
 
     def _advise(self, advice: int, segment: int, expert: int) -> None:
         """Call `madvise` on the whole pages that hold an expert; a neighbour that shares a page is read again when needed."""
-        for array, spec in self._specs[segment]:
-            start, end = array + expert * spec.row_bytes, array + (expert + 1) * spec.row_bytes
+        for array_start, spec in self._specs[segment]:
+            start, end = array_start + expert * spec.row_bytes, array_start + (expert + 1) * spec.row_bytes
             first = start - start % mmap.PAGESIZE
             self._memory.madvise(advice, first, end - first)
 
@@ -223,6 +224,7 @@ def _pages(spec: ArraySpec) -> int:
 
 
 def _nameless(folder: Path) -> IO[bytes]:
+    """Make an empty file without a name, which the system deletes when it is closed. Raises StoreError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder)  # open as long as the store

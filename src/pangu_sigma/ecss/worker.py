@@ -27,8 +27,8 @@ from pangu_sigma.model.pangu_sigma import PanGuSigma, RoutedFFN
 class AwaitedFFN(nn.Cell):
     """Expert FFN of a segment that first waits until the experts are updated: construct(rows, *weights and offsets) -> rows.
 
-    In a training step the weights are `WorkerUpdate.experts`, to which the wait copies them. Elsewhere they are those that were
-    looked up, after the updates.
+    In a training step the weights are `WorkerUpdate.experts`, into which the wait copies them. Elsewhere the store looks them up
+    after the updates.
     """
 
     def __init__(self, ffn: nn.Cell, worker: AdamWorker, segment: int):
@@ -43,7 +43,7 @@ class WorkerUpdate(nn.Cell):
     """Update of the store's experts by a worker. `update` has the arguments of `ExpertStore.update`."""
 
     def __init__(self, store: ExpertStore, copies_gradients: bool = False):
-        """copies_gradients: see `AdamWorker`."""
+        """copies_gradients: True if the memory of gradients is used for something else after the step has started the update."""
         super().__init__()
         self.store = store
         self.worker = AdamWorker(len(store.segments), copies_gradients)
@@ -60,36 +60,34 @@ class WorkerUpdate(nn.Cell):
         self.experts = as_input(tuple(tuple(map(Tensor.from_numpy, arrays)) for arrays in self._fetched))
 
     def register(self, active_A: Sequence[np.ndarray] | None = None) -> None:
-        """Tell the worker where the arrays are. Call it before each step: a parameter that Python has set is elsewhere. active: the
-        active experts of each segment, which the step reads in `experts`; None if it reads them otherwise."""
+        """Tell the worker where the arrays are in memory. Call it before each step: a parameter that Python has set has moved.
+        active: active experts of each segment, which the step reads in `experts`; None if it looks them up itself."""
         for n, experts in enumerate(self.store.segments):
-            of_experts = experts.weights, experts.moments, experts.variances
-            weights, moments, variances = ([p.asnumpy() for p in of] for of in of_experts)
+            parameters = experts.weights, experts.moments, experts.variances
+            weights, moments, variances = ([p.asnumpy() for p in of_kind] for of_kind in parameters)
             steps, decay = experts.steps.asnumpy(), experts.decay.asnumpy().tolist()
             copied = () if active_A is None else (active_A[n], self._fetched[n])
             self.worker.register(n, weights, moments, variances, steps, decay, *copied)
 
     def update(self, grads, active_A, used_A1, hyper):
-        """Let the worker update all segments that learn, and return a token of each. The gradients must keep their memory until the
-        next step has waited for the update."""
-        tokens: tuple = ()
+        """Let the worker update all segments that learn, and return a tensor of each, on which the next operators can depend. The
+        gradients must keep their memory until the next step has waited for the update."""
+        tensors: tuple = ()
         for n in range(len(self.start)):
             if self.store.segments[n].learns:
-                rows_A, used = self.store.segments[n].updated_rows(active_A[n], used_A1[n])
-                tokens += (self.start[n](grads[n], rows_A, used, hyper),)
-        return tokens
+                rows_A, offsets_A1 = self.store.segments[n].updated_rows(active_A[n], used_A1[n])
+                tensors += (self.start[n](grads[n], rows_A, offsets_A1, hyper),)
+        return tensors
 
 
 def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) -> WorkerUpdate | None:
-    """Make the worker of a store, and let the network wait for it in front of each expert FFN; None if nothing is to be hidden.
-
-    On the CPU `ecss.update=auto` hides nothing: there the device's cores are the host's.
-    """
+    """Make the worker of a store, and let the network wait for it in front of each expert FFN; None if the step itself updates.
+    On the CPU `ecss.update=auto` makes no worker: the cores that would hide the update are those that compute the step."""
     if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not len(store.segments):
         return None
     update = WorkerUpdate(store)
     update.make_room()
-    layers = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
-    for n, ffn in enumerate(ffn for layer in layers for ffn in layer.segments):
-        ffn.experts = AwaitedFFN(ffn.experts, update.worker, n)
+    routed_ffns = [layer.ffn for layer in network.layers if isinstance(layer.ffn, RoutedFFN)]
+    for n, segment in enumerate(segment for ffn in routed_ffns for segment in ffn.segments):
+        segment.experts = AwaitedFFN(segment.experts, update.worker, n)
     return update

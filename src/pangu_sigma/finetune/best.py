@@ -34,7 +34,7 @@ class BestState:
     def take(self, step: int, losses: Mapping[str, HeldOutLoss], is_dev_set: bool) -> None:
         """Update after an evaluation. A loss that is not finite is no improvement.
 
-        losses: loss of each domain; none if nothing was measured. is_dev_set: False if they are of training samples.
+        losses: loss of each domain; none if nothing was measured. is_dev_set: False for training samples, which choose no state.
         """
         loss = finite_or_none(mean_loss(losses)) if losses else self.loss
         if step == 0:

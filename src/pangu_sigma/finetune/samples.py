@@ -72,6 +72,7 @@ def parse_conversation(line: bytes, domains: Domains, default_domain: str) -> Co
 
 
 def _messages(value: Any) -> Messages:
+    """Parse the messages of a line: a system message may be first, an answer must be last. Raises RejectedLine for other values."""
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise RejectedLine("messages not a list of objects", f"expected: {_EXPECTED}")
     messages: list[tuple[Role, str]] = []
@@ -119,9 +120,9 @@ class SampleEncoder:
         if len(ids) <= room:
             return ids, False
         if self._cut == "prompt":
-            tag = 0 if domain.format == "text" else 1  # a language tag stays where it is
-            if room > tag:
-                return [*ids[:tag], *ids[len(ids) - room + tag :]], True
+            tags = 0 if domain.format == "text" else 1  # the beginning is cut, but for a language tag
+            if room > tags:
+                return [*ids[:tags], *ids[len(ids) - room + tags :]], True
         if self._cut == "messages":
             for _, messages in without_oldest(before):
                 ids = self._tokenizer.prompt(template.prompt(messages), domain)
@@ -162,8 +163,8 @@ def read_task_file(
 ) -> TaskFile:
     """Read a fine-tuning file of prompts and responses, or of messages.
 
-    option: command-line option that names the file, for messages. training: of a dev set, the training samples. Raises DataError
-    for a file that cannot be read, or has no usable sample.
+    option: command-line option that names the file, for messages. training: the training samples, if the file is a dev set; None
+    for the training file. Raises DataError for a file that cannot be read, or has no usable sample.
     """
     check_input(path, option)
     domains, default_domain, encoder = domains_of(config), config.tuning.domain, SampleEncoder(tokenizer, config)
@@ -188,10 +189,10 @@ def read_task_file(
                     account["left_out"][str(error)] = account["left_out"].get(str(error), 0) + 1
                     continue
                 samples[domains.named(item.domain).index].append(sample)
-                counted = {"samples": 1, "cut": sample.cut, "tokens": len(sample.ids_T), "counted": sample.counted}
-                account.update({key: account[key] + more for key, more in counted.items()})
+                added = {"samples": 1, "cut": sample.cut, "tokens": len(sample.ids_T), "counted": sample.counted}
+                account.update({key: account[key] + number for key, number in added.items()})
     counts = dict(Counter(line.reason for line in unusable_lines))
-    examples = {line.reason: str(line) for line in reversed(unusable_lines)}
+    examples = {line.reason: str(line) for line in reversed(unusable_lines)}  # the first line of each reason
     if not any(samples):
         left_out = sum((Counter(account["left_out"]) for account in accounts.values()), Counter[str]())
         why = "; ".join(f"{count:,} × {reason}" for reason, count in left_out.items())

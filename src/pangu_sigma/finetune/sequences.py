@@ -42,13 +42,13 @@ class TaskSamples(Samples):
         tokenizer: Tokenizer,
         training: TaskSamples | None = None,
     ):
-        """samples: the tokenized samples of each domain. training: of a dev set, the training samples."""
+        """samples: the tokenized samples of each domain. training: the training samples, if `samples` are a dev set."""
         self._length, self._pad, self._vocabulary = config.model.seq_length, tokenizer.pad, tokenizer.size
         self._training = training or self
         self._samples, together = samples, config.tuning.packed
-        lengths = [[len(s.ids_T) for s in of_domain] for of_domain in samples]
-        self._packs = [pack(of_domain, self._length + 1, together) for of_domain in lengths]
-        self.counts = [len(of_domain) for of_domain in self._packs]
+        lengths = [[len(s.ids_T) for s in domain_samples] for domain_samples in samples]
+        self._packs = [pack(domain_lengths, self._length + 1, together) for domain_lengths in lengths]
+        self.counts = [len(packs) for packs in self._packs]
         self.weights = [float(count) for count in self.counts]
 
     def read(self, domain: int, number: int) -> np.ndarray:
@@ -68,9 +68,9 @@ class TaskSamples(Samples):
 
     def frequencies(self) -> np.ndarray:
         """Return the token counts [D, V] of the training samples' answers, for the unigram baseline."""
-        answers = [[s.ids_T[s.answer :] for s in of_domain] for of_domain in self._training._samples]
-        ids = [np.concatenate(of_domain or [np.array([], int)]) for of_domain in answers]
-        return np.stack([np.bincount(of_domain, minlength=self._vocabulary) for of_domain in ids])
+        answers_D = [[s.ids_T[s.answer :] for s in samples] for samples in self._training._samples]
+        ids_D = [np.concatenate(answers or [np.array([], int)]) for answers in answers_D]
+        return np.stack([np.bincount(ids, minlength=self._vocabulary) for ids in ids_D])
 
     @cached_property
     def hash(self) -> str:
@@ -86,22 +86,22 @@ class TaskSamples(Samples):
         return [self._samples[domain][n] for n in self._packs[domain][number]]
 
 
-def pack(lengths: Sequence[int], most: int, together: bool) -> list[list[int]]:
-    """Pack samples into sequences of at most `most` ids, and return the sample numbers of each sequence.
+def pack(lengths: Sequence[int], limit: int, together: bool) -> list[list[int]]:
+    """Pack samples into sequences of at most `limit` ids, longest sample first, and return the sample numbers of each sequence.
 
-    together: False to give each sample its own sequence. Sequences, and the samples in them, are in the order of the file.
+    lengths: ids of each sample. together: False to give each sample its own sequence. Results are in the order of the file.
     """
     if not together:
         return [[number] for number in range(len(lengths))]
     sequences: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # free ids and number of each sequence, ascending
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = bisect.bisect_left(rooms, (lengths[number], -1))
-        if at == len(rooms):
-            room, sequence = most, len(sequences)
+        best = bisect.bisect_left(rooms, (lengths[number], -1))  # the fullest sequence that has room
+        if best == len(rooms):
+            room, sequence = limit, len(sequences)
             sequences.append([])
         else:
-            room, sequence = rooms.pop(at)
+            room, sequence = rooms.pop(best)
         sequences[sequence].append(number)
         bisect.insort(rooms, (room - lengths[number], sequence))
     return sorted(sorted(sequence) for sequence in sequences)

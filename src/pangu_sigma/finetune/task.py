@@ -43,18 +43,18 @@ class Task:
         read. Raises ConfigError for invalid keys and values, and for keys that do not fit the parent's weights.
         """
         tree = absolute_paths(parent).model_dump(mode="json") | {"finetune": {}}
-        tree = _merged(tree, self.tree)
+        tree = _merge(tree, self.tree)
         tree["name"] = f"{parent.name}_{self.tree['finetune'].get('task', '')}"[:100]
         tree["parallel"] = ParallelConfig().model_dump(mode="json")
         override(tree, [*self.overrides, ("finetune.domains", list(domains))])
         interval = tree["train"]["checkpoint_interval"] if "train.checkpoint_interval" in self.keys else 1
-        one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one
-        # provisional, so that `parse_config` takes the tree: an evaluation must fall on a checkpoint
+        one_domain = {"data.domain_sets": 1, "data.domains_per_step": 1}  # all samples may be of one domain
+        # provisional values, so that `parse_config` accepts the tree: an evaluation must fall on a checkpoint
         self._set_default(tree, {"train.eval_interval": interval, "train.checkpoint_interval": interval, **one_domain})
         self._set_default(tree, self._derived(parent, parse_config(tree), len(domains), sequences))
         child = parse_config(tree)
         changes = changed_keys(parent.model_dump(mode="json"), child.model_dump(mode="json"))
-        # the weights are drawn already
+        # the parent's weights are drawn, so the seed may change
         changes = [change for change in changes if not change[0].startswith(("seed", "finetune"))]
         refuse_changes(Path(parent.name), changes, "  leave these keys out")
         return child
@@ -64,16 +64,17 @@ class Task:
         override(tree, [(key, value) for key, value in values.items() if key not in self.keys])
 
     def _derived(self, parent: Config, config: Config, domains: int, sequences: int) -> dict[str, Any]:
-        """Return the values of keys that follow from the samples. config: the configuration with other values for them."""
+        """Return the values of keys that follow from the samples. config: the run's, with provisional values of the keys. domains,
+        sequences: number of domains that have samples, and of sequences that the samples fill."""
         options, train = config.tuning, config.train
         batch = train.batch_size * train.accumulation
-        epochs = max(math.ceil(options.epochs * sequences / batch), 1)
-        steps = train.steps if "train.steps" in self.keys else epochs
+        epoch_steps = max(math.ceil(options.epochs * sequences / batch), 1)
+        steps = train.steps if "train.steps" in self.keys else epoch_steps
         warmup, pass_steps = int(options.warmup * steps), min(max(math.ceil(sequences / batch), 1), steps)
         save_interval = train.checkpoint_interval if "train.checkpoint_interval" in self.keys else 1
-        multiple = -(-pass_steps // save_interval) * save_interval
-        interval = train.eval_interval if "train.eval_interval" in self.keys else multiple
-        blocks = range(min(parent.data.domains_per_step, max(domains, 1)), 0, -1)
+        rounded_pass = -(-pass_steps // save_interval) * save_interval  # up, as each evaluation needs a checkpoint
+        interval = train.eval_interval if "train.eval_interval" in self.keys else rounded_pass
+        counts = range(min(parent.data.domains_per_step, max(domains, 1)), 0, -1)
         return {
             "train.steps": steps,
             "train.optimizer.warmup_steps": warmup,
@@ -82,7 +83,7 @@ class Task:
             "train.checkpoint_interval": interval,
             "train.log_interval": min(max(pass_steps // 10, 1), 10),
             "train.eval_batches": math.ceil(samples_of_evaluation(parent) / train.batch_size),
-            "data.domains_per_step": next(count for count in blocks if train.batch_size % count == 0),
+            "data.domains_per_step": next(count for count in counts if train.batch_size % count == 0),
         }
 
 
@@ -109,14 +110,14 @@ def read_task(
     for key, value in options:
         if values.get(key) != value:
             option = argument(f"--{key.removeprefix('finetune.')}")
-            by = f"by {argument('--set', 'overrides')} {key} is {values.get(key, 'left out')}"
-            raise ConfigError(f"{option} {value}, and {by}; leave one of them away")
+            contradiction = f"by {argument('--set', 'overrides')} {key} is {values.get(key, 'left out')}"
+            raise ConfigError(f"{option} {value}, and {contradiction}; leave one of them away")
     return Task(tree, frozenset(values), all_overrides)
 
 
-def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Merge changes into a tree of keys."""
+def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Change a tree of keys in place, section by section, and return the tree."""
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
-        tree[key] = _merged(tree[key], value) if both else deepcopy(value)
+        is_section = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = _merge(tree[key], value) if is_section else deepcopy(value)
     return tree

@@ -80,9 +80,9 @@ def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, An
             config, files = _read_files(parent, task, request)
             _begin(parent, config, files, folder)
     with one_writer(into):
-        run = StoredRun(into, text_hash=_hash_of(files))
-        _take_up(run, config, parent.path)
-        logger.info("%s", learns_text(learned(config)))
+        run = StoredRun(into, text_hash=_samples_hash(files))
+        _apply_changes(run, config, parent.path)
+        logger.info("%s", learns_text(training_extent(config)))
         run.config = config
         if (earlier_result := read_tuning_result(into)) is not None:
             keep_only(run.checkpoints, earlier_result["best"]["step"])
@@ -95,7 +95,7 @@ def finetune_run(path: Path, request: TuningRequest, into: Path) -> dict[str, An
         result = {
             "parent": str(parent.path),
             "task": config.tuning.task,
-            **learned(config),
+            **training_extent(config),
             **facts,
             **outcome,
             "forgetting": measure_forgetting(into, parent.path),
@@ -121,26 +121,26 @@ def _read_files(parent: StoredRun, task: Task, request: TuningRequest) -> tuple[
     return task.config(parent.config, domains, sum(counts)), files
 
 
-def _hash_of(files: dict[str, TaskFile]) -> str:
-    """Return the hash of all samples, which is to a tuned run what the content hash of the prepared text is to another."""
+def _samples_hash(files: dict[str, TaskFile]) -> str:
+    """Return the hash of all samples. Checkpoints of a tuned run record it in place of the content hash of prepared text."""
     return "".join(file.sequences.hash for file in files.values())
 
 
-def _take_up(run: StoredRun, config: Config, parent: Path) -> None:
-    """Take up a run with what may change in it. Raises ConfigError for another parent, other samples, or changes of fixed keys."""
-    into, other = run.path, f"choose another folder with {argument('--output')}"
+def _apply_changes(run: StoredRun, config: Config, parent: Path) -> None:
+    """Check that `config` can train a run, and write changed keys. Raises ConfigError for another parent, samples or fixed key."""
+    into, advice = run.path, f"choose another folder with {argument('--output')}"
     recorded_parent = (run.lineage or {}).get("parent", "")
     if run.config.finetune is None:
-        raise ConfigError(f"{into} is a run that is not tuned to a task; {other}")
+        raise ConfigError(f"{into} is a run that is not tuned to a task; {advice}")
     if Path(recorded_parent).resolve() != parent.resolve():
-        raise ConfigError(f"{into} began with {recorded_parent}, not with {parent}; {other}")
+        raise ConfigError(f"{into} began with {recorded_parent}, not with {parent}; {advice}")
     changes = changed_keys(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
-    fix = f"give the options that it was begun with, or {other}"
+    fix = f"give the options that it was begun with, or {advice}"
     refuse_changes(into, changes, fix)
     if (newest := run.newest) and newest.identity.data_hash != run.text_hash:
         raise ConfigError(
             f"{into} was begun on other samples: {argument('--train-file')} or {argument('--dev-file')} is another file, or its "
-            f"lines have changed; name the files that it was begun with, or {other}"
+            f"lines have changed; name the files that it was begun with, or {advice}"
         )
     if changes and (into / TUNING_RESULT).exists():
         raise ConfigError(
@@ -153,17 +153,18 @@ def _take_up(run: StoredRun, config: Config, parent: Path) -> None:
 
 
 def _begin(parent: StoredRun, config: Config, files: dict[str, TaskFile], folder: Path) -> None:
-    """Write a run that has all of its parent, with Adam state, and the unusable lines of the files."""
-    learns, total = (counts := learned(config))["parameters"].values()
+    """Write step 0 of a tuned run, a copy of its parent with Adam state, and the unusable lines of the task's files."""
+    trained = training_extent(config)
+    learns, total = trained["parameters"].values()
     hashes = {name: {key: file.facts[key] for key in ("path", "xxh3_128", "samples")} for name, file in files.items()}
     sources = {domain.name: domain.name for domain in config.domains}
     child = Child.of_run("finetune", parent, config, parent.tokenizer, parent.table, sources)
     child.domains = dict.fromkeys(sources, "as it was") if config.tuning.learn == "experts" else {}
     child.domains |= dict.fromkeys(config.tuning.domains, "learns the task")
-    child.notes = [WARM, learns_text(counts)]
+    child.notes = [WARM, learns_text(trained)]
     child.options = {**config.tuning.model_dump(mode="json"), **hashes}
     child.parameters = {"learns": learns, "stays as it was": total - learns}
-    new_run_from(child, folder, _hash_of(files))
+    new_run_from(child, folder, _samples_hash(files))
     (folder / TUNING_FOLDER).mkdir()
     if unusable_lines := [line for file in files.values() for line in file.unusable_lines]:
         write_rejected(folder / TUNING_FOLDER / QUARANTINE, unusable_lines)
@@ -193,18 +194,18 @@ def _train(run: StoredRun, files: dict[str, TaskFile]) -> dict[str, Any] | None:
     return {"steps": trainer.progress.step, "best": best.state(), "losses": losses}
 
 
-def learned(config: Config) -> dict[str, Any]:
-    """Return what a fine-tuning run trains, as values for JSON: its choice, the number of parameters that its samples reach and of
-    all, of experts of common segments that keep their bits, and for each kind of `model.rows` if those that samples meet learn."""
+def training_extent(config: Config) -> dict[str, Any]:
+    """Return how much of a model fine-tuning trains, as values for JSON: "learn", `finetune.learn`; "parameters", the number that
+    the samples reach and the number of all; "common_kept", parameters of common experts, if these do not learn; and "rows", for
+    each kind of `model.rows` True if the rows that samples meet learn."""
     options, model, count = config.tuning, config.model, config.num_params()
     slots = {domains_of(config).named(name).slot for name in options.domains}
-    of_slots = len(slots) * model.slot_rows * model.hidden if options.learn == "experts+slot" else 0
-    learn, experts = (
-        config.domain_experts * len(options.domains) + of_slots,
-        len(config.domains) * config.domain_experts,
-    )
+    experts = len(config.domains) * config.domain_experts  # of own segments
+    learn = tuned_experts = len(options.domains) * config.domain_experts
+    if options.learn == "experts+slot":
+        learn += len(slots) * model.slot_rows * model.hidden
     if options.learn == "all":
-        learn = count.total - experts + config.domain_experts * len(options.domains)
+        learn = count.total - experts + tuned_experts  # no sample reaches own experts of other domains
     return {
         "learn": options.learn,
         "parameters": {"learn": learn, "all": count.total},
@@ -215,8 +216,8 @@ def learned(config: Config) -> dict[str, Any]:
 
 def learns_text(result: dict[str, Any]) -> str:
     """Format the number of parameters that a fine-tuning run trains, in one line."""
-    learn, total = result["parameters"]["learn"], result["parameters"]["all"]
-    text = f"; the {common:,} of common segments keep their bits" if (common := result["common_kept"]) else ""
+    learn, total, common = result["parameters"]["learn"], result["parameters"]["all"], result["common_kept"]
+    text = f"; the {common:,} of common segments keep their bits" if common else ""
     for kind, learns in result.get("rows", {}).items():
         text += f"; {kind} rows that samples meet learn" if learns else f"; {kind} rows keep their bits"
     return f"learn {result['learn']}: {learn:,} of {total:,} parameters ({learn / total:.1%}){text}"
@@ -245,7 +246,7 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
     Returns {"domains": {name: {"before", "after", "difference"}}}, held-out losses in nats per token and their difference with its
     standard error, or {"skipped": reason} if the parent's text is missing, or its checkpoint is another one by now.
     """
-    # anew: `compare_runs`, which verifies it, takes what is there now, too
+    # opened again, because the parent may have been trained on meanwhile; `compare_runs` verifies it
     parent_now = open_model(parent, "run", verified=False)
     if parent_now.hash != (read_lineage(run) or {}).get("parent_hash"):
         return {"skipped": f"{parent} was trained on after the tuning began"}
@@ -253,7 +254,6 @@ def measure_forgetting(run: Path, parent: Path) -> dict[str, Any]:
         (pair,) = compare_runs([run], [parent])["pairs"]
     except (ConfigError, DataError) as error:
         return {"skipped": str(error)}
-
     losses: dict[str, Any] = {}
     for name, after in pair["domains"].items():
         figures = {"before": after["against"], "after": after}

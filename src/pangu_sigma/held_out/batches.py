@@ -91,6 +91,7 @@ class HeldOut:
                 ids_S1 = self._batches.samples.read(domain.index, number)
                 digest.update(ids_S1.tobytes())
                 is_used_V[ids_S1] = True
+            # pieces of used ids alone, so that a vocabulary with more pieces has the same digest
             digest.update("\0".join(pieces[token] for token in np.flatnonzero(is_used_V)).encode())
             digests_by_domain[domain.name] = digest.hexdigest()
         return digests_by_domain
@@ -100,12 +101,12 @@ class HeldOut:
         samples, tokenizer, texts = self._batches.samples, self._batches.tokenizer, {}
         bytes_V, counts_DV, digests = bytes_of_ids(tokenizer), samples.frequencies(), self.digests(size)
         for domain, counts_V in zip(self._batches.domains, counts_DV, strict=True):
-            unigram_V, rows_of_units = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot]), []
+            unigram_V, sums = unigram_nats(counts_V, tokenizer.slot_rows[domain.slot]), []
             for number in self.numbers(domain.index).tolist():
                 ids = samples.read(domain.index, number)
                 predicted = ids[1:][counted(ids, tokenizer) & samples.counted(domain.index, number)]
-                rows_of_units.append((len(predicted), bytes_V[predicted].sum(), unigram_V[predicted].sum()))
-            units_U3 = np.add.reduceat(np.reshape(rows_of_units, (-1, 3)), np.arange(0, len(rows_of_units), size))
+                sums.append((len(predicted), bytes_V[predicted].sum(), unigram_V[predicted].sum()))
+            units_U3 = np.add.reduceat(np.reshape(sums, (-1, 3)), np.arange(0, len(sums), size))
             texts[domain.name] = HeldOutText(digests[domain.name], units_U3)
         return texts
 
@@ -117,6 +118,7 @@ class HeldOut:
         if domain not in self.domains:
             return []
         count, size, batches = self._sample_counts[domain], self._blocks * self._per_block, []
+        # all blocks of a batch are of this domain; own_sequences: indices of this rank's sequences in the batch of its group
         domains_M, own_sequences = np.full(self._blocks, domain), self._batches.own(self._takers_B)
         for first in range(0, count, size):
             numbers_MGQ = np.arange(first, first + size).reshape(self._blocks, 1, -1)
@@ -126,28 +128,26 @@ class HeldOut:
         return batches
 
     def training_shaped_batches(self) -> list[HeldOutBatch]:
-        """Return this rank's batches in the shape of training, for a graph with a loss per block.
-
-        Blocks are padded with samples of weight 0. Raises the errors of the planner, as training does.
-        """
+        """Return this rank's batches in the shape of training, for a graph with a loss per block: all samples of M domains of its
+        group, then of the next M. Padding has weight 0. Raises the errors of the planner, as training does."""
         micro_batches, batches, size = self._config.train.accumulation, [], self.block
         for first in range(0, len(self.domains), self._blocks):
-            own_M = self.domains[first : first + self._blocks]
-            count_M = np.array([self._sample_counts[d] for d in own_M] + [0] * (self._blocks - len(own_M)))
-            # further blocks have other domains of the group, with weight 0
-            domains_M = np.array([*own_M, *(d for d in self.domains if d not in own_M)][: self._blocks])
+            measured = self.domains[first : first + self._blocks]
+            count_M = np.array([self._sample_counts[d] for d in measured] + [0] * (self._blocks - len(measured)))
+            # blocks beyond the measured domains have other domains of the group, with weight 0
+            domains_M = np.array([*measured, *(d for d in self.domains if d not in measured)][: self._blocks])
             for start in range(0, count_M.max(), size):
                 numbers_GQ = np.arange(start, start + size).reshape(micro_batches, -1)
                 batch = self._batch(domains_M, np.tile(numbers_GQ, (self._blocks, 1, 1)), count_M)
                 domains_U = domains_M[batch.blocks]
+                # a block of padding has weight 0, and counts as its domain's last unit
                 last_U = (np.array(self._sample_counts)[domains_U] - 1) // size
                 batches.append(HeldOutBatch(batch, domains_U, np.minimum(start // size, last_U)))
         return batches
 
     def _batch(self, domains_M: np.ndarray, numbers_MGQ: np.ndarray, count_M: np.ndarray) -> Batch:
-        """Return a batch of samples. domains_M: domain of each block. numbers_MGQ: positions of the samples in `numbers` of their
-        domain. count_M: number of evaluated samples; positions from there on are padding: the domain's last sample, with weight 0.
-        """
+        """Return a batch of samples. domains_M: domain of each block. numbers_MGQ: indices of the samples in `numbers(domain)`.
+        count_M: number of evaluated samples; an index from there on is padding: the domain's last sample, with weight 0."""
         samples, sample_keys = self._batches.samples, []
         for domain, numbers_GQ in zip(domains_M.tolist(), numbers_MGQ, strict=True):
             numbers = self.numbers(domain)

@@ -45,19 +45,20 @@ def compare_runs(runs: Sequence[Path], others: Sequence[Path], all: bool = False
 
 
 def measure_together(runs: Sequence[Path], all: bool = False) -> tuple[dict[Path, Losses], dict[str, str]]:
-    """Measure the losses of each run on the held-out tokens that all have, in batches as in the first run, so that equal weights
-    have equal losses bit for bit. Returns (losses by run and domain, result of `left_out`). Arguments and errors as in
-    `compare_runs`."""
-    opened, first = {path: open_model(path, "run") for path in runs}, runs[0]
-    batches = {path: held_out_batches(run, opened[first].config) for path, run in opened.items()}
-    sample_limit = samples_of_evaluation(opened[first].config, all)
-    reasons = left_out(list(opened.values()), list(batches.values()), sample_limit)
-    losses = {path: measure(run, batches[path], sample_limit) for path, run in opened.items()}
-    return {path: {name: of[name] for name in of if name not in reasons} for path, of in losses.items()}, reasons
+    """Measure the losses of each run on the held-out tokens that all runs have, in batches shaped as the first run's, so that equal
+    weights have equal losses bit for bit. Returns (losses by run and domain, result of `left_out`). all: as in `compare_runs`,
+    whose errors are raised."""
+    models = {path: open_model(path, "run") for path in runs}
+    batches = {path: held_out_batches(model, models[runs[0]].config) for path, model in models.items()}
+    sample_limit = samples_of_evaluation(models[runs[0]].config, all)
+    reasons = left_out(list(models.values()), list(batches.values()), sample_limit)
+    losses = {path: measure(model, batches[path], sample_limit) for path, model in models.items()}
+    return {path: {d: losses[path][d] for d in losses[path] if d not in reasons} for path in losses}, reasons
 
 
 def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: Sequence[Path]) -> dict[str, Any]:
-    """Return the result of `compare_runs` for losses by run, all of the same domains and samples. runs, others: equally many."""
+    """Return "pairs" and "mean" of `compare_runs`. losses: by run, all of the same domains and samples. runs, others: the first and
+    second runs of the pairs."""
     pairs = [(losses[run], losses[other]) for run, other in zip(runs, others, strict=True)]
     return {
         "pairs": [
@@ -69,7 +70,7 @@ def differences_of(losses: Mapping[Path, Losses], runs: Sequence[Path], others: 
 
 
 def left_out(runs: Sequence[StoredModel], batches: Sequence[BatchLoader], sample_limit: int) -> dict[str, str]:
-    """Return why a domain cannot be compared, by the names of the domains whose held-out samples or tokens differ between the runs.
+    """Return the domains whose held-out samples or tokens differ between the runs, as name → reason.
 
     An extended run has the tokens of its parent in old domains, though vocabulary and slots grew. Raises ConfigError if no domain
     is left.

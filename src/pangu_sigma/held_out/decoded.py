@@ -41,9 +41,9 @@ def measure_decoded(engine: Engine, batches: BatchLoader, sample_limit: int) -> 
 
 
 def measure_documents(engine: Engine, documents: Iterable[Document], sample_limit: int) -> dict[str, HeldOutLoss]:
-    """Measure the loss of each domain on documents. They are encoded as for training, each with its <eot>, and follow each other in
-    samples of model.seq_length, of which at most `sample_limit` are read, spread evenly; a message says so. "unigram" is NaN,
-    because no training text is read. Raises ConfigError for a domain without a token."""
+    """Measure the loss of each domain on documents, which are encoded as for training, each with its <eot>, joined, and cut into
+    samples of model.seq_length. At most `sample_limit` samples of a domain, spread evenly, are read; a message says so. `unigram`
+    is NaN, because no training text is read. Raises ConfigError for a domain without a token."""
     tokenizer, domains, losses = engine.decoder.tokenizer, domains_of(engine.decoder.config), {}
     bytes_V, length = bytes_of_ids(tokenizer), engine.decoder.config.model.seq_length
     streams = defaultdict[str, list[int]](list)
@@ -59,7 +59,7 @@ def measure_documents(engine: Engine, documents: Iterable[Document], sample_limi
             logger.info("%s: %d of %d samples; all: %s", domain.name, len(numbers), total, argument("--all-samples"))
         samples = [ids[length * number : length * (number + 1) + 1] for number in numbers]
         predicted = [sample[1:][counted(sample, tokenizer)] for sample in samples]
-        units_U3 = np.array([(len(p), bytes_V[p].sum(), np.nan) for p in predicted])
+        units_U3 = np.array([(len(tokens), bytes_V[tokens].sum(), np.nan) for tokens in predicted])
         digest = xxhash.xxh3_128_hexdigest(np.concatenate([ids[:1], *(sample[1:] for sample in samples)]))
         losses[domain.name] = HeldOutText(digest, units_U3).loss(_nats(engine, domain, samples))
     return losses

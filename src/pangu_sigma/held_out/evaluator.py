@@ -21,15 +21,15 @@ from pangu_sigma.ranks.ranks import SINGLE_PROCESS, Ranks
 
 
 class EvaluationStep(nn.Cell):
-    """Step of a held-out evaluation, which looks up experts and runs a forward pass: construct(active_A,
-    *arguments of NextTokenLoss without experts) -> weighted loss of each sequence [B]."""
+    """Step of a held-out evaluation, which looks up experts and runs a forward pass."""
 
     def __init__(self, network: PanGuSigma, store: ExpertStore):
         super().__init__()
         self.loss, self.store = NextTokenLoss(network, by_sequence=True), store
 
     def construct(self, active_A, *batch):
-        """Return the weighted loss of each sequence, [B]. active_A: for each segment, rows of the active experts in the store."""
+        """Return the weighted loss of each sequence, [B]. active_A: rows of each segment's active experts in the store. batch: the
+        other arguments of `NextTokenLoss`."""
         return self.loss(*batch, self.store.fetch(active_A))
 
     def block_losses(self, batch: Batch) -> np.ndarray:
@@ -58,7 +58,7 @@ class Evaluator:
         Args:
             batches: batches of the held-out split.
             sample_limit: maximum number of samples of each domain.
-            forward: graph of `network`, whose `of` returns the weighted loss of each unit of a batch, as in `EvaluationStep`.
+            forward: graph of `network` with a method `block_losses`, which returns the weighted loss of each unit of a batch.
             ranks: processes that evaluate together; each evaluates its share of the batches of its expert group.
             training_shaped: True if `forward` is the training graph, which takes batches shaped as in training and has collectives.
             adds_losses: True if this rank's losses are added to the total: one of the ranks that read the same tokens does so.
@@ -74,27 +74,28 @@ class Evaluator:
     def losses(self) -> dict[str, HeldOutLoss]:
         """Measure the loss of each domain that has held-out samples."""
         was_training = self._network.training
-        if not self._training_shaped:  # another phase would be another graph
+        if not self._training_shaped:  # the training graph would be compiled again for another phase
             self._step.set_train(False)
         try:
-            own_U = self._own()
+            own_U = self._own_nats()
         finally:
             self._network.set_train(was_training)  # a training step that is compiled after this must keep its dropout
         # rounded to float32 as the sum over ranks is, so that the number of ranks changes nothing
         nats_U = self._ranks.sum(own_U.astype(np.float32)).astype(float)
         texts = zip(self._texts.items(), np.split(nats_U, self._first_D[1:-1]), strict=True)
-        return {name: text.loss(of_domain_U) for (name, text), of_domain_U in texts if len(of_domain_U)}
+        return {name: text.loss(domain_nats_U) for (name, text), domain_nats_U in texts if len(domain_nats_U)}
 
-    def _own(self) -> np.ndarray:
+    def _own_nats(self) -> np.ndarray:
         """Return the loss in nats of each unit, summed over this rank's tokens, [U]; the units of the domains follow each other."""
         nats_U, count = np.zeros(self._first_D[-1]), len(self._batches)
         passes = self._ranks.max(count) if self._training_shaped else count
         with Bar(total=passes, desc="evaluate", unit="batch", leave=False, disable=not self._ranks.first) as progress:
             for i in range(passes):
-                held_out = self._batches[min(i, count - 1)]  # a rank with fewer batches repeats its last one
+                # a rank with fewer batches repeats the last one, because a training graph has collectives
+                held_out = self._batches[min(i, count - 1)]
                 loss_U = self._step.block_losses(held_out.batch)
                 if self._adds_losses and i < count:
                     units_U = self._first_D[held_out.domains_U] + held_out.units_U
-                    np.add.at(nats_U, units_U, loss_U.astype(float) * held_out.batch.counted)
+                    np.add.at(nats_U, units_U, loss_U.astype(float) * held_out.batch.counted)  # weights: 1/counted
                 progress.update()
         return nats_U

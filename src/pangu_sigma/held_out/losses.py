@@ -109,7 +109,7 @@ _DIGITS = 4
 
 
 def ratio(values_U: np.ndarray, weights_U: np.ndarray) -> Estimate:
-    """Return Σ values ÷ Σ weights with its standard error, for U samples (or blocks) that are drawn independently."""
+    """Return Σ values ÷ Σ weights with its standard error (the module says how), for U samples that are drawn independently."""
     units, total = len(values_U), float(weights_U.sum())
     if not total:
         return Estimate(math.nan, math.nan)

@@ -55,8 +55,8 @@ def read_documents(
         lines = "\n".join(map(str, rejected[:3]))
         logger.warning("%d lines cannot be used, and are left out of the loss; the first:\n%s", len(rejected), lines)
     if not documents:
-        missing_domain = next((line for line in rejected if line.detail.startswith("no key 'domain'")), None)
-        fix = f"; say with {argument('--domain')} which domain reads them" if missing_domain else ""
+        lacks_domain = any(line.detail.startswith("no key 'domain'") for line in rejected)
+        fix = f"; say with {argument('--domain')} which domain reads them" if lacks_domain else ""
         reason = f"; the first: {rejected[0]}{fix}" if rejected else ""
         raise DataError(f"{', '.join(map(str, files))}: no line can be used{reason}")
     return documents
@@ -68,7 +68,7 @@ def _readers_of_run(config: Config, domain: str | None) -> list[str]:
     names, readers = [domain] if domain else [entry.name for entry in config.domains], set[str]()
     for name in names:
         with suppress(DataError):
-            readers |= {read_manifest(Path(config.data.path) / name).config["reader"][0]} - {None}
+            readers |= {read_manifest(Path(config.data.path) / name).config["reader"][0]} - {None}  # None: no reader
     return sorted(readers)
 
 

@@ -32,7 +32,7 @@ from pangu_sigma.config import Config
 from pangu_sigma.data.order import Cursor
 from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.inherit.equality import compare
-from pangu_sigma.inherit.parent import looked_up, table_rows
+from pangu_sigma.inherit.parent import look_up, table_rows
 from pangu_sigma.inherit.receipt import SHARED, Receipt, ReceiptKind, SlotReceipt, receipt_of
 from pangu_sigma.model.arrays import ffn_shapes
 from pangu_sigma.rre.table import RoutingTable
@@ -63,9 +63,9 @@ class SlotRows:
 
     @property
     def counts(self) -> SlotReceipt:
-        """Number of rows with a token, of rows among them that are copied from the parent, and of new rows. Rows without a token
-        are not counted, though they may be copied."""
-        used, copied = (int(is_R.sum()) for is_R in (self.ids_R >= 0, (self.parent_R >= 0) & (self.ids_R >= 0)))
+        """Numbers of rows: all, copied and new ones. Rows without a token are not counted, though they may be copied."""
+        has_token_R = self.ids_R >= 0
+        used, copied = int(has_token_R.sum()), int((has_token_R & (self.parent_R >= 0)).sum())
         return SlotReceipt(self.name, self.parent_slot, used, copied, used - copied, len(self.lost))
 
 
@@ -111,27 +111,26 @@ class Child:
         sources: domain of the child → domain of the parent whose experts it has; the experts of other domains are drawn. slots_of:
         domain of the parent whose slot gives the rows of new slots; None: they are drawn."""
         domains, old, size = domains_of(config), domains_of(parent.config), config.model.experts_per_domain
-        firsts = [
-            old.named(sources[domain.name]).first_expert if domain.name in sources else -size for domain in domains
-        ]
-        own_K = np.maximum(np.add.outer(firsts, np.arange(size)).reshape(-1), -1)
+        source_experts = {name: old.named(source).first_expert + np.arange(size) for name, source in sources.items()}
+        own_K = np.concatenate([source_experts.get(domain.name, np.full(size, -1)) for domain in domains])
         warm_K = np.repeat([sources.get(domain.name) == domain.name for domain in domains], size)
         old_id_V = matching_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
         slots = [
-            _slot_of_run(parent, name, ids_R, looked_up(old_id_V, ids_R), slots_of)
+            _slot_of_run(parent, name, ids_R, look_up(old_id_V, ids_R), slots_of)
             for name, ids_R in zip(domains.slot_names, tokenizer.slot_rows, strict=True)
         ]
         child = cls(kind, parent, config, tokenizer, table, slots, own_K, warm_K, sources=sources)
         for name, source in sources.items():
             parent_domain, domain = old.named(source), domains.named(name)
-            moved = name != source and any(entry.kind == "own" for entry in config.model.rows)  # own rows of it are 0
-            if not moved and slots[domain.slot].parent_slot == old.slot_names[parent_domain.slot]:
+            # a domain answers as its source if it has the experts, the slot and the rows of the source; own rows of others are 0
+            lacks_rows = name != source and any(entry.kind == "own" for entry in config.model.rows)
+            if not lacks_rows and slots[domain.slot].parent_slot == old.slot_names[parent_domain.slot]:
                 child.answers[name] = replace(parent_domain, language=domain.language)
         child.notes = [SHARED] if parent.config.model.common_experts else []
         return child
 
     def find(self, shard: str, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """Return the child's array `name` of a checkpoint shard, or None for state that begins as in a new run."""
+        """Return the child's array `name` of a checkpoint's shard; None for state (Adam's, loss scale) that begins anew."""
         is_weight = shard == WEIGHTS or shard.startswith(ROWS) or name in _FFN
         if not is_weight and (not self.warm or (shard == LOSS_SCALE and self.kind == "inherit")):
             return None
@@ -148,35 +147,37 @@ class Child:
         return array
 
     def _experts(self, segment: int, name: str, shape: tuple[int, ...]) -> LazyArray | None:
-        """Return a tensor of all experts of a segment. segment: its number over all RRE layers."""
-        stack, is_weight = self._of_parent(segment, name), name in _FFN
+        """Return a tensor of all experts of a segment, [experts, …]; None if the parent has no such array. Experts without a parent
+        are drawn, and their Adam state is zero. segment: its number over all RRE layers."""
+        stack, is_weight = self._parent_experts(segment, name), name in _FFN
         if stack is None:
             return None
-        number_K = np.arange(shape[0]) % stack.shape[0]  # common experts: all of the parent's, or its FFN
+        parent_K = np.arange(shape[0]) % stack.shape[0]  # of common experts: all of the parent's, or its FFN
         if self.config.model.routed[segment] == "own":
-            number_K = self.own_K if is_weight else np.where(self.warm_K, self.own_K, -1)
+            parent_K = self.own_K if is_weight else np.where(self.warm_K, self.own_K, -1)
         row_of = stack.row
         assert row_of is not None
 
         def content() -> Iterator[np.ndarray]:
-            last, row = -1, np.empty(0)
-            for expert, number in enumerate(number_K.tolist()):
+            """Yield the rows of the experts: each is a copy of the parent's, drawn, or zeros."""
+            row_number, row = -1, np.empty(0)
+            for expert, number in enumerate(parent_K.tolist()):
                 if number < 0 and is_weight:
-                    yield self._drawn(segment, name, expert, shape[1:])
+                    yield self._draw(segment, name, expert, shape[1:])
                 elif number < 0:
                     yield np.zeros(shape[1:] or 1, stack.dtype)
                 else:
-                    if number != last:
-                        last, row = number, np.atleast_1d(row_of(number))
+                    if number != row_number:  # copies of one expert that follow each other are read once
+                        row_number, row = number, np.atleast_1d(row_of(number))
                     yield row
                     release_pages(row)
 
         return LazyArray(shape, stack.dtype, content, stack.origin)
 
-    def _of_parent(self, segment: int, name: str) -> LazyArray | None:
+    def _parent_experts(self, segment: int, name: str) -> LazyArray | None:
         """Return a tensor of the parent's experts of a segment, [experts, …]; None if the parent has no such array.
 
-        A dense parent has one expert, its FFN, of which a segment takes `units`; its step count is one number for all arrays."""
+        A dense parent has one expert: the segment's part of the FFN's units (`ffn_source`), and one step count for all arrays."""
         parent_is_dense = self.kind == "inherit"
         if not parent_is_dense:
             return self.parent.array(f"{EXPERTS}{segment}", name)
@@ -186,13 +187,13 @@ class Child:
         array = self.parent.array(WEIGHTS if name in _FFN else OPTIMIZER, dense_name)
         if array is None:
             return None
-        wide = _in_float32(array)
-        return LazyArray((1,), wide.dtype, wide.content, array.origin, row=lambda _: wide.read()[units])
+        values = _in_float32(array)
+        return LazyArray((1,), values.dtype, values.content, array.origin, row=lambda _: values.read()[units])
 
-    def _drawn(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
+    def _draw(self, segment: int, name: str, expert: int, shape: tuple[int, ...]) -> np.ndarray:
         """Draw a tensor of an expert as a new run does, but by another generator: the same distribution, other values."""
         model = self.config.model
-        if name not in ("w1", "w2"):
+        if name not in ("w1", "w2"):  # a bias
             return np.zeros(shape, np.float32)
         domain, local = divmod(expert, model.experts_per_domain)
         local = 0 if model.expert_init == "replicated" else local
@@ -201,39 +202,40 @@ class Child:
         std = model.init_std / (np.sqrt(2 * model.layers) if name == "w2" else 1.0)
         return draw.standard_normal(shape, np.float32) * np.float32(std)
 
-    def _slot_rows(self, table: LazyArray, state: bool) -> Iterator[np.ndarray]:
-        """Yield the embedding table, some rows at a time. state: True for an Adam moment, which is zero in new rows."""
-        values, std = table.read(), np.float32(self.config.model.init_std)
-        at_once = max(1, _ROWS_BYTES // (4 * values.shape[1]))
+    def _slot_rows(self, parent_table: LazyArray, is_state: bool) -> Iterator[np.ndarray]:
+        """Yield the child's embedding table in chunks, with copied and drawn rows. is_state: True for a moment: new rows are 0."""
+        values, std = parent_table.read(), np.float32(self.config.model.init_std)
+        chunk = max(1, _ROWS_BYTES // (4 * values.shape[1]))
         for number, slot in enumerate(self.slots):
-            draw = np.random.default_rng([self.config.seed, number])
-            # else a copy of a large table would draw all of it, to no end
-            draws = not state and (slot.parent_R < 0).any()
-            for first in range(0, len(slot.parent_R), at_once):
-                rows = slot.parent_R[first : first + at_once]
-                shape = len(rows), values.shape[1]
-                new = draw.standard_normal(shape, np.float32) * std if draws else np.zeros(shape, np.float32)
-                copied = (rows >= 0) & (slot.warm or not state)
-                new[copied] = values[rows[copied]]
-                yield new
+            generator = np.random.default_rng([self.config.seed, number])
+            # all rows are drawn, then copies overwrite most; without new rows that would be in vain, and slow in a large table
+            draws = not is_state and (slot.parent_R < 0).any()
+            for first in range(0, len(slot.parent_R), chunk):
+                parent_rows = slot.parent_R[first : first + chunk]
+                shape = len(parent_rows), values.shape[1]
+                rows = generator.standard_normal(shape, np.float32) * std if draws else np.zeros(shape, np.float32)
+                is_copy = (parent_rows >= 0) & (slot.warm or not is_state)
+                rows[is_copy] = values[parent_rows[is_copy]]
+                yield rows
             release_pages(values)
 
     def _met_rows(self, array: LazyArray, shard: str, name: str) -> LazyArray:
-        """Return an array of the rows of an entry that were met: of an own entry the rows of the parent's domains, renumbered."""
+        """Return an array of the rows of an entry that tokens met; of an own entry, the rows of the child's domains, with new keys:
+        domain d has the keys d·R … (d + 1)·R - 1, ascending. array: the parent's. shard, name: of the array."""
         entry = self.config.model.rows[int(shard.removeprefix(ROWS))]
         stored_keys = self.parent.array(shard, "keys")
         if entry.kind == "common" or stored_keys is None:
             return array
         parent_numbers = {domain.name: number for number, domain in enumerate(self.parent.config.domains)}
-        numbers = [(number, parent_numbers.get(domain.name)) for number, domain in enumerate(self.config.domains)]
-        pairs = [(number, parent) for number, parent in numbers if parent is not None]
+        names = [domain.name for domain in self.config.domains]
+        pairs = [(number, parent_numbers[name]) for number, name in enumerate(names) if name in parent_numbers]
         ends = np.searchsorted(stored_keys.read(), np.arange(len(parent_numbers) + 1) * entry.rows).tolist()
 
         def content() -> Iterator[np.ndarray]:
             values = array.read()
             for number, parent in pairs:
-                part = values[ends[parent] : ends[parent + 1]]
-                yield part + (number - parent) * entry.rows if name == "keys" else part
+                domain_rows = values[ends[parent] : ends[parent + 1]]
+                yield domain_rows + (number - parent) * entry.rows if name == "keys" else domain_rows
             release_pages(values)
 
         rows = sum(ends[parent + 1] - ends[parent] for _, parent in pairs)
@@ -243,8 +245,8 @@ class Child:
 def _slot_of_run(
     parent: StoredModel, name: str, ids_R: np.ndarray, parent_ids_R: np.ndarray, slots_of: str | None
 ) -> SlotRows:
-    """Return the rows of a slot: of the parent's slot of that name, else of the slot of its domain `slots_of` by token, else none.
-    ids_R, parent_ids_R: token of each row of the slot, by the ids of the child and of the parent."""
+    """Return the rows of a child's slot: by token of the parent's slot `name`, or else of the slot of the parent's domain
+    `slots_of`; all new if that is None. ids_R, parent_ids_R: token of each row, by the ids of the child and of the parent."""
     domains = domains_of(parent.config)
     has_slot = name in domains.slot_names
     if not has_slot and slots_of is None:
@@ -259,8 +261,8 @@ def _slot_of_run(
 
 
 def ffn_source(model: ModelConfig, segment: int, name: str) -> tuple[str, slice]:
-    """Return the tensor of a dense parent that experts of a segment are copies of, and which of its rows: their inner units, in
-    order; all of b2. segment: its number over all RRE layers. name: of the tensor, or of a moment such as w1.moment."""
+    """Return the name of the dense parent's tensor that experts of a segment are copies of, and the slice of its first axis: the
+    segment's inner units; all of b2. segment: number over all RRE layers. name: of the tensor, or of a moment like w1.moment."""
     layer, s = model.in_layer(segment)
     first = s * model.segment_ffn
     units = slice(None) if name.startswith("b2") else slice(first, first + model.segment_ffn)
@@ -289,7 +291,7 @@ def new_run_from(
     write_model_files(folder, child.config, child.tokenizer, child.table)
     run = StoredRun(folder, text_hash=data_hash)
     write_step_0(run, compose(child.config, child.find), cursor)
-    tuned = child.kind == "finetune"  # it is a copy in all, and nobody waits for a comparison
-    receipt = receipt_of(child, {} if tuned else compare(run, child.parent, child.answers, text))
+    is_copy = child.kind == "finetune"  # all is copied, so there is no difference to measure
+    receipt = receipt_of(child, {} if is_copy else compare(run, child.parent, child.answers, text))
     receipt.save(folder)
     return receipt

@@ -17,7 +17,7 @@ from pangu_sigma.domains import Domain, domains_of
 from pangu_sigma.generate.cpu.exact import ExactModel
 from pangu_sigma.generate.rows import MetRows
 from pangu_sigma.generate.score import token_losses
-from pangu_sigma.inherit.parent import looked_up, table_rows
+from pangu_sigma.inherit.parent import look_up, table_rows
 from pangu_sigma.stored.model import StoredModel
 from pangu_sigma.text.vocabulary import matching_ids
 
@@ -65,61 +65,58 @@ class _Reader:
         return np.array(self.model.tokenizer.encode(text, self.domain), np.int64)
 
     def logits(self, ids_T: np.ndarray, common_W: np.ndarray) -> np.ndarray:
-        """Return logits by the exact path, float32 [T, W]. common_W: rows of the child's slot."""
+        """Return logits by the exact path, float32 [T, W]. common_W: rows of the child's slot for whose tokens logits are asked."""
         model, of_tokens = self.model, (ids_T, np.full_like(ids_T, self.domain.index), np.arange(len(ids_T)))
+        # the last argument is the token before each token; at position 0 it is not read
         e_TH = MetRows(model.config, model.table, model).of(*of_tokens, np.roll(ids_T, 1))
         exact, experts_NT = ExactModel(model.config.model, model, self.activation), model.table.route(*of_tokens)
         return exact.logits(self.rows(ids_T), experts_NT, self.rows(self.ids_R[common_W]), e_TH=e_TH)
 
 
 def compare(
-    child: StoredModel,
-    parent: StoredModel,
-    answers: Mapping[str, Domain],
-    data: Path | None,
+    child: StoredModel, parent: StoredModel, answers: Mapping[str, Domain], data: Path | None
 ) -> dict[str, Agreement]:
     """Compare the logits of domains of a new run with the logits of the model that it was made of.
 
-    answers: domain of `child` → domain whose answers it must give, with the numbers that it has in `parent`. data: folder of
-    held-out text of the child; None: tokens are drawn.
+    answers: name of a domain of `child` → domain of `parent` as which it must answer. data: folder of the child's held-out text;
+    None: tokens are drawn.
     """
     domains, old_id_V = domains_of(child.config), matching_ids(parent.tokenizer.vocabulary, child.tokenizer.vocabulary)
     activation, agreements = parent.sizes.activation, {}
     for name, parent_domain in Bar(answers.items(), desc="comparing", unit="domain"):
         domain = domains.named(name)
         ids_R = child.tokenizer.slot_rows[domain.slot]
-        old = _Reader(parent, looked_up(old_id_V, ids_R), parent_domain, activation)
-        held_out_T = None if data is None else _held_out(child, domain, data)
+        old = _Reader(parent, look_up(old_id_V, ids_R), parent_domain, activation)
+        held_out_T = None if data is None else _held_out_tokens(child, domain, data)
         agreements[name] = _agreement(old, _Reader(child, ids_R, domain, activation), held_out_T)
     return agreements
 
 
-def _agreement(old: _Reader, new: _Reader, held_out_T: np.ndarray | None) -> Agreement:
-    """Compare the parent, `old`, and the child, `new`, in one domain; both readers have the parent's activation. If the child's is
-    another one, compare once more with that, and measure what it costs. held_out_T: held-out tokens of the child; None: tokens are
-    drawn."""
-    tokenizer, activation = new.model.tokenizer, new.model.config.model.activation
-    # columns of logits are the rows W of the child's slot whose token the parent has, too; `old.ids_R` are the parent's ids of rows
-    common_W = np.flatnonzero(old.rows(old.ids_R) >= 0)
-    ids_T = _comparable_text(new.model, held_out_T, new.ids_R[common_W])
-    rows_T = tokenizer.row_of[new.domain.slot, ids_T]
-    old_TW, new_TW = old.logits(old.ids_R[rows_T], common_W), new.logits(ids_T, common_W)
-    own_activation = nats = None
-    if activation != old.activation:
-        changed_TW = replace(new, activation=activation).logits(ids_T, common_W)
-        own_activation, columns = _largest(changed_TW, old_TW), np.searchsorted(common_W, rows_T[1:])
-        cost_T = token_losses(changed_TW[:-1], columns) - token_losses(new_TW[:-1], columns)
+def _agreement(parent: _Reader, child: _Reader, held_out_T: np.ndarray | None) -> Agreement:
+    """Compare parent and child in one domain; both readers have the parent's activation. If the child's configuration has another,
+    compare the child once more with that, and measure its cost. held_out_T: held-out tokens of the child; None: draw tokens."""
+    tokenizer, own_activation = child.model.tokenizer, child.model.config.model.activation
+    # columns of logits: the rows W of the child's slot whose token has a row in the parent, too
+    common_W = np.flatnonzero(parent.rows(parent.ids_R) >= 0)
+    ids_T = _comparable_text(child.model, held_out_T, child.ids_R[common_W])
+    rows_T = tokenizer.row_of[child.domain.slot, ids_T]
+    parent_TW, child_TW = parent.logits(parent.ids_R[rows_T], common_W), child.logits(ids_T, common_W)
+    own_difference = nats = None
+    if own_activation != parent.activation:
+        own_TW = replace(child, activation=own_activation).logits(ids_T, common_W)
+        own_difference, next_columns = _largest_difference(own_TW, parent_TW), np.searchsorted(common_W, rows_T[1:])
+        cost_T = token_losses(own_TW[:-1], next_columns) - token_losses(child_TW[:-1], next_columns)
         nats = float(cost_T.sum()) / max(len(cost_T), 1)
-    text, exact = tokenizer.decode(ids_T.tolist()), _largest(new_TW, old_TW)
-    cutting = () if held_out_T is None else _cutting(old, new, held_out_T)
-    return Agreement(text, len(ids_T), exact, own_activation, nats, *cutting)
+    text, exact = tokenizer.decode(ids_T.tolist()), _largest_difference(child_TW, parent_TW)
+    counts = () if held_out_T is None else _count_texts(parent, child, held_out_T)
+    return Agreement(text, len(ids_T), exact, own_difference, nats, *counts)
 
 
-def _largest(logits_TW: np.ndarray, other_TW: np.ndarray) -> float:
+def _largest_difference(logits_TW: np.ndarray, other_TW: np.ndarray) -> float:
     return float(np.abs(logits_TW - other_TW).max())
 
 
-def _held_out(run: StoredModel, domain: Domain, data: Path) -> np.ndarray:
+def _held_out_tokens(run: StoredModel, domain: Domain, data: Path) -> np.ndarray:
     """Return the first held-out tokens of a domain, int64: enough for COMPARED_TEXTS texts. data: folder of prepared text."""
     prepared = PreparedData(data, [domain.name]).tokens(domain.name, "held_out", run.tokenizer.size)
     return prepared.read(0, min(prepared.tokens, COMPARED_TEXTS * COMPARED_TOKENS)).astype(np.int64)
@@ -136,23 +133,24 @@ def _comparable_text(child: StoredModel, held_out_T: np.ndarray | None, shared_i
         drawable_ids = shared_ids[shared_ids != eot].astype(np.int64)
         return np.random.default_rng(child.config.seed).choice(drawable_ids, max_tokens)
     stretches = _stretches(held_out_T, np.isin(held_out_T, shared_ids) & (held_out_T != eot))
-    # nothing readable: compare one token
+    # without a stretch one token, any that both have, is compared
     return max(stretches, key=len, default=shared_ids[:1].astype(np.int64))[:max_tokens]
 
 
-def _stretches(ids_T: np.ndarray, readable_T: np.ndarray) -> list[np.ndarray]:
-    """Return the stretches of tokens for which `readable_T` is True, in order."""
-    return np.split(ids_T, np.flatnonzero(np.diff(readable_T)) + 1)[0 if readable_T[0] else 1 :: 2]
+def _stretches(ids_T: np.ndarray, is_readable_T: np.ndarray) -> list[np.ndarray]:
+    """Return the stretches of readable tokens, in order: every other one of the stretches between the changes of the mask."""
+    return np.split(ids_T, np.flatnonzero(np.diff(is_readable_T)) + 1)[0 if is_readable_T[0] else 1 :: 2]
 
 
-def _cutting(old: _Reader, new: _Reader, held_out_T: np.ndarray) -> tuple[int, int]:
-    """Cut held-out texts as both models do. Return the number of texts, and of texts that become other tokens in the child."""
-    tokenizer, length = new.model.tokenizer, min(COMPARED_TOKENS, new.model.config.model.seq_length)
+def _count_texts(parent: _Reader, child: _Reader, held_out_T: np.ndarray) -> tuple[int, int]:
+    """Cut held-out texts by both tokenizers. Return the number of texts, and of texts that the child cuts into other tokens."""
+    tokenizer, length = child.model.tokenizer, min(COMPARED_TOKENS, child.model.config.model.seq_length)
     documents_T = _stretches(held_out_T, held_out_T != tokenizer.eot)
     texts = [
-        tokenizer.decode(ids_T[at : at + length].tolist())
+        tokenizer.decode(ids_T[start : start + length].tolist())
         for ids_T in documents_T
-        for at in range(0, len(ids_T), length)
+        for start in range(0, len(ids_T), length)
     ]
-    row_of = tokenizer.row_of[new.domain.slot]
-    return len(texts), sum(not np.array_equal(old.ids_R[row_of[new.cut(text)]], old.cut(text)) for text in texts)
+    parent_id_V = parent.ids_R[tokenizer.row_of[child.domain.slot]]  # for tokens with a row, as in texts
+    differing = [text for text in texts if not np.array_equal(parent_id_V[child.cut(text)], parent.cut(text))]
+    return len(texts), len(differing)

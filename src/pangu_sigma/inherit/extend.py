@@ -28,7 +28,7 @@ from pangu_sigma.data.prepared import data_of, read_prepared_tokenizer, refuse_s
 from pangu_sigma.domains import domains_of
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.child import Child, new_run_from
-from pangu_sigma.inherit.parent import looked_up
+from pangu_sigma.inherit.parent import look_up
 from pangu_sigma.inherit.receipt import WARM, Receipt
 from pangu_sigma.rre.row_keys import extended_row_tables
 from pangu_sigma.rre.table import RoutingTable, draw_tables
@@ -53,12 +53,12 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
         raise ConfigError(
             f"{path} is dense (model.rre_layers=0), so it has no experts to add to; `pangu-sigma inherit` makes a sparse run of it"
         )
-    problems = [
-        f"{change_text(change)}: {rule_of(change[0]).why}"
-        for change in changed_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
-        if not change[0].startswith("domains.") and change[0] not in _MAY_CHANGE and not rule_of(change[0]).free
-        if old.model.rows or not change[0].startswith("model.rows.")
-    ]
+    problems = []
+    for change in changed_keys(old.model_dump(mode="json"), new.model_dump(mode="json")):
+        key, rule = change[0], rule_of(change[0])
+        adds_rows = key.startswith("model.rows.") and not old.model.rows
+        if not (rule.free or adds_rows or key in _MAY_CHANGE or key.startswith("domains.")):
+            problems.append(f"{change_text(change)}: {rule.why}")
     problems += _changed_domains(old, new)
     if (rows := new.model.slot_rows) < (old_rows := old.model.slot_rows):
         problems.append(f"model.slot_rows: {old_rows} → {rows}: rows can be added, not taken away")
@@ -68,13 +68,14 @@ def check_extension(path: Path, old: Config, new: Config) -> None:
 
 
 def _changed_domains(old: Config, new: Config) -> list[str]:
+    """Return a text for each domain of `old` that `new` lacks, or whose slot, format or language differs in `new`."""
     by_name, problems = {domain.name: domain for domain in new.domains}, []
     whys = {"slot": "its rows are in that slot"}
     whys |= {key: rule_of(f"domains.0.{key}").why for key in ("format", "language")}
     for domain in old.domains:
         if domain.name not in by_name:
-            leaves = f"`pangu-sigma extract --drop {domain.name}` leaves it away"
-            problems.append(f"domains: {domain.name} is missing: keep it; {leaves}")
+            advice = f"`pangu-sigma extract --drop {domain.name}` leaves it away"
+            problems.append(f"domains: {domain.name} is missing: keep it; {advice}")
             continue
         for key, why in whys.items():
             before, after = getattr(domain, key), getattr(by_name[domain.name], key)
@@ -113,43 +114,43 @@ def extend_run(path: Path, config: Config, folder: Path, source: str | None = No
     """Write `folder`, atomically, as a run of `config` that extends the run in `path`; `train` resumes from its step 0.
 
     The receipt compares the logits of both models for the old domains' text. source, scratch: as in `plan_extension`.
-    Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text.
-    """
-    with unfinished_folder(folder) as fresh:
+    Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text."""
+    with unfinished_folder(folder) as new_folder:
         parent = open_model(path, "run")
         child = plan_extension(parent, config, source, scratch)
         text = Path(child.config.data.path)
         open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
         cursor, position = text_cursor(parent, child.config)
         child.notes.append(position)
-        return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text, cursor)
+        return new_run_from(child, new_folder, data_of(child.config).manifest.content_hash, text, cursor)
 
 
 def _check_source(old: Config, new: Config, source: str | None, scratch: bool) -> None:
-    """Raise ConfigError unless it is said what new domains begin as."""
-    names, way = [domain.name for domain in old.domains], argument("--from-domain")
+    """Raise ConfigError if new domains have neither a source nor scratch=True, or if the source is no domain of the parent."""
+    names, option = [domain.name for domain in old.domains], argument("--from-domain")
     added = [domain.name for domain in new.domains if domain.name not in names]
     if added and source is None and not scratch:
         raise ConfigError(
-            f"domains: {', '.join(added)}: say what new domains begin as: {way} DOMAIN (experts of "
+            f"domains: {', '.join(added)}: say what new domains begin as: {option} DOMAIN (experts of "
             f"{', '.join(sorted(names))}), or {argument('--from-scratch')} (drawn)"
         )
     if source is not None and source not in names:
-        raise ConfigError(f"{way} {source}: the run has the domains {', '.join(names)}")
+        raise ConfigError(f"{option} {source}: the run has the domains {', '.join(names)}")
 
 
 def _prepared_tokenizer(path: Path, config: Config) -> Tokenizer:
-    """Load the tokenizer of the text prepared for a configuration. path: path of the run, for messages."""
+    """Load the tokenizer of the text that is prepared for a configuration. path: path of the parent, for messages."""
     try:
         tokenizer = read_prepared_tokenizer(config)
         refuse_spare_rows(config)
     except (DataError, ConfigError) as error:
         raise type(error)(f"{error}\n{_keep_ids(path)}") from error
-    prepared = data_of(config).manifest  # what is held out may differ
-    cut_as = {domain.name: [domain.format, domain.language, domain.slot] for domain in config.domains}
-    if others := [name for name, settings in cut_as.items() if prepared.settings(name)[1:4] != settings]:
+    manifest = data_of(config).manifest
+    settings_of = {domain.name: [domain.name, domain.format, domain.language, domain.slot] for domain in config.domains}
+    # settings beyond these four, such as what is held out, may differ
+    if differing := [name for name, settings in settings_of.items() if manifest.settings(name)[:4] != settings]:
         raise ConfigError(
-            f"domains: {', '.join(others)}: data.path={config.data.path} was prepared with another format, language or slot; "
+            f"domains: {', '.join(differing)}: data.path={config.data.path} was prepared with another format, language or slot; "
             f"prepare its own text\n{_keep_ids(path)}"
         )
     return tokenizer
@@ -164,20 +165,21 @@ def _keep_ids(path: Path) -> str:
 
 def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer) -> None:
     """Raise ConfigError if a token that has a row in a slot of the parent has none in the same slot of the child."""
-    before = parent.tokenizer
-    child_id_V = matching_ids(tokenizer.vocabulary, before.vocabulary)
+    vocabulary = parent.tokenizer.vocabulary
+    child_id_V = matching_ids(tokenizer.vocabulary, vocabulary)
     names = domains_of(config).slot_names
     for slot, name in enumerate(domains_of(parent.config).slot_names):
-        ids = before.slot_rows[slot][before.slot_rows[slot] >= 0]
-        rows = looked_up(tokenizer.row_of[names.index(name)], child_id_V[ids])
-        lost = ids[rows < 0]
-        if len(lost):
-            examples = ", ".join(repr(before.vocabulary.pieces[token]) for token in lost[:5])
+        parent_ids_R = parent.tokenizer.slot_rows[slot]
+        ids = parent_ids_R[parent_ids_R >= 0]
+        rows = look_up(tokenizer.row_of[names.index(name)], child_id_V[ids])
+        lost_ids = ids[rows < 0]
+        if len(lost_ids):
+            examples = ", ".join(repr(vocabulary.pieces[token]) for token in lost_ids[:5])
             advice = f"Keep them, or prepare and extend with model.slot_rows={tokenizer.size} or more, which holds every token;"
-            if (child_id_V[lost] < 0).any():
+            if (child_id_V[lost_ids] < 0).any():
                 advice = "The new vocabulary lacks some of them, so more rows do not help: keep the tokens;"
             raise ConfigError(
-                f"slot {name}: {len(lost)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more "
+                f"slot {name}: {len(lost_ids)} of its {len(ids)} tokens have no row in data.path={config.data.path} any more "
                 f"({examples}). {advice}\n{_keep_ids(parent.path)}"
             )
 
@@ -185,7 +187,7 @@ def _check_vocabulary(parent: StoredModel, config: Config, tokenizer: Tokenizer)
 def extended_tables(
     parent: StoredModel, config: Config, tokenizer: Tokenizer, old_id_V: np.ndarray, origins: dict[str, str]
 ) -> RoutingTable:
-    """Return the routing tables of an extended run: the parent's entries in the domains of `origins`, else drawn ones.
+    """Return the routing tables of an extended run: in the domains of `origins` the parent's entries, all others are drawn.
 
     old_id_V: the parent's id of each token, -1 for a new token, whose entries are drawn. origins: domain → domain of the parent.
     """
@@ -201,10 +203,12 @@ def extended_tables(
         of_rows = dict(zip(("row_EV", "before_EV1"), drawn_rows, strict=True))
 
     def draw(seed: int, counts: np.ndarray | None) -> RoutingTable:
+        """Draw the tables of one domain, or of the common segments. counts: token counts [1, V], for balanced tables."""
         kind = "random" if config.routing.file else config.routing.table
         routing = config.routing.model_copy(update={"seed": seed, "table": kind})
         return draw_tables(routing, layers, 1, size, experts, counts, segments, config.model.common_experts)
 
+    # own segments: all entries of a domain are drawn, then the parent's entries replace the drawn ones
     for domain in domains_of(config):
         seed = xxhash.xxh3_64_intdigest(f"{config.routing.seed} {domain.name}".encode()) >> 2
         counts = None if frequencies_DV is None else frequencies_DV[[domain.index]]
@@ -216,10 +220,11 @@ def extended_tables(
             spread_DV[domain.index, is_old_V] = old.spread_DV[source, old_id_V[is_old_V]]
     if old.common_N is None or old.common_spread_V is None:
         return RoutingTable(first_NDV, spread_DV, experts, **of_rows)
+    # common segments likewise, with one table for all domains
     drawn = draw(config.routing.seed, None if frequencies_DV is None else frequencies_DV.sum(axis=0, keepdims=True))
-    common_N, spread_V = old.common_N > 0, old.common_spread_V[old_id_V]
+    is_common_N, spread_V = old.common_N > 0, old.common_spread_V[old_id_V]
     drawn.first_NDV[:, 0, is_old_V] = old.first_NDV[:, 0, old_id_V[is_old_V]]
-    first_NDV[common_N] = drawn.first_NDV[common_N]  # one row for all domains
+    first_NDV[is_common_N] = drawn.first_NDV[is_common_N]  # the entries [1, V] serve all domains
     assert drawn.common_spread_V is not None
     spread_V[~is_old_V] = drawn.common_spread_V[~is_old_V]
     return RoutingTable(first_NDV, spread_DV, experts, old.common_N, spread_V, **of_rows)
@@ -227,11 +232,11 @@ def extended_tables(
 
 def _notes(parent: StoredModel, config: Config, tokenizer: Tokenizer, all_copied: bool) -> list[str]:
     """Return notes of the receipt. all_copied: True if every domain is copied from the parent."""
-    notes, new = [], tokenizer.size - parent.tokenizer.size
-    if new:
+    notes, new_tokens = [], tokenizer.size - parent.tokenizer.size
+    if new_tokens:
         notes.append(
-            f"{new:,} tokens more, {tokenizer.size:,} in all: text of old domains may be cut into other tokens than before; on the "
-            "same tokens the model answers as before"
+            f"{new_tokens:,} tokens more, {tokenizer.size:,} in all: text of old domains may be cut into other tokens than before; "
+            "on the same tokens the model answers as before"
         )
     if config.routing.file:
         notes.append(f"routing.table={config.routing.table} is the parent's; entries that it lacks are drawn at random")
@@ -247,13 +252,11 @@ def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
     order is: it follows from the seed, `data.shuffle` and a domain's place in the list.
     """
     begin, parent_names = Cursor([0] * len(config.domains)), [domain.name for domain in parent.config.domains]
+    begin_note = "all text is read from its beginning"
     if parent.data_hash != load_manifest(Path(config.data.path), parent_names).content_hash:
-        return (
-            begin,
-            "all text is read from its beginning: it is not that of the run, which `prepare-data --extend` would keep",
-        )
+        return begin, f"{begin_note}: it is not that of the run, which `prepare-data --extend` would keep"
     if parent.config.seed != config.seed:
-        return begin, "all text is read from its beginning: with another seed its order is another"
+        return begin, f"{begin_note}: with another seed its order is another"
     names = [domain.name for domain in config.domains]
     names_in_place = [name for old_name, name in zip(parent_names, names, strict=False) if old_name == name]
     moved_names = [name for name in names if name in parent_names and name not in names_in_place]
@@ -262,6 +265,6 @@ def text_cursor(parent: StoredRun, config: Config) -> tuple[Cursor, str]:
     notes = [f"the text of {', '.join(names_in_place)} is read on from where the run stands"] if names_in_place else []
     if moved_names:
         text = "that" if names_in_place else "the text"
-        why = "because another place in the list is another order"
-        notes.append(f"{text} of {', '.join(moved_names)} is read from its beginning, {why}")
+        reason = "because another place in the list is another order"
+        notes.append(f"{text} of {', '.join(moved_names)} is read from its beginning, {reason}")
     return Cursor(taken_counts, list(taken_counts)), "; ".join(notes)

@@ -36,8 +36,9 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     config = absolute_paths(config)
     tree = config.model_dump(mode="json")
     tree["domains"] = [domain for domain in tree["domains"] if domain["name"] in kept]
-    blocks = range(min(config.data.domains_per_step, len(kept)), 0, -1)
-    per_step = next(count for count in blocks if config.train.batch_size % count == 0)
+    # as many domains in a batch, and as many sets of domains, as before, or else the next smaller numbers that divide
+    counts = range(min(config.data.domains_per_step, len(kept)), 0, -1)
+    per_step = next(count for count in counts if config.train.batch_size % count == 0)
     sets = next(n for n in range(config.data.domain_sets, 0, -1) if len(kept) % n == per_step % n == 0)
     # phases belong to the whole run, and may name domains that are gone
     tree["data"] |= {"path": str(data.absolute()), "phases": [], "domain_sets": sets, "domains_per_step": per_step}
@@ -46,21 +47,19 @@ def extracted_config(config: Config, kept: Sequence[str], data: Path) -> Config:
     child = parse_config(tree)
     for change in changed_keys(config.model_dump(mode="json"), child.model_dump(mode="json")):
         if not change[0].startswith(("domains.", "finetune")) and change[0] != "data.path":
-            is_layout = change[0].startswith("parallel.")
-            why = (
-                "the run is of one process"
-                if is_layout
-                else f"the run has {len(kept)} of {len(config.domains)} domains"
-            )
+            why = f"the run has {len(kept)} of {len(config.domains)} domains"
+            if change[0].startswith("parallel."):
+                why = "the run is of one process"
             logger.warning("%s, because %s", change_text(change), why)
     return child
 
 
 def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Child:
     """Plan a run with the domains `kept` of `parent`, without reading tensors. data: folder of prepared text with them."""
-    domains, table, words = domains_of(parent.config), parent.table, parent.tokenizer
+    domains, table = domains_of(parent.config), parent.table
     config = extracted_config(parent.config, kept, data)
-    tokenizer = words.with_rows(words.slot_rows[[*map(domains.slot_names.index, domains_of(config).slot_names)]])
+    slots = [domains.slot_names.index(name) for name in domains_of(config).slot_names]
+    tokenizer = parent.tokenizer.with_rows(parent.tokenizer.slot_rows[slots])
     indices = [domains.named(name).index for name in kept]
     table = replace(table, first_NDV=table.first_NDV[:, indices], spread_DV=table.spread_DV[indices])
     child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})
@@ -84,25 +83,26 @@ def extract_domains(
     model (MindIR) instead of a run, whose greedy tokens are compared with the run's.
     Raises ConfigError, CheckpointError and DataError.
     """
-    with unfinished_folder(output) as fresh:
+    with unfinished_folder(output) as new_folder:
         parent = open_model(path, "run")
         names = chosen_domains(parent.config, kept, dropped)
         child = plan_extraction(parent, names, data or Path(parent.config.data.path))
         data_hash = _text_hash(child, data)
         text = None if data_hash is None else Path(child.config.data.path)
         if export:
-            run = fresh.parent / f".{fresh.name}"
-            receipt = new_run_from(child, run, None, text)  # never trained, so without the hash of its text
-            fresh.rmdir()  # an export makes its own folder
-            export_mindir(run, fresh, compared_tokens=16)
-            receipt.save(fresh)
+            run_folder = new_folder.parent / f".{new_folder.name}"
+            receipt = new_run_from(child, run_folder, None, text)  # never trained, so without the hash of its text
+            new_folder.rmdir()  # `export_mindir` makes the folder itself, and refuses one that exists
+            export_mindir(run_folder, new_folder, compared_tokens=16)
+            receipt.save(new_folder)
             return receipt
         child.notes.insert(0, WARM)
-        return new_run_from(child, fresh, data_hash, text)
+        return new_run_from(child, new_folder, data_hash, text)
 
 
 def _text_hash(child: Child, data: Path | None) -> str | None:
-    """Return the content hash of a child's prepared text; None, with a warning, if it is missing. data: given by the user."""
+    """Return the hash of a child's prepared text. If the text is missing, warn and return None, or raise DataError if the user
+    named its folder, `data`."""
     try:
         prepared = data_of(child.config)
         if encodes(child.tokenizer, prepared.tokenizer(child.config)):

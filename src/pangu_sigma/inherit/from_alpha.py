@@ -17,7 +17,7 @@ from pangu_sigma.data.prepared import data_of, drawn_tables, read_prepared_token
 from pangu_sigma.domains import domains_of, matching_slot
 from pangu_sigma.errors import DataError, argument
 from pangu_sigma.inherit.child import Child, SlotRows, ffn_source, new_run_from
-from pangu_sigma.inherit.parent import looked_up, table_rows
+from pangu_sigma.inherit.parent import look_up, table_rows
 from pangu_sigma.inherit.receipt import Receipt, count_by_origin
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, dense_shapes, stored_shapes
 from pangu_sigma.results import aligned
@@ -36,7 +36,7 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
     moments: True to copy Adam state. drop_rows: as in `inherited_slots`.
     Raises ConfigError if a key does not fit the parent, and if the parent lacks the moments; DataError without prepared text.
     """
-    config = fitted(parent, config, moments)
+    config = fit_to_parent(parent, config, moments)
     tokenizer, notes, domains = read_prepared_tokenizer(config), _notes(parent, config, moments), domains_of(config)
     refuse_spare_rows(config)
     for remark in unlike_prepared(config):
@@ -44,10 +44,10 @@ def plan_inheritance(parent: StoredModel, config: Config, moments: bool = False,
     if isinstance(parent, StoredAlpha):
         parent.assume(config.model.heads, None)
     slots, table = inherited_slots(parent, config, tokenizer, drop_rows), drawn_tables(config, tokenizer)
-    ffn_K, config = np.zeros(config.experts, int), absolute_paths(config)  # the only expert of a dense layer
+    ffn_K, config = np.zeros(config.experts, int), absolute_paths(config)  # all are copies of expert 0, the dense FFN
     child = Child("inherit", parent, config, tokenizer, table, slots, ffn_K, ffn_K == 0, moments)
     child.notes, child.options = notes, {"moments": moments}
-    for domain in domains:  # PanGu-α cuts all text as Chinese
+    for domain in domains:  # PanGu-α cuts text of every language as Chinese
         slot = parent_slot(domains.slot_names[domain.slot], slot_names(parent))
         language = "zh" if parent.kind == "alpha" else domain.language
         child.answers[domain.name] = replace(domain, index=0, slot=slot, language=language)
@@ -60,18 +60,17 @@ def inherit(
     """Write `folder`, atomically, as a run of `config` whose step 0 answers as `parent`; `train` resumes from it.
 
     moments, drop_rows: as in `plan_inheritance`. Raises its errors, ConfigError if `folder` exists, and LayoutError or
-    CheckpointError if the parent cannot be read.
-    """
-    with unfinished_folder(folder) as fresh:
+    CheckpointError if the parent cannot be read."""
+    with unfinished_folder(folder) as new_folder:
         child = plan_inheritance(parent, config, moments, drop_rows)
         text = Path(child.config.data.path)
         open_samples(child.config, text, "train", child.tokenizer.size)  # too little text is refused before any work
-        return new_run_from(child, fresh, data_of(child.config).manifest.content_hash, text)
+        return new_run_from(child, new_folder, data_of(child.config).manifest.content_hash, text)
 
 
-def fitted(parent: StoredModel, config: Config, moments: bool) -> Config:
-    """Return `config` with the parent's GELU, unless it names one. Raises ConfigError, which names the key, if a run of it cannot
-    inherit from `parent`. moments: also Adam state."""
+def fit_to_parent(parent: StoredModel, config: Config, moments: bool) -> Config:
+    """Return `config` with the parent's GELU, unless `config` names one. moments: True if Adam state is inherited, too. Raises
+    ConfigError, which names the key, if a run of `config` cannot inherit from `parent`."""
     activation = parent.sizes.activation
     if "activation" not in config.model.model_fields_set:
         config = config.model_copy(update={"model": config.model.model_copy(update={"activation": activation})})
@@ -108,7 +107,7 @@ def inherited_slots(parent: StoredModel, config: Config, tokenizer: Tokenizer, d
     old_id_V = matching_ids(parent.tokenizer.vocabulary, tokenizer.vocabulary)
     for slot, name in enumerate(domains.slot_names):
         source, ids_R = parent_slot(name, names), tokenizer.slot_rows[slot]
-        parent_ids_R = looked_up(old_id_V, ids_R)
+        parent_ids_R = look_up(old_id_V, ids_R)
         lost = lost_pieces(parent, source, parent_ids_R, domains.languages(slot))
         slots.append(
             SlotRows(name, names[source], ids_R, table_rows(parent.tokenizer, source, parent_ids_R), lost=lost)
@@ -153,6 +152,7 @@ def lost_pieces(parent: StoredModel, slot: int, ids: np.ndarray, languages: set[
 
 
 def _notes(parent: StoredModel, config: Config, moments: bool) -> list[str]:
+    """Return notes of the receipt. moments: True if Adam state is copied."""
     model, notes = config.model, []
     if len(model.segments) > 1:
         kinds = ", ".join(f"{config.stored_experts(kind)} {kind}" for kind in model.segments)
@@ -174,7 +174,7 @@ def mapped(
 
     Nothing is written. Without prepared text nothing is known of rows. moments, drop_rows: as in `plan_inheritance`.
     """
-    config = fitted(parent, config, moments)
+    config = fit_to_parent(parent, config, moments)
     sources = sources_of(parent, config)
     slots, missing = [], list[str]()
     try:
@@ -189,8 +189,8 @@ def mapped(
 
 
 def sources_of(parent: StoredModel, config: Config) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and source in the parent's files of every weight of a run of `config`, by name, dense weights first. The experts
-    of a segment are one weight with the number *."""
+    """Return (shape, source) of every weight of a run of `config` by name, dense weights first. source: name in the parent's files,
+    as text for people. The experts of a segment are one weight, with the number *."""
 
     def source(name: str) -> str:
         if name not in parent.tensors:
@@ -200,19 +200,19 @@ def sources_of(parent: StoredModel, config: Config) -> dict[str, tuple[tuple[int
     model, sources = config.model, {name: (shape, source(name)) for name, shape in dense_shapes(config).items()}
     for key, shape in stored_shapes(config).items():
         _, segment, name = key.split(".")
-        at, units = ffn_source(model, int(segment), name)
-        has_all = units == slice(None) or len(model.segments) == 1
-        cut = "" if has_all else f", units {units.start} … {units.stop - 1}"
-        sources[expert_name(model, int(segment), "*", name)] = shape, source(at) + cut
+        dense_name, units = ffn_source(model, int(segment), name)
+        has_all_units = units == slice(None) or len(model.segments) == 1
+        range_text = "" if has_all_units else f", units {units.start} … {units.stop - 1}"
+        sources[expert_name(model, int(segment), "*", name)] = shape, source(dense_name) + range_text
     return sources
 
 
 def _equal_layers(sources: dict[str, tuple[tuple[int, ...], str]]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield name, layers, shape and source of weights that differ in the layer alone."""
+    """Yield (name, layers, shape, source) of each group of weights that differ in the layer alone; of layers the first … last."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, (shape, source) in sources.items():
         layer, short = name.split(".", 2)[1:] if name.startswith("layers.") else ("", name)
         groups.setdefault((short, str(shape)), []).append((layer, source))
     for (short, shape_text), group in groups.items():
-        layers, first_and_last = zip(*(group[:1] + group[1:][-1:]), strict=True)
-        yield short, " … ".join(layers), shape_text, " … ".join(first_and_last)
+        ends = group[:1] + group[1:][-1:]  # first and last, or the only one
+        yield short, " … ".join(layer for layer, _ in ends), shape_text, " … ".join(source for _, source in ends)

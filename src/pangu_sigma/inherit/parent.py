@@ -35,14 +35,14 @@ _NO_PARENTS: dict[Kind, str] = {
 """Reason why models of a kind cannot be parents."""
 
 
-def looked_up(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def look_up(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Return values[indices], -1 where an index is -1."""
     return np.where(indices >= 0, values[np.maximum(indices, 0)], -1)
 
 
 def table_rows(tokenizer: Tokenizer, slot: int, ids: np.ndarray) -> np.ndarray:
     """Return the row in the whole word table, which has its slots end to end, of each token in a slot; -1: none."""
-    rows = looked_up(tokenizer.row_of[slot], ids)
+    rows = look_up(tokenizer.row_of[slot], ids)
     return np.where(rows >= 0, slot * tokenizer.slot_rows.shape[1] + rows, -1)
 
 
@@ -59,12 +59,12 @@ def open_parent(path: Path, heads: int | None = None, activation: Activation | N
         parent.assume(heads, activation)
     if refusal := parent_refusal(parent):
         raise ConfigError(f"{path}: {refusal}")
-    for option, given, has in (
+    for option, value, parent_value in (
         ("--heads", heads, parent.sizes.heads),
         ("--activation", activation, parent.sizes.activation),
     ):
-        if given is not None and given != has:
-            raise ConfigError(f"{argument(option)} {given}: {path} says {has}; leave the option out")
+        if value is not None and value != parent_value:
+            raise ConfigError(f"{argument(option)} {value}: {path} says {parent_value}; leave the option out")
     return parent
 
 

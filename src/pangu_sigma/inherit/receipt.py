@@ -95,9 +95,10 @@ class Receipt:
             reasons = Counter(self.unused.values())
             rows.append(("unused", "; ".join(f"{n} ({reason})" for reason, n in reasons.items())))
         if self.kind == "inherit":
-            other = f"as the configuration asks (model.activation); the parent's is {self.parent_activation}"
-            why = "the parent's" if self.activation == self.parent_activation else other
-            rows.append(("GELU", f"{self.activation}, {why}"))
+            reason = "the parent's"
+            if self.activation != self.parent_activation:
+                reason = f"as the configuration asks (model.activation); the parent's is {self.parent_activation}"
+            rows.append(("GELU", f"{self.activation}, {reason}"))
         rows += [(f"slot {slot.name}", _format_slot(slot)) for slot in self.slots]
         rows += [(f"{kind} rows", _format_rows(count)) for kind, count in self.rows.items()]
         for name, agreement in self.agreement.items():
@@ -125,14 +126,14 @@ SHARED = "common segments are copied whole with their tables, as attention is, b
 def receipt_of(child: Child, agreement: dict[str, Agreement]) -> Receipt:
     """Return the receipt of a new run. agreement: differences of logits, by domain."""
     parent, slots, inherits = child.parent, [slot.counts for slot in child.slots], child.kind == "inherit"
-    had_rows = not inherits and bool(parent.config.model.rows)
+    parent_has_rows = not inherits and bool(parent.config.model.rows)
     return Receipt(
         kind=child.kind,
         parent=str(parent.path),
         layout=parent.layout,
         parent_step=parent.step,
         parent_hash=values_hash(parent) if inherits else parent.hash,
-        parameters=child.parameters or count_by_origin(child.config, slots, _experts_by_origin(child), had_rows),
+        parameters=child.parameters or count_by_origin(child.config, slots, _experts_by_origin(child), parent_has_rows),
         slots=slots,
         unused=dict(parent.unused),
         activation=child.config.model.activation,
@@ -172,38 +173,39 @@ def _count_met_rows(child: Child) -> dict[str, RowCount]:
 
 
 def _experts_by_origin(child: Child) -> Counter[str]:
-    """Count the parameters of experts by origin: of all segments if the parent is dense; of own segments if it is a run, whose
-    common experts are copied, and counted, with all else that is copied."""
+    """Count the parameters of experts by origin: of all segments if the parent is dense, else of own segments only, because common
+    experts are copied as all other weights are, and counted with them."""
     config, counts = child.config, Counter[str]()
     if child.kind == "inherit":
         return Counter(replicated=config.num_params().experts)
     for domain in config.domains:
         source = child.sources.get(domain.name)
-        copied = "experts copied" if source == domain.name else f"experts copied from domain {source}"
-        counts[copied if source else "experts drawn anew"] += config.domain_experts
+        origin = "experts copied" if source == domain.name else f"experts copied from domain {source}"
+        counts[origin if source else "experts drawn anew"] += config.domain_experts
     return counts
 
 
 def count_by_origin(
-    config: Config, slots: Sequence[SlotReceipt], experts: Mapping[str, int], had_rows: bool = False
+    config: Config, slots: Sequence[SlotReceipt], experts: Mapping[str, int], parent_has_rows: bool = False
 ) -> dict[str, int]:
-    """Count the parameters of a new run by origin. slots: rows of each slot; none if they are not known, as no text is prepared.
+    """Count the parameters of a new run by origin. slots: rows of each slot; none before text is prepared.
 
-    experts: origin → parameters, of experts that are not copied like all else. had_rows: True if the parent has `model.rows`, so a
-    scale in each layer; without, these scales are "begun"."""
+    experts: origin → parameters, of experts that are not counted as "copied". parent_has_rows: True if the parent has `model.rows`,
+    and so a scale of rows in each layer; the scales of a run whose parent has none are "begun"."""
     model, total = config.model, config.num_params().total
-    table, begun = config.slots * model.slot_rows * model.hidden, model.layers if model.rows and not had_rows else 0
+    table = config.slots * model.slot_rows * model.hidden
+    new_scales = model.layers if model.rows and not parent_has_rows else 0
     copied, used = (sum(getattr(slot, key) for slot in slots) * model.hidden for key in ("copied", "rows"))
     rows = {"rows copied": copied, "rows drawn anew": used - copied, "rows without a token": table - used}
-    copied_weights = total - table - sum(experts.values()) - begun
-    return {"copied": copied_weights, **experts, "begun": begun, **(rows if slots else {"rows": table})}
+    copied_weights = total - table - sum(experts.values()) - new_scales
+    return {"copied": copied_weights, **experts, "begun": new_scales, **(rows if slots else {"rows": table})}
 
 
 def _format_slot(slot: SlotReceipt) -> str:
-    copied = f"{slot.new:,} of {slot.rows:,} rows drawn anew"
+    text = f"{slot.new:,} of {slot.rows:,} rows drawn anew"
     if slot.parent_slot:
-        copied = f"{slot.copied:,} of {slot.rows:,} rows copied from slot {slot.parent_slot}, {slot.new:,} drawn anew"
-    return copied + (f"; {slot.lost:,} of the parent's tokens have no row" if slot.lost else "")
+        text = f"{slot.copied:,} of {slot.rows:,} rows copied from slot {slot.parent_slot}, {slot.new:,} drawn anew"
+    return text + (f"; {slot.lost:,} of the parent's tokens have no row" if slot.lost else "")
 
 
 def _format_rows(count: RowCount) -> str:
@@ -213,12 +215,11 @@ def _format_rows(count: RowCount) -> str:
 
 
 def _format_agreement(agreement: Agreement, receipt: Receipt) -> str:
-    """Format the difference of logits; if the run has another activation than its parent, first with its own, then with the
-    parent's."""
+    """Format the difference of logits: with the child's activation, if it is another one, then with the parent's."""
     parts = [f"{agreement.exact:.2g}"]
     if agreement.own_activation is not None:
-        other = f"{agreement.own_activation:.2g} with {receipt.activation}, which costs {agreement.activation_nats:+.4f} nats"
-        parts = [other, f"{agreement.exact:.2g} with the parent's {receipt.parent_activation}"]
+        own = f"{agreement.own_activation:.2g} with {receipt.activation}, which costs {agreement.activation_nats:+.4f} nats"
+        parts = [own, f"{agreement.exact:.2g} with the parent's {receipt.parent_activation}"]
     text = " ".join(agreement.text.split())[:60]
     return f"largest |Δlogit| {', '.join(parts)}; {agreement.tokens} tokens: {text!r}"
 

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(path: Path, overrides: list[str]) -> int:
+    """Train with MindFormers from a YAML file, and return 0. overrides: KEY=VALUE for keys of the file."""
     tree = read_tree(path, overrides)
     sigma_config(tree)  # a wrong key is refused before MindSpore is loaded
     folder = Path(tree.get("output_dir", "output"))

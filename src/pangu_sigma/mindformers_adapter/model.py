@@ -16,14 +16,13 @@ from pangu_sigma.sections import ModelConfig
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
 class PanGuSigmaConfig(PretrainedConfig):
-    """MindFormers configuration: the section `model.model_config` of a YAML, with the keys of `ModelConfig` and of `SECTIONS`.
-
-    tree: whole configuration, in place of the keys. `PanGuSigmaTrainer` sets it, because the expert store needs the weight decay.
-    """
+    """MindFormers configuration: the section `model.model_config` of a YAML."""
 
     model_type = "pangu_sigma"
 
     def __init__(self, tree: dict[str, Any] | None = None, compute_dtype: str = "float32", **keys: Any):
+        """keys: of `ModelConfig`, of `SECTIONS`, and others, of MindFormers. tree: whole configuration, in place of the keys;
+        `PanGuSigmaTrainer` sets it, because the expert store needs the weight decay."""
         model = {key: keys.pop(key) for key in ModelConfig.model_fields if key in keys}
         sections: dict[str, Any] = {key: keys.pop(key) for key in SECTIONS if key in keys}
         super().__init__(**keys)

@@ -51,11 +51,8 @@ class PanGuSigmaAdam:
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanGuSigmaTrainOneStepCell(nn.Cell):
-    """Cell with which MindFormers makes one training step: called with a row of the dataset, it takes the next batch and returns
-    loss, overflow (True or False), loss scale, learning rate and gradient norm, as MFLossMonitor takes them.
-
-    It works on the host before it runs the graph of the step, and so must not be compiled into another cell.
-    """
+    """Cell with which MindFormers makes one training step. It works on the host before it runs the graph of the step, and so must
+    not be compiled into another cell."""
 
     def __init__(
         self,
@@ -74,6 +71,8 @@ class PanGuSigmaTrainOneStepCell(nn.Cell):
         self.shards = shards_of(network.network, network.store, self.step.dense, self.step.scale)
 
     def __call__(self, *row: Tensor) -> tuple[Tensor, ...]:
+        """Train on the next batch. Return loss, overflow (True or False), loss scale, learning rate and gradient norm, in the order
+        of MFLossMonitor. row: of the dataset; it has no data, and is not read."""
         batch, cursor, _ = self.lookahead.take()
         rate = self.optimizer.rate(self.progress.updates + 1)
         result = self.step.take(rate, StepArrays(*map(as_input, batch.arrays())))

@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 @MindFormerRegister.register(MindFormerModuleType.TRAINER)
 class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
-    """MindFormers trainer: trains in the folder `output_dir`, resuming from its newest checkpoint if it has one.
-
-    Raises ConfigError for a YAML that `sigma_config` refuses and for more than one process, DataError for unusable prepared data,
-    and CheckpointError if no checkpoint of a run to resume can be used.
-    """
+    """MindFormers trainer, which passes run folder, batches and progress of the project to MindFormers' objects."""
 
     def train(self, config: Any, **kwargs: Any) -> None:
+        """Train in the folder `output_dir`, resuming from its newest checkpoint if it has one.
+
+        Raises ConfigError for a YAML that `sigma_config` refuses and for more than one process, DataError for unusable prepared
+        data, and CheckpointError if no checkpoint of a run to resume can be used."""
         self.sigma = sigma_config(config)
         if (processes := get_real_group_size()) > 1:
             raise ConfigError(
@@ -63,6 +63,7 @@ class PanGuSigmaTrainer(CausalLanguageModelingTrainer):
         return build_optim(self.config.optimizer, default_args=arguments)
 
     def create_model_wrapper(self, network: PanGuSigmaForCausalLM, optimizer: PanGuSigmaAdam) -> nn.Cell:
+        """Return the one-step cell, with the state of the run's newest checkpoint, if the run has one."""
         samples = open_samples(self.sigma, Path(self.sigma.data.path), "train", self.folder.tokenizer.size)
         batches = BatchLoader(self.folder.config, samples, self.folder.tokenizer, self.folder.table)
         parts = {"network": network, "optimizer": optimizer, "config": self.sigma, "batches": batches}

@@ -137,8 +137,8 @@ def _callbacks_by_type(yaml: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, value): a key of KEYS or FIXED with everything below it, or else each scalar. An item of a list has its index as
-    key."""
+    """Yield (path, value) of each key of KEYS or FIXED, with everything below it, and of each other scalar. An item of a list has
+    its index as key."""
     if path in KEYS or path in FIXED:
         yield path, _plain(node)
     elif isinstance(node, dict | list):
@@ -149,7 +149,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(node: Any) -> Any:
-    """Return a copy in plain dicts and lists: MindFormers' own kind of dict seems to have every attribute."""
+    """Return a copy in plain dicts and lists: MindFormers' own kind of dict returns a value for every attribute, which misleads."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     return [_plain(item) for item in node] if isinstance(node, list) else node

@@ -13,39 +13,36 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def ffn_shapes(hidden: int, width: int) -> Shapes:
-    """Return the tensors of an FFN with `width` inner units. Both matrices are [width, hidden]."""
+    """Return the shapes of the tensors of an FFN with `width` inner units. Both matrices are [width, hidden]."""
     return {"w1": (width, hidden), "b1": (width,), "w2": (width, hidden), "b2": (hidden,)}
 
 
 def expert_shapes(model: ModelConfig, segment: int) -> Shapes:
-    """Return the tensors of an expert of a segment, by its number in the layer. Only segment 0 has b2: it is the output bias of
-    the layer, to which the results of all segments are added."""
+    """Return the shapes of one expert's tensors. segment: number of the expert's segment in its layer (a layer's FFN is the sum of
+    its segments). Only segment 0 has b2, which is the output bias of the whole layer."""
     shapes = ffn_shapes(model.hidden, model.segment_ffn)
     return shapes if segment == 0 else {name: shape for name, shape in shapes.items() if name != "b2"}
 
 
 def table_shapes(hidden: int, seq_length: int, rows: int) -> Shapes:
-    """Return the tables: words, of `rows` rows, positions, and the positions of the query layer."""
-    return {
-        "embedding": (rows, hidden),
-        "positions": (seq_length, hidden),
-        "query_positions": (seq_length, hidden),
-    }
+    """Return the shapes of the embedding tables: words, with `rows` rows, positions, and positions of the query layer."""
+    return {"embedding": (rows, hidden), "positions": (seq_length, hidden), "query_positions": (seq_length, hidden)}
 
 
 def norm_shapes(name: str, hidden: int) -> Shapes:
-    """Return the tensors of a LayerNorm with this name."""
+    """Return the shapes of the tensors of a LayerNorm with this name."""
     return {f"{name}.gain": (hidden,), f"{name}.bias": (hidden,)}
 
 
 def layer_shapes(layer: int, hidden: int, width: int | None) -> Shapes:
-    """Return the tensors of a layer. width: inner units of its FFN; None: an RRE layer, whose FFN is in its experts."""
-    at, shapes = f"layers.{layer}", norm_shapes(f"layers.{layer}.attention_norm", hidden)
+    """Return the shapes of a layer's tensors. layer: its number. width: inner units of its FFN; None: an RRE layer, whose FFN
+    consists of experts, which `stored_shapes` has."""
+    path, shapes = f"layers.{layer}", norm_shapes(f"layers.{layer}.attention_norm", hidden)
     for name in ("query", "key", "value", "output"):
-        shapes |= {f"{at}.attention.{name}.weight": (hidden, hidden), f"{at}.attention.{name}.bias": (hidden,)}
-    shapes |= norm_shapes(f"{at}.ffn_norm", hidden)
-    inner = {} if width is None else ffn_shapes(hidden, width)
-    return shapes | {f"{at}.ffn.{name}": shape for name, shape in inner.items()}
+        shapes |= {f"{path}.attention.{name}.weight": (hidden, hidden), f"{path}.attention.{name}.bias": (hidden,)}
+    shapes |= norm_shapes(f"{path}.ffn_norm", hidden)
+    dense_ffn = {} if width is None else ffn_shapes(hidden, width)
+    return shapes | {f"{path}.ffn.{name}": shape for name, shape in dense_ffn.items()}
 
 
 ROW_ARRAYS = ("weight", "moment", "variance", "step")
@@ -60,7 +57,7 @@ def row_scale_shapes(layers: int) -> Shapes:
 
 
 def dense_shapes(config: Config) -> Shapes:
-    """Return the weights that are no experts': tables, layers from the bottom up, and the last LayerNorm."""
+    """Return the shapes of all weights but the experts': tables, layers from the bottom up, the last LayerNorm, scales of rows."""
     m = config.model
     shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
     for layer in range(m.layers):
@@ -70,9 +67,10 @@ def dense_shapes(config: Config) -> Shapes:
 
 
 def stored_shapes(config: Config) -> Shapes:
-    """Return the weights of all stored experts, [experts, …], segment by segment over all RRE layers."""
+    """Return the shapes of the weights of all stored experts, [experts, …], by "experts.N.TENSOR", where N counts the segments of
+    all RRE layers from the bottom up."""
     shapes: Shapes = {}
     for n, kind in enumerate(config.model.routed):
-        of_expert = expert_shapes(config.model, config.model.in_layer(n).number)
-        shapes |= {f"experts.{n}.{name}": (config.stored_experts(kind), *shape) for name, shape in of_expert.items()}
+        shapes_of_one = expert_shapes(config.model, config.model.in_layer(n).number)
+        shapes |= {f"experts.{n}.{name}": (config.stored_experts(kind), *s) for name, s in shapes_of_one.items()}
     return shapes

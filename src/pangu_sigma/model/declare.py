@@ -33,6 +33,7 @@ def make_parameter(name: str, shape: tuple[int, ...], init: Initializer, *, deca
 
 def wrap_array(name: str, array: np.ndarray, *, decay: bool) -> Parameter:
     """Create a parameter that shares memory with `array`: a write to either shows in the other. decay: as in `make_parameter`."""
+    # Parameter() would copy the array, set_data does not; slice_shape permits a shape other than the placeholder's
     parameter = Parameter(Tensor(np.zeros(1, array.dtype)), name=name)
     parameter.set_data(Tensor.from_numpy(array), slice_shape=True)
     parameter.weight_decays = decay
@@ -57,8 +58,8 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def as_input(value: Any) -> Any:
-    """Copy an array, or a tuple of arrays or tensors, to an input of a graph. A tuple becomes mutable: MindSpore takes others for
-    constants of the graph, and compiles it again for each new one."""
+    """Copy an array, or a tuple of arrays or tensors, to an input of a graph. A tuple becomes `mutable`: MindSpore takes any other
+    tuple for a constant, and compiles the graph again for each new tuple."""
     if isinstance(value, tuple):
         return mutable(tuple(map(as_input, value))) if value else ()
     return value if isinstance(value, Tensor) else as_tensor(value)

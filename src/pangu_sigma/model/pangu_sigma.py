@@ -61,8 +61,7 @@ class Linear(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Causal multi-head attention, shared by all domains. construct(query_TH, x_TH, hidden_from_B1SS, draws_B4) -> [T, H]
-    Queries are made of query_TH, keys and values of x_TH. hidden_from: mask to add to the scores. draws: of `CounterDropout`."""
+    """Causal multi-head attention, shared by all domains."""
 
     def __init__(self, config: ModelConfig, dtype: ms.Type, layer: int):
         super().__init__()
@@ -83,16 +82,18 @@ class Attention(nn.Cell):
         self.drop_output = Dropout(config.dropout, dropout_site(layer, 1))
         self.dtype = dtype
 
-    def construct(self, query_TH, x_TH, hidden_from_B1SS, draws_B4):
-        batch, _, length, _ = F.shape(hidden_from_B1SS)
+    def construct(self, query_TH, x_TH, mask_B1SS, draws_B4):
+        """Return the attention output [T, H]. Queries are made of query_TH, keys and values of x_TH. mask: added to the scores.
+        draws: of `CounterDropout`."""
+        batch, _, length, _ = F.shape(mask_B1SS)
         q = self._split(self.query(query_TH), batch, length)
         k = self._split(self.key(x_TH), batch, length)
         v = self._split(self.value(x_TH), batch, length)
-        return self._mixed(q, k, v, hidden_from_B1SS, draws_B4, F.shape(x_TH))
+        return self._mixed(q, k, v, mask_B1SS, draws_B4, F.shape(x_TH))
 
-    def _mixed(self, q, k, v, hidden_from_B1SS, draws_B4, shape_TH):
-        """Return the attention output [T, H] for queries [B, n, S, d]; keys and values may belong to other positions."""
-        scores_BnSS = self.mask(F.cast(self.scores(self.multiply(q, self.scale), k), ms.float32), hidden_from_B1SS)
+    def _mixed(self, q, k, v, mask_B1SS, draws_B4, shape_TH):
+        """Return the attention output [T, H], shape_TH, for queries [B, n, S, d]; keys and values may be of other positions."""
+        scores_BnSS = self.mask(F.cast(self.scores(self.multiply(q, self.scale), k), ms.float32), mask_B1SS)
         weights_BnSS = self.drop_weights(F.cast(self.softmax(scores_BnSS), self.dtype), draws_B4)
         mixed_BSnd = self.join_heads(self.weigh(weights_BnSS, v), (0, 2, 1, 3))
         return self.drop_output(self.output(F.reshape(mixed_BSnd, shape_TH)), draws_B4)
@@ -102,13 +103,12 @@ class Attention(nn.Cell):
 
 
 class DenseFFN(nn.Cell):
-    """FFN of a dense layer with its weights; all tokens share it. construct returns residual_TH + FFN(x_TH).
-
-    Its tensors have no axis for experts: optimizer parallelism divides the first axis of a parameter, which would be 1.
-    """
+    """FFN of a dense layer with its weights; all tokens share it. construct returns residual_TH + FFN(x_TH)."""
 
     def __init__(self, config: ModelConfig, ffn: nn.Cell, layer: int):
+        """ffn: cell that computes the FFN from weights that are its arguments. layer: number of the layer."""
         super().__init__()
+        # without an axis for experts, which would be 1: optimizer parallelism divides the first axis of a parameter
         for name, shape, init, decay in ffn_tensors(config):
             setattr(self, name, make_parameter(name, shape, init, decay=decay))
         self.ffn = ffn
@@ -120,37 +120,39 @@ class DenseFFN(nn.Cell):
 
 
 class ExpertFFN(nn.Cell):
-    """A segment of an RRE layer, which in the paper is the layer's whole FFN: construct sends each row of x_TH to its token's
-    expert, and returns sum_TH + the result, unweighted (there is no gate). order, inverse, offsets: the routing plan, as `Experts`
-    takes it. w1 … b2: weights of the active experts; only the first segment of a layer has b2, the output bias of the layer."""
+    """A segment of an RRE layer, which in the paper is the layer's whole FFN."""
 
     def __init__(self, cells: Experts):
         super().__init__()
         self.dispatch, self.experts, self.combine = cells
 
     def construct(self, sum_TH, x_TH, order, inverse_T, offsets_A1, w1_AFH, b1_AF, w2_AFH, b2_AH=None):
+        """Send each row of x_TH to its token's expert, and return sum_TH + the result, unweighted (there is no gate). order,
+        inverse, offsets: the routing plan, as `Experts` takes it. w1 … b2: weights of the active experts; only the first segment of
+        a layer has b2, the output bias of the layer."""
         rows = self.dispatch(x_TH, order, inverse_T)
         rows = self.experts(rows, w1_AFH, b1_AF, w2_AFH, b2_AH, offsets_A1)
         return self.combine(rows, inverse_T, order, sum_TH)
 
 
 class RoutedFFN(nn.Cell):
-    """FFN of an RRE layer, the sum of its segments: construct returns residual_TH + the sum. segments: for each segment the
-    arguments of `ExpertFFN` after x_TH."""
+    """FFN of an RRE layer: the sum of its segments."""
 
     def __init__(self, config: ModelConfig, segments: list[Experts], layer: int):
-        """segments: the cells of each segment."""
+        """segments: the cells of each segment. layer: number of the layer."""
         super().__init__()
         self.segments = nn.CellList([ExpertFFN(cells) for cells in segments])
         self.drop = Dropout(config.dropout, dropout_site(layer, 2))
         self.drops = config.dropout > 0
 
     def construct(self, residual_TH, x_TH, draws_B4, *segments):
+        """Return residual_TH + the FFN of x_TH. segments: for each segment the arguments of `ExpertFFN` after x_TH."""
         drops = self.drops and self.training
-        sum_TH = F.zeros_like(residual_TH) if drops else residual_TH  # dropped by token, not by row
+        # dropout is of the FFN's output alone, in the order of tokens: then the residual is added last instead of first
+        sum_TH = F.zeros_like(residual_TH) if drops else residual_TH
         for s in range(len(self.segments)):
             sum_TH = self.segments[s](sum_TH, x_TH, *segments[s])
-        if drops:  # on the CPU only, so without a strategy
+        if drops:  # on the CPU only, so this addition needs no strategy of auto-parallel
             return residual_TH + self.drop(sum_TH, draws_B4)
         return sum_TH
 
@@ -189,18 +191,17 @@ class Layer(nn.Cell):
         if config.rows:
             self.row_scale = make_parameter("row_scale", (1,), Constant(FIRST_ROW_SCALE), decay=False)
 
-    def construct(self, x_TH, e_TH, query_TH, hidden_from_B1SS, draws_B4, *segments):
-        """Return the layer's output [T, H]. e_TH: the rows of each token, or (). query_TH: position rows in the query layer; None
-        in others, whose query is x_TH.
+    def construct(self, x_TH, e_TH, query_TH, mask_B1SS, draws_B4, *segments):
+        """Return the layer's output [T, H]. e_TH: the rows (`model.rows`) of each token, or (). query_TH: rows of the position
+        table in the query layer; None in other layers, whose queries are made of the normed x_TH.
 
-        hidden_from, draws: as `AttentionMask` returns and `CounterDropout` takes. segments: as in `RoutedFFN`;
-        none in a dense layer.
+        mask, draws: as `AttentionMask` returns and `CounterDropout` takes. segments: as in `RoutedFFN`; none in a dense layer.
         """
         if self.add_rows is not None:
             x_TH = self.add_rows(x_TH, e_TH, self.row_scale)
-        normed = F.cast(self.attention_norm(x_TH), self.dtype)
-        asked_TH = normed if query_TH is None else query_TH
-        x_TH = self.add(x_TH, self.attention(asked_TH, normed, hidden_from_B1SS, draws_B4))
+        normed_TH = F.cast(self.attention_norm(x_TH), self.dtype)
+        query_input_TH = normed_TH if query_TH is None else query_TH
+        x_TH = self.add(x_TH, self.attention(query_input_TH, normed_TH, mask_B1SS, draws_B4))
         return self.ffn(x_TH, F.cast(self.ffn_norm(x_TH), self.dtype), draws_B4, *segments)
 
 
@@ -229,8 +230,7 @@ class QueryEmbedding(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Output head, tied to the word table: construct(words, hidden_TH, slots_M) -> logits [M, T/M, R] of each block over the rows
-    of its slot. words: the word table. slots_M: number of each block's slot."""
+    """Output head, tied to the word table."""
 
     def __init__(self, slots: int, dtype: ms.Type):
         super().__init__()
@@ -240,6 +240,8 @@ class Head(nn.Cell):
         self.dtype = dtype
 
     def construct(self, words, hidden_TH, slots_M):
+        """Return the logits [M, T/M, R] of each block over the R rows of its slot. words: word table of all slots, [slots·R, H].
+        slots_M: number of each block's slot."""
         hidden = F.shape(hidden_TH)[-1]
         table = F.reshape(F.cast(words, self.dtype), (self.slots, -1, hidden))
         table_MRH = self.pick_slots(table, slots_M, 0)
@@ -282,7 +284,7 @@ class PanGuSigma(nn.Cell):
         self.head = head(slots, dtype)
         self.hidden_from = AttentionMask()
         rre = [tuple(config.segments_of(layer)) for layer in range(config.rre_layers)]
-        self.segments = (*[()] * config.dense_layers, *rre)  # of each layer, by their numbers
+        self.segments = (*[()] * config.dense_layers, *rre)  # numbers of each layer's segments
         self.last, self.has_rows = config.layers - 1, bool(config.rows)
         self.dtype = dtype
 
@@ -297,24 +299,24 @@ class PanGuSigma(nn.Cell):
         """
         positions_T = F.reshape(positions_BS, (-1,))
         x_TH = self.embed(self.embedding, self.positions, F.reshape(rows_BS, (-1,)), positions_T)
-        # Not in the cell of the embedding: with an argument that it does not use, MindSpore loses its pipeline stage.
+        # Dropout is outside of the embedding's cell: MindSpore loses the pipeline stage of a cell with an unused argument.
         x_TH = x_TH if self.drop is None else self.drop(x_TH, draws_B4)
         x_TH = F.cast(x_TH, self.dtype)
-        unseen = self.hidden_from(documents_BS)
-        return self.through_layers(x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, e_TH, experts)
+        mask = self.hidden_from(documents_BS)
+        return self.through_layers(x_TH, positions_T, mask, draws_B4, order, inverse_T, offsets_A1, e_TH, experts)
 
-    def through_layers(self, x_TH, positions_T, unseen, draws_B4, order, inverse_T, offsets_A1, e_TH, experts):
-        """Return the hidden states [T, H] for embedded tokens x_TH. unseen: mask for attention. Others: as in `construct`."""
+    def through_layers(self, x_TH, positions_T, mask, draws_B4, order, inverse_T, offsets_A1, e_TH, experts):
+        """Return the hidden states [T, H] after all layers. x: embedded tokens. mask: of attention. Others: as in `construct`."""
         e_TH = F.cast(e_TH, self.dtype) if self.has_rows else e_TH
         for i in range(self.last + 1):
             query_TH = None
-            if i == self.last:
+            if i == self.last:  # the query layer, with the final LayerNorm in front
                 x_TH = F.cast(self.norm(x_TH), self.dtype)
                 query_TH = F.cast(self.ask(self.query_positions, positions_T), self.dtype)
             segments: tuple = ()
             for n in self.segments[i]:
                 segments += ((order[n], inverse_T[n], None if offsets_A1 is None else offsets_A1[n], *experts[n]),)
-            x_TH = self.layers[i](x_TH, e_TH, query_TH, unseen, draws_B4, *segments)
+            x_TH = self.layers[i](x_TH, e_TH, query_TH, mask, draws_B4, *segments)
         return x_TH
 
     def logits(self, hidden_TH, slots_M):
@@ -323,11 +325,7 @@ class PanGuSigma(nn.Cell):
 
 
 class NextTokenLoss(nn.Cell):
-    """Weighted cross-entropy of the next token over the rows of each block's slot, in float32. construct runs the network, and
-    returns the sum of weight · negative log-likelihood over the tokens of each block [M], or of each sequence [B].
-    slots: slot of each block. labels: next tokens, as rows of the block's slot. weights: the loss mask divided by its sum over the
-    whole update, so that micro-batches add up. Other inputs: as in `PanGuSigma.construct`.
-    """
+    """Weighted cross-entropy of the next token over the rows of each block's slot, in float32."""
 
     def __init__(self, network: PanGuSigma, by_sequence: bool = False):
         """by_sequence: True for a sum per sequence, False for a sum per block."""
@@ -353,6 +351,11 @@ class NextTokenLoss(nn.Cell):
         e_TH,
         experts,
     ):
+        """Return the sum of weight · negative log-likelihood over the tokens of each block [M], or, `by_sequence`, sequence [B].
+
+        slots: slot of each block. labels: next tokens, as rows of the block's slot. weights: the loss mask divided by its sum over
+        the whole update, so that micro-batches add up. The other arguments are as in `PanGuSigma.construct`.
+        """
         hidden_TH = self.network(
             rows_BS, positions_BS, documents_BS, draws_B4, order, inverse_T, offsets_A1, e_TH, experts
         )
@@ -388,8 +391,7 @@ class Dropout(nn.Cell):
 
 
 class AttentionMask(nn.Cell):
-    """Additive attention mask, causal and within documents. construct(documents_BS) -> float32 [B, 1, S, S]: 0 where query i may
-    see key j (same document, j ≤ i), MASKED elsewhere."""
+    """Additive attention mask, causal and within documents."""
 
     def __init__(self):
         super().__init__()
@@ -397,11 +399,13 @@ class AttentionMask(nn.Cell):
         self.differ, self.either, self.multiply = ops.NotEqual(), ops.LogicalOr(), ops.Mul()
 
     def construct(self, documents_BS):
-        number_S = ops.arange(F.shape(documents_BS)[1])
-        later_1SS = F.reshape(number_S, (1, 1, -1)) > F.reshape(number_S, (1, -1, 1))
-        other_BSS = self.differ(self.expand_queries(documents_BS, 1), self.expand_keys(documents_BS, 2))
-        unseen_BSS = F.cast(self.either(other_BSS, later_1SS), ms.float32)
-        return self.expand_heads(self.multiply(unseen_BSS, MASKED), 1)
+        """Return the mask, float32 [B, 1, S, S]: 0 where query i may see key j (same document, j ≤ i), MASKED elsewhere.
+        documents: number of each token's document."""
+        index_S = ops.arange(F.shape(documents_BS)[1])
+        is_later_1SS = F.reshape(index_S, (1, 1, -1)) > F.reshape(index_S, (1, -1, 1))
+        is_other_BSS = self.differ(self.expand_queries(documents_BS, 1), self.expand_keys(documents_BS, 2))
+        is_masked_BSS = F.cast(self.either(is_other_BSS, is_later_1SS), ms.float32)
+        return self.expand_heads(self.multiply(is_masked_BSS, MASKED), 1)
 
 
 def ffn_tensors(

@@ -42,11 +42,7 @@ def on_cpu() -> bool:
 
 
 class _LayerNorm(nn.Cell):
-    """LayerNorm from fast operators: y = n · gain + bias, where n = (x - mean) · r and r = 1 / √(variance + ε). Returns (y, n, r):
-    the gradient reads n and r.
-
-    dx = r · (g - mean(g) - n · mean(g · n)) with g = dy · gain. A third of the time of ops.LayerNorm, forward and backward.
-    """
+    """LayerNorm from fast operators, in a third of the time of ops.LayerNorm, forward and backward."""
 
     def __init__(self):
         super().__init__()
@@ -54,12 +50,15 @@ class _LayerNorm(nn.Cell):
         self.sum = ops.ReduceSum()
 
     def construct(self, x_TH, gain_H, bias_H):
+        """Return y = n · gain + bias, n = (x - mean) · r and r = 1 / √(variance + ε); the gradient reads n and r."""
         centred_TH = x_TH - self.mean(x_TH, -1)
         r_T1 = ops.rsqrt(self.mean(ops.square(centred_TH), -1) + EPSILON)
         n_TH = centred_TH * r_T1
         return n_TH * gain_H + bias_H, n_TH, r_T1
 
     def bprop(self, x_TH, gain_H, bias_H, out, dout):
+        """Return the gradients of x, gain and bias: dx = r · (g - mean(g) - n · mean(g · n)) with g = dy · gain. out, dout: results
+        of `construct` and their gradients, of which only dy, the gradient of y, is read."""
         _, n_TH, r_T1 = out
         dy_TH = dout[0]
         g_TH = dy_TH * gain_H
@@ -68,8 +67,7 @@ class _LayerNorm(nn.Cell):
 
 
 class _Softmax(nn.Cell):
-    """Softmax with its own gradient: dx = y · (dy - sum(y · dy)) over rows of two axes; half the time of the gradient of
-    ops.Softmax."""
+    """Softmax whose gradient takes half the time of the gradient of ops.Softmax."""
 
     def __init__(self):
         super().__init__()
@@ -80,6 +78,7 @@ class _Softmax(nn.Cell):
         return self.softmax(x)
 
     def bprop(self, x, y, dy):
+        """Return the gradient dx = y · (dy - sum(y · dy)), computed over two axes, all rows and the last axis of y."""
         shape = F.shape(y)
         y_TH, dy_TH = F.reshape(y, (-1, shape[-1])), F.reshape(dy, (-1, shape[-1]))
         return (F.reshape(y_TH * (dy_TH - self.sum(y_TH * dy_TH, -1)), shape),)

@@ -18,9 +18,7 @@ APPLY = HYPER.index("apply")
 
 class DenseAdam(nn.Cell):
     """Adam of the dense parameters, by `AdamRows`, which takes each of them as a store of one row that is always active.
-
-    learned: parameters whose gradients `update(grads, hyper)` takes, in this order; others and their state keep their bits.
-    """
+    learned: parameters whose gradients `update(grads, hyper)` takes, in this order; others and their state keep their bits."""
 
     def __init__(self, config: Config, parameters: list[Parameter]):
         super().__init__()
@@ -60,22 +58,25 @@ class SlotAdam(DenseAdam):
     def __init__(self, config: Config, parameters: list[Parameter], table: Parameter, slots: list[int]):
         """table: the word table, one of the parameters. slots: numbers of the slots that learn, ascending."""
         super().__init__(config, parameters)
-        number = next(i for i, parameter in enumerate(parameters) if parameter is table)
+        index = next(i for i, parameter in enumerate(parameters) if parameter is table)
         self.learned = [table]
         self.table, self.moment, self.variance = (
-            ParameterTuple([arrays[number]]) for arrays in (self.weights, self.moments, self.variances)
+            ParameterTuple([arrays[index]]) for arrays in (self.weights, self.moments, self.variances)
         )
-        self.table_decay = Tensor(self.decay.asnumpy()[number : number + 1])
+        self.table_decay = Tensor(self.decay.asnumpy()[index : index + 1])
         rows = (np.array(slots)[:, None] * config.model.slot_rows + np.arange(config.model.slot_rows)).ravel()
         self.rows, self.offsets = (Tensor(values.astype(np.int32)) for values in (rows, np.arange(len(rows) + 1)))
         self.zeros = Tensor(np.zeros(table.shape[0], np.int32))
         self.pick = ops.Gather()
 
     def update(self, grads, hyper):
-        steps = self.step + self.zeros  # the operator counts in it, a step for each row; the checkpoint has one for all
-        rows = self.pick(grads[0], self.rows, 0)
+        """Update the rows of the slots in place, and return the new step count. grads: a tuple of the gradient of the whole word
+        table. hyper: as `Hyper` returns."""
+        # the operator counts steps by row, in a copy; the parameter, which checkpoints save, is one count for all rows
+        steps = self.step + self.zeros
+        row_grads = self.pick(grads[0], self.rows, 0)
         updated = self.adam(
-            *(self.table, self.moment, self.variance, (rows,)),
+            *(self.table, self.moment, self.variance, (row_grads,)),
             *(steps, self.rows, self.offsets, hyper, self.table_decay),
         )
         applied = ops.cast(ops.reshape(hyper[APPLY], (1,)), ms.int32)

@@ -59,15 +59,14 @@ class LossScale(nn.Cell):
     def update(self, finite, learns=1.0):
         """Update the scale after a step, and return the new one.
 
-        finite: 1.0 if the gradients were finite, else 0.0. learns: 0.0 if the step was run for
-        its losses alone, so that the scale stays."""
+        finite: 1.0 if the gradients were finite, else 0.0. learns: 0.0 if the step ran for its losses alone: the scale stays."""
         finite = 1.0 - learns * (1.0 - finite)
         good = (self.good_steps + ops.cast(learns, ms.int32)) * ops.cast(finite, ms.int32)
         grow = ops.cast(good >= self.window, ms.float32)
         factor = finite * (1.0 + grow) + (1.0 - finite) * 0.5
         scale = ops.maximum(self.value * factor, Tensor(1.0, ms.float32))
-        counted = ops.assign(self.good_steps, good * ops.cast(1.0 - grow, ms.int32))
-        return ops.depend(scale, (ops.assign(self.value, scale), counted))
+        new_count = ops.assign(self.good_steps, good * ops.cast(1.0 - grow, ms.int32))
+        return ops.depend(scale, (ops.assign(self.value, scale), new_count))
 
 
 SMALLEST_NORM = 1e-12

@@ -39,14 +39,12 @@ class Experts(NamedTuple):
 
 
 def grouped_experts(activation: Activation, kind: Segment = "own") -> Experts:
-    """Return the cells of a segment in the grouped layout (rows sorted by expert, no padding), for training; the same for every
-    kind."""
+    """Return the cells of a segment in the grouped layout: rows sorted by expert, no padding. For training. kind: not read."""
     return Experts(ExpertDispatch(), GroupedFFN(activation), ExpertCombine())
 
 
 def padded_experts(activation: Activation, kind: Segment = "own") -> Experts:
-    """Return the cells of a segment in the padded layout (equally many rows, C, for each expert), for exported graphs; the same for
-    every kind."""
+    """Return the cells of a segment in the padded layout: C rows for each expert. For exported graphs. kind: not read."""
     return Experts(_PaddedDispatch(), PaddedFFN(activation), _PaddedCombine())
 
 
@@ -67,14 +65,13 @@ class ActivatedFFN(nn.Cell):
 
     def activated(self, x):
         """Apply the activation to each element of x."""
-        if self.activation == "erf":
+        if self.activation == "erf":  # x · Φ(x) = x/2 · erfc(-x/√2)
             return self.gate(self.halve(x, 0.5), self.activate(self.scale(x, -math.sqrt(0.5))))
         return self.activate(x)
 
 
 class PaddedFFN(ActivatedFFN):
-    """Expert FFN of standard operators on rows [A, C, H]: C rows for each expert, padding included. It does not read the offsets,
-    which may be None.
+    """Expert FFN of standard operators on rows [A, C, H]: C rows for each expert, padding included. It does not read the offsets.
 
     The biases have an axis for the rows, [A, 1, F] and [A, 1, H]: a reshape in here would need a strategy of its own under
     auto-parallel.

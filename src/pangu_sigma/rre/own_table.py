@@ -18,7 +18,7 @@ Router = Callable[[str, int, str, int], int] | np.ndarray
 
 
 def own_table(router: Router, config: Config, texts_V: Sequence[str]) -> RoutingTable:
-    """Make routing tables of a router. texts_V: the text of each token id.
+    """Make routing tables from a router, an array or a function. texts_V: the text of each token id.
 
     Experts are numbered from 0: in an own segment the experts of the domain, in a common segment all experts, and there a function
     is asked once for all domains, with the domain "". No token is spread over several experts. Raises ConfigError for an array of
@@ -28,13 +28,13 @@ def own_table(router: Router, config: Config, texts_V: Sequence[str]) -> Routing
     shape = len(model.routed), len(names), len(texts_V)
     experts_NDV = _experts_from_router(router, config, texts_V) if callable(router) else _broadcast(router, shape)
     common_N = np.array([model.common_experts if kind == "common" else 0 for kind in model.routed], np.int16)
-    most_N11 = np.where(common_N > 0, common_N, model.experts_per_domain)[:, None, None]
-    wrong = (experts_NDV < 0) | (experts_NDV >= most_N11)
-    if wrong.any():
-        n, d, v = np.argwhere(wrong)[0].tolist()
+    count_N11 = np.where(common_N > 0, common_N, model.experts_per_domain)[:, None, None]
+    is_invalid_NDV = (experts_NDV < 0) | (experts_NDV >= count_N11)
+    if is_invalid_NDV.any():
+        n, d, v = np.argwhere(is_invalid_NDV)[0].tolist()
         raise ConfigError(
             f"router: expert {experts_NDV[n, d, v]} of token {v} ({texts_V[v]!r}) in domain {names[d]}, segment {n}, does not "
-            f"exist; this configuration has the experts 0 … {most_N11[n, 0, 0] - 1} there"
+            f"exist; this configuration has the experts 0 … {count_N11[n, 0, 0] - 1} there"
         )
     if (experts_NDV[common_N > 0] != experts_NDV[common_N > 0][:, :1]).any():
         raise ConfigError(
@@ -48,10 +48,11 @@ def own_table(router: Router, config: Config, texts_V: Sequence[str]) -> Routing
 
 
 def _broadcast(router: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return an array router in int64 with this shape. Raises ConfigError if it is not of integers, or cannot be broadcast."""
     array = np.asarray(router)
     try:
         if array.dtype.kind not in "iu":
-            raise ValueError
+            raise ValueError  # as broadcast_to does for a shape that does not fit
         return np.broadcast_to(array, shape).astype(np.int64)
     except ValueError:
         raise ConfigError(

@@ -82,46 +82,49 @@ class Planner:
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> list[RoutingPlan]:
         """Return the plan of each segment. experts_NGBS: the expert of each token of the whole batch, in G micro-batches. taker_B:
-        not read, as this process trains on all sequences."""
+        data-parallel rank of each sequence, which only planners of several ranks read."""
         return [plan_segment(s, experts, experts) for s, experts in zip(self.routed, experts_NGBS, strict=True)]
 
 
 def plan_segment(segment: RoutedSegment, experts_GBS: np.ndarray, counted: np.ndarray) -> RoutingPlan:
-    """Return the plan of a segment for tokens of these experts. counted: experts of all tokens that make an expert active."""
+    """Return the plan of a segment. experts_GBS: expert of each token that this rank computes. counted: expert of each token, on
+    any rank, for which this rank updates its copy of the expert; in one process the same array."""
     rows = segment.row_of[counted]
     active_A, used_A1 = active_list(segment, rows[rows >= 0])
     rows_GT = segment.row_of[experts_GBS].reshape(len(experts_GBS), -1)
-    of_batches = zip(*(_sort_by_expert(rows_T, active_A) for rows_T in rows_GT), strict=True)
-    return RoutingPlan(active_A, used_A1, *(np.stack(arrays).astype(np.int32) for arrays in of_batches))
+    order_G, inverse_G, offsets_G = zip(*(_sort_by_expert(rows_T, active_A) for rows_T in rows_GT), strict=True)
+    stacked = (np.stack(arrays).astype(np.int32) for arrays in (order_G, inverse_G, offsets_G))
+    return RoutingPlan(active_A, used_A1, *stacked)
 
 
 def active_list(segment: RoutedSegment, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return active_A and used_A1 of a plan. rows: row of the store for each token that makes an expert active.
+    """Return active_A and used_A1 of a `RoutingPlan`. rows: row of the store for each token that makes an expert active.
 
     Raises ConfigError if the batch activates more experts than the list has entries.
     """
     stored, entries = segment.stored, segment.entries
-    used = np.arange(stored) if entries == stored else np.unique(rows)
-    if len(used) > entries:
+    # with an entry for each stored expert the list is always the same, whichever have tokens
+    active_rows = np.arange(stored) if entries == stored else np.unique(rows)
+    if len(active_rows) > entries:
         raise ConfigError(
-            f"the batch activates {len(used)} experts of a layer, but the active list has {entries} entries; "
+            f"the batch activates {len(active_rows)} experts of a layer, but the active list has {entries} entries; "
             "raise data.domains_per_step, or put fewer domains in a batch"
         )
-    active_A = np.full(entries, stored, np.int32)  # always as long: a graph is compiled for fixed shapes
-    active_A[: len(used)] = used
+    active_A = np.full(entries, stored, np.int32)  # one length for all batches: a graph is compiled for fixed shapes
+    active_A[: len(active_rows)] = active_rows
     return active_A, _offsets(rows, active_A).astype(np.int32)
 
 
 def _sort_by_expert(rows_T: np.ndarray, active_A: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return order, inverse and offsets of one micro-batch. rows: row of each token's expert in the store, -1 for none."""
+    """Return order [T], inverse [T] and offsets [A + 1] of one micro-batch. rows: store's row of each token's expert, or -1."""
     count = np.count_nonzero(rows_T >= 0)
-    sorted_T = np.argsort(rows_T, kind="stable")[len(rows_T) - count :]  # tokens of no expert, at -1, come first
-    order, inverse = np.full((2, len(rows_T)), -1)
-    order[:count], inverse[sorted_T] = sorted_T, np.arange(count)
-    return order, inverse, _offsets(rows_T[sorted_T], active_A)
+    sorted_tokens = np.argsort(rows_T, kind="stable")[len(rows_T) - count :]  # tokens of no expert, at -1, come first
+    order_T, inverse_T = np.full((2, len(rows_T)), -1)
+    order_T[:count], inverse_T[sorted_tokens] = sorted_tokens, np.arange(count)
+    return order_T, inverse_T, _offsets(rows_T[sorted_tokens], active_A)
 
 
 def _offsets(rows: np.ndarray, active_A: np.ndarray) -> np.ndarray:
-    """Return where the tokens of each entry begin when they are sorted, and the end: [A + 1]."""
+    """Return the first sorted row of each entry's tokens, and the end, [A + 1]. rows: row of each token's expert, in any order."""
     counts_K = np.bincount(rows, minlength=active_A.max() + 1)  # 0 for unused entries: no token is routed there
     return np.concatenate([[0], np.cumsum(counts_K[active_A])])

@@ -27,7 +27,7 @@ def draw_row_tables(entries: Sequence[RowsConfig], vocabulary: int, seed: int) -
     row_EV = np.empty((len(entries), vocabulary), np.int32)
     before_EV1 = np.zeros((len(entries), vocabulary + 1), np.int32)
     for e, entry in enumerate(entries):
-        rng = np.random.default_rng([seed, e, len("rows")])  # experts' tables are drawn from one number, or from two
+        rng = np.random.default_rng([seed, e, len("rows")])  # experts' tables: one number, or two
         if entry.order == 1:
             row_EV[e, rng.permutation(vocabulary)] = np.arange(vocabulary) % entry.rows
         else:
@@ -51,8 +51,8 @@ def extended_row_tables(
         # "no token before" is B's last column, whatever the vocabulary
         old_id_V1 = np.append(old_id_V, old[0].shape[1])
         for tables, old_tables, old_ids in ((row_EV, old[0], old_id_V), (before_EV1, old[1], old_id_V1)):
-            has_old = old_ids >= 0
-            tables[:, has_old] = old_tables[:, old_ids[has_old]]
+            is_old = old_ids >= 0
+            tables[:, is_old] = old_tables[:, old_ids[is_old]]
     return row_EV, before_EV1
 
 
@@ -65,16 +65,17 @@ def row_keys(
     positions: np.ndarray,
     before: np.ndarray | int = -1,
 ) -> np.ndarray:
-    """Return the row of every token in every entry, int64 [E, …, S].
+    """Return the row of every token in every entry, int64 [E, …, S]: (A[x_t] + B[x_{t−1}]) mod R, and in an own entry domain · R
+    more. (In an entry of order 1, B is 0.)
 
-    ids, domains, positions: int arrays of one shape [..., S], tokens that follow each other on the last axis. positions: of each
-    token in its document; at 0 there is no token before. before: the token before the first of each sequence, [..., 1], where its
-    position is not 0. Of an entry of order 1, B is 0.
+    row_EV, before_EV1: tables A and B; B's last column means "no token before". ids, domains, positions: int arrays of one shape
+    [..., S], tokens that follow each other on the last axis. positions: of each token in its document; at 0 there is no token
+    before. before: the token before the first of each sequence, [..., 1], where its position is not 0.
     """
     previous = np.concatenate([np.broadcast_to(before, ids[..., :1].shape), ids[..., :-1]], axis=-1)
     previous = np.where(positions == 0, row_EV.shape[-1], previous)
     shape = (len(entries), *[1] * ids.ndim)
     rows = np.array([entry.rows for entry in entries], np.int32).reshape(shape)
-    of_domain = np.array([entry.rows * (entry.kind == "own") for entry in entries], np.int64).reshape(shape)
-    keys = row_EV[:, ids] + before_EV1[:, previous]  # below 2 R
-    return keys - rows * (keys >= rows) + domains * of_domain
+    domain_rows = np.array([entry.rows * (entry.kind == "own") for entry in entries], np.int64).reshape(shape)
+    keys = row_EV[:, ids] + before_EV1[:, previous]  # below 2 R, so the remainder is at most one subtraction
+    return keys - rows * (keys >= rows) + domains * domain_rows

@@ -1,7 +1,6 @@
 """Routing tables: level 2 of RRE, token id → expert of the domain's group, drawn once and never learned.
 
-Shape suffixes: N segments of all RRE layers (the layers themselves, if each has one), D domains, V vocabulary, E experts of one
-domain.
+Shape suffixes: N segments of all RRE layers (the layers, if each has one), D domains, V vocabulary, E experts of a domain.
 
 `random` is the paper's table (a shuffled round robin: every expert gets the same number of token *ids*). Real text is Zipf
 distributed, so equal numbers of ids are not equal load; `balanced` packs ids by their frequency instead, and spreads an id that
@@ -79,26 +78,26 @@ class RoutingTable:
         return np.ones(self.spread_DV.shape[-1], np.int16) if self.common_spread_V is None else self.common_spread_V
 
     def of_segment(self, n: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return the rows of first_NDV and of the spread for segment n, both [D, V], and how many experts share a domain's tokens
-        there: its own, or all common ones."""
+        """Return (first [D, V], spread [D, V], experts) of segment n. experts: number of experts that share a domain's tokens: the
+        domain's own, or all common ones."""
         if not self._common[n]:
             return self.first_NDV[n], self.spread_DV, self.experts
         return self.first_NDV[n], np.broadcast_to(self._spread_of_common, self.spread_DV.shape), int(self._common[n])
 
     def route(self, ids: np.ndarray, domains: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Return the expert of every token in every layer, numbered over the whole layer (0 … D·E − 1).
+        """Return the expert of every token in every segment, numbered over all domains (0 … D·E − 1) or all common experts.
 
         ids, domains, positions: int arrays of one shape [...]. Returns int32 [N, ...].
         """
         first = self.first_NDV[:, domains, ids]
         shift = positions % self.spread_DV[domains, ids]
         experts = (domains * self.experts + (first + shift) % self.experts).astype(np.int32)
-        for n in np.flatnonzero(self._common):
+        for n in np.flatnonzero(self._common):  # common experts have the same numbers for all domains
             experts[n] = (first[n] + positions % self._spread_of_common[ids]) % self._common[n]
         return experts
 
     def has_keys_of(self, entries: Sequence[RowsConfig]) -> bool:
-        """Return True if the tables of rows can be for these entries of `model.rows`: as many, with numbers below their rows."""
+        """Return True if the tables of rows fit these entries of `model.rows`: one for each entry, with values below its `rows`."""
         if self.row_EV is None or self.before_EV1 is None:
             return not entries
         largest_E = np.maximum(self.row_EV.max(axis=1, initial=0), self.before_EV1.max(axis=1, initial=0)).tolist()
@@ -134,9 +133,10 @@ def draw_tables(
     """Draw the routing tables of `layers` RRE layers, layer l with the seed routing.seed + l, and with (that seed, s) for its
     segment s above 0; or read them, if routing.table is a file.
 
-    frequencies_DV: token counts of the training text, which only routing.table=balanced needs. common: number of experts of a
-    common segment. rows: entries of `model.rows`, whose tables are drawn, too. Raises ConfigError if balanced tables have no
-    frequencies, and if a file's tables are of other sizes, DataError if they cannot be read.
+    domains, vocabulary: numbers of domains and token ids. experts, common: numbers of experts of a domain in an own segment, and of
+    all experts of a common segment. frequencies_DV: token counts of the training text, which only routing.table=balanced needs.
+    segments: kind of each segment of a layer. rows: entries of `model.rows`, whose tables are drawn, too. Raises ConfigError if
+    balanced tables have no frequencies, or a file's tables have other sizes, DataError if they cannot be read.
     """
     common_N = np.array([common if kind == "common" else 0 for kind in segments] * layers, np.int16) if common else None
     if routing.file:
@@ -145,7 +145,7 @@ def draw_tables(
         raise ConfigError(
             "routing.table=balanced needs token frequencies; run prepare-data, or use routing.table=random"
         )
-    counts_D: list[np.ndarray | None] = [None] * domains
+    counts_D: list[np.ndarray | None] = [None] * domains  # None: random tables
     counts_V = None
     if routing.table == "balanced" and frequencies_DV is not None:
         counts_D, counts_V = [*frequencies_DV], frequencies_DV.sum(axis=0)
@@ -156,10 +156,10 @@ def draw_tables(
         layer, segment = divmod(n, len(segments))
         rng = np.random.default_rng([routing.seed + layer, segment] if segment else routing.seed + layer)
         if kind == "common":
-            first_NDV[n] = _drawn(vocabulary, common, counts_V, common_spread_V, rng)
+            first_NDV[n] = _first_experts(vocabulary, common, counts_V, common_spread_V, rng)
             continue
         for domain, counts in enumerate(counts_D):
-            first_NDV[n, domain] = _drawn(vocabulary, experts, counts, spread_DV[domain], rng)
+            first_NDV[n, domain] = _first_experts(vocabulary, experts, counts, spread_DV[domain], rng)
     of_rows = draw_row_tables(rows, vocabulary, routing.seed) if rows else (None, None)
     of_common = (None, None) if common_N is None else (common_N, common_spread_V)
     return RoutingTable(first_NDV, spread_DV, experts, *of_common, *of_rows)
@@ -168,7 +168,8 @@ def draw_tables(
 def _read(
     file: Path, shape: tuple[int, int, int], experts: int, common_N: np.ndarray | None, rows: Sequence[RowsConfig]
 ) -> RoutingTable:
-    """Read tables of one's own, and check that they are for these sizes, [N, D, V]."""
+    """Read routing tables that a user made. shape: [N, D, V] of the run. experts, common_N: its experts of a domain, and of each
+    common segment. Raises ConfigError for tables of other sizes, DataError if they cannot be read."""
     table = RoutingTable.load(file, "write it with ps.write_routing, or name routing.npz of a run")
     sizes = {
         "segments, domains and token ids": (table.first_NDV.shape, shape),
@@ -200,17 +201,18 @@ def shares_of_experts(
     frequencies_DV: number of tokens of each id in the text of each domain; at least one above 0 in each domain."""
     shares_DE = np.zeros((len(frequencies_DV), experts))
     for shares_E, first_V, spread_V, counts_V in zip(shares_DE, first_DV, spread_DV, frequencies_DV, strict=True):
-        part_V = counts_V / counts_V.sum() / spread_V
+        share_V = counts_V / counts_V.sum() / spread_V  # that each expert of an id gets
         for offset in range(int(spread_V.max())):
-            is_wide_V = spread_V > offset
-            shares_E += np.bincount((first_V[is_wide_V] + offset) % experts, part_V[is_wide_V], minlength=experts)
+            is_spread_V = spread_V > offset
+            experts_of_ids = (first_V[is_spread_V] + offset) % experts
+            shares_E += np.bincount(experts_of_ids, share_V[is_spread_V], minlength=experts)
     return shares_DE
 
 
-def _drawn(
+def _first_experts(
     vocabulary: int, experts: int, counts_V: np.ndarray | None, spread_V: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the expert of each id: dealt out at random, or packed by the counts of the ids."""
+    """Return the first expert of each id, int16 [V]: packed by counts, or without counts dealt out at random, equally many each."""
     if counts_V is not None:
         return _pack(counts_V, spread_V, experts, rng)
     first_V = np.empty(vocabulary, np.int16)
@@ -219,8 +221,8 @@ def _drawn(
 
 
 def _spread(counts_V: np.ndarray | None, vocabulary: int, experts: int) -> np.ndarray:
-    """Return the number of experts that share each id, such that no id gives an expert more than half a fair share; 1 without
-    counts, or without experts."""
+    """Return the number of experts that share each id, int16 [V], such that no id gives an expert more than half of an even share
+    of all tokens; 1 without counts, or without experts."""
     if counts_V is None or not experts:
         return np.ones(vocabulary, np.int16)
     fair_share = max(counts_V.sum() / experts, 1.0)
@@ -235,22 +237,22 @@ def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.rand
     together. Ids that never occurred have no load to balance and are dealt out in turn.
     """
     order = np.argsort(-counts_V * rng.uniform(1.0, 2.0, len(counts_V)), kind="stable")
-    order, unseen = np.split(order, [np.count_nonzero(counts_V)])
-    wide = spread_V[order] > 1
-    first = np.empty(len(counts_V), np.int16)
-    load = np.zeros(experts)
-    for token in order[wide]:
+    order, absent_ids = np.split(order, [np.count_nonzero(counts_V)])
+    is_spread = spread_V[order] > 1
+    first_V = np.empty(len(counts_V), np.int16)
+    load_E = np.zeros(experts)
+    for token in order[is_spread]:
         width = int(spread_V[token])
-        # of the `width` experts from each one on
-        heaviest_from_E = np.max([np.roll(load, -i) for i in range(width)], axis=0)
-        first[token] = heaviest_from_E.argmin()
-        load[(first[token] + np.arange(width)) % experts] += counts_V[token] / width
-    lightest_first = [(carried, expert) for expert, carried in enumerate(load.tolist())]
+        # for each expert the heaviest load among the `width` neighbours that begin with it
+        heaviest_from_E = np.max([np.roll(load_E, -i) for i in range(width)], axis=0)
+        first_V[token] = heaviest_from_E.argmin()
+        load_E[(first_V[token] + np.arange(width)) % experts] += counts_V[token] / width
+    lightest_first = [(load, expert) for expert, load in enumerate(load_E.tolist())]
     heapq.heapify(lightest_first)
-    for token in order[~wide]:
-        carried, expert = lightest_first[0]
-        first[token] = expert
-        heapq.heapreplace(lightest_first, (carried + counts_V[token], expert))
-    first[rng.permutation(unseen)] = np.arange(len(unseen)) % experts
+    for token in order[~is_spread]:
+        load, expert = lightest_first[0]
+        first_V[token] = expert
+        heapq.heapreplace(lightest_first, (load + counts_V[token], expert))
+    first_V[rng.permutation(absent_ids)] = np.arange(len(absent_ids)) % experts
     # all loads begin at 0: without a rotation, expert 0 would get the heaviest id in every layer
-    return ((first + rng.integers(experts)) % experts).astype(np.int16)
+    return ((first_V + rng.integers(experts)) % experts).astype(np.int16)

@@ -16,7 +16,7 @@ from pangu_sigma.errors import DataError
 
 DAMAGED = "the file is damaged, take it from a copy of the run or the export"
 
-_ALWAYS, _COMMON = ("first_NDV", "spread_DV", "experts"), ("common_N", "common_spread_V")
+_REQUIRED, _COMMON = ("first_NDV", "spread_DV", "experts"), ("common_N", "common_spread_V")
 _ROWS = ("row_EV", "before_EV1")
 _MOST_BYTES = 4 << 30
 """Size limit in bytes of tables that are read; `sigma_1t` has tables of 30 MB. A few kilobytes of zip can unpack to more than any
@@ -37,7 +37,7 @@ def read_tables(path: Path, fix: str = DAMAGED) -> dict[str, Any]:
         if size > _MOST_BYTES:
             raise ValueError(f"it unpacks to {size} bytes, at most {_MOST_BYTES} are read")
         with np.load(path, allow_pickle=False) as file:
-            names = [*_ALWAYS, *(name for pair in (_COMMON, _ROWS) if pair[0] in file.files for name in pair)]
+            names = (*_REQUIRED, *(_COMMON if _COMMON[0] in file else ()), *(_ROWS if _ROWS[0] in file else ()))
             # NumPy returns the bytes of a member that is no .npy; they become an array, which `wrong_tables` refuses
             arrays: dict[str, Any] = {name: np.asarray(file[name]) for name in names}
     except OSError as error:
@@ -45,9 +45,10 @@ def read_tables(path: Path, fix: str = DAMAGED) -> dict[str, Any]:
     except Exception as error:  # NumPy parses headers by literal_eval, which fails in many ways
         raise DataError(f"{path}: is not what was written ({error}); {fix}") from error
     experts = arrays["experts"]
-    arrays["experts"] = int(experts) if experts.ndim == 0 and experts.dtype.kind == "i" else 0
-    if wrong := wrong_tables(**arrays):
-        raise DataError(f"{path}: {wrong}; {fix}")
+    is_integer = experts.ndim == 0 and experts.dtype.kind == "i"
+    arrays["experts"] = int(experts) if is_integer else 0  # which `wrong_tables` refuses
+    if problem := wrong_tables(**arrays):
+        raise DataError(f"{path}: {problem}; {fix}")
     return arrays
 
 
@@ -60,7 +61,7 @@ def wrong_tables(
     row_EV: np.ndarray | None = None,
     before_EV1: np.ndarray | None = None,
 ) -> str | None:
-    """Return what is wrong with the dtypes, shapes or ranges of tables that were read; None if nothing is."""
+    """Return what is wrong with dtypes, shapes or ranges of the fields of a `RoutingTable`, for a message; None if nothing is."""
     if not (first_NDV.ndim == 3 and first_NDV.shape[1:] == spread_DV.shape):
         return f"shapes {first_NDV.shape} and {spread_DV.shape} do not fit"
     if common_N is None or common_spread_V is None:
@@ -79,14 +80,11 @@ def wrong_tables(
         return "the number of experts is missing"
     if (common_N < 0).any():
         return "a segment has a negative number of experts"
-    for name, values, least, most in (
-        *(
-            ("first_NDV", first_DV, 0, (n or experts) - 1)
-            for n, first_DV in zip(common_N.tolist(), first_NDV, strict=True)
-        ),
-        ("spread_DV", spread_DV, 1, experts),
-        ("common_spread_V", common_spread_V, 1, max(common_N.max(initial=0), 1)),
-    ):
+    counts = [common or experts for common in common_N.tolist()]  # of experts; 0 common ones: an own segment
+    ranges = [("first_NDV", first_DV, 0, count - 1) for count, first_DV in zip(counts, first_NDV, strict=True)]
+    ranges.append(("spread_DV", spread_DV, 1, experts))
+    ranges.append(("common_spread_V", common_spread_V, 1, max(common_N.max(initial=0), 1)))
+    for name, values, least, most in ranges:
         if values.size and not (least <= values.min() and values.max() <= most):
             return f"{name} has numbers outside of {least} … {most}"
     return None

@@ -62,7 +62,7 @@ class FFN(nn.Module):
 
 
 class Segment(nn.Module):
-    """Experts of a segment of an RRE layer; forward returns, for each row of x, the output of its expert. No gate weights it."""
+    """Experts of a segment of an RRE layer. kind: `own` or `common`. bias: True for the first segment of a layer."""
 
     def __init__(self, config: PanGuSigmaConfig, kind: str, bias: bool):
         super().__init__()
@@ -72,10 +72,11 @@ class Segment(nn.Module):
         self.experts = nn.ModuleList(FFN(config, inner, bias) for _ in range(count))
 
     def forward(self, x_TH: Tensor, experts_T: Tensor) -> Tensor:
-        order_T = experts_T.argsort(stable=True)
+        """Return for each row of x the output of its expert, [T, H]; no gate weights it. experts: number of each row's expert."""
+        order_T = experts_T.argsort(stable=True)  # rows of one expert follow each other
         counts = experts_T.bincount(minlength=len(self.experts)).tolist()
-        parts = zip(self.experts, x_TH[order_T].split(counts), strict=True)
-        return torch.cat([expert(part) for expert, part in parts if len(part)])[order_T.argsort()]
+        groups = zip(self.experts, x_TH[order_T].split(counts), strict=True)
+        return torch.cat([expert(rows) for expert, rows in groups if len(rows)])[order_T.argsort()]  # in x's order
 
 
 class RoutedFFN(Segment):
@@ -87,6 +88,7 @@ class RoutedFFN(Segment):
         self.segments = nn.ModuleDict({str(s): Segment(config, kind, False) for s, kind in enumerate(further, 1)})
 
     def forward(self, x_BSH: Tensor, experts: list[Tensor]) -> Tensor:
+        """Return the FFN of x, [B, S, H]. experts: for each segment the number of each token's expert, [B, S]."""
         x_TH = x_BSH.flatten(0, 1)
         y_TH = super().forward(x_TH, experts[0].flatten())
         for segment, segment_experts in zip(self.segments.values(), experts[1:], strict=True):
@@ -111,7 +113,7 @@ class Attention(nn.Module):
         )
         if cache is not None:
             # layer 0 also caches the ids, as digits appended to the keys: reordering beams and cropping the cache move them, too
-            if self.number == 0:  # - PADDING: digits are not negative, and padding is 0
+            if self.number == 0:  # less PADDING (-1), so that digits are not negative and padding is 0
                 digits = (ids_BS[:, None, :, None] - PADDING) // ids_BS.new_tensor(DIGITS) % 256
                 k = torch.cat([k, digits.expand(-1, self.heads, -1, -1).to(k.dtype)], -1)
             k, v = cache.update(k, v, self.number)
@@ -128,7 +130,7 @@ class Rows(nn.Module):
         self.rows, self.own = entry["rows"], entry["kind"] == "own"
         self.register_buffer("tid2key", torch.zeros(vocabulary, dtype=torch.int32))
         self.register_buffer("before2key", torch.zeros(vocabulary + 1, dtype=torch.int32))
-        self.register_buffer("keys", torch.arange(met_rows))
+        self.register_buffer("keys", torch.arange(met_rows))  # placeholders; a folder has the keys, ascending
         self.weight = nn.Parameter(torch.zeros(met_rows, entry["width"]))
 
     def numbers(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
@@ -136,6 +138,7 @@ class Rows(nn.Module):
         return (self.tid2key[ids].long() + self.before2key[previous]) % self.rows + domain_B1 * self.rows * self.own
 
     def forward(self, ids: Tensor, previous: Tensor, domain_B1: Tensor) -> Tensor:
+        """Return the row of each token, [B, S, W]; zeros if it is not stored. Arguments: as in `numbers`."""
         key = self.numbers(ids, previous, domain_B1)
         position = torch.searchsorted(self.keys, key)
         is_stored = torch.searchsorted(self.keys, key, right=True) > position
@@ -149,18 +152,18 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: PanGuSigmaConfig, number: int):
         super().__init__()
-        routed = number >= config.num_dense_layers
+        is_routed = number >= config.num_dense_layers
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attention = Attention(config, number)
         self.ffn_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.ffn = RoutedFFN(config) if routed else FFN(config, config.intermediate_size)
+        self.ffn = RoutedFFN(config) if is_routed else FFN(config, config.intermediate_size)
         if config.rows:
             self.row_scale = nn.Parameter(torch.full((1,), 0.1))
 
     def forward(
         self, x: Tensor, e: Any, query: Any, sees: Tensor, ids: Tensor, experts: Any, cache: Any = None
     ) -> Tensor:
-        """Return the next hidden states [B, S, H]. e: rows. query: of the query layer. experts: of each segment; none if dense."""
+        """Return the next hidden states [B, S, H]. e: rows, or None. query: of the query layer, else None. experts: [] if dense."""
         x = x if e is None else x + self.row_scale * e
         normalized = self.attention_norm(x)
         x = x + self.attention(normalized, normalized if query is None else query, sees, ids, cache)
@@ -170,9 +173,7 @@ class PanGuSigmaLayer(GradientCheckpointingLayer):
 
 class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
     """PanGu-Σ that predicts the next token within its domain's embedding slot; all other logits are the lowest number.
-
-    forward and generate take `domain`: a name, a number, or, for each sequence, one of them; `config.domain` if it is not given.
-    """
+    forward and generate take `domain`: a name, a number, or, for each sequence, one of them; `config.domain` if it is not given."""
 
     config_class = PanGuSigmaConfig
     base_model_prefix = "model"
@@ -213,7 +214,6 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple:  # fmt: skip
         """Return the logits of the token after each, [B, S, V], and with `labels` (-100: does not count) the loss.
-
         attention_mask: 0 for padding. cache, past_key_values: `DynamicCache` of the tokens before. logits_to_keep: last tokens."""
         if unusable := [name for name in ("inputs_embeds", "position_ids") if others.get(name) is not None]:
             raise ValueError(f"{unusable[0]} is not taken: experts and positions follow from input_ids; leave it out")
@@ -242,7 +242,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _usable_cache(self, cache: Any, use_cache: bool | None) -> Any:
-        """Return the cache, or a new one unless none is used: by default in evaluation. Raises ValueError for another kind."""
+        """Return the cache, or a new one if `use_cache`, by default in evaluation. Raises ValueError for another kind of cache."""
         if cache is not None and not isinstance(cache, DynamicCache):
             kind = type(cache).__name__
             raise ValueError(f"{kind} is not taken: this model takes a DynamicCache; leave cache_implementation out")
@@ -270,27 +270,27 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         return torch.tensor([self.config.domain_number(item) for item in items], device=device)
 
     def _texts(self, ids_BS: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what a pass needs to know of its texts: (ids for the cache, PADDING where padded [B, S]; True where a token sees
-        another [B, S, K]; positions in the text [B, S]; ids before in the text, V for none [B, S])."""
+        """Return (ids, PADDING where padded [B, S]; True where a token sees another [B, S, K]; position of each token in its text
+        [B, S]; id before each token in its text, V for none [B, S]). A text ends with <eot>. K: cached and new tokens."""
         new_BS, count = ids_BS, ids_BS.shape[1]
         if mask is not None:
             if mask.dim() != 2:
                 raise ValueError(f"attention_mask has {mask.dim()} dimensions; give [batch, tokens], 0 for padding")
             new_BS = ids_BS.masked_fill(mask[:, -count:] == 0, PADDING)
-        all_BK = new_BS  # cached ids and these
-        if cache is not None and cache.get_seq_length():
+        all_BK = new_BS
+        if cache is not None and cache.get_seq_length():  # layer 0's keys end with the digits of ids
             digits = cache.layers[0].keys[:, 0, :, -len(DIGITS) :].to(new_BS)
             all_BK = torch.cat([(digits * new_BS.new_tensor(DIGITS)).sum(-1) + PADDING, new_BS], 1)
         ends = (all_BK == self.config.eos_token_id).long()
-        text_BK = (ends.cumsum(1) - ends).masked_fill(all_BK == PADDING, -1)
+        text_BK = (ends.cumsum(1) - ends).masked_fill(all_BK == PADDING, -1)  # number of each token's text
         sees = (text_BK[:, -count:, None] == text_BK[:, None]).tril(all_BK.shape[1] - count)
         positions = (sees.sum(-1) - 1).masked_fill(new_BS == PADDING, 0)
         limit, longest = self.config.max_position_embeddings, positions.max() + 1
         if all_BK.shape[1] > limit and longest > limit:
             raise ValueError(f"a text has {longest} tokens, this model reads {limit}; cut it, or lower max_new_tokens")
-        numbers_BK = torch.arange(all_BK.shape[1], device=all_BK.device).expand_as(all_BK)
-        last_BK = numbers_BK.masked_fill(all_BK == PADDING, 0).cummax(1).values  # of the last token that is no padding
-        previous = all_BK.gather(1, F.pad(last_BK, (1, -1)))[:, -count:]
+        index_BK = torch.arange(all_BK.shape[1], device=all_BK.device).expand_as(all_BK)
+        last_BK = index_BK.masked_fill(all_BK == PADDING, 0).cummax(1).values  # last one not padding
+        previous = all_BK.gather(1, F.pad(last_BK, (1, -1)))[:, -count:]  # one to the right: up to the token before
         return new_BS, sees, positions, previous.masked_fill(positions == 0, self.config.vocab_size)
 
     def _words(self, ids: Tensor, domain_B1: Tensor) -> Tensor:
@@ -313,19 +313,19 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         return slot_B1 * self.config.slot_rows + rows
 
     def _experts(self, ids: Tensor, domain_B1: Tensor, positions: Tensor) -> list[list[Tensor]]:
-        """Return for each layer the experts of the tokens, [B, S], in each of its segments; none for dense layers."""
+        """Return for each layer, and each of its segments, the number of each token's expert, [B, S]; [] for dense layers."""
         kinds, common = self.config.expert_segments, self.config.num_common_experts
         own = self.config.num_experts_per_domain
         first, step = domain_B1 * own, positions % self.tid2eid_spread[domain_B1, ids]
         common_step = positions % self.tid2eid_common_spread[ids] if common else None
 
-        def routed(kind: str, table_DV: Tensor) -> Tensor:
-            expert = table_DV[domain_B1, ids]
+        def experts_of(kind: str, table_DV: Tensor) -> Tensor:
+            expert = table_DV[domain_B1, ids]  # numbered over all domains
             return first + (expert - first + step) % own if kind == "own" else (expert + common_step) % common
 
-        layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))
+        layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))  # of each layer a table [D, V] for each segment
         dense: list[list[Tensor]] = [[] for _ in range(self.config.num_dense_layers)]
-        return dense + [[routed(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
+        return dense + [[experts_of(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
 
     def _logits(self, x_BSH: Tensor, domain_B1: Tensor) -> Tensor:
         """Return the logits [B, S, V] of all ids: those that a slot has no row for get the lowest number."""

@@ -194,7 +194,7 @@ class Reader:
             if i != UNK and self._surfaces[i]:
                 ids.setdefault(self._surfaces[i], i)
         model = sentencepiece.SentencePieceProcessor(model_proto=self._english)
-        names = model.id_to_piece(list(range(257, model.get_piece_size())))
+        names = model.id_to_piece(list(range(257, model.get_piece_size())))  # 0: unknown, 1 … 256: bytes
         return [UNK, *range(FIRST_BYTE, FIRST_ENGLISH), *(ids[name.replace(BLANK, " ").encode()] for name in names)]
 
     @cached_property
@@ -256,10 +256,10 @@ class Reader:
         return ids
 
     def _model(self, slot: int, alpha: bool) -> sentencepiece.SentencePieceProcessor:
-        """Return a SentencePiece model without the pieces that a slot has no row for; PanGu-α's can also spell bytes."""
+        """Return PanGu-α's or the English SentencePiece model, without pieces that the slot has no row for. alpha: PanGu-α's."""
         if (slot, alpha) not in self._models:
             ids, model = (range(ALPHA), self._alpha) if alpha else (self._english_ids, self._english)
-            proto = b"".join(_restricted(model, (i in self._slots[slot] for i in ids)))
+            proto = b"".join(_restrict(model, (i in self._slots[slot] for i in ids)))
             if alpha:  # protobuf merges messages that are joined: more pieces, and the trainer's byte_fallback
                 added_pieces = [(tag, CONTROL) for tag in ("<CN>", "<EN>", "<Python>", "<Java>")]
                 added_pieces += [(f"<0x{value:02X}>", BYTE) for value in range(256)]
@@ -287,16 +287,16 @@ def _piece(name: str, kind: int) -> bytes:
     return b"\x0a" + bytes([len(body)]) + body
 
 
-def _restricted(model: bytes, keep: Iterable[bool]) -> Iterator[bytes]:
-    """Yield the parts of a SentencePiece model in which the pieces that `keep` has False for are unused: the type UNUSED is
-    appended to the piece's message, in which the last value of a field counts."""
+def _restrict(model: bytes, is_usable: Iterable[bool]) -> Iterator[bytes]:
+    """Yield the parts of a SentencePiece model whose pieces are unused where `is_usable` has False: the type UNUSED is appended to
+    the piece's message, in which the last value of a field counts. A message is a byte 0x0a, its length as a varint, a body."""
     position = 0
-    for is_kept in keep:
+    for is_usable_piece in is_usable:
         size, shift, start = model[position + 1] & 0x7F, 7, position + 2
         while model[start - 1] & 0x80:
             size, shift, start = size | (model[start] & 0x7F) << shift, shift + 7, start + 1
         position = start + size
-        body = model[start:position] + (b"" if is_kept else bytes([0x18, UNUSED]))
+        body = model[start:position] + (b"" if is_usable_piece else bytes([0x18, UNUSED]))
         length = bytes([len(body)]) if len(body) < 0x80 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7])
         yield b"\x0a" + length + body
     yield model[position:]
