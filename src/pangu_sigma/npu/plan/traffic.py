@@ -91,7 +91,7 @@ def link_bytes(config: Config, stage: int = 0) -> dict[str, int]:
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
     """Return the bytes that a rank of a stage sends in the calls of one collective: (to ranks in its host, to ranks of other
-    hosts). They are those of a rank with the fewest ranks of its group in its host, because the other ranks wait for it.
+    hosts). The rank is one with the fewest ranks of its group in its host, because the other ranks wait for it.
 
     As in HCCL, the bytes go in rings inside a host, then what is left goes in rings between hosts.
     """
