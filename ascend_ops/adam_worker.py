@@ -57,7 +57,7 @@ class AdamWorker:
         """segments: number of segments. copies_gradients: True if the memory of gradients is used for something else after
         `StartUpdate`.
 
-        The worker's number is that of the workers made before it in this process, so that the same program has the same graphs.
+        Workers are numbered 0, 1, … in a process, so that the same program has the same graphs.
         """
         library = _library()
         self._number = library.WorkerNew(segments, copies_gradients)
@@ -75,30 +75,27 @@ class AdamWorker:
         active_A: np.ndarray | None = None,
         fetched: Sequence[np.ndarray] = (),
     ) -> None:
-        """Name the arrays of a segment, each [K, *], as `AdamRows` takes them. They stay where they are until the next call.
+        """Tell the worker the arrays of a segment, each [K, *], as `AdamRows` takes them. They stay where they are until the next
+        call.
 
-        active, fetched: rows that the next `Await` copies, and arrays [A, *], one for each tensor, to which it does, float32 or
-        float16; K in `active` gives zeros.
+        active: row numbers; the next `Await` copies these rows of each tensor, K, the number of rows, gives zeros. fetched: arrays
+        [A, *], one for each tensor, float32 or float16, to which `Await` copies.
         """
         arrays = [array for tensor in zip(weights, moments, variances, strict=True) for array in tensor]
         assert all(w.dtype == np.float32 for w in weights) and all(array.flags.c_contiguous for array in arrays)
         addresses = np.array([array.ctypes.data for array in arrays], np.int64)
         width, rates = np.array([w[0].size for w in weights], np.int64), np.array(decay, np.float32)
-        lists = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
+        state = addresses.ctypes.data, moments[0].dtype != np.float32, width.ctypes.data, rates.ctypes.data
         active_A = np.zeros(0, np.int32) if active_A is None else active_A
         assert active_A.dtype == np.int32
-        places = np.array([array.ctypes.data for array in fetched], np.int64)
-        copied = (
-            len(active_A),
-            active_A.ctypes.data,
-            places.ctypes.data,
-            bool(fetched) and fetched[0].dtype == np.float16,
-        )
-        _library().WorkerRegister(self._number, segment, len(weights), *lists, steps.ctypes.data, len(steps), *copied)
+        destinations = np.array([array.ctypes.data for array in fetched], np.int64)
+        is_half = bool(fetched) and fetched[0].dtype == np.float16
+        copy = len(active_A), active_A.ctypes.data, destinations.ctypes.data, is_half
+        _library().WorkerRegister(self._number, segment, len(weights), *state, steps.ctypes.data, len(steps), *copy)
         self._arrays[segment] = [*arrays, steps, *fetched]
 
     def at(self, segment: int) -> Tensor:
-        """Return what tells an operator its worker and segment: their numbers, int64 [2]."""
+        """Return the numbers of the worker and of a segment, int64 [2], by which an operator finds them."""
         return Tensor(np.array([self._number, segment], np.int64))
 
     def settle(self) -> None:
@@ -109,11 +106,11 @@ class AdamWorker:
             )
 
     def read(self) -> tuple[WorkerTimes, list[Span]]:
-        """Return the seconds and the updates of segments since the last call, of these at most the first 4,096."""
-        waited, spans = np.zeros(1), np.zeros((_MOST_SPANS, 3))
-        found = _library().WorkerRead(self._number, waited.ctypes.data, spans.ctypes.data, _MOST_SPANS)
-        done = [Span(begin, end, int(n)) for begin, end, n in spans[:found].tolist()]
-        return WorkerTimes(sum(span.end - span.begin for span in done), float(waited[0])), done
+        """Return the seconds since the last call, and the updates of segments since then, at most the first 4,096 updates."""
+        waited, rows = np.zeros(1), np.zeros((_MOST_SPANS, 3))
+        count = _library().WorkerRead(self._number, waited.ctypes.data, rows.ctypes.data, _MOST_SPANS)
+        spans = [Span(begin, end, int(segment)) for begin, end, segment in rows[:count].tolist()]
+        return WorkerTimes(sum(span.end - span.begin for span in spans), float(waited[0])), spans
 
     def fail(self) -> None:
         """Make all operators and every `settle` fail from now on, because a step failed and nobody knows what it updated."""
@@ -178,7 +175,7 @@ class FetchStored(nn.Cell):
         return self.op(active_A, *like, token, self.at)
 
 
-def _to_three(active, w1, b1, w2, token, at, out, dout):  # MindSpore takes no rule with *like
+def _to_three(active, w1, b1, w2, token, at, out, dout):  # two rules, because MindSpore takes none with *like
     return F.zeros_like(active), dout[0], dout[1], dout[2], F.zeros_like(token), F.zeros_like(at)
 
 
@@ -192,6 +189,7 @@ def _token_op(function: str) -> ops.Custom:
 
 @cache
 def _library() -> ctypes.CDLL:
+    """Return the library of the CPU kernels, with the signatures of the worker's functions."""
     library, pointer, number = ctypes.CDLL(cpu_library()), ctypes.c_void_p, ctypes.c_int64
     signatures = {
         "WorkerNew": ([number, number], number),

@@ -19,8 +19,8 @@ _ROWS = (DataType.F32_Default, DataType.F16_Default, DataType.BF16_Default)
 
 @dataclass(frozen=True)
 class Signature:
-    """Declaration of an operator. inputs, outputs: number of axes of each, by its name in `op_host/`. rows: names of those that
-    have a float dtype; all others are int32."""
+    """Declaration of an operator. inputs, outputs: number of axes of each argument, by its name in `op_host/`. rows: names of the
+    arguments that have a float dtype; all others are int32."""
 
     name: str
     inputs: dict[str, int]
@@ -29,10 +29,8 @@ class Signature:
 
 
 def device_op(signature: Signature, shapes: Callable, dtypes: Callable) -> ops.Custom:
-    """Return the operator for the current device target. shapes, dtypes: functions from the shapes and dtypes of the inputs to
-    those of the outputs.
-
-    The target is read here, so construct operators after `set_device`.
+    """Return the operator for the current device target, so set the target first. shapes, dtypes: functions that compute the
+    shapes, and the dtypes, of the outputs from those of the inputs.
     """
     if ms.get_context("device_target") == "CPU":
         return host_op(signature.name, shapes, dtypes)

@@ -49,14 +49,14 @@ def threshold(rate: float) -> int:
 
 
 def kept_oracle(rate: float, site: int, draws_B4: np.ndarray, size: int) -> np.ndarray:
-    """Compute the mask of `CounterDropout` in NumPy: True where a value is kept, [B, size]."""
+    """Compute the mask of `CounterDropout` in NumPy: True where a value is kept, [B, size]. size: values of a sequence."""
     index = np.arange(size)
-    block = index // DRAWN * 16 + index % 16
+    block = index // DRAWN * 16 + index % 16  # number of the counter whose four words include the value's
     seed_low, seed_high, low, high = draws_B4.view(np.uint32).astype(np.uint64).T[..., None]
     words = philox_oracle(
         np.broadcast_arrays(block[None].astype(np.uint64), np.uint64(site), low, high), (seed_low, seed_high)
     )
-    return np.choose(index % DRAWN // 16, words) >= threshold(rate)
+    return np.choose(index % DRAWN // 16, words) >= threshold(rate)  # of each value, the word of its counter
 
 
 def philox_oracle(counter: list[np.ndarray], key: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:

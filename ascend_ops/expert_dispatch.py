@@ -89,7 +89,7 @@ class CannGather(nn.Cell):
         self.gather, self.join = ops.Gather(), ops.Concat(0)
 
     def construct(self, x, index):
-        zeros_first = self.join((ops.zeros((1, x.shape[1]), x.dtype), x))
+        zeros_first = self.join((ops.zeros((1, x.shape[1]), x.dtype), x))  # row 0, for negative indices
         return self.gather(zeros_first, ops.maximum(index + 1, 0), 0)
 
 
@@ -126,6 +126,7 @@ class GatherAdd(nn.Cell):
 
 @ms.constexpr
 def _check_index(operator, name, dtype, shape, length=None, of=""):
+    """Raise TypeError or ValueError if an argument is no index: int32 [length]. of: what `length` counts, for the message."""
     if dtype != ms.int32:
         raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be int32, so cast it")
     if len(shape) != 1:
@@ -136,6 +137,7 @@ def _check_index(operator, name, dtype, shape, length=None, of=""):
 
 @ms.constexpr
 def _check_rows(operator, name, dtype, shape):
+    """Raise TypeError or ValueError if an argument is not rows of floats, [rows, hidden]."""
     if dtype not in FLOATS:
         raise TypeError(f"{operator}: {name} has dtype {dtype}; it must be float32, float16 or bfloat16")
     if len(shape) != 2:
@@ -144,6 +146,7 @@ def _check_rows(operator, name, dtype, shape):
 
 @ms.constexpr
 def _check_residual(rows, tokens, residual, rows_dtype, residual_dtype):
+    """Raise TypeError or ValueError if the residual does not fit. rows, tokens, residual: shapes, as [M, H], [T] and [T, H]."""
     if residual_dtype != rows_dtype:
         raise TypeError(f"ExpertCombine: residual has dtype {residual_dtype}; it must be that of rows, {rows_dtype}")
     if residual != (tokens[0], rows[1]):

@@ -1,8 +1,8 @@
 """Operators for decoding on the CPU with a KV cache, on NumPy arrays and without MindSpore.
 
-An operator is constructed once, on arrays that stay where they are, and called for every pass with its number of rows: a Python
-call costs more than the smallest ones compute. It reads and writes the first rows of these arrays. Results of a row do not depend
-on the other rows of the call, nor on the number of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
+An operator is constructed once, on arrays that stay where they are, and called for every pass with its number of rows only: passing
+arrays would cost more than the smallest operators compute. It reads and writes the first rows of these arrays. Results of a row do
+not depend on the other rows of the call, nor on the number of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
 
 Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes (cache parts of one text each), S tokens of a lane.
 """
@@ -47,7 +47,7 @@ class Matrix:
 
     @classmethod
     def copy_of(cls, values: np.ndarray, precision: Precision, room: LargePages) -> Matrix:
-        """Convert a float32 matrix to a storage format, in memory of `room`. The columns of an int4 one come in whole groups."""
+        """Convert a float32 matrix to a storage format, in memory of `room`. An int4 matrix needs a multiple of GROUP columns."""
         rows, columns = values.shape
         if precision == "int4":
             copy, scales = room.zeros((rows, columns // 4), np.uint16), room.zeros((rows, columns // GROUP))
@@ -57,25 +57,23 @@ class Matrix:
             copy = room.zeros(values.shape, precision)
             copy[...] = values
             return cls(copy)
-        quantise = _in_groups if precision == "int4" else _by_row
-        for first in range(0, rows, _BLOCK):  # a word table is large, and so would be what stands between
-            some = slice(first, first + _BLOCK)
-            copy[some], scales[some] = quantise(values[some])
+        quantise = _quantise_in_groups if precision == "int4" else _quantise_by_row
+        for first in range(
+            0, rows, _BLOCK
+        ):  # block by block: of a whole word table the intermediate arrays would be too large
+            block = slice(first, first + _BLOCK)
+            copy[block], scales[block] = quantise(values[block])
         return cls(copy, scales)
 
-    def copied(self, room: LargePages) -> Matrix:
-        """Return a copy of the matrix in memory of `room`."""
-        return Matrix(_copy(self.values, room), None if self.scales is None else _copy(self.scales, room))
-
-    def rows(self, which: slice | np.ndarray) -> Matrix:
-        """Return some of the rows as a matrix."""
-        return Matrix(self.values[which], None if self.scales is None else self.scales[which])
+    def rows(self, selection: slice | np.ndarray) -> Matrix:
+        """Return the selected rows as a matrix. selection: index of the first axis."""
+        return Matrix(self.values[selection], None if self.scales is None else self.scales[selection])
 
     @property
     def shape(self) -> tuple[int, int]:
         """Numbers of rows and columns of the matrix."""
-        rows, stored = self.values.shape
-        return rows, 4 * stored if self.values.dtype == np.uint16 else stored
+        rows, columns = self.values.shape
+        return rows, 4 * columns if self.values.dtype == np.uint16 else columns  # a word of int4 has four numbers
 
     @property
     def kind(self) -> int:
@@ -88,36 +86,30 @@ class Matrix:
 
     def as_float32(self) -> np.ndarray:
         """Return the dequantised values, as the operators use them."""
-        if self.values.dtype == np.uint16 and self.scales is not None:
+        if self.values.dtype == np.uint16 and self.scales is not None:  # int4
             rows, groups = self.scales.shape
             numbers = self.values.reshape(rows, groups, 1, -1) >> _SHIFTS & 15
-            signed = (numbers ^ 8).astype(np.float32) - 8
+            signed = (numbers ^ 8).astype(np.float32) - 8  # from two's complement
             return (signed * self.scales[:, :, None, None]).reshape(self.shape)
-        wide = self.values.astype(np.float32, copy=False)
-        return wide if self.scales is None else wide * self.scales[:, None]
-
-
-def _copy(values: np.ndarray, room: LargePages) -> np.ndarray:
-    copy = room.zeros(values.shape, values.dtype.name)
-    copy[...] = values
-    return copy
+        unscaled = self.values.astype(np.float32, copy=False)
+        return unscaled if self.scales is None else unscaled * self.scales[:, None]
 
 
 _SHIFTS = np.arange(0, 16, 4, dtype=np.uint16)[:, None]
 """Bits of a word below each of its four numbers."""
 
 
-def _by_row(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise some rows to int8; returns numbers and scales."""
+def _quantise_by_row(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise rows to int8. Return their numbers, still as floats, and the scale of each row."""
     largest = np.abs(values).max(axis=1)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
     return np.rint(values / scales[:, None]), scales
 
 
-def _in_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise some rows to int4; returns words and scales.
+def _quantise_in_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise rows to int4. Return words of four numbers [rows, columns/4], and the scale of each group [rows, groups].
 
-    The levels are -8 … 7, and the value of a group that is farthest from 0 is given the -8, by a negative scale if it is positive.
+    Numbers are -8 … 7. The value of a group that is farthest from 0 becomes -8; if it is positive, the scale is negative.
     """
     groups = values.reshape(len(values), -1, GROUP)
     farthest = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
@@ -152,7 +144,7 @@ class Projections:
     """Linear layers of decoding that do not read each other's results, in one call. call(rows: number of rows)"""
 
     def __init__(self, layers: Sequence[Projection]):
-        self._kept = list(layers)
+        self._layers = list(layers)  # the kernel has only the addresses of their arrays, which must live as long
         self._fields = (_ProjectionFields * len(layers))(*(_fields_of(layer) for layer in layers))
         self._call = _kernel("HostLinears")
         self._arguments = ctypes.addressof(self._fields), len(layers)
@@ -162,6 +154,7 @@ class Projections:
 
 
 def _fields_of(layer: Projection) -> _ProjectionFields:
+    """Return a layer as the struct Linear of decode.cc."""
     inputs, outputs = layer.weight.shape
     assert layer.x.shape[1] == inputs and layer.y.shape[1] == outputs
     return _ProjectionFields(
@@ -182,7 +175,7 @@ class TiedHead:
     """Output head of decoding: logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits) writes the first rows of `logits`."""
 
     def __init__(self, x: np.ndarray, weight: Matrix):
-        self._kept = x, weight
+        self._arrays = x, weight  # kept alive: the kernel has only their addresses
         outputs, inputs = weight.shape
         assert x.shape[1] == inputs
         addresses = (_address(x, np.float32), _address(weight.values), _address(weight.scales, np.float32))
@@ -210,10 +203,10 @@ class NormRows:
     ):
         assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
         assert added is None or (added[0].shape == (1,) and added[1].shape[1] == x.shape[1])
-        self._kept = x, gain, bias, y, added
+        self._arrays = x, gain, bias, y, added  # kept alive: the kernel has only their addresses
         self._call = _kernel("HostNorm")
-        of_added = (_address(each, np.float32) for each in added or (None, None))
-        self._arguments = *(_address(each, np.float32) for each in (x, gain, bias, y)), x.shape[1], *of_added
+        added_addresses = (_address(array, np.float32) for array in added or (None, None))
+        self._arguments = *(_address(array, np.float32) for array in (x, gain, bias, y)), x.shape[1], *added_addresses
 
     def __call__(self, rows: int) -> None:
         self._call(rows, *self._arguments)
@@ -221,9 +214,10 @@ class NormRows:
 
 @dataclass(frozen=True)
 class KeyedRows:
-    """Rows of an entry of `model.rows` that are found by their keys, [U], ascending, and the tables of the keys.
+    """Rows of an entry of `model.rows`, found by key: keys_U ascending, and weight_UW of the row of each key.
 
-    A token's key is row_V[id] + before_V1[id before it], modulo `rows`, plus domain · of_domain.
+    A token's key is row_V[id] + before_V1[id before it], modulo `rows`, plus domain · of_domain. The last element of before_V1 is
+    for the first token of a document. V is the vocabulary.
     """
 
     row_V: np.ndarray
@@ -248,27 +242,29 @@ class FindRows:
     them to the first rows of e, and returns these.
 
     All are int [T]. positions: of the tokens in their documents. before: ids before the tokens, any number where the position is 0.
-    tokens: most T.
     """
 
     def __init__(self, entries: Sequence[KeyedRows], tokens: int):
+        """tokens: largest number of tokens of a call."""
         self.e = LargePages().zeros((tokens, sum(entry.weight_UW.shape[1] for entry in entries)))
-        self._of_4T = np.zeros((4, tokens), np.int64)
-        self._kept, self._fields = list(entries), (_RowsFields * len(entries))(*map(_rows_fields, entries))
-        self._call = _kernel("HostFindRows")
+        self._inputs_4T = np.zeros((4, tokens), np.int64)  # the four arguments of a call
+        self._entries = list(entries)  # kept alive: the kernel has only the addresses of their arrays
+        self._fields, self._call = (_RowsFields * len(entries))(*map(_rows_fields, entries)), _kernel("HostFindRows")
         self._arguments = (
             *(ctypes.addressof(self._fields), len(entries), len(entries[0].row_V)),
-            *(_address(self._of_4T), tokens, _address(self.e)),
+            *(_address(self._inputs_4T), tokens, _address(self.e)),
         )
 
-    def __call__(self, *of_tokens: np.ndarray) -> np.ndarray:
-        count = len(of_tokens[0])
-        self._of_4T[:, :count] = of_tokens
-        self._call(count, *self._arguments)
-        return self.e[:count]
+    def __call__(
+        self, ids_T: np.ndarray, domains_T: np.ndarray, positions_T: np.ndarray, before_T: np.ndarray
+    ) -> np.ndarray:
+        self._inputs_4T[:, : len(ids_T)] = ids_T, domains_T, positions_T, before_T
+        self._call(len(ids_T), *self._arguments)
+        return self.e[: len(ids_T)]
 
 
 def _rows_fields(entry: KeyedRows) -> _RowsFields:
+    """Return an entry as the struct MetRows of rows.cc."""
     met, width = entry.weight_UW.shape
     assert len(entry.before_V1) == len(entry.row_V) + 1 and len(entry.keys_U) == met
     return _RowsFields(
@@ -312,7 +308,7 @@ class FFN:
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
         ffn, hidden = experts[0].w1.shape
         assert x.shape[1] == y.shape[1] == hidden
-        self._kept = list(experts), x, y
+        self._arrays = list(experts), x, y  # kept alive: the kernel has only their addresses
         self._experts = (_ExpertFields * len(experts))(*map(_expert_fields, experts))
         self._fields = _FfnFields(
             ctypes.addressof(self._experts),
@@ -330,6 +326,7 @@ class FFN:
 
 
 def _expert_fields(w: FfnWeights) -> _ExpertFields:
+    """Return an expert as the struct Expert of decode.cc."""
     assert w.w1.values.shape == w.w2.values.shape and w.w1.kind == w.w2.kind
     return _ExpertFields(
         _address(w.w1.values),
@@ -352,19 +349,20 @@ class _AttentionFields(ctypes.Structure):
 class LaneAttention:
     """Causal attention with a KV cache. It stores k and v [T, n·d] of new tokens (n heads), then attends within documents.
 
-    keys, values: L lanes, [L, n, S, d]. call(rows, lanes, at, asking, asking_lanes, asking_at, first): lanes and at are addresses
-    of int32 [T], lane and position of each new token. asking is the number of query tokens, which are among the new ones; the
-    others are addresses of int32 [asking]: their lanes, positions and documents' first positions. Query tokens have the first
-    rows of q and out. A lane's tokens are adjacent, in order.
+    keys, values: the cache of L lanes, [L, n, S, d]; a lane has the tokens of one text.
+    call(rows, lanes, at, asking, asking_lanes, asking_at, first). rows: number of new tokens, T. lanes, at: addresses of int32 [T],
+    lane and position of each new token. asking: number of query tokens, which are among the new ones. asking_lanes, asking_at,
+    first: addresses of int32 [asking], lane and position of each query token, and first position of its document. Query tokens
+    have the first rows of q and out. A lane's tokens are adjacent, in order.
     """
 
     def __init__(
         self, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, keys: np.ndarray, values: np.ndarray
     ):
         _, heads, length, width = keys.shape
-        assert keys.shape == values.shape and all(each.shape[1] == heads * width for each in (q, k, v, out))
-        self._kept = q, k, v, out, keys, values
-        addresses = (_address(array, np.float32) for array in self._kept)
+        assert keys.shape == values.shape and all(array.shape[1] == heads * width for array in (q, k, v, out))
+        self._arrays = q, k, v, out, keys, values  # kept alive: the kernel has only their addresses
+        addresses = (_address(array, np.float32) for array in self._arrays)
         self._fields = _AttentionFields(heads, width, length, *addresses, width**-0.5)
         self._call, self._argument = _kernel("HostAttention"), ctypes.addressof(self._fields)
 
@@ -375,7 +373,7 @@ class LaneAttention:
 
 
 def _address(array: np.ndarray | None, dtype: type | None = None) -> int | None:
-    """Return the address of an array's first element; None for None."""
+    """Return the address of an array's first element; None for None. The array must be contiguous, and of `dtype` if given."""
     if array is None:
         return None
     assert array.flags.c_contiguous and (dtype is None or array.dtype == dtype)
@@ -390,15 +388,16 @@ class _Kernel:
     """
 
     def __init__(self, name: str, *arguments: Any):
-        self._holding, self._releasing = (getattr(library, name) for library in _libraries())
-        for function in (self._holding, self._releasing):
+        self._keeps_lock, self._releases_lock = (getattr(library, name) for library in _libraries())
+        for function in (self._keeps_lock, self._releases_lock):
             function.argtypes, function.restype = arguments, None
 
     def __call__(self, rows: int, *arguments: int | None) -> None:
-        (self._holding if rows <= _FEW else self._releasing)(rows, *arguments)
+        function = self._keeps_lock if rows <= _FEW_ROWS else self._releases_lock
+        function(rows, *arguments)
 
 
-_FEW = 32
+_FEW_ROWS = 32
 """Number of rows that a kernel computes in a fraction of a millisecond."""
 
 
@@ -423,7 +422,7 @@ _ARGUMENTS = {
 
 
 def _activation(name: str) -> int:
-    """Return the address of an activation's functions."""
+    """Return the address of the kernels of an activation. name: a key of _ACTIVATIONS."""
     function = _libraries()[0].HostActivation
     function.argtypes, function.restype = (_NUMBER,), _POINTER
     return function(_ACTIVATIONS[name])

@@ -15,8 +15,8 @@ class CastWeights(nn.Cell):
     def __init__(self, dtype: ms.Type):
         super().__init__()
         self.dtype = dtype
-        on_host = dtype == ms.float16 and ms.get_context("device_target") == "CPU"
-        self.op = host_op("ToHalf", lambda weight: weight, lambda weight: ms.float16) if on_host else None
+        uses_kernel = dtype == ms.float16 and ms.get_context("device_target") == "CPU"
+        self.op = host_op("ToHalf", lambda weight: weight, lambda weight: ms.float16) if uses_kernel else None
 
     def construct(self, weight):
         if self.op is None:

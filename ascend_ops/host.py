@@ -13,7 +13,7 @@ from ascend_ops.library import cpu_library
 def host_op(function: str, shapes: Callable, dtypes: Callable, bprop: Callable | None = None) -> ops.Custom:
     """Return an operator that calls `function` of the CPU library, pinned to the host.
 
-    shapes, dtypes: functions from the shapes and dtypes of the inputs to those of the outputs.
+    shapes, dtypes: functions that compute the outputs' shapes, and dtypes, from those of the inputs. bprop: gradient rule.
 
     MindSpore decides at construction whether an aot operator is a CPU function or an aclnn name, by the device target of that
     moment; a host operator inside an Ascend graph is therefore constructed with the target set to CPU for an instant.

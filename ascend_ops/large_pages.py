@@ -23,16 +23,17 @@ class LargePages:
         """Allocate an array of zeros; its pages take memory when they are first written."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self._used + size > len(self._block):
-            self._block, self._used = _large(max(size, _BLOCK)), 0
+            self._block, self._used = _allocate(max(size, _BLOCK)), 0
         array = self._block[self._used : self._used + size].view(dtype).reshape(shape)
-        self._used += -(-size // _ALIGNED) * _ALIGNED
+        self._used += -(-size // _ALIGNED) * _ALIGNED  # rounded up
         return array
 
 
-def _large(size: int) -> np.ndarray:
+def _allocate(size: int) -> np.ndarray:
+    """Return `size` bytes of zeros that begin with a large page, if the kernel has large pages."""
     pages = mmap.mmap(-1, size + _PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # of a kernel without them
+        with suppress(OSError):  # the kernel has none
             pages.madvise(mmap.MADV_HUGEPAGE)
     room = np.frombuffer(pages, np.uint8)
     return room[-room.ctypes.data % _PAGE :][:size]

@@ -62,25 +62,27 @@ def _fingerprint() -> str:
 
 
 def _compile(target: Path) -> None:
+    """Compile all sources of `cpu/` into the library `target`, linked with scipy's OpenBLAS."""
     lib_dir = scipy_openblas32.get_lib_dir()
     sources = [str(path) for path in sorted(SOURCES.glob("*.cc"))]
     blas = [f"-L{lib_dir}", "-lscipy_openblas", f"-Wl,-rpath,{lib_dir}"]
     compile_library(target, [*FLAGS, f"-I{scipy_openblas32.get_include_dir()}", *sources, *blas], "the CPU kernels")
 
 
-def compile_library(target: Path, arguments: list[str], what: str) -> None:
+def compile_library(target: Path, arguments: list[str], subject: str) -> None:
     """Compile a shared library with g++. `target` appears when it is complete, so several processes may build it at the same time.
 
-    Raises BuildError, which names `what`, with the compiler's message if g++ is missing or fails.
+    arguments: flags and sources for g++. subject: name of the code, for messages.
+    Raises BuildError, with the compiler's message, if g++ is missing or fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("compiling %s into %s", what, target)
+    logger.info("compiling %s into %s", subject, target)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = Path(folder) / target.name
+        library = Path(folder) / target.name
         try:
-            done = subprocess.run(["g++", *arguments, "-o", str(built)], capture_output=True, text=True)
+            result = subprocess.run(["g++", *arguments, "-o", str(library)], capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise BuildError(f"g++ is needed to compile {what} and is not on PATH; install it") from error
-        if done.returncode:
-            raise BuildError(f"g++ could not compile {what}:\n{done.stderr}")
-        built.rename(target)
+            raise BuildError(f"g++ is needed to compile {subject} and is not on PATH; install it") from error
+        if result.returncode:
+            raise BuildError(f"g++ could not compile {subject}:\n{result.stderr}")
+        library.rename(target)

@@ -33,7 +33,7 @@ BUDGETS = {
     "inspection": 301,
     "mindformers_adapter": 273,
     "model": 374,
-    "npu": 2353,
+    "npu": 2349,
     "optimizer": 97,
     "ranks": 931,
     "rre": 409,

@@ -48,7 +48,7 @@ inline Float FloatOf(const char *dtype) {
 
 inline int64_t SizeOf(Float type) { return type == Float::f32 ? 4 : 2; }
 
-// Subnormal moments are real numbers here, whatever a library has set in this thread.
+// Keeps subnormal moments, while it lives, even if a library has told this thread to flush them to zero.
 class KeepSubnormals {
 #if defined(__x86_64__)
  public:
@@ -60,7 +60,7 @@ class KeepSubnormals {
 #endif
 };
 
-// Up to kBlock elements as float32: those of the array itself, or widened into `scratch`.
+// Returns n ≤ kBlock elements as float32: the array itself if it has this type, else a converted copy in `scratch`.
 inline const float *Widened(const char *at, Float type, float *scratch, int64_t n) {
   if (type == Float::f32) return reinterpret_cast<const float *>(at);
   const auto widen = type == Float::f16 ? BestKernels().widen_half : BestKernels().widen_bfloat;
@@ -104,7 +104,7 @@ struct Update {  // of some rows of the tensors of a segment, which share step c
   int64_t gradient_rows = 0;
   std::vector<Row> rows;  // those that are updated
 
-  // The rows, from the active list of a store of K rows. Returns 0, or 4 for a row that the store does not have.
+  // Fills `rows` from the active list of a store of K rows. Returns 0, or 4 for a row that the store does not have.
   int Choose(int64_t K, int64_t A, const int32_t *active, const int32_t *offsets) {
     for (int64_t a = 0; a < A; ++a) {
       if (hyper.apply == 0.0f || offsets[a + 1] == offsets[a]) continue;  // an overflow, or no token: nothing changes

@@ -33,7 +33,7 @@ struct Segment {
   Float fetched_type = Float::f32;
   bool busy = false;
 
-  // Whether a row to copy is none of the segment's; the number of rows stands for zeros.
+  // Returns true if a row to copy is not in the segment. The number of rows is allowed: it stands for zeros.
   bool Lacks(const int32_t *active, int64_t A) const {
     return std::any_of(active, active + A, [this](int32_t row) { return row < 0 || row > rows; });
   }
@@ -71,7 +71,7 @@ class AdamWorker {
     return 0;
   }
 
-  // Waits until a segment is no longer busy, which a step does; null: until none is, which something else does.
+  // Waits until a segment is no longer busy. A step does so, and its seconds are counted. Null: waits until no segment is busy.
   int Wait(const Segment *segment) {
     std::unique_lock<std::mutex> held(lock_);
     const double from = Now();
@@ -116,7 +116,7 @@ class AdamWorker {
     }
   }
 
-  // The lowest segment that is busy, which the next step reads first; null: none is.
+  // Returns the first busy segment, which the next step reads before others; null if none is busy.
   Segment *Busy() {
     const auto found = std::find_if(segments_.begin(), segments_.end(), [](const Segment &s) { return s.busy; });
     return found == segments_.end() ? nullptr : &*found;
@@ -128,7 +128,8 @@ class AdamWorker {
     job.Count();
   }
 
-  void CopyGradients(Segment *segment) const {  // whose memory is another's as soon as the operator returns
+  // MindSpore may reuse the memory of gradients as soon as the operator returns.
+  void CopyGradients(Segment *segment) const {
     Update &job = segment->job;
     const auto bytes = [&](size_t g) { return job.gradient_rows * job.width[g] * SizeOf(job.tensors[g].grad_type); };
     int64_t total = 0;

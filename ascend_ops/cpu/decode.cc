@@ -120,7 +120,8 @@ int64_t ColumnsOfPiece(const Linear &l, int64_t linears) {
 }
 }  // namespace
 
-// Several linear layers of as many rows, together. Scales of a transposed weight belong to its result, so it has neither bias nor adds.
+// Computes several linear layers with the same number of rows in one share of work. The result of a transposed weight is multiplied by the
+// scales, so such a layer has neither bias nor adds.
 extern "C" void HostLinears(int64_t rows, const Linear *linears, int64_t count) {
   static thread_local std::vector<LinearPiece> pieces;
   static thread_local Scratch scaled;
@@ -346,10 +347,9 @@ struct AttentionPass {
 };
 }  // namespace
 
-// Puts keys and values of new tokens into the cache: lane, at [rows] are the lane of a token and its number there. Then lets tokens that
-// ask, all of these or some, attend to those of their document, up to themselves: theirs are the first rows of q and out, and
-// asking_lane, asking_at, first [asking], where `first` is the number of their document's first token. Tokens of a lane stand together,
-// in order.
+// Puts keys and values of new tokens into the cache; lane, at [rows]: lane of each token, and its position there. Then `asking` of these
+// tokens attend to the tokens of their document up to themselves. The first rows of q and out are theirs; asking_lane, asking_at, first
+// [asking]: lane and position of each, and position of the first token of its document. Tokens of a lane are adjacent, in order.
 extern "C" void HostAttention(int64_t rows, const Attention *attention, const int32_t *lane, const int32_t *at, int64_t asking,
                               const int32_t *asking_lane, const int32_t *asking_at, const int32_t *first) {
   static thread_local std::vector<Queries> blocks;

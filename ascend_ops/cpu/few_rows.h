@@ -117,7 +117,8 @@ INLINE void Fence() {
 #endif
 }
 
-// a and b hold the partial sums of kLanes / S numbers each, S lanes for one; *out those of all, S / 2 lanes for one, in order.
+// a and b each have the partial sums of kLanes / S numbers, S lanes for each number. *out gets the partial sums of all these numbers, in
+// order, S / 2 lanes for each.
 template <class V, int S, int... I>
 INLINE void Fold(const V &a, const V &b, V *out, std::integer_sequence<int, I...>) {
   *out = __builtin_shufflevector(a, b, (I / (S / 2) * S + I % (S / 2))...) + __builtin_shufflevector(a, b, (I / (S / 2) * S + I % (S / 2) + S / 2)...);

@@ -35,7 +35,8 @@ struct Piece {
   float *partial;              // of few rows: its share of their result; of many rows: null
 };
 
-// Rows or biases, arguments of a kernel: floats where they are, halves converted at the beginning and at the end.
+// An argument of a kernel with rows or biases. Floats are used in place; halves are converted: `In` reads an input, `Out` makes room for an
+// output, and `Write` stores it.
 class Edge {
  public:
   const float *In(const Args &in, int i) {
@@ -75,7 +76,7 @@ void FillRows(float *out, const float *bias, int64_t rows, int64_t width, int64_
   for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * stride, bias, width * sizeof(float));
 }
 
-// Which rows meet which weights, as pieces for the threads.
+// Division of the work into pieces for the threads: some rows of an expert with all its weights, or all its few rows with some ffn columns.
 struct Plan {
   const int32_t *offsets;
   int64_t A, F, H;
@@ -150,7 +151,7 @@ const FewRowsKernels<W> &FewRows() {
     return BestKernels().few_rows;
 }
 
-// GEMMs with one of an expert's matrices W [F, H], for many rows. Halves pass through a scratch, in blocks that stay in the cache.
+// GEMMs of many rows with a matrix W [F, H] of an expert. Halves are converted in a scratch, block by block, so that they stay in the cache.
 template <class W>
 struct Matrix {
   // c [rows, F] = a [rows, H] · Wᵀ + beta · c

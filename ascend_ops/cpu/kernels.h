@@ -5,17 +5,17 @@
 
 using Half = uint16_t;  // bits of a float16
 
-struct AdamScalars {  // what is the same for a whole row of a tensor
+struct AdamScalars {  // constants of the update of one row of a tensor
   float grad_scale, beta1, beta2, eps;
   float rate;    // lr / (1 − β1ᵗ)
   float unbias;  // 1 / √(1 − β2ᵗ)
   float keep;    // 1 − lr · decay
 };
 
-struct Draws {  // what the words of one sequence at one site are drawn from, see Philox in kernels.cc
+struct Draws {  // key and counter of the random words of one sequence at one site, see Philox in kernels.cc
   uint32_t key[2], site, sample[2];
   uint32_t threshold;  // a value whose word is below it is dropped
-  float scale;         // of those that are kept
+  float scale;         // factor of the values that are kept
 };
 
 constexpr int64_t kDrawn = 64;  // words that are drawn at a time
@@ -38,7 +38,7 @@ struct ProductKernels {
                       int64_t out_stride, int64_t ahead);  // the same for `width` columns of a matrix that has `of`
 };
 
-// And gradients of such a matrix.
+// The same, and kernels that write the gradient of such a matrix.
 template <class W>
 struct FewRowsKernels : ProductKernels<W> {
   void (*outer)(const float *g, int64_t stride, const float *x, int64_t rows, int64_t width, W *out,
@@ -49,7 +49,7 @@ struct FewRowsKernels : ProductKernels<W> {
 // An activation of the FFN, over n floats.
 struct Activation {
   void (*value)(const float *x, float *y, int64_t n);              // y = f(x)
-  void (*slope)(const float *x, float *y, float *grad, int64_t n);  // the same, and grad *= f'(x)
+  void (*slope)(const float *x, float *y, float *grad, int64_t n);  // y = f(x), and grad *= f'(x)
 };
 
 struct Kernels {

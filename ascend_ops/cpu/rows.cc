@@ -1,5 +1,5 @@
-// Rows of a store that are one record each, [w, m, v, step count]: gathered by key, and updated by AdamW. See ascend_ops/rows.py.
-// And rows that decoding finds by their keys. See ascend_ops/few_rows.py.
+// Rows of a store, one record [w, m, v, step count] for each, gathered by key and updated by AdamW: see ascend_ops/rows.py. And the look-up
+// of rows by their keys in decoding: see ascend_ops/few_rows.py.
 #include <algorithm>
 
 #include "adam.h"

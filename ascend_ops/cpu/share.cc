@@ -44,7 +44,7 @@ class Helpers {
     if (sleeping_.load() > 0) syscall(SYS_futex, &turn_, FUTEX_WAKE_PRIVATE, threads_, nullptr, nullptr, 0);
     Take();
     open_.store(false);
-    while (helping_.load() > 0) Pause();  // they are in their last piece, or see that it is closed
+    while (helping_.load() > 0) Pause();  // helpers finish their last piece, or see that the job is closed
   }
 
  private:
@@ -54,7 +54,7 @@ class Helpers {
 
   void Help() {
     for (uint32_t seen = 0;; seen = Wait(seen)) {
-      helping_.fetch_add(1);  // before it looks whether the job is open: whoever closes it looks afterwards
+      helping_.fetch_add(1);  // before the helper reads open_, because `Run` closes the job first and then reads helping_
       if (open_.load()) Take();
       helping_.fetch_sub(1);
     }
@@ -90,7 +90,7 @@ int64_t WantedThreads() {
   return std::min<int64_t>(omp_get_max_threads(), count);
 }
 
-// Never freed: the threads use it until the process ends. A process that forks has its threads no more, and gets others.
+// Never freed: the threads use it until the process ends. A forked process has none of these threads, and makes new helpers.
 std::atomic<Helpers *> helpers{nullptr};
 
 Helpers &TheHelpers() {

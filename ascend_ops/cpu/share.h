@@ -3,8 +3,8 @@
 #pragma once
 #include <cstdint>
 
-// Calls work(context, 0 … pieces - 1), each once, by several threads; returns when all are done. What one caller shares, other callers'
-// threads do not take; a second caller at the same time works alone.
+// Calls work(context, i) once for each piece i = 0 … pieces - 1, on several threads, and returns when all pieces are done. While one caller
+// shares, a second caller does all of its pieces alone.
 void Share(int64_t pieces, void (*work)(void *context, int64_t number), void *context);
 
 template <class Work>

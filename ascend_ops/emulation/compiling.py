@@ -21,8 +21,8 @@ def compile_harness(source: str, macros: dict[str, str], project: Path = PROJECT
     """
     definitions = [f"-D{name}={value}" for name, value in macros.items()]
     digest = hashlib.sha256(" ".join([source, *definitions]).encode())
-    files = (path for part in FOLDERS for path in (project / part).rglob("*"))
-    for path in sorted(path for path in files if path.suffix in (".h", ".cpp")):  # no .cpython-311.pyc
+    files = (path for name in FOLDERS for path in (project / name).rglob("*"))
+    for path in sorted(path for path in files if path.suffix in (".h", ".cpp")):
         digest.update(path.name.encode() + path.read_bytes())
     target = (folder or cache_folder()) / f"{Path(source).stem}_{digest.hexdigest()[:16]}.so"
     if not target.exists():

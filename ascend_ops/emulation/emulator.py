@@ -114,27 +114,28 @@ class Emulator:
         source_rows: int | None = None,
         rows: int | None = None,
     ) -> np.ndarray:
-        """source_rows: number of the source's rows if the array has only the last of them; rows: as in `last_rows`, else None."""
-        whole = (len(index), source.shape[1])
+        """Run an operator, and return its output. source_rows: number of the source's rows if the array has only the last of them.
+        rows: number of rows, if only the last block runs and returns its last rows; else None."""
+        shape = (len(index), source.shape[1])  # of the output
         source = np.ascontiguousarray(source, self.numpy_dtype)
         if residual is not None:
             residual = np.ascontiguousarray(residual, self.numpy_dtype)
         source_rows = source_rows or len(source)
-        shapes = [(source_rows, whole[1]), whole[:1], None if residual is None else whole]
+        shapes = [(source_rows, shape[1]), shape[:1], None if residual is None else shape]
         launch = self.host.launch(op, self.chip, self.dtype, shapes, cores)
-        out = np.zeros((whole[0] if rows is None else rows, whole[1]), self.numpy_dtype)
+        out = np.zeros((shape[0] if rows is None else rows, shape[1]), self.numpy_dtype)
         arrays = [source, np.ascontiguousarray(index, np.int32), residual, out]
-        broken = self.library.run(
+        violation = self.library.run(
             op.encode(),
             ctypes.c_int64(launch.blocks),
             ctypes.c_int64(0 if rows is None else launch.blocks - 1),
             ctypes.c_int(reverse),
             ctypes.byref(launch.tiling),
             (ctypes.c_void_p * len(arrays))(*(None if array is None else array.ctypes.data for array in arrays)),
-            (ctypes.c_int64 * 5)(source_rows, *whole, len(source), len(out)),
+            (ctypes.c_int64 * 5)(source_rows, *shape, len(source), len(out)),
         )
-        if broken is not None:
-            raise KernelError(f"{op} on {self.chip} in {self.dtype}: {broken.decode()}")
+        if violation is not None:
+            raise KernelError(f"{op} on {self.chip} in {self.dtype}: {violation.decode()}")
         self.blocks = launch.blocks
         return out
 

@@ -53,8 +53,8 @@ class Launch:
 class Argument:
     """An operator's declaration of an argument for one chip.
 
-    dynamic: True if the operator has the three flags with which CANN gives it shapes and ranks that a graph does not know.
-    contiguous: True if CANN makes it so. dtypes, formats: by variant.
+    dynamic: True if the operator has the three flags with which CANN gives it shapes and ranks that a graph does not know. output:
+    True for an output, False for an input. contiguous: True if CANN copies a strided argument first. dtypes, formats: by variant.
     """
 
     operator: str
@@ -89,8 +89,8 @@ class OpHost:
     def definitions(self) -> list[Argument]:
         """Return the arguments of every operator for every chip that it supports, in the order of declaration."""
         arguments = []
-        for line in self._library.definitions().decode().splitlines():
-            operator, chip, shapes, way, name, need, layout, *variants = line.split()
+        for line in self._library.definitions().decode().splitlines():  # as host.cpp prints them
+            operator, chip, shapes, direction, name, need, layout, *variants = line.split()
             pairs = [tuple(map(int, variant.split(":"))) for variant in variants]
             dtypes = tuple(_NAMES.get(dtype, "?") for dtype, _ in pairs)
             formats = tuple(_FORMATS.get(form, "?") for _, form in pairs)
@@ -99,7 +99,7 @@ class OpHost:
                     operator,
                     chip,
                     shapes == "dynamic",
-                    way == "out",
+                    direction == "out",
                     name,
                     need == "required",
                     layout == "contiguous",
@@ -110,13 +110,13 @@ class OpHost:
         return arguments
 
     def launch(self, operator: str, chip: str, dtype: str, shapes: Shapes, cores: int | None = None) -> Launch:
-        """Return the tiling for `cores` vector cores (default: those of the chip). Raises TilingError."""
-        soc, most = SOCS[chip]
+        """Return the tiling for `cores` vector cores (default: those of the chip). shapes: of the inputs. Raises TilingError."""
+        soc, chip_cores = SOCS[chip]
         tiling, blocks, workspace = Tiling(), ctypes.c_int64(), ctypes.c_int64()
         written = self._library.tile(
             operator.encode(),
             soc.encode(),
-            ctypes.c_uint32(cores or most),
+            ctypes.c_uint32(cores or chip_cores),
             _packed(shapes),
             TYPES[dtype],
             ctypes.byref(tiling),
@@ -129,7 +129,7 @@ class OpHost:
 
     def infer(self, operator: str, dtype: str, shapes: Shapes) -> tuple[tuple[int, ...], str]:
         """Return shape and dtype of an operator's output; -1 is a size that is not known yet. Raises TilingError."""
-        out = (ctypes.c_int64 * (2 + _AXES))()
+        out = (ctypes.c_int64 * (2 + _AXES))()  # number of axes, sizes, dtype
         if self._library.infer(operator.encode(), _packed(shapes), TYPES[dtype], out):
             raise TilingError(f"{operator}: shapes {shapes}")
         return tuple(out[1 : 1 + out[0]]), _NAMES[out[1 + _AXES]]
@@ -138,19 +138,19 @@ class OpHost:
         self, operator: str, chip: str, dtype: str, shapes: Shapes, read: int, cores: int | None = None
     ) -> tuple[int, int]:
         """Return the bytes that an operator moves under its tiling, and the fewest possible. read: rows with an index >= 0."""
-        soc, most = SOCS[chip]
-        moved, minimum = ctypes.c_int64(), ctypes.c_int64()
+        soc, chip_cores = SOCS[chip]
+        moved_bytes, least_bytes = ctypes.c_int64(), ctypes.c_int64()
         self._library.traffic(
             operator.encode(),
             soc.encode(),
-            ctypes.c_uint32(cores or most),
+            ctypes.c_uint32(cores or chip_cores),
             _packed(shapes),
             TYPES[dtype],
             ctypes.c_int64(read),
-            ctypes.byref(moved),
-            ctypes.byref(minimum),
+            ctypes.byref(moved_bytes),
+            ctypes.byref(least_bytes),
         )
-        return moved.value, minimum.value
+        return moved_bytes.value, least_bytes.value
 
 
 def compile_host(project: Path = PROJECT, folder: Path | None = None) -> Path:
@@ -165,7 +165,7 @@ def shipped_host() -> OpHost:
 
 
 def _packed(shapes: Shapes) -> ctypes.Array:
-    """Return the number of axes and the sizes of each input, as host.cpp takes them."""
+    """Return the shapes of the inputs as host.cpp takes them: for each, its number of axes, -1 if it is absent, and its sizes."""
     packed = ((ctypes.c_int64 * (1 + _AXES)) * _INPUTS)()
     for i in range(_INPUTS):
         shape = shapes[i] if i < len(shapes) else None

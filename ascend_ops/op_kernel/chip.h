@@ -68,7 +68,7 @@ __aicore__ inline void LoadPieces(const LocalTensor<T> &to, const GlobalTensor<T
 #endif
 }
 
-// The way back.
+// Stores pieces of n elements from slots in the UB to GM, under the same conditions as LoadPieces.
 template <typename T>
 __aicore__ inline void StorePieces(const GlobalTensor<T> &gm, uint64_t at, const LocalTensor<T> &from, uint32_t pieces,
                                    uint32_t n) {
@@ -88,7 +88,7 @@ __aicore__ inline void StorePieces(const GlobalTensor<T> &gm, uint64_t at, const
 #endif
 }
 
-// The second pipe of the event waits for all that the first has been given so far.
+// The second pipe of the event waits until the first pipe has finished all instructions that it has been given so far.
 template <HardEvent event>
 __aicore__ inline void Sync() {
   const event_t id = static_cast<event_t>(GetTPipePtr()->FetchEventID(event));

@@ -35,14 +35,14 @@ class FetchExperts(nn.Cell):
     """Cell that returns the weights of the rank's active experts: construct(active) -> a tuple of tensors for each segment.
 
     active: the placeholder parameters in the same structure, shapes and dtypes; the gradients go to them. `StepSettings` has the
-    rows of these experts in the host's store; they are written there before each step."""
+    row numbers of these experts in the host's store, which are written before each step."""
 
     def __init__(self, config: Config, store: HostStore, settings: StepSettings, worker: AdamWorker):
-        """worker: the worker that updates the store's experts, and knows the store's arrays."""
+        """store: the experts in the host's memory. worker: the thread that updates these experts, and knows their arrays."""
         super().__init__()
         sizes = [len(experts.weights) for experts in store.segments]
         self.segments = nn.CellList([FetchStored(worker, n, size) for n, size in enumerate(sizes)])
-        # MindSpore may need standard operators between parameters and ours: the host adds 1.0 to the parameters, which nobody reads
+        # MindSpore may need a standard operator between parameters and the fetch: 1.0 is added to placeholders, which nobody reads
         self.adds = only_micro_batches_sum(config)
         self.w1, self.b1, self.w2, self.b2 = (ops.Add() for _ in FFN_TENSORS)
         for add in (self.w1, self.b1, self.w2, self.b2):
@@ -52,8 +52,9 @@ class FetchExperts(nn.Cell):
         self.first = Tensor(np.zeros(1, np.float32))
 
     def construct(self, active):
+        """Return a tuple of weights for each segment. active: the placeholder parameters, which only receive gradients."""
         weights: tuple = ()
-        token = self.first
+        token = self.first  # a number that orders the operators and is read by nobody
         for n in range(len(self.segments)):
             inputs = active[n]
             if self.adds:
@@ -98,13 +99,14 @@ class ActiveExperts(nn.Cell):
         return [parameter for segment in segments[self.begin : self.end] for parameter in segment]
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others):
-        e_TH, plans = (others[0], others[1:]) if self.has_rows else ((), others)  # e_TH: the rows of the tokens
+        """Return loss scale · loss of each block [M]. others: the rows of the tokens, if the model has rows; then plan arrays."""
+        e_TH, plans = (others[0], others[1:]) if self.has_rows else ((), others)
         order, inverse, ends = self.by_segment(plans)
         active: tuple = ()
         for i in range(len(self.active)):
             active += (self.active[i],)
         active = split_segments(active, self.sizes)
-        # experts of other stages stay parameters: MindSpore removes all that reads them
+        # experts of other stages stay parameters, because MindSpore removes the operators that read them
         experts = active[: self.begin] + self.fetch(active[self.begin : self.end]) + active[self.end :]
         batch = (rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS)
         no_draws = None  # the Ascend step has no dropout
@@ -121,7 +123,7 @@ class ActiveExperts(nn.Cell):
         ends: tuple = ()
         count, order_length = self.segments, 4 if self.dropless else 2
         for n in range(count):
-            arrays = plans[n::count]
+            arrays = plans[n::count]  # of segment n, one for each name
             order += (arrays[:order_length],)
             inverse += (arrays[order_length : order_length + 2],)
             ends += (arrays[-1],)
@@ -129,7 +131,7 @@ class ActiveExperts(nn.Cell):
 
 
 def _placeholders(config: Config) -> list[Parameter]:
-    """Return the placeholder parameters of all stages' active experts, in the network's argument order."""
+    """Create the placeholder parameters of all stages' active experts, in the network's argument order."""
     arrays = (array for stage in range(config.parallel.stages) for array in active_buffers(config, stage))
     return [Parameter(initializer(Zero(), a.shape, getattr(ms, a.dtype)), name=a.name) for a in arrays]
 
@@ -175,8 +177,8 @@ class RankTier(UninitializedTier):
         """
         for spec in specs:
             array = self._arrays.get(spec.key)
-            if array is None:  # of another stage: draw without storing
+            if array is None:  # an array of another stage: draw its values for no row
                 spec = replace(spec, shape=(0, *spec.shape[1:]), drawn=(False,) * len(spec.drawn))
                 array = np.zeros(spec.shape, spec.dtype)
             for _ in spec.fill(array):
-                pass
+                pass  # `fill` yields after each row

@@ -51,16 +51,17 @@ class AscendBackend(Backend):
         """Take one training step. rate: learning rate. step_input: the batch and the rows of its tokens. limit_D: unused, because
         `check_ascend` refuses to skip spikes."""
         loss_M, norm, applied, scale, *row_results = setup.step.take(rate, step_input.batch, step_input.e_GTH)
-        if not row_results:
+        if not row_results:  # a model without rows
             return StepResult((loss_M,), norm, applied, scale)
-        rows_TH, hyper = row_results
-        result = StepResult((loss_M,), norm, applied, scale, rows_GTH=(rows_TH,), rows_hyper=hyper)
+        row_grads_TH, hyper = row_results
+        result = StepResult((loss_M,), norm, applied, scale, rows_GTH=(row_grads_TH,), rows_hyper=hyper)
         # a tensor rank has a part of the gradient, and a stage has the gradient of its layers: the sum goes over all ranks
         update_rows(setup.store, setup.ranks, step_input.batch, result)
         return result
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
-        """Return True if this rank adds its losses to the total: if it is the first of a tensor group in the last stage."""
+        """Return True if this rank adds its losses to the total. The first rank of each tensor group of the last stage does: the
+        ranks of a tensor group have the same losses, and other stages have none."""
         coordinates = Layout(config.parallel).coordinates(ranks.rank)
         return coordinates.tensor == 0 and coordinates.stage == config.parallel.stages - 1
 
@@ -72,6 +73,7 @@ class AscendBackend(Backend):
         return Evaluator(held_out, sample_limit, step, network, ranks, training_shaped=True, adds_losses=adds)
 
     def checkpoint_files(self, setup: TrainingSetup) -> Files:
+        """Return the parts of arrays that this rank writes, by file and name."""
         rank = setup.ranks.rank
         setup.store.settle()
         files: Files = {}
@@ -84,6 +86,7 @@ class AscendBackend(Backend):
         return "the experts fill the host's memory, and no save behind training was tried on a device"
 
     def restore(self, setup: TrainingSetup, checkpoint: Checkpoint) -> None:
+        """Read this rank's parts of all arrays of a checkpoint."""
         setup.step.compile(*step_inputs(setup.config))  # MindSpore divides the parameters when it compiles
         setup.store.settle()
         parts: Parts = {}
@@ -91,8 +94,9 @@ class AscendBackend(Backend):
             parts.setdefault(shard, {})[name] = part
 
         def put(parameter: Parameter, values: np.ndarray) -> None:
-            parameter.set_data(Tensor(values), slice_shape=True)
+            parameter.set_data(Tensor(values), slice_shape=True)  # the values are this rank's slice
 
+        # experts are arrays in the host's memory, written in place; dense parameters are MindSpore's
         expert_shards = {shard: arrays for shard, arrays in setup.shards.items() if shard.startswith(EXPERTS)}
         restore(expert_shards, checkpoint, parts=parts)
         dense_shards = {shard: arrays for shard, arrays in setup.shards.items() if shard not in expert_shards}

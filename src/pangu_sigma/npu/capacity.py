@@ -75,14 +75,16 @@ def plan_micro_batch(
     layout: DispatchLayout, experts_T: np.ndarray, fit_PK: np.ndarray, ids_PA: np.ndarray, peer: int, room: Capacity
 ) -> tuple[np.ndarray, ...]:
     """Return the array fields of `ExchangePlan` for one micro-batch of a segment on one rank, in their order: order_R, inverse_T,
-    offsets_A1, arrive_W, leave_R, sent_P, taken_P.
+    offsets_A1, arrive_W, leave_R, sent_P, taken_P. P: ranks of the expert group. A: entries of an active list.
 
     Args:
-        experts_T: expert of each of the rank's tokens, by its number among all K.
+        experts_T: expert of each of the rank's T tokens, by its number among all K.
         fit_PK: number of rows from each rank of the group to each expert that fit `room` (`Receivers.accepted`).
         ids_PA: expert at each entry of the active list of each rank of the group, -1 for unused entries.
         peer: number of this rank in its group.
+        room: limits on the rows, from which the fixed lengths R and W follow.
     """
+    # rows that this rank sends to each entry of each peer, and rows that arrive from each peer for each of its own entries
     sent_PA = np.where(ids_PA >= 0, fit_PK[peer][ids_PA], 0)
     taken_PA = np.where(ids_PA[peer] >= 0, fit_PK[:, ids_PA[peer]], 0)
     if layout == "dropless":
@@ -91,21 +93,22 @@ def plan_micro_batch(
         taken_P, arrived_Q = _packed_rows(taken_PA, peer)
         # the last entry has the empty rows, too: GroupedMatmul writes nothing after its end, and unwritten rows must not be read
         offsets_A1 = np.append(_exclusive_sums(taken_PA.sum(axis=0)), room.arrived)
-        leave_R = np.full(room.arrived + 1, -1)  # with the rank's own empty row; a graph has fixed shapes
+        leave_length = room.arrived + 1  # the most rows that can arrive, and the empty row that the rank sends itself
     else:
         assert room.sent is not None
         row_count = ids_PA.size * room.sent  # equal sizes for all entries: auto-parallel supports no other exchange
         sent_P, taken_P = sent_PA.sum(axis=1), taken_PA.sum(axis=1)
         first_Q = arrived_Q = np.arange(ids_PA.size) * room.sent
-        offsets_A1, leave_R = np.arange(ids_PA.shape[1] + 1) * room.arrived, np.full(row_count, -1)
+        offsets_A1, leave_length = np.arange(ids_PA.shape[1] + 1) * room.arrived, row_count
     order_R, inverse_T = _assign_rows(experts_T, ids_PA.ravel(), fit_PK[peer], first_Q, row_count)
-    arrive_W = _arrival_order(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_R)
+    arrive_W, leave_R = _arrival_order(taken_PA, arrived_Q.reshape(taken_PA.shape), offsets_A1, leave_length)
     return order_R, inverse_T, offsets_A1, arrive_W, leave_R, sent_P, taken_P
 
 
 def _packed_rows(counts_PA: np.ndarray, peer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lay out rows without gaps: return the number of rows of each rank [P] and the first row of each entry [Q]. A rank sends
-    itself one more, empty row at the end: MindSpore's AlltoAllV has no result if nothing arrives."""
+    """Lay out rows without gaps, sorted by rank, then by entry. Return the number of rows of each rank [P], and the first row of
+    each entry of each rank [Q = P·A]. counts_PA: number of rows of each entry. peer: number of this rank in its group; it sends
+    itself one more, empty row at the end, because MindSpore's AlltoAllV has no result if nothing arrives."""
     extra_P1 = (np.arange(len(counts_PA)) == peer).astype(counts_PA.dtype)[:, None]
     counts = np.hstack([counts_PA, extra_P1])
     return counts.sum(axis=1), _exclusive_sums(counts.ravel()).reshape(counts.shape)[:, :-1].ravel()
@@ -119,15 +122,17 @@ def _exclusive_sums(counts: np.ndarray) -> np.ndarray:
 def _assign_rows(
     experts_T: np.ndarray, ids_Q: np.ndarray, fit_K: np.ndarray, first_Q: np.ndarray, row_count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Assign each token the next free row of its expert, as long as there is one. Return order_R and inverse_T.
+    """Assign each token the next free row of its expert, as long as there is one. Return order_R, the token of each row, and
+    inverse_T, the row of each token; -1 for none.
 
-    ids_Q: expert at each of the P·A entries, -1 for none. fit_K: number of rows of each expert. first_Q: first row of each
-    entry. row_count: R."""
+    experts_T: expert of each token. ids_Q: expert at each of the P·A entries of active lists, -1 for unused ones. fit_K: number of
+    rows that each expert accepts. first_Q: first row of each entry. row_count: R."""
     entry_K = np.full(len(fit_K), -1)
     entry_K[ids_Q[ids_Q >= 0]] = np.flatnonzero(ids_Q >= 0)
     entry_T = entry_K[experts_T]
     sorted_T = np.argsort(entry_T, kind="stable")
     counts_Q = np.bincount(entry_T, minlength=len(ids_Q))
+    # number of each sorted token among the tokens of its entry
     number_T = np.arange(len(sorted_T)) - np.repeat(_exclusive_sums(counts_Q), counts_Q)
     fits = number_T < fit_K[experts_T[sorted_T]]
     fitting_tokens, rows_of_tokens = sorted_T[fits], (first_Q[entry_T[sorted_T]] + number_T)[fits]
@@ -137,21 +142,22 @@ def _assign_rows(
 
 
 def _arrival_order(
-    taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_R: np.ndarray
-) -> np.ndarray:
-    """Return arrive_W, which gathers the rows of each entry, ordered by sender and then by number; write its inverse to `leave_R`.
+    taken_PA: np.ndarray, arrived_PA: np.ndarray, offsets_A1: np.ndarray, leave_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return arrive_W, the arrived row that is copied to each multiplied row, and leave_R, its inverse; -1 for none. The rows of an
+    entry are sorted by sender, then by number.
 
     taken_PA: number of rows from each sender for each entry. arrived_PA: first of these rows among the arrived ones. offsets_A1:
-    first multiplied row of each entry. leave_R: all -1, filled in place."""
+    first multiplied row of each entry, and the end of the last one, W. leave_length: length of leave_R."""
     count_Q = taken_PA.ravel()
     entries = np.repeat(np.arange(len(count_Q)), count_Q)
     numbers = np.arange(len(entries)) - _exclusive_sums(count_Q)[entries]
     first_PA = np.cumsum(taken_PA, axis=0) - taken_PA + offsets_A1[:-1]
     arrived_rows = arrived_PA.ravel()[entries] + numbers
     multiplied_rows = first_PA.ravel()[entries] + numbers
-    arrive_W = np.full(offsets_A1[-1], -1)  # -1 stays at the empty rows
+    arrive_W, leave_R = np.full(offsets_A1[-1], -1), np.full(leave_length, -1)
     arrive_W[multiplied_rows], leave_R[arrived_rows] = arrived_rows, multiplied_rows
-    return arrive_W
+    return arrive_W, leave_R
 
 
 def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored: int) -> np.ndarray:
@@ -159,10 +165,10 @@ def sent_rows(experts_NGBS: np.ndarray, taker_B: np.ndarray, takers: int, stored
 
     experts_NGBS: expert of each token. taker_B: data-parallel rank that trains on each sequence. takers: number of these ranks.
     stored: K."""
-    segments, micro = experts_NGBS.shape[:2]
-    bins = experts_NGBS + stored * taker_B[:, None]
-    counts = [np.bincount(bins_T, minlength=takers * stored) for bins_T in bins.reshape(segments * micro, -1)]
-    return np.stack(counts).reshape(segments, micro, takers, stored)
+    segments, micro_batches = experts_NGBS.shape[:2]
+    bins = experts_NGBS + stored * taker_B[:, None]  # a bin for each pair of rank and expert
+    counts = [np.bincount(bins_T, minlength=takers * stored) for bins_T in bins.reshape(segments * micro_batches, -1)]
+    return np.stack(counts).reshape(segments, micro_batches, takers, stored)
 
 
 @dataclass(frozen=True)
@@ -176,19 +182,18 @@ class Receivers:
     holder_K: np.ndarray
 
     def accepted(self, sent_NGDK: np.ndarray, room: Capacity) -> np.ndarray:
-        """Return how many of the sent rows fit both limits of `room`, in the same shape; earlier senders and rows go first. In the
+        """Return how many of the sent rows fit both limits of `room`, in the same shape; rows of earlier senders go first. In the
         dropless layout all experts of a rank share the limit on arriving rows: of one sender, earlier experts go first."""
-        accepted_NGDK = sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent)
-        by_sender = self._by_sender(accepted_NGDK)  # axis 3: the P senders
-        if self.layout != "dropless":  # cumulative sums, cut at the limit: their differences are the rows that fit
-            filled = np.minimum(np.cumsum(by_sender, axis=3), room.arrived)
-            return np.diff(filled, prepend=0, axis=3).reshape(sent_NGDK.shape)
+        by_sender = self._by_sender(sent_NGDK if room.sent is None else np.minimum(sent_NGDK, room.sent))
+        if self.layout != "dropless":
+            return _rows_within(room.arrived, by_sender, axis=3).reshape(sent_NGDK.shape)  # over the P senders
         accepted_rows = np.empty_like(by_sender)
-        for peer in range(by_sender.shape[3]):  # the rows that this peer receives
-            of_peer = np.moveaxis(by_sender[..., self.holder_K == peer], 3, -2)  # N G groups replicas P K of the peer
-            filled = np.minimum(np.cumsum(of_peer.reshape(*of_peer.shape[:-2], -1), axis=-1), room.arrived)
-            of_peer = np.diff(filled, prepend=0, axis=-1).reshape(of_peer.shape)
-            accepted_rows[..., self.holder_K == peer] = np.moveaxis(of_peer, -2, 3)
+        for peer in range(by_sender.shape[3]):
+            is_of_peer_K = self.holder_K == peer
+            arriving_rows = np.moveaxis(by_sender[..., is_of_peer_K], 3, -2)  # N G groups replicas P K of the peer
+            in_order = arriving_rows.reshape(*arriving_rows.shape[:-2], -1)  # by sender, then by expert
+            fitting_rows = _rows_within(room.arrived, in_order, axis=-1).reshape(arriving_rows.shape)
+            accepted_rows[..., is_of_peer_K] = np.moveaxis(fitting_rows, -2, 3)
         return accepted_rows.reshape(sent_NGDK.shape)
 
     def arrived(self, sent_NGDK: np.ndarray) -> np.ndarray:
@@ -202,8 +207,13 @@ class Receivers:
 
     def _by_sender(self, sent_NGDK: np.ndarray) -> np.ndarray:
         """Reshape [N, G, D, K] to [N, G, groups, P, replicas, K]."""
-        layers, micro, _, stored = sent_NGDK.shape
-        return sent_NGDK.reshape(layers, micro, self.groups, self.holder_K.max() + 1, -1, stored)
+        segments, micro_batches, _, stored = sent_NGDK.shape
+        return sent_NGDK.reshape(segments, micro_batches, self.groups, self.holder_K.max() + 1, -1, stored)
+
+
+def _rows_within(limit: int, counts: np.ndarray, axis: int) -> np.ndarray:
+    """Cut counts of rows so that their sum along an axis is at most `limit`: earlier counts stay whole, later ones get the rest."""
+    return np.diff(np.minimum(np.cumsum(counts, axis=axis), limit), prepend=0, axis=axis)
 
 
 _ADVICE = "for this batch (routing.table=balanced lowers what is needed), or parallel.overflow to drop"
@@ -214,7 +224,8 @@ def check_room(rows: np.ndarray, limit: int, even: float, names: Sequence[str], 
 
     Args:
         rows: row counts, segments first: of each sender and expert [N, …, K], or of each receiver.
-        even: number of rows under an even load.
+        limit: most rows in one count, as the configured factor gives it.
+        even: number of rows under an even load, which the factor multiplies.
         names: names of the N segments.
         factor: key from which the limit follows: "capacity_factor" for `sent_rows`, "arrival_factor" for `Receivers.arrived`.
     """
@@ -224,5 +235,5 @@ def check_room(rows: np.ndarray, limit: int, even: float, names: Sequence[str], 
         problem = f"{most} rows arrive where {limit} have room"
         if factor == "capacity_factor":
             problem = f"a rank has {most} rows for expert {expert}, whose capacity is {limit}"
-        needed = math.ceil(round(100 * most / even, 6)) / 100
+        needed = math.ceil(round(100 * most / even, 6)) / 100  # up to two decimals; `round` takes away errors of floats
         raise CapacityError(f"{names[int(segment)]}: {problem}; set parallel.{factor} to {needed:g} or more {_ADVICE}")

@@ -67,28 +67,27 @@ def check_layout(config: Config) -> None:
 
 
 def _refused_group(parallel: ParallelConfig, copies: bool) -> list[int] | None:
-    """Return the ranks of the first communication group that MindSpore refuses on the chip; None if it takes all groups. copies:
+    """Return the ranks of the first communication group that MindSpore refuses on the chip; None if it accepts all groups. copies:
     True if the model has common experts, whose copies communicate, too."""
-    if family(parallel.chip) != "910a" or all(getattr(parallel, axis).bit_count() == 1 for axis in AXES):
-        return None
-    layout = Layout(parallel)
-    for axes in (axes for axes in GROUPS if axes != COPIES or copies):
-        groups = layout.groups(*axes)
+    are_powers_of_two = all(getattr(parallel, axis).bit_count() == 1 for axis in AXES)
+    if family(parallel.chip) != "910a" or are_powers_of_two:
+        return None  # MindSpore accepts all groups then
+    for axes in GROUPS if copies else [axes for axes in GROUPS if axes != COPIES]:
+        groups = Layout(parallel).groups(*axes)
         # groups whose first ranks have the same place in a host are alike: one of them is enough
-        _, firsts = np.unique(groups[:, 0] % _HOST, return_index=True)
-        for group in groups[firsts]:
+        _, indices = np.unique(groups[:, 0] % _HOST, return_index=True)
+        for group in groups[indices]:
             if not _is_feasible(group):
                 return group.tolist()
     return None
 
 
 def _is_feasible(ranks: np.ndarray) -> bool:
-    """Return True if a group of ranks on 910A has the same NPUs of each of its hosts, in numbers and places that MindSpore
-    takes."""
+    """Return True if MindSpore accepts a group of ranks on 910A: the group has the same NPUs of each of its hosts, and they are 1,
+    2, 4 or 8, in one half of the host or at the same places of both halves."""
     is_member = np.zeros((ranks.max() // _HOST + 1, _HOST), bool)  # host, NPU of the host
     is_member[np.divmod(ranks, _HOST)] = True
-    # the different rows among the hosts of the group
-    patterns = np.unique(is_member[is_member.any(axis=1)], axis=0)
+    patterns = np.unique(is_member[is_member.any(axis=1)], axis=0)  # the different rows among the hosts of the group
     if len(patterns) > 1 or patterns.sum() not in (1, 2, 4, 8):
         return False
     lower, upper = patterns.reshape(2, -1)  # the halves of a host

@@ -84,12 +84,13 @@ def all_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Arra
 
 def dense_weights(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
     """Return the weights of a stage except experts, tables first: float32, on the NPU. alike: one array per kind of layer."""
-    layers = [(layer, 1) for layer in layers_of_stage(config, stage)]
-    if alike:
+    layers = layers_of_stage(config, stage)
+    layer_counts = [(layer, 1) for layer in layers]
+    if alike:  # the first layer represents all dense layers, the last one all RRE layers; there may be 0 of a kind
         routed = len(rre_layers_of_stage(config, stage))
-        layers = [(layers[0][0], len(layers) - routed), (layers[-1][0], routed)]
-    m, shapes = config.model, [(1, _tables(config, stage))]
-    for layer, count in layers:
+        layer_counts = [(layers[0], len(layers) - routed), (layers[-1], routed)]
+    m, shapes = config.model, [(1, _tables(config, stage))]  # with each dictionary of shapes, how many it represents
+    for layer, count in layer_counts:
         shapes.append((count, layer_shapes(layer, m.hidden, m.ffn if layer < m.dense_layers else None)))
         shapes.append((count if m.rows else 0, {f"layers.{layer}.row_scale": (1,)}))
     if stage == config.parallel.stages - 1:
@@ -106,12 +107,12 @@ def expert_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[A
     count = len(layers) if alike else 1  # with `alike`, the arrays of the first layer represent all layers
     arrays = []
     for layer in layers[:1] if alike else layers:
-        for s, n in enumerate(config.model.segments_of(layer)):
-            experts = config.stored_experts(config.model.routed[n])
-            for name, shape in expert_shapes(config.model, s).items():
-                weight = _expert_array(config, count, n, name, (experts, *shape), device)
+        for segment_of_layer, segment in enumerate(config.model.segments_of(layer)):
+            experts = config.stored_experts(config.model.routed[segment])
+            for name, shape in expert_shapes(config.model, segment_of_layer).items():
+                weight = _expert_array(config, count, segment, name, (experts, *shape), device)
                 arrays += [weight, *_moments([weight], moments)]
-            step = _expert_array(config, count, n, "step", (experts,), device)
+            step = _expert_array(config, count, segment, "step", (experts,), device)
             arrays.append(replace(step, kind="step", dtype="int32"))
     return arrays
 
@@ -129,20 +130,19 @@ def active_buffers(config: Config, stage: int = 0, alike: bool = False) -> list[
     for weight in expert_arrays(config, stage, alike):
         if config.ecss.enabled and weight.kind == "weight":
             entries = active_entries(config, config.model.routed[int(weight.name.split(".")[1])])
-            rows = (1,) if len(weight.shape) == 2 else ()
+            bias_axis = (1,) if len(weight.shape) == 2 else ()
             # common experts, too, have entries for each group: ranks of different groups compute with slices of their own
             count = config.parallel.groups * config.parallel.expert * entries
-            shape, computed = (count, *rows, *weight.shape[1:]), (entries, *rows, *weight.computed[1:])
+            shape, computed = (count, *bias_axis, *weight.shape[1:]), (entries, *bias_axis, *weight.computed[1:])
             buffer = replace(weight, shape=shape, computed=computed, kept=computed, dtype=weight.used_as, device=HOST)
             buffers.append(replace(buffer, name=weight.name.replace("experts", "active", 1)))
     return buffers
 
 
 def accumulator_arrays(config: Config, stage: int = 0, alike: bool = False) -> list[Array]:
-    """Return the arrays that accumulate gradients of micro-batches, if an update has several. The weights are dense ones and
-    active experts; each array has its weight's dtype and the shape of the rank's tensor-parallel slice, `computed`: ZeRO, which
-    makes `kept` smaller, does not divide these arrays among data-parallel ranks. The last stage has one more, for the word table
-    that it receives. alike: as in `all_arrays`."""
+    """Return the arrays that accumulate gradients of micro-batches, if an update has several: one for each dense weight and each
+    active expert's tensor of a stage, in its dtype, and on the last stage one for the word table that it receives. The shape is
+    `computed`, because ZeRO does not divide accumulators. alike: True for one array per kind of layer."""
     if config.train.accumulation == 1:
         return []
     weights = [*dense_weights(config, stage, alike), *active_buffers(config, stage, alike)]
@@ -159,9 +159,9 @@ def arrays_of_step(config: Config, stage: int) -> list[Array]:
 def active_elements(config: Config, stage: int = 0) -> int:
     """Return the largest number of elements of active experts' weights that a rank computes with in a step."""
     layer_elements = 0
-    for s, kind in enumerate(config.model.segments):
+    for segment_of_layer, kind in enumerate(config.model.segments):
         experts = active_in_group(config, kind) // config.parallel.expert
-        for name, shape in expert_shapes(config.model, s).items():
+        for name, shape in expert_shapes(config.model, segment_of_layer).items():
             layer_elements += experts * math.prod(_divide(shape, tensor_axis(name), config.parallel.tensor))
     return layer_elements * len(rre_layers_of_stage(config, stage))
 
@@ -195,7 +195,8 @@ def tensor_axis(name: str) -> int | None:
 def _tables(config: Config, stage: int) -> Shapes:
     """Return the tables of a stage: words and positions on the first one, the query layer's positions on the last one."""
     m, names = config.model, ["embedding", "positions"] if stage == 0 else []
-    names += ["query_positions"] if stage == config.parallel.stages - 1 else []
+    if stage == config.parallel.stages - 1:
+        names += ["query_positions"]
     shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
     return {name: shape for name, shape in shapes.items() if name in names}
 
@@ -206,7 +207,7 @@ def _dense_array(config: Config, count: int, name: str, shape: Shape) -> Array:
     used_as = "float32" if "norm." in name or name in _TABLES else config.train.compute_dtype
     computed = _divide(shape, axis, parallel.tensor)
     replicas = parallel.stage_ranks if axis is None else parallel.stage_ranks // parallel.tensor
-    is_sent = name == "embedding" and parallel.stages > 1
+    is_sent = name == "embedding" and parallel.stages > 1  # to the last stage, whole
     is_divided = parallel.optimizer and len(shape) == 2 and computed[0] % replicas == 0 and not is_sent
     kept = _divide(computed, 0, replicas) if is_divided else computed
     return Array(name, "weight", shape, computed, kept, replicas, "float32", used_as, NPU, count=count)
@@ -214,18 +215,19 @@ def _dense_array(config: Config, count: int, name: str, shape: Shape) -> Array:
 
 def _expert_array(config: Config, count: int, segment: int, name: str, shape: Shape, device: str) -> Array:
     """Return a weight of all experts of a segment with its slice on a rank. count: number of layers that it represents. name: name
-    of the tensor in an expert. shape: of all experts together."""
-    parallel, own, axis = config.parallel, config.model.routed[segment] == "own", tensor_axis(name)
-    held = _divide(shape, 0, parallel.expert * (parallel.groups if own else 1))
-    computed = _divide(held, None if axis is None else axis + 1, parallel.tensor)
-    copies = 1 if own else parallel.groups
+    of the tensor in an expert. shape: of all experts together, whose number is the first axis."""
+    parallel, is_own, axis = config.parallel, config.model.routed[segment] == "own", tensor_axis(name)
+    # groups divide the domains' own experts; each group has a copy of all common experts
+    stored_shape = _divide(shape, 0, parallel.expert * (parallel.groups if is_own else 1))
+    computed = _divide(stored_shape, None if axis is None else axis + 1, parallel.tensor)
+    copies = 1 if is_own else parallel.groups
     replicas = parallel.data * (parallel.tensor if axis is None else 1) * copies
     used_as, name = config.train.compute_dtype, f"experts.{segment}.{name}"
     return Array(name, "weight", shape, computed, computed, replicas, "float32", used_as, device, copies, count)
 
 
 def _divide(shape: Shape, axis: int | None, parts: int) -> Shape:
-    """Return the shape of one of equal parts along an axis; the whole shape for None."""
+    """Return the shape of one of `parts` equal parts along an axis; the whole shape if `axis` is None."""
     if axis is None:
         return shape
     return (*shape[:axis], shape[axis] // parts, *shape[axis + 1 :])

@@ -18,6 +18,7 @@ class DeviceAdam(nn.Cell):
     """
 
     def __init__(self, config: Config, parameters: list[Parameter]):
+        """parameters: the dense parameters that this rank updates, or their rows that it keeps."""
         super().__init__()
         options = config.train.optimizer
         self.weights = ParameterTuple(parameters)
@@ -29,13 +30,13 @@ class DeviceAdam(nn.Cell):
         self.map = ops.HyperMap()  # for MindSpore: a loop would become hundreds of nested calls
 
     def update(self, grads, lr, grad_scale, applied):
-        """Update the parameters in place, and return tensors that depend on it. lr: learning rate. grad_scale: factor for the
-        gradients. applied: 1.0, or 0.0 to change nothing."""
+        """Update the parameters in place, and return tensors that depend on the update. lr: learning rate. grad_scale: factor for
+        the gradients. applied: 1.0, or 0.0 to change nothing."""
         new_count = ops.assign(self.step, self.step + ops.cast(applied, ms.int32))
-        step = ops.reshape(ops.cast(new_count, ms.float32), ())
-        power1, power2 = ops.pow(self.beta1, ops.maximum(step, 1.0)), ops.pow(self.beta2, ops.maximum(step, 1.0))
+        step = ops.maximum(ops.reshape(ops.cast(new_count, ms.float32), ()), 1.0)  # 0 if no step was applied yet
+        power1, power2 = ops.pow(self.beta1, step), ops.pow(self.beta2, step)
         unbias = ops.sqrt(1.0 - power2)
-        correction = unbias / (1.0 - power1)
+        correction = unbias / (1.0 - power1)  # the rule of the class docstring, with the operator's lr, ε and decay
         rate, eps = lr * correction * applied, self.eps * unbias
         beta1 = 1.0 - (1.0 - self.beta1) * applied  # a step that is not applied leaves the moments as they are
         beta2 = 1.0 - (1.0 - self.beta2) * applied
@@ -43,7 +44,8 @@ class DeviceAdam(nn.Cell):
         return new_count, self.map(update, self.weights, self.moments, self.variances, self.decay, grads)
 
 
-def _adam(adam, rate, beta1, beta2, eps, correction, grad_scale, skipped, weight, moment, variance, decay, grad):
-    """Update one parameter. skipped: True if the step is not applied; its gradient, which may be infinite, becomes zero then."""
-    grad = ops.masked_fill(grad * grad_scale, skipped, 0.0)
+def _adam(adam, rate, beta1, beta2, eps, correction, grad_scale, is_skipped, weight, moment, variance, decay, grad):
+    """Update one parameter by MindSpore's fused operator `adam`. is_skipped: True if the step is not applied; the gradient, which
+    may be infinite then, becomes zero. correction: factor of the rate for the bias, which the decay must not have."""
+    grad = ops.masked_fill(grad * grad_scale, is_skipped, 0.0)
     return adam(weight, moment, variance, rate, beta1, beta2, eps, decay / correction, grad)

@@ -41,26 +41,22 @@ def dropless_experts(groups: Groups, hidden: int, activation: Activation, cann: 
     ours. In the arguments of the cells, `order` is (order_T, arrive_W, sent_P, taken_P) and `inverse` is (inverse_T, leave_W) of
     an `ExchangePlan`; `ends_A`, the row after the last row of each expert, replaces the offsets.
     """
-    travels = groups.size("expert") > 1
-    send, send_back = (AllToAllV(groups, hidden) if travels else None for _ in range(2))
-    return Experts(DroplessDispatch(send, cann), DroplessFFN(groups, activation), DroplessCombine(send_back, cann))
+    dispatch, combine = DroplessDispatch(groups, hidden, cann), DroplessCombine(groups, hidden, cann)
+    return Experts(dispatch, DroplessFFN(groups, activation), combine)
 
 
 def on_one_rank(cell: nn.Cell, shape: Callable) -> ops.Morph:
-    """Wrap a cell as a Morph: an operator of the graph of all ranks that runs the cell on each rank's slices. The output has the
-    first input's dtype.
+    """Wrap a cell as a Morph: a single operator for auto-parallel, in which the cell runs on the slices of one rank. The output has
+    the first input's dtype.
 
     shape: function from the shapes of the inputs to the shape of the output, of all ranks' slices together.
     """
     return ops.Morph(cell.construct, shape, _like_first).add_prim_attr("self_define_shard", True)
 
 
-def _shape_of_rows(x, order, inverse, arrive, *others):
-    return [arrive[0], x[1]]  # [W, H]
-
-
-def _shape_of_tokens(rows, order, inverse, *others):
-    return [inverse[0], rows[1]]  # [T, H]
+def _shape_of_rows(x, send_order, send_back, out, arrived, arrival_order, *others):
+    """Return the shape of the rows that `LocalExchange` returns, from the shapes of its inputs."""
+    return [arrival_order[0], x[1]]
 
 
 def _like_first(first, *others):
@@ -74,16 +70,15 @@ class DroplessDispatch(nn.Cell):
     multiply. order: token of each row sorted by expert; inverse: row of each token. sent, taken: number of rows to, and from, each
     of P expert ranks. arrive: the row that arrived for each of the W; leave: its inverse."""
 
-    def __init__(self, travel: AllToAllV | None, cann: bool):
-        """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
+    def __init__(self, groups: Groups, hidden: int, cann: bool):
         super().__init__()
-        self.local = LocalDispatch(travel, cann)
+        self.local = LocalExchange(groups, hidden, cann)
         self.morph = on_one_rank(self.local, _shape_of_rows)
 
     def construct(self, x_TH, order, inverse):
         order_T, arrive_W, sent_P, taken_P = order
         inverse_T, leave_W = inverse
-        return self.morph(x_TH, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P)
+        return self.morph(x_TH, order_T, inverse_T, sent_P, taken_P, arrive_W, leave_W)
 
 
 class DroplessCombine(nn.Cell):
@@ -91,17 +86,18 @@ class DroplessCombine(nn.Cell):
     adds the residual. construct(rows_WH, inverse, order, residual_TH) -> [T, H]. rows: outputs for the W rows that this rank's
     experts multiplied. inverse, order: the tuples of indices that `DroplessDispatch` takes."""
 
-    def __init__(self, travel: AllToAllV | None, cann: bool):
-        """travel: all-to-all of the expert group; None if a rank has all experts of its tokens. cann: True for CANN's gather."""
+    def __init__(self, groups: Groups, hidden: int, cann: bool):
         super().__init__()
-        self.local = LocalCombine(travel, cann)
-        self.morph = on_one_rank(self.local, _shape_of_tokens)
+        self.local = LocalExchange(groups, hidden, cann)
+        self.morph = on_one_rank(self.local, _shape_of_rows)
         self.add = ops.Add()  # here, where columns meet whole rows once, and not at each reader of the sum
 
     def construct(self, rows_WH, inverse, order, residual_TH):
+        """Return residual + outputs of experts for every token [T, H]. rows: outputs for the W rows of this rank's experts."""
         order_T, arrive_W, sent_P, taken_P = order
         inverse_T, leave_W = inverse
-        return self.add(residual_TH, self.morph(rows_WH, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P))
+        # the way of `DroplessDispatch` back: inverse indices, and the rows that came from a rank go to this rank
+        return self.add(residual_TH, self.morph(rows_WH, leave_W, arrive_W, taken_P, sent_P, inverse_T, order_T))
 
 
 class DroplessFFN(nn.Cell):
@@ -120,38 +116,24 @@ class DroplessFFN(nn.Cell):
         return self.morph(rows_WH, w1_AFH, b1_A1F, w2_AFH, ends_A, b2_A1H)
 
 
-class LocalDispatch(nn.Cell):
-    """The part of `DroplessDispatch` on the slices of one rank: sends h of the H columns of the rank's tokens to the P ranks of the
-    expert group, and returns the W rows that arrive for its own experts, [W, h], sorted by expert."""
+class LocalExchange(nn.Cell):
+    """The part of `DroplessDispatch` and of `DroplessCombine` on the slices of one rank, h of the H columns: puts its rows in the
+    order of their receivers, exchanges them with the P ranks of the expert group, and puts those that arrive in their new order.
+    construct(x, send_order, send_back, out_P, in_P, arrival_order, arrival_back) -> arrived rows [len(arrival_order), h]
+    An order gives the row that is gathered at each place, a negative number zeros; back: its inverse, for the gradient."""
 
-    def __init__(self, travel: AllToAllV | None, cann: bool):
-        """travel, cann: as of `DroplessDispatch`."""
+    def __init__(self, groups: Groups, hidden: int, cann: bool):
+        """groups: communication groups of this rank. hidden: hidden width H. cann: True for CANN's gather."""
         super().__init__()
         self.sort, self.bring_together = Gather(cann), Gather(cann)
-        self.travel = travel
+        self.travel = AllToAllV(groups, hidden) if groups.size("expert") > 1 else None  # else no row leaves the rank
 
-    def construct(self, x_Th, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):
-        rows = self.sort(x_Th, order_T, inverse_T)
+    def construct(self, x, send_order, send_back, out_P, in_P, arrival_order, arrival_back):
+        """Return the rows that arrive, in their new order. out, in: number of rows to each rank of the group, and from each."""
+        rows = self.sort(x, send_order, send_back)
         if self.travel is not None:
-            rows = self.travel(rows, sent_P, taken_P)
-        return self.bring_together(rows, arrive_W, leave_W)
-
-
-class LocalCombine(nn.Cell):
-    """The part of `DroplessCombine` on the slices of one rank: sends h of the H columns of its experts' outputs, W rows, back to
-    the P ranks of the expert group, and returns the rows of its own tokens, [T, h]."""
-
-    def __init__(self, travel: AllToAllV | None, cann: bool):
-        """travel, cann: as of `DroplessCombine`."""
-        super().__init__()
-        self.separate, self.unsort = Gather(cann), Gather(cann)
-        self.travel = travel
-
-    def construct(self, rows_Wh, order_T, inverse_T, arrive_W, leave_W, sent_P, taken_P):
-        rows = self.separate(rows_Wh, leave_W, arrive_W)
-        if self.travel is not None:
-            rows = self.travel(rows, taken_P, sent_P)
-        return self.unsort(rows, inverse_T, order_T)
+            rows = self.travel(rows, out_P, in_P)
+        return self.bring_together(rows, arrival_order, arrival_back)
 
 
 class LocalFFN(ActivatedFFN):
@@ -167,6 +149,8 @@ class LocalFFN(ActivatedFFN):
         self.sum_of_parts = ops.AllReduce(ops.ReduceOp.SUM, groups.name("tensor")) if tensor > 1 else None
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, ends_A, b2_A1H=None):
+        """Return the outputs [W, H] of W rows sorted by expert. ends: the row after the last row of each expert. is_own: 1 where a
+        row belongs to an expert, so that its product with biases [A, F] is each row's bias."""
         ends, is_own_WA = F.cast(ends_A, ms.int64), _expert_of_row(rows_WH, ends_A)
         b1_AF = F.reshape(b1_A1F, (-1, F.shape(b1_A1F)[-1]))
         inner_WF = self.product(rows_WH, F.transpose(w1_AFH, (0, 2, 1)), ends) + F.matmul(is_own_WA, b1_AF)
@@ -190,7 +174,7 @@ def grouped_matmul() -> ops.Primitive:
 class AllToAllV(nn.Cell):
     """All-to-all of rows among the P ranks of an expert group, with a different number of rows for each rank (AlltoAllV).
     construct(rows, out_P, in_P) -> the rows that arrive, in the order of their senders. out, in: number of rows that go to each
-    rank, and that come from each. `rows` may have more than are sent; the gradient goes the way back."""
+    rank, and that come from each rank. Only the first sum(out) rows are sent. The gradient goes the way back."""
 
     def __init__(self, groups: Groups, hidden: int):
         super().__init__()
@@ -205,7 +189,8 @@ class AllToAllV(nn.Cell):
         return self.exchange(dout, in_P, out_P), F.zeros_like(out_P), F.zeros_like(in_P)
 
     def exchange(self, rows, out_P, in_P):
-        """Return what `construct` describes. How many rows arrive is not known when the graph is compiled."""
+        """Send out_P rows to each rank, and return the rows that arrive, in_P from each. The graph does not know these numbers when
+        it is compiled. AlltoAllV counts elements in units of a row's columns, so the rows are flat for it."""
         hidden = F.shape(rows)[-1]
         sizes_out = self.to_host(F.cast(out_P, ms.int64), "CPU", True)
         sizes_in = self.to_host(F.cast(in_P, ms.int64), "CPU", True)
@@ -214,9 +199,12 @@ class AllToAllV(nn.Cell):
 
 
 def _expert_of_row(rows_WH, ends_A):
-    """Return a matrix [W, A] with 1 where the row belongs to the expert, else 0: its product with the experts' biases [A, F] is the
-    bias of each row, and the gradient of this product sums over the rows of an expert."""
+    """Return a matrix [W, A] with 1 where the row belongs to the expert, else 0. The product with the experts' biases [A, F] is the
+    bias of each row, and the gradient of this product sums over the rows of an expert. ends: row after each expert's last row."""
     row_W1 = F.expand_dims(ops.arange(F.shape(rows_WH)[0]), 1)
-    before_WA = F.cast(row_W1 < F.expand_dims(ends_A, 0), rows_WH.dtype)
-    first = before_WA[:, :1]
-    return first if F.shape(before_WA)[1] == 1 else ops.concat((first, before_WA[:, 1:] - before_WA[:, :-1]), 1)
+    # 1 where the row lies before the expert's end; an expert's rows are before its end, but not before the end of the one before
+    before_end_WA = F.cast(row_W1 < F.expand_dims(ends_A, 0), rows_WH.dtype)
+    first_W1 = before_end_WA[:, :1]
+    if F.shape(before_end_WA)[1] == 1:
+        return first_W1
+    return ops.concat((first_W1, before_end_WA[:, 1:] - before_end_WA[:, :-1]), 1)

@@ -45,11 +45,13 @@ class CompactedDispatch(nn.Cell):
         self.pack, self.arrange, self.line_up = ops.Transpose(), ops.Transpose(), ops.Transpose()
 
     def construct(self, x_TH, order, inverse):
+        """Return the rows for the experts of every rank [G·P·A, D·W/A, H]. x_TH: rows of tokens. order, inverse: their indices."""
         order_R, arrive_W = order
         inverse_T, leave_R = inverse
         groups, ranks, data, entries = self.sizes
         hidden = F.shape(x_TH)[-1]
         rows_RH = self.send(x_TH, order_R, inverse_T)
+        # axes: groups, sending rank, data replica, receiving rank, entry of the active list, row of the entry, hidden
         rows = F.reshape(rows_RH, (groups, ranks, data, ranks, entries, -1, hidden))  # G Ps D Pd A C H
         rows = self.pack(rows, (0, 3, 1, 2, 4, 5, 6))  # G Pd Ps D A C H
         rows = self.arrange(rows, (0, 1, 3, 2, 4, 5, 6))  # G Pd D Ps A C H
@@ -71,10 +73,12 @@ class CompactedCombine(nn.Cell):
         self.separate, self.unarrange, self.unpack = ops.Transpose(), ops.Transpose(), ops.Transpose()
 
     def construct(self, rows, inverse, order, residual_TH):
+        """Return residual + outputs of experts for every token [T, H]. rows: outputs of experts [G·P·A, D·W/A, H]."""
         order_R, arrive_W = order
         inverse_T, leave_R = inverse
         groups, ranks, data, entries = self.sizes
         hidden = F.shape(rows)[-1]
+        # axes as in `CompactedDispatch`, from the receiving rank (Pd) back to the sending one (Ps)
         rows = F.reshape(rows, (groups, ranks, entries, data, -1, hidden))
         rows = self.separate(rows, (0, 1, 3, 2, 4, 5))  # G Pd D A W/A H
         rows = self.spread(F.reshape(rows, (-1, hidden)), leave_R, arrive_W)

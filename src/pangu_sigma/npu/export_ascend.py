@@ -35,7 +35,8 @@ def _export(run: Path, output: Path, weights: StoredPrecision) -> int:
 
 
 def main() -> int:
-    """Export a run for Ascend. A new process compiles it and exits at once, for unloading the stand-ins for CANN would crash."""
+    """Export a run for Ascend, and return the exit status. This process starts another one with the same arguments, which compiles
+    and exits through `os._exit`, because unloading the stand-ins for CANN would crash."""
     parser = argparse.ArgumentParser(prog="export_ascend.sh")
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)

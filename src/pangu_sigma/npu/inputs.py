@@ -29,8 +29,8 @@ def step_inputs(config: Config) -> tuple[Tensor, ...]:
 
 
 def _inputs(config: Config) -> list[tuple[tuple[int, ...], type]]:
-    """Return shape and dtype of each input of the step on a rank, in the order of `inputs_of`: of the batch, of the tokens' rows if
-    the model has rows, and of the routing plans."""
+    """Return shape and dtype of each input of the step on a rank, in the order of `inputs_of`: first the arrays of the batch, then
+    the tokens' rows (`model.rows`) if the model has them, then the arrays of the routing plans."""
     parallel, model, micro_batches = config.parallel, config.model, config.train.accumulation
     sequences = micro_batches * config.train.batch_size // (parallel.stage_ranks // parallel.tensor)
     domain_blocks = micro_batches * config.data.domains_per_step // parallel.groups
@@ -42,13 +42,14 @@ def _inputs(config: Config) -> list[tuple[tuple[int, ...], type]]:
     if model.rows:
         inputs.append(((sequences * model.seq_length, model.hidden), np.float32))
     lengths = {kind: plan_arrays(config, kind) for kind in model.kinds}
+    # for each name, the arrays of all segments
     plans = [(micro_batches * lengths[kind][name],) for name in lengths["own"] for kind in model.routed]
     return inputs + [(shape, np.int32) for shape in plans]
 
 
 def inputs_of(batch: Batch, config: Config, e_GTH: np.ndarray | tuple[()] = ()) -> tuple[np.ndarray, ...]:
-    """Return a batch as the inputs of the Ascend step, its micro-batches concatenated along the first axis. batch: sequences of
-    this rank, with an `ExchangePlan` for each segment. e_GTH: the rows of its tokens; () without `model.rows`."""
+    """Return the inputs of the Ascend step for a batch: its arrays, with micro-batches concatenated along the first axis. batch:
+    sequences of this rank, with an `ExchangePlan` for each segment. e_GTH: rows of the batch's tokens; () without `model.rows`."""
     names = ("rows_GBS", "positions_GBS", "documents_GBS", "slots_GM", "labels_GBS", "weights_GBS")
     arrays = [getattr(batch, name) for name in names]
     arrays += [e_GTH] if isinstance(e_GTH, np.ndarray) else []
@@ -57,8 +58,8 @@ def inputs_of(batch: Batch, config: Config, e_GTH: np.ndarray | tuple[()] = ()) 
 
 
 def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
-    """Return names and lengths of the `ExchangePlan` fields that the graph takes for a segment of a kind: the indices of dispatch,
-    then of combine, and in the dropless layout the ends of the experts' rows. Lengths are for one rank and one micro-batch."""
+    """Return the `ExchangePlan` fields that the graph takes for a segment of a kind, as their lengths by name: the indices of
+    dispatch, then of combine, then if dropless the ends of the experts' rows. Lengths are for one rank and one micro-batch."""
     peers, tokens = config.parallel.expert, tokens_of_rank(config)
     sent, multiplied = exchanged_rows(config), multiplied_rows(config)
     if dispatch_layout(config) == "compacted":
@@ -68,7 +69,7 @@ def plan_arrays(config: Config, kind: Segment = "own") -> dict[str, int]:
 
 
 class StepSettings(nn.Cell):
-    """Settings of an Ascend step that no NPU reads in the network: learning rate, active experts of the rank, whether it learns.
+    """Settings of an Ascend step that no NPU reads in the network: learning rate, active experts of the rank, update or not.
 
     They are parameters and not inputs, because auto-parallel wants every input of the step to be one of the network.
     """
@@ -83,7 +84,8 @@ class StepSettings(nn.Cell):
         self.used = _host_tables("used", [segment.entries + 1 for segment in segments])
 
     def write(self, rate: float, batch: Batch, learns: float) -> None:
-        """Write the settings of the next step, which takes `batch`. rate: learning rate. learns: 1.0, or 0.0 to update nothing."""
+        """Write the settings of the next step, which takes `batch`: the routing plans of `batch` name the active experts. rate:
+        learning rate. learns: 1.0, or 0.0 to update nothing."""
         self.rate.set_data(Tensor(rate, ms.float32))
         self.learns.set_data(Tensor(learns, ms.float32))
         for rows, used, n in zip(self.active_rows, self.used, self.numbers, strict=True):
@@ -92,9 +94,9 @@ class StepSettings(nn.Cell):
 
 
 def _host_tables(name: str, lengths: list[int]) -> ParameterTuple:
-    """Return int32 parameters of zeros, one of each length, which only operators on the host read. name: prefix of their names."""
+    """Return an int32 parameter of zeros for each length, which only operators on the host read. name: prefix of their names."""
     zeros = (Tensor(np.zeros(length, np.int32)) for length in lengths)
     tables = [Parameter(zero, f"{name}.{i}", requires_grad=False) for i, zero in enumerate(zeros)]
     for table in tables:
-        table.parallel_optimizer = False
+        table.parallel_optimizer = False  # optimizer parallelism would cut the table, but a rank needs all of its own
     return ParameterTuple(tables)

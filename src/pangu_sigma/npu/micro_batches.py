@@ -23,10 +23,11 @@ class MicroBatches(nn.Cell):
     or two; the first is cut into micro-batches."""
 
     def __init__(self, network: nn.Cell, count: int, parallel: ParallelConfig):
+        """network: cell that is run. count: number of micro-batches."""
         super().__init__(auto_prefix=False)
-        self.network = network
-        self.count = count
+        self.network, self.count = network, count
         self.slices = tuple(_slices(count, parallel) for _ in range(count))
+        # the attribute by which MindSpore's pass for pipelines, or for accumulation, finds the end of each micro-batch
         mark = "pipeline_end" if parallel.stages > 1 else "forward_end"
         self.add = tuple(ops.Add().add_prim_attr(mark, i) for i in range(count))
 
@@ -38,11 +39,11 @@ class MicroBatches(nn.Cell):
         return total
 
     def micro_batch(self, i, inputs):
-        """Return the inputs of micro-batch number i: a slice of the first axis of each input."""
+        """Return the inputs of micro-batch number i: a slice of the first axis of each input, which has one axis or two."""
         slices: tuple = ()
         for x in inputs:
             rows = x.shape[0] // self.count
-            begin, end = (i * rows, 0), ((i + 1) * rows, x.shape[-1])
+            begin, end = (i * rows, 0), ((i + 1) * rows, x.shape[-1])  # of two axes; the first of both for one axis
             slices += (self.slices[i][x.ndim - 1](x, begin[: x.ndim], end[: x.ndim], (1, 1)[: x.ndim]),)
         return slices
 
@@ -54,7 +55,7 @@ class GradientAccumulation(nn.Cell):
 
     def __init__(self, network: nn.Cell, weights: list[Parameter], received: list[Parameter], config: Config):
         """network: cell that returns the scaled loss. weights: the weights that this rank keeps. received: weights of another stage
-        whose gradients this rank computes."""
+        that this rank reads, and whose gradients it computes."""
         super().__init__(auto_prefix=False)  # accumulators are named after their weights
         self.own_count, micro_batches = len(weights), config.train.accumulation
         all_weights = ParameterTuple([*weights, *received])
@@ -77,12 +78,13 @@ class GradientAccumulation(nn.Cell):
         that depends on the reset."""
         if self.accumulators is None:
             return applied
-        return self.map(ops.partial(_clear, applied >= 0.0), self.accumulators)
+        always_true = applied >= 0.0
+        return self.map(ops.partial(_clear, always_true), self.accumulators)
 
 
 def _clear(always_true, accumulator):
-    """Set an accumulator to zero. always_true: a tensor of bool, computed before: MindSpore would make a constant of
-    zeros_like(accumulator), and keep as much memory again for all accumulators."""
+    """Set an accumulator to zero by a mask that is True everywhere. always_true: tensor of bool whose value MindSpore does not
+    know. It would make a constant of zeros_like(accumulator), and keep as much memory again for all accumulators."""
     return ops.assign(accumulator, ops.masked_fill(accumulator, always_true, 0.0))
 
 
@@ -92,7 +94,7 @@ def _slices(count: int, parallel: ParallelConfig) -> tuple[ops.Primitive, ops.Pr
     Their attributes make every rank cut its own rows; without them MindSpore would gather the rows of all ranks first. MindSpore's
     pass for pipelines reads other attributes than its pass for gradient accumulation."""
     data_ranks, operators = parallel.stage_ranks // parallel.tensor, []
-    for strategy in ((data_ranks,), (data_ranks, 1)):
+    for strategy in ((data_ranks,), (data_ranks, 1)):  # number of slices along each axis of the input
         cut = ops.StridedSlice()
         if parallel.stages > 1:
             cut.add_prim_attr("out_shard_size", data_ranks)  # the pass divides the cut itself

@@ -19,8 +19,8 @@ from pangu_sigma.sections import ParallelConfig
 
 
 def saturates(chip: Chip) -> bool:
-    """Return True if overflow in the step gives the largest number and a flag, not infinity: on NPUs of a chip that saturates, or
-    that MS_ASCEND_CHECK_OVERFLOW_MODE lets saturate. chip: the configured chip."""
+    """Return True if an overflow in the step gives the largest number and raises a flag, instead of infinity. NPUs do so if their
+    chip does, or if MS_ASCEND_CHECK_OVERFLOW_MODE says so; a CPU never does. chip: the configured chip."""
     by_setting = os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
     return ms.get_context("device_target") == "Ascend" and (CHIP_DATA[chip].saturates or by_setting)
 
@@ -31,10 +31,11 @@ class OverflowFlag(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.read, self.clear = NPUGetFloatStatusV2(), NPUClearFloatStatusV2()
+        self.read, self.clear = NPUGetFloatStatusV2(), NPUClearFloatStatusV2()  # CANN's flag is a vector of 8
         self.unset = Tensor(np.zeros(8, np.int32))
 
     def construct(self, after):
+        """Return a number above 0 if an operator overflowed on this rank. after: tensors to compute before the reading."""
         flags = self.read(ops.depend(self.unset, after))
         cleared = self.clear(ops.depend(self.unset, flags))
         raised = ops.ReduceSum()(ops.cast(ops.not_equal(flags, self.unset), ms.float32))
@@ -43,8 +44,9 @@ class OverflowFlag(nn.Cell):
 
 class OverflowCheck(nn.Cell):
     """Global gradient norm of an Ascend step, and whether all gradients are finite.
-    construct(grads, scale, sent_back) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
-    scale: the loss scale. sent_back: gradients that go to another stage; they are checked for overflow, but not in the norm."""
+    construct(grads, scale, foreign_grads) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
+    scale: the loss scale. foreign_grads: gradients of another stage's weights; they are checked for overflow, but not in the
+    norm."""
 
     def __init__(self, weights: list[Parameter], parallel: ParallelConfig):
         """weights: the weights whose gradients are checked, marked by `sharding.mark_parameters`."""
@@ -55,14 +57,16 @@ class OverflowCheck(nn.Cell):
         self.all_reduce = ops.AllReduce() if parallel.ranks > 1 else None
         self.overflow = OverflowFlag() if saturates(parallel.chip) else None
 
-    def construct(self, grads, scale, sent_back):
-        # The flag is read after all that may raise it, and after the sum of the squares, so that all ranks come to the two sums in
-        # the same order.
+    def construct(self, grads, scale, foreign_grads):
+        """Return the global norm without the loss scale, and 1.0 if no gradient overflowed on any rank, else 0.0."""
         squares = self.sum_over_ranks(self.sum(self.map(_weighted_square_sum, grads, self.norm_weights)))
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)
         if self.overflow is not None:
-            finite = finite * ops.cast(self.sum_over_ranks(self.overflow((sent_back, squares))) < 0.5, ms.float32)
+            # the flag is read after everything that may raise it, and after the sum of the squares, so that all ranks come to the
+            # two sums in the same order
+            overflows = self.sum_over_ranks(self.overflow((foreign_grads, squares)))
+            finite = finite * ops.cast(overflows < 0.5, ms.float32)
         return norm, finite
 
     def sum_over_ranks(self, value):
@@ -70,5 +74,5 @@ class OverflowCheck(nn.Cell):
 
 
 def _weighted_square_sum(grad, weight):
-    """Return the sum of a gradient's squares, times its weight in the global norm."""
+    """Return the sum of a gradient's squares, times `weight`: 1 ÷ the number of ranks that hold this gradient."""
     return ops.ReduceSum()(ops.square(ops.cast(grad, ms.float32))) * weight

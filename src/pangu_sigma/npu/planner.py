@@ -27,11 +27,11 @@ class ExchangePlanner(Planner):
         self._peer = grid.coordinates(rank).expert
         of_peers = [share_of(config, peer).routed for peer in grid.peers(rank, "expert")]
         super().__init__(of_peers[self._peer])
-        self._segments = list(zip(*of_peers, strict=True))  # for each segment, its part on each peer
+        self._segments = list(zip(*of_peers, strict=True))  # for each segment, the experts that each peer stores of it
         self._receivers = {kind: self._receivers_of(kind) for kind in config.model.kinds}
         self._taker, self._group = data_rank_of(config, rank), takers_of_group(config, rank)
         self._takers, group_size = parallel.stage_ranks // parallel.tensor, len(self._group)
-        # the data-parallel ranks whose rows come to this rank: the ranks of its group with the same place on the axis `data`
+        # data-parallel ranks whose rows come to this rank: the ranks of its group with the same place on the axis `data`
         self._senders = self._group[0] + np.arange(self._taker % parallel.data, group_size, parallel.data)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> list[RoutingPlan]:
@@ -43,42 +43,43 @@ class ExchangePlanner(Planner):
         Raises CapacityError, on every rank or on none, if the batch does not fit and `parallel.overflow` is refuse.
         """
         plans: dict[int, RoutingPlan] = {}
-        own_B = taker_B == self._taker
-        tokens = np.count_nonzero(own_B) * experts_NGBS.shape[-1]
+        is_own_B = taker_B == self._taker
+        tokens = np.count_nonzero(is_own_B) * experts_NGBS.shape[-1]
         for kind in self._config.model.kinds:
             numbers = [n for n, segment_kind in enumerate(self._config.model.routed) if segment_kind == kind]
             sent_NGDK = sent_rows(experts_NGBS[numbers], taker_B, self._takers, self._config.stored_experts(kind))
             self._refuse_overflow(kind, numbers, sent_NGDK, tokens)
             fit_NGDK = self._receivers[kind].accepted(sent_NGDK, self._room[kind])
-            # every copy of a common expert is updated alike, if any group has tokens for it
-            counted_B = np.isin(taker_B, self._group) | (kind == "common")
+            # sequences whose tokens make experts of this group active. A common expert has a copy in every group, and all copies
+            # are updated alike, so its tokens of any group count
+            activates_B = np.isin(taker_B, self._group) | (kind == "common")
             for n, sent_GDK, fit_GDK in zip(numbers, sent_NGDK, fit_NGDK, strict=True):
-                own_GT = experts_NGBS[n][:, own_B].reshape(experts_NGBS.shape[1], -1)
-                counted, fit_GPK = experts_NGBS[n][:, counted_B], fit_GDK[:, self._senders]
-                plans[n] = self._plan(n, own_GT, counted, fit_GPK, dropped=int((sent_GDK - fit_GDK).sum()))
+                ids_GT = experts_NGBS[n][:, is_own_B].reshape(experts_NGBS.shape[1], -1)
+                active, fit_GPK = experts_NGBS[n][:, activates_B], fit_GDK[:, self._senders]
+                plans[n] = self._plan(n, ids_GT, active, fit_GPK, int((sent_GDK - fit_GDK).sum()))
         return [plans[n] for n in range(len(plans))]
 
-    def _plan(self, n: int, own_GT: np.ndarray, counted: np.ndarray, fit_GPK: np.ndarray, dropped: int) -> RoutingPlan:
-        """Return the plan of segment n.
+    def _plan(self, n: int, ids_GT: np.ndarray, active: np.ndarray, fit_GPK: np.ndarray, dropped: int) -> RoutingPlan:
+        """Return the plan of segment n, for all micro-batches.
 
-        own_GT: experts of this rank's tokens. counted: experts of all tokens that make an expert of this group active.
+        ids_GT: experts of this rank's tokens. active: experts, in any shape and repeated, that tokens make active.
         fit_GPK: number of rows that fit, from each rank of the group to each expert. dropped: number of rows that do not fit."""
-        segments, peer = self._segments[n], self._peer
-        room = self._room[segments[0].kind]
-        rows = [segment.row_of[counted] for segment in segments]  # -1: another peer stores the expert
-        lists = [active_list(segment, r[r >= 0]) for segment, r in zip(segments, rows, strict=True)]
-        # the expert at each entry of each peer's list, -1 at unused entries
+        segments, peer = self._segments[n], self._peer  # the segment, with the experts that each peer stores of it
+        room, lists = self._room[segments[0].kind], []
+        for segment in segments:
+            rows = segment.row_of[active]
+            lists.append(active_list(segment, rows[rows >= 0]))  # at -1 another peer stores the expert
+        # expert at each entry of each peer's list. An unused entry is one past the last row, where the -1 stands
         ids_PA = np.stack([np.append(s.held, -1)[active_A] for s, (active_A, _) in zip(segments, lists, strict=True)])
-        pairs = zip(own_GT, fit_GPK, strict=True)
-        micro_batches = [plan_micro_batch(self._layout, own_T, fit_PK, ids_PA, peer, room) for own_T, fit_PK in pairs]
+        pairs = zip(ids_GT, fit_GPK, strict=True)
+        micro_batches = [plan_micro_batch(self._layout, ids_T, fit_PK, ids_PA, peer, room) for ids_T, fit_PK in pairs]
         fields = (np.stack(arrays).astype(np.int32) for arrays in zip(*micro_batches, strict=True))
-        active_A, used_A1 = lists[peer]
-        return ExchangePlan(active_A, used_A1, *fields, dropped=dropped)
+        return ExchangePlan(*lists[peer], *fields, dropped=dropped)
 
     def _refuse_overflow(self, kind: Segment, numbers: list[int], sent_NGDK: np.ndarray, tokens: int) -> None:
-        """Raise CapacityError if rows have no room and may not be dropped.
+        """Raise CapacityError if rows have no room and `parallel.overflow` does not let them be dropped.
 
-        numbers: all segments of the kind. sent_NGDK: result of `sent_rows` for them. tokens: number of tokens of one rank."""
+        numbers: all segments of the kind. sent_NGDK: result of `sent_rows` for them. tokens: a rank's tokens in a micro-batch."""
         config, room = self._config, self._room[kind]
         if config.parallel.overflow != "refuse":
             return
@@ -89,8 +90,8 @@ class ExchangePlanner(Planner):
         check_room(arrived, room.arrived, even, names, "arrival_factor")
 
     def _receivers_of(self, kind: Segment) -> Receivers:
-        """Return which rank of a group stores each expert of a kind: the peers divide each domain's own experts, or all common
-        experts, into equal ranges."""
+        """Return the receivers of the rows for experts of a kind. The ranks of a group divide each domain's own experts, or all
+        common experts, into equal ranges."""
         stored, peers = self._config.stored_experts(kind), self._config.parallel.expert
         divided_experts = self._config.model.experts_per_domain if kind == "own" else stored
         holder_K = np.arange(stored) % divided_experts // (divided_experts // peers)

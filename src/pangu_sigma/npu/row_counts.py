@@ -34,16 +34,16 @@ def capacity(config: Config, kind: Segment = "own") -> int:
     """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens,
     raised by `equalized_rows`."""
     sent_rows = config.parallel.capacity_factor * tokens_of_rank(config)
-    least = {other: math.ceil(sent_rows / active_in_group(config, other)) for other in config.model.kinds}
-    return equalized_rows(config, least)[kind]
+    least_rows = {other: math.ceil(sent_rows / active_in_group(config, other)) for other in config.model.kinds}
+    return equalized_rows(config, least_rows)[kind]
 
 
-def equalized_rows(config: Config, rows: dict[Segment, int]) -> dict[Segment, int]:
-    """Return the number of rows for one expert of each kind of segment, raised until all experts of a rank together have equally
-    many in every kind. Then the arrays of all segments' plans are equally long (our choice). rows: least number for one expert."""
-    experts = {kind: active_entries(config, kind) for kind in rows}
-    multiple = math.lcm(*experts.values())
-    rank_rows = max(math.ceil(count * experts[kind] / multiple) for kind, count in rows.items()) * multiple
+def equalized_rows(config: Config, least_rows: dict[Segment, int]) -> dict[Segment, int]:
+    """Raise the number of rows for one expert until all experts of a rank together have as many rows in segments of every kind.
+    Then the arrays of all segments' plans are equally long (our choice). least_rows, result: rows for one expert, by kind."""
+    experts = {kind: active_entries(config, kind) for kind in least_rows}
+    multiple = math.lcm(*experts.values())  # rows of a rank are divided evenly among its experts of any kind
+    rank_rows = max(math.ceil(rows * experts[kind] / multiple) for kind, rows in least_rows.items()) * multiple
     return {kind: rank_rows // count for kind, count in experts.items()}
 
 
@@ -57,18 +57,19 @@ def dispatch_layout(config: Config) -> DispatchLayout:
 
 
 def gather_operator(config: Config) -> Literal["ours", "cann"]:
-    """Return whose operator gathers rows on NPUs: that of `parallel.gather`, by default CANN's in the dropless layout, whose graph
-    spells out the work of one rank, and else ours, because CANN's cannot be restricted to the rows of its rank."""
+    """Return whose operator gathers rows on NPUs: `parallel.gather` if it is set. By default it is CANN's in the dropless layout,
+    whose graph spells out the work of one rank. Else it is ours, because CANN's cannot be restricted to the rows of its rank."""
     return config.parallel.gather or ("cann" if dispatch_layout(config) == "dropless" else "ours")
 
 
 def even_rows_received(config: Config, kind: Segment = "own") -> float:
-    """Return how many rows arrive at one active expert of a rank under an even load; if dropless, at all of them together."""
+    """Return how many rows arrive at one active expert of a rank under an even load; in the dropless layout, at all active experts
+    of the rank together."""
     return tokens_of_rank(config) / (1 if dispatch_layout(config) == "dropless" else active_entries(config, kind))
 
 
 def room_of(config: Config) -> Room:
-    """Return the limits on the rows that a rank sends to an expert, and receives, for each kind of segments."""
+    """Return, for each kind of segments, the limits on the rows that a rank sends to an expert, and on the rows that arrive."""
     factor = config.parallel.arrival_factor or config.parallel.capacity_factor
     arrived = {kind: math.ceil(factor * even_rows_received(config, kind)) for kind in config.model.kinds}
     if dispatch_layout(config) == "dropless":
@@ -77,13 +78,13 @@ def room_of(config: Config) -> Room:
 
 
 def exchanged_rows(config: Config) -> int:
-    """Return R, the number of rows that a rank sends in each segment of an RRE layer: as many as the capacity for each
-    expert of its group; in the layout dropless, one for each of its tokens, and an empty one."""
-    dropless = dispatch_layout(config) == "dropless"
-    return tokens_of_rank(config) + 1 if dropless else active_in_group(config) * capacity(config)
+    """Return R, the number of rows that a rank sends in each segment of an RRE layer: the capacity for each active expert of its
+    group; in the dropless layout one row for each of its tokens, and an empty row."""
+    is_dropless = dispatch_layout(config) == "dropless"
+    return tokens_of_rank(config) + 1 if is_dropless else active_in_group(config) * capacity(config)
 
 
 def multiplied_rows(config: Config) -> int:
     """Return W, the number of rows that a rank's experts multiply in each segment of an RRE layer, padding included."""
-    room = room_of(config)["own"].arrived
+    room = room_of(config)["own"].arrived  # of the rank if dropless, else of each of its experts
     return room if dispatch_layout(config) == "dropless" else active_entries(config) * room

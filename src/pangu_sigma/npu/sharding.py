@@ -22,23 +22,8 @@ from mindspore.parallel import Layout as DeviceLayout
 from ascend_ops.adam_worker import FetchStored
 from ascend_ops.expert_dispatch import Gather, GatherAdd
 from pangu_sigma.config import Config, ConfigError
+from pangu_sigma.model import pangu_sigma as model
 from pangu_sigma.model.dense_ffn import MatMulFFN
-from pangu_sigma.model.pangu_sigma import (
-    FFN_TENSORS,
-    AddRows,
-    Attention,
-    AttentionMask,
-    DenseFFN,
-    Embedding,
-    ExpertFFN,
-    Head,
-    Layer,
-    Linear,
-    NextTokenLoss,
-    PanGuSigma,
-    QueryEmbedding,
-    RoutedFFN,
-)
 from pangu_sigma.model.rowwise import LayerNorm
 from pangu_sigma.npu import dropless, exchange
 from pangu_sigma.npu.active_experts import ActiveExperts, FetchExperts
@@ -59,7 +44,7 @@ def _erf(*axes: str) -> dict[str, Strategy]:
 
 
 STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
-    Attention: {
+    model.Attention: {
         "multiply": (("D", "T", 1, 1), ()),
         "split_heads": (("D", 1, "T", 1),),
         "join_heads": (("D", "T", 1, 1),),
@@ -85,12 +70,12 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "down": (("E", "R", "T"), ("E", "T", 1)),
         "add_down": (("E", "R", 1), ("E", 1, 1)),
     },
-    DenseFFN: {"add": (("D", 1), ("D", 1))},
-    RoutedFFN: {},
-    ExpertFFN: {},
-    Layer: {"add": (("D", 1), ("D", 1))},
-    AddRows: {"multiply": (("D", 1), (1,)), "add": (("D", 1), ("D", 1))},
-    AttentionMask: {
+    model.DenseFFN: {"add": (("D", 1), ("D", 1))},
+    model.RoutedFFN: {},
+    model.ExpertFFN: {},
+    model.Layer: {"add": (("D", 1), ("D", 1))},
+    model.AddRows: {"multiply": (("D", 1), (1,)), "add": (("D", 1), ("D", 1))},
+    model.AttentionMask: {
         "expand_queries": (("D", 1),),
         "expand_keys": (("D", 1),),
         "differ": (("D", 1, 1), ("D", 1, 1)),
@@ -117,24 +102,21 @@ STRATEGIES: dict[type[nn.Cell], dict[str, Strategy]] = {
         "morph_further": (("D", 1), ("E", "T", 1), ("E", 1, "T"), ("E", "T", 1), ("D",), ("D", 1)),
     },
     dropless.DroplessCombine: {"morph": (("D", "T"), *[("D",)] * 6, ("D", "T")), "add": (("D", 1), ("D", 1))},
-    Embedding: {
+    model.Embedding: {
         "lookup": ((1, "T"), ("D",)),
         "lookup_positions": ((1, "T"), ("D",)),
         "add": (("D", "T"), ("D", "T")),
     },
-    QueryEmbedding: {"lookup": ((1, "T"), ("D",))},
-    Head: {
-        "pick_slots": ((1, 1, "T"), ("D",)),
-        "matmul": (("D", "T", 1), ("D", 1, 1)),
-    },
-    NextTokenLoss: {
+    model.QueryEmbedding: {"lookup": ((1, "T"), ("D",))},
+    model.Head: {"pick_slots": ((1, 1, "T"), ("D",)), "matmul": (("D", "T", 1), ("D", 1, 1))},
+    model.NextTokenLoss: {
         "log_softmax": (("D", "T", 1),),
         "pick": (("D", "T", 1), ("D", "T", 1)),
         "weigh": (("D", "T", 1), ("D", "T", 1)),
         "sum_tokens": (("D", "T", 1),),
         "negate": (("D",),),
     },
-    FetchExperts: {name: (cut, ()) for name, cut in zip(FFN_TENSORS, EXPERT_TENSORS, strict=True)},
+    FetchExperts: {name: (cut, ()) for name, cut in zip(model.FFN_TENSORS, EXPERT_TENSORS, strict=True)},
     ActiveExperts: {"multiply": (("D",), (1,))},
 }
 """Strategy of each operator of each cell, by the name of the attribute that holds it."""
@@ -148,21 +130,22 @@ ROLES: dict[str, dict[str, Strategy]] = {
 
 
 def apply_strategies(network: ActiveExperts, config: Config, own_stage: int) -> None:
-    """Set MindSpore's parallel strategy of every operator of the network and its loss; mark how ranks cut every parameter, and the
-    pipeline stage of every cell. own_stage: pipeline stage of the rank, which fetches experts of this stage only.
+    """Set MindSpore's parallel strategy of every operator of the network and its loss. Mark how ranks cut every parameter, and the
+    pipeline stage of every cell. own_stage: pipeline stage of this rank, which fetches experts of this stage only.
 
-    Raises ConfigError for an operator without an entry in the tables, naming its cell."""
+    Raises ConfigError for an operator without an entry in the tables; the message names its cell."""
     parallel = config.parallel
     sizes = _sizes(parallel)
     for path, cell in network.cells_and_names():
         if ".local" in path:
-            continue  # inside a Morph
+            continue  # inside a Morph, an operator with a strategy of its own: MindSpore looks no further
+        # on one rank MindSpore finds strategies itself, but not for an operator that takes tuples, as the fetch of experts does
+        is_fetch = isinstance(cell, FetchStored)
         for name, operator in vars(cell).items():
-            # on one rank MindSpore finds strategies itself, but for an operator that takes tuples, which it refuses
-            if isinstance(operator, ops.Primitive) and (parallel.ranks > 1 or isinstance(cell, FetchStored)):
-                outputs = cell.tensors + 1 if isinstance(cell, FetchStored) else 1
+            if isinstance(operator, ops.Primitive) and (parallel.ranks > 1 or is_fetch):
+                outputs = cell.tensors + 1 if is_fetch else 1  # the weights, and the token
                 _apply(operator, _strategy(path, cell, name, operator.name), sizes, outputs)
-        if parallel.recompute and isinstance(cell, Layer):
+        if parallel.recompute and isinstance(cell, model.Layer):
             cell.recompute()
     mark_parameters(network, config)
     if parallel.stages > 1:
@@ -182,7 +165,7 @@ def mark_parameters(network: ActiveExperts, config: Config) -> None:
         parameter.parallel_optimizer = parameter.cut.divided
 
 
-def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
+def cells_of_stage(network: model.PanGuSigma, config: Config, stage: int) -> list[nn.Cell]:
     """Return the cells that run on the ranks of a pipeline stage.
 
     Operators outside of these cells run on the stages of their inputs; the attention mask, which has no input from another stage,
@@ -196,13 +179,13 @@ def cells_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[nn.C
     return [*cells, network.norm, network.ask, network.head] if stage == config.parallel.stages - 1 else cells
 
 
-def parameters_of_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
+def parameters_of_stage(network: model.PanGuSigma, config: Config, stage: int) -> list[Parameter]:
     """Return the dense parameters that the ranks of a stage keep and update, in the network's order."""
     names = {weight.name for weight in dense_weights(config, stage)}
     return [parameter for name, parameter in network.parameters_and_names() if name in names]
 
 
-def received_by_stage(network: PanGuSigma, config: Config, stage: int) -> list[Parameter]:
+def received_by_stage(network: model.PanGuSigma, config: Config, stage: int) -> list[Parameter]:
     """Return the parameters that a pipeline stage reads and another stage keeps: the word table on the last stage. The last stage
     receives it from the first in every step for the output head, and sends its gradient back to be added."""
     return [network.embedding] if 0 < stage == config.parallel.stages - 1 else []
@@ -220,20 +203,21 @@ def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
     path: the cell's name in the network. name: the cell's attribute that holds the operator. operator: MindSpore's name of it."""
     if isinstance(cell, FetchStored):
         tensors = EXPERT_TENSORS[: cell.tensors]
-        return (1,), *tensors, (1,), (1,), *tensors, (1,)
-    table = ROLES[path.rsplit(".", 1)[1]] if isinstance(cell, Linear) else STRATEGIES.get(type(cell), {})
+        inputs: Strategy = ((1,), *tensors, (1,), (1,))  # active, like, token, at
+        return (*inputs, *tensors, (1,))  # and the outputs: rows, token
+    table = ROLES[path.rsplit(".", 1)[1]] if isinstance(cell, model.Linear) else STRATEGIES.get(type(cell), {})
     if name not in table:
         raise ConfigError(f"{path}: operator {name} ({operator}) has no strategy; add it to npu/sharding.py")
     return table[name]
 
 
 def _apply(operator: ops.Primitive, strategy: Strategy, sizes: dict[str | int, int], outputs: int) -> None:
-    """Set the strategy of an operator. sizes: number of slices of each symbol. outputs: number of outputs of the operator, whose
-    strategies follow the inputs' strategies if the operator is ours."""
+    """Set the strategy of an operator. strategy: symbols of the axes of each input, then, if the operator is ours, of each output.
+    sizes: number of slices that each symbol stands for. outputs: number of outputs."""
     if not isinstance(operator, ops.Custom | ops.Morph):
         operator.shard(tuple(tuple(sizes[axis] for axis in axes) for axes in strategy))
         return
-    # our operators compute with the slices of their own rank: MindSpore takes a layout of devices for them, not numbers of slices
+    # our operators compute with the slices of their own rank: MindSpore takes layouts of devices for them, not numbers of slices
     devices = DeviceLayout((sizes["E"], sizes["R"], sizes["T"]), ("E", "R", "T"))
     device_axes = {"D": ("E", "R"), 1: "None"}
     layouts = tuple(devices(*(device_axes.get(axis, axis) for axis in axes)) for axes in strategy)

@@ -55,7 +55,7 @@ class AscendStep(nn.Cell):
         -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py; of a model with rows also
         the gradient of the rows of all tokens, and the hyperparameters of their update
         The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
-        and zero on the ranks of all stages but the last. `prepare` writes the settings of a step before.
+        and zero on the ranks of all stages but the last. Call `prepare` first: it writes the settings of the step.
     Raises ConfigError for the settings that supported.py lists.
     """
 
@@ -68,7 +68,7 @@ class AscendStep(nn.Cell):
         self.store = HostStore(_with_own_columns(config), self.tier, rank)
         segments = [experts.segment for experts in self.store.segments]
         self.settings, self.has_rows = StepSettings(segments), bool(config.model.rows)
-        # MindSpore may use the memory of gradients again as soon as the worker's operator has returned
+        # the worker copies gradients, because MindSpore may reuse their memory as soon as the worker's operator has returned
         self.worker_update = WorkerUpdate(self.store, copies_gradients=True)
         network = _network(config, rank)
         fetch = FetchExperts(config, self.store, self.settings, self.worker_update.worker)
@@ -86,21 +86,22 @@ class AscendStep(nn.Cell):
         self.update = Update(config, self.dense, self.worker_update, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others):
+        """Return (losses, norm, applied, scale), with rows also their gradients and hyperparameters. others: see `inputs_of`."""
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
-        scaled_M, grads, sent_back, of_rows = self.accumulate(
-            rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others
-        )
+        batch = (rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS)
+        # foreign_grads: gradients of another stage's weights
+        scaled_loss_M, grads, foreign_grads, row_grads = self.accumulate(*batch, *others)
         grads = self.sum_common(grads)
-        norm, finite = self.check(grads, scale, sent_back)
-        applied, updated, next_scale, hyper_rows = self.update(grads, norm, finite, scale)
+        norm, finite = self.check(grads, scale, foreign_grads)
+        applied, update_results, next_scale, hyper_rows = self.update(grads, norm, finite, scale)
         ops.assign(self.network.scale, self.one * next_scale)
-        # accumulators are cleared after all readers: both updates, and the gradients that are sent to another stage
-        cleared = self.accumulate.clear(ops.depend(applied, (updated, sent_back)))
-        result = (scaled_M / scale, norm, applied, scale, *((of_rows, hyper_rows) if self.has_rows else ()))
-        return ops.depend(result, cleared)
+        # accumulators are cleared after all their readers: the updates, and the gradients that are sent to another stage
+        clear_result = self.accumulate.clear(ops.depend(applied, (update_results, foreign_grads)))
+        result = (scaled_loss_M / scale, norm, applied, scale, *((row_grads, hyper_rows) if self.has_rows else ()))
+        return ops.depend(result, clear_result)
 
     def copy_scale(self) -> None:
-        """Copy the loss scale to the network. The step does so itself, except after a restore."""
+        """Copy the loss scale to the network's parameter. Each step does so at its end, so only a restore needs this call."""
         self.network.scale.set_data(Tensor([float(self.scale.value.asnumpy())], ms.float32))
 
     def take(
@@ -125,7 +126,8 @@ class AscendStep(nn.Cell):
         return self.take(0.0, batch, self.store.rows_of(batch.own_row_keys), learns=0.0)[0].asnumpy()
 
     def prepare(self, rate: float, batch: Batch, learns: float = 1.0) -> None:
-        """Write the settings of the next step, and tell the worker where the experts are. Arguments: as of `take`."""
+        """Write the settings of the next step, and tell the worker where the experts' arrays are. rate: learning rate. batch: the
+        rank's share. learns: 1.0, or 0.0 to update nothing."""
         self.settings.write(rate, batch, learns)
         self.worker_update.register()
 
@@ -146,8 +148,8 @@ class AscendStep(nn.Cell):
 class Update(nn.Cell):
     """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
     construct(grads, norm, finite, scale)
-        -> (1.0 if the update was applied, else 0.0; a value that is computed after all updates; the loss scale of the next step;
-        the hyperparameters of the update of rows)
+        -> (1.0 if the update was applied, else 0.0; tensors that are computed by the updates, to wait for; the loss scale of the
+        next step; the hyperparameters of the update of rows)
     grads: gradients of the dense weights, then of the active experts, scaled by the loss scale. norm: global gradient norm, without
     the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
 
@@ -165,10 +167,11 @@ class Update(nn.Cell):
         self.has_accumulators = config.train.accumulation > 1
 
     def construct(self, grads, norm, finite, scale):
+        """Return (applied, results to wait for, next loss scale, hyperparameters of rows). grads: dense ones, then experts'."""
         lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
         applied = finite * learns
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
-        updated = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
+        update_results = self.dense.update(grads[: self.dense_count], lr, grad_scale, applied)
         if self.sizes:
             expert_grads: tuple = ()
             for i in range(self.dense_count, len(grads)):
@@ -177,13 +180,15 @@ class Update(nn.Cell):
             hyper = self.hyper_experts(lr, grad_scale, applied)
             grads_of_segments = split_segments(expert_grads, self.sizes)
             start = self.worker_update.update(grads_of_segments, self.settings.active_rows, self.settings.used, hyper)
-            updated = (updated, start)
+            update_results = (update_results, start)
         next_scale = self.scale.update(finite, learns)
-        return applied, (updated, next_scale), next_scale, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)
+        hyper_rows = self.hyper_rows(lr * self.rate_rows, grad_scale, applied)
+        return applied, (update_results, next_scale), next_scale, hyper_rows
 
 
 def _network(config: Config, rank: int) -> PanGuSigma:
-    """Build the network for all ranks of a stage together, from operators that auto-parallel supports. rank: this process."""
+    """Build the network, in the shapes of all ranks of a stage together, from operators that auto-parallel supports. rank: rank of
+    this process, whose communication groups the dropless layout needs."""
     groups = Groups(Layout(config.parallel), rank)
 
     def expert_cells(activation: Activation, kind: Segment) -> Experts:
@@ -196,6 +201,6 @@ def _network(config: Config, rank: int) -> PanGuSigma:
 
 
 def _with_own_columns(config: Config) -> Config:
-    """Return the configuration with the FFN width of one tensor rank, which stores its columns of every expert."""
+    """Return the configuration with the FFN width of one tensor rank, which stores only its own columns of every expert."""
     model = config.model.model_copy(update={"ffn": config.model.ffn // config.parallel.tensor})
     return config.model_copy(update={"model": model})

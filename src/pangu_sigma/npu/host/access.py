@@ -44,8 +44,8 @@ class Host:
     @property
     def chip(self) -> Chip | None:
         """Chip of the NPUs among the PCI devices; None if there are no NPUs that this project knows, or of several chips."""
-        modaliases = [path.read_text()[:22] for path in (self.root / "sys/bus/pci/devices").glob("*/modalias")]
-        chips = {_PCI_CHIPS[modalias] for modalias in modaliases if modalias in _PCI_CHIPS}
+        modaliases = [path.read_text() for path in (self.root / "sys/bus/pci/devices").glob("*/modalias")]
+        chips = {chip for start, chip in _PCI_CHIPS.items() if any(text.startswith(start) for text in modaliases)}
         return chips.pop() if len(chips) == 1 else None
 
     @property
@@ -59,8 +59,8 @@ class Host:
 
 
 def other_family(host: Host, chip: Chip, source: str) -> Check | None:
-    """Return a failed check if the NPUs of a host are of another family than a chip; None if not, or if the host does not say.
-    source: what names the chip, such as --chip, for the message."""
+    """Return a failed check if the NPUs of a host are of another family than `chip`. Return None if they are of its family, or if
+    the host's chip is unknown. source: origin of `chip`, such as --chip, for the message."""
     if host.chip is None or family(host.chip) == family(chip):
         return None
     state = f"{len(host.npus)} NPUs of the family {family(host.chip)}; {source} says {chip}"
@@ -76,9 +76,8 @@ def devices(host: Host) -> Check:
     """Check that /dev has the device nodes of NPUs and of their driver, open to this user."""
     nodes, dev = host.npus, host.root / "dev"
     if not nodes:
-        return failed(
-            f"no NPU: {dev} has no davinci0", "install the Ascend driver, or pass the devices on to the container"
-        )
+        fix = "install the Ascend driver, or pass the devices on to the container"
+        return failed(f"no NPU: {dev} has no davinci0", fix)
     if absent := [node for node in _DRIVER_NODES if not (dev / node).exists()]:
         fix = "load the driver (`npu-smi info` does), or pass them on to the container: --device /dev/NAME"
         return failed(f"{len(nodes)} NPUs, but /dev has no {', '.join(absent)}", fix)

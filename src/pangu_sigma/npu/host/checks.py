@@ -49,10 +49,10 @@ def node_checks(host: Host, chip: Chip | None = None, run: Path | None = None) -
     chip: expected chip; None for the chip of PANGU_SIGMA_CHIP. The chip of the run's configuration is expected, too. run: run
     folder, whose storage is checked.
     """
-    expected_chips = [NamedChip(chip, "--chip") if chip else chip_in_environment(host.environment)]
+    expected_chip = NamedChip(chip, "--chip") if chip else chip_in_environment(host.environment)
+    named_chips = [expected_chip] if expected_chip else []
     if run is not None and kind_of(run) == "run":
-        expected_chips.append(NamedChip(run_config(run).parallel.chip, f"parallel.chip of {run}"))
-    named_chips = [named for named in expected_chips if named is not None]
+        named_chips.append(NamedChip(run_config(run).parallel.chip, f"parallel.chip of {run}"))
     planned_chip = named_chips[0].name if named_chips else host.chip
     checks: dict[str, Callable[[], Check | None]] = {
         "NPU devices": lambda: devices(host),
@@ -75,10 +75,8 @@ def _chip(host: Host, named_chips: list[NamedChip]) -> Check:
     """Check that the NPUs are of one family, and of the family of every expected chip."""
     detected = host.chip
     if detected is None:
-        return failed(
-            "the PCI devices name no family that is known here, or several",
-            "use NPUs of one kind: 910A, 910B or 910_93",
-        )
+        fix = "use NPUs of one kind: 910A, 910B or 910_93"
+        return failed("the PCI devices name no family that is known here, or several", fix)
     for named in named_chips:
         if (other := other_family(host, named.name, named.by)) is not None:
             return other
@@ -87,10 +85,10 @@ def _chip(host: Host, named_chips: list[NamedChip]) -> Check:
 
 
 def _cann(host: Host, chip: Chip | None) -> Check:
-    """Check that CANN is set up in this shell, with its operators for the chip. chip: None to check none of them."""
-    folder, usable = host.cann, toolkit(host)
-    if folder is None or not usable.ok or chip is None:
-        return usable
+    """Check that CANN is set up in this shell, with its operators for the chip. chip: None to leave out its operators."""
+    folder, toolkit_check = host.cann, toolkit(host)
+    if folder is None or not toolkit_check.ok or chip is None:
+        return toolkit_check
     unit = COMPUTE_UNITS[family(chip)]
     path = Path(host.environment.get("ASCEND_OPP_PATH") or folder / "opp") / "built-in" / _KERNELS / unit
     if not path.is_dir() or not any(path.iterdir()):
@@ -103,7 +101,7 @@ def _operators(host: Host, chip: Chip) -> Check:
     """Check that this project's compiled operators (`ascend_ops/`) are where CANN and MindSpore look for them."""
     fix = "bash ascend_ops/build.sh, bash ascend_ops/install.sh FOLDER, and the two export lines that it prints"
     path = next((p for p in host.paths("ASCEND_CUSTOM_OPP_PATH") if p.name == _OURS), None)
-    # in the dropless layout CANN's operators gather rows; stages have the other one on every chip (`dispatch_layout`)
+    # in the dropless layout CANN's operators gather rows; with pipeline stages every chip has the other layout (`dispatch_layout`)
     needs_own_operators = not CHIP_DATA[chip].dropless
     if path is None and not needs_own_operators:
         return passed(f"not installed; needed on this chip only for stages or parallel.gather=ours: {fix}")
@@ -118,7 +116,7 @@ def _operators(host: Host, chip: Chip) -> Check:
 
 
 def _run_folder(host: Host, folder: Path) -> Check:
-    """Check that the run folder is on storage that all nodes share, where a lock that one node holds is seen by the others."""
+    """Check that the run folder is on storage that all nodes share, and that other nodes see the locks of this one."""
     if not folder.is_dir():
         return failed(f"{folder} is not there", "make it, or mount the shared storage, on every node at the same path")
     command = ["findmnt", "--noheadings", "--output", "FSTYPE,OPTIONS", "--target", str(folder)]
@@ -126,13 +124,13 @@ def _run_folder(host: Host, folder: Path) -> Check:
         mount = subprocess.run(command, env=dict(host.environment), capture_output=True, text=True).stdout
     except FileNotFoundError:
         return failed("findmnt is not on PATH", "install util-linux")
-    kind, _, options = mount.strip().partition(" ")
-    if not _SHARED.search(kind):
+    file_system, _, options = mount.strip().partition(" ")
+    if not _SHARED.search(file_system):
         fix = "put it on storage that all nodes mount: NFS, Lustre, …"
-        return failed(f"{folder} is on {kind or 'an unknown file system'}, a disk of this host", fix)
+        return failed(f"{folder} is on {file_system or 'an unknown file system'}, a disk of this host", fix)
     if local_lock_options := sorted(_OWN_LOCKS & {*options.strip().split(",")}):
         fix = (
             "mount it with locks that all nodes see: NFS without nolock and local_lock=all or flock, Lustre with flock"
         )
-        return failed(f"{folder} is on {kind}, mounted with {', '.join(local_lock_options)}", fix)
-    return passed(f"{folder} on {kind}, mounted with locks")
+        return failed(f"{folder} is on {file_system}, mounted with {', '.join(local_lock_options)}", fix)
+    return passed(f"{folder} on {file_system}, mounted with locks")

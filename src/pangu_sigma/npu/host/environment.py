@@ -75,17 +75,16 @@ def chip_in_environment(environment: Mapping[str, str]) -> NamedChip | None:
 
 def known_chip(name: str, source: str) -> Chip:
     """Return `name` if it is the name of a chip; else raise UnknownChip. source: origin of the name, for the message."""
-    if chip := next((chip for chip in CHIP_NAMES if name == chip), None):
-        return chip
+    for chip in CHIP_NAMES:
+        if name == chip:
+            return chip
     raise UnknownChip(f"{source}={name} is not a chip: {', '.join(CHIP_NAMES)}")
 
 
 def devices_of(chip: Chip) -> Devices:
     """Return the NPUs of ranks that are launched on nodes of this chip."""
-    data = CHIP_DATA[chip]
-    return Devices(
-        data.title, f"parallel.chip={chip}", data.per_host, chip_environment(chip), partial(_check_node, chip)
-    )
+    data, check_node = CHIP_DATA[chip], partial(_check_node, chip)
+    return Devices(data.title, f"parallel.chip={chip}", data.per_host, chip_environment(chip), check_node)
 
 
 def _check_node(chip: Chip, ranks: int) -> None:
@@ -101,9 +100,9 @@ def _check_node(chip: Chip, ranks: int) -> None:
 
 
 def main(arguments: list[str], host: Host) -> str:
-    """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for the chip that the
-    first argument, else PANGU_SIGMA_CHIP, else the PCI devices name; else it is 910A. Print the chip and its source to standard
-    error. Raises UnknownChip."""
+    """Return the `export` lines that run_scripts/ascend_env.sh evaluates before ranks start: the environment for a chip, without
+    variables that are set already. The first argument names the chip, else PANGU_SIGMA_CHIP, else the PCI devices, else it is 910A.
+    Print the chip and its source to standard error. Raises UnknownChip."""
     if arguments and arguments[0]:  # a script that sources ours passes "", so that its own arguments are not ours
         chosen = NamedChip(known_chip(arguments[0], "chip"), "the argument")
     else:

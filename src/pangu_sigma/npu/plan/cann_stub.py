@@ -112,7 +112,8 @@ def build_cann_stub() -> Path:
 
 
 def _build(root: Path) -> None:
-    """Compile the libraries into `root`: functions that return 0, and the few that MindSpore really calls. Raises BuildError."""
+    """Compile the libraries into `root`. Nearly all their functions return 0; the others are the few whose results MindSpore uses.
+    Raises BuildError if a tool is missing or fails."""
     if missing_tools := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         raise BuildError(f"CANN stand-ins need {', '.join(missing_tools)} on PATH; install gcc, g++ and binutils")
     lib64, work, acl = root / "cann/lib64", root / "build", root / "cann/include/acl"
@@ -120,18 +121,18 @@ def _build(root: Path) -> None:
         folder.mkdir(parents=True)
     (acl / "acl_base.h").write_text("#include <cstdint>\n")  # all that MindSpore's glue for aclnn operators needs of it
     plugin = _plugin_libraries()
-    linked = _missing_symbols(plugin)
-    dlsym_names = _dlsym_names(plugin) - set(linked) - _DEFINED_IN_STATUS_SOURCE
-    late_source = "".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(dlsym_names))
-    sources = {"linked.c": _linked_source(linked), "late.c": late_source, "empty.c": ""}
+    # linked: symbols that the loader needs at once; late: symbols that the plugin looks up by name
+    linked_names = _missing_symbols(plugin)
+    late_names = _dlsym_names(plugin) - set(linked_names) - _DEFINED_IN_STATUS_SOURCE
+    late_source = "".join(f"long {name}(void) {{ return 0; }}\n" for name in sorted(late_names))
+    sources = {"linked.c": _linked_source(linked_names), "late.c": late_source, "empty.c": ""}
     sources |= {"status.cc": _STATUS_FACTORY, "name_soc.cc": _NAME_SOURCE}
     for name, text in sources.items():
         (work / name).write_text(text)
     _run_tool(work, "gcc", "-w", "-c", "-fPIC", "linked.c", "late.c", "empty.c")
     _run_tool(work, "g++", "-w", "-c", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "status.cc", "name_soc.cc")
-    objects = {"libascendcl": ["linked.o", "late.o", "status.o"]}
     late_libraries = ("libacl_op_compiler", "libacl_tdt_channel", "libmsprofiler", "driver/libascend_hal")
-    objects |= {name: ["late.o"] for name in late_libraries}
+    objects = {"libascendcl": ["linked.o", "late.o", "status.o"]} | {name: ["late.o"] for name in late_libraries}
     for name in _LIBRARIES.split():
         soname = f"-Wl,-soname,{Path(name).name}.so"
         _run_tool(work, "g++", "-shared", "-o", f"{lib64}/{name}.so", *objects.get(name, ["empty.o"]), soname)
@@ -171,12 +172,12 @@ def _dlsym_names(libraries: list[Path]) -> set[str]:
 
 
 def _linked_source(names: list[str]) -> str:
-    """Return C source with a function for each symbol. Constructors zero their object: most classes of ge are one shared
-    pointer."""
+    """Return C source with a function for each symbol, which returns 0. A constructor fills its object with zeros. Most classes of
+    ge are one shared pointer, 16 bytes."""
     listing = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True).stdout
     lines = ["#include <string.h>"]
-    for name, plain in zip(names, listing.splitlines(), strict=True):
-        constructor = re.match(r"ge::(\w+)::\1\(", plain)
+    for name, demangled_name in zip(names, listing.splitlines(), strict=True):
+        constructor = re.match(r"ge::(\w+)::\1\(", demangled_name)
         if constructor:
             size = 24 if constructor[1] == "Operator" else 16
             lines.append(f"long {name}(void *self) {{ memset(self, 0, {size}); return (long)self; }}")

@@ -108,17 +108,19 @@ def compile_step(config: Config, rank: int = 0) -> Compiled:
 def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
     """Read a graph that MindSpore saved. Return the fields of `Compiled` that describe the graph, by name.
 
-    lines: lines of the `*.ir` file. ranks: number of all ranks, the size of a group whose size the graph does not say."""
+    lines: lines of the `*.ir` file: parameters (`%para…`), then for each operator a line, a line with the types of its inputs and
+        outputs, and its scope. ranks: number of all ranks, the size of a group whose size the graph does not say."""
     bytes_of_calls: dict[tuple[str, str, int], list[int]] = {}
     host_operators, additions, operators = Counter[str](), Counter[str](), Counter[str]()
-    shapes: dict[str, tuple[list[int], str]] = {}
+    placements: dict[str, tuple[list[int], str]] = {}  # slice and dtype of each parameter
+    # names of parameters that operators on the host, and on the NPU, read; for a result that only passes its input on, the input
     on_host, on_device, loaded_from = set[str](), set[str](), dict[str, str]()
     order, handed = _Order(), list[list[int]]()
     for line in lines:
         if line.startswith("%para"):
             if "has_default" in line:  # inputs of the step have no default
                 name, dtype, shape = _parameter(line)
-                shapes[name] = (shape, dtype)
+                placements[name] = (shape, dtype)
             continue
         match = re.match(r"\s+(%\d+)\(.*?\) = (?:PrimFunc_)?(\S+?)\((.*?)\)(?: \{| \w+_attrs:|$)", line)
         if match is None:
@@ -126,16 +128,16 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
             continue
         result, operator, inputs = match[1], match[2], re.findall(r"%\w[^,\s)]*", match[3])
         order.read_operator(result, operator, inputs)
-        values = [loaded_from.get(name, name) for name in inputs]
-        parameters = {_plain_name(name) for name in values if name.startswith("%para")}
+        sources = [loaded_from.get(name, name) for name in inputs]
+        parameters = {_plain_name(name) for name in sources if name.startswith("%para")}
         operators[operator] += 1
-        if operator in ("Load", "Depend") and values:
-            loaded_from[result] = values[0]
+        if operator in ("Load", "Depend") and sources:
+            loaded_from[result] = sources[0]
         if 'primitive_target: "CPU"' in line:
             custom_function = re.search(r'func_name: "[^"]*:(\w+)"', line)
             host_operators[custom_function[1] if custom_function else operator] += 1
             on_host |= parameters
-            if custom_function and custom_function[1] == "StartUpdate":  # the other inputs are lists
+            if custom_function and custom_function[1] == "StartUpdate":  # its inputs of one axis are lists
                 handed += [shape for _, shape in _tensors(next(lines).split("->")[0]) if len(shape) != 1]
         elif operator not in _NOT_A_USE:
             on_device |= parameters
@@ -151,7 +153,7 @@ def read_graph(lines: Iterator[str], ranks: int) -> dict[str, Any]:
         ],
         "parameters": [
             PlacedParameter(name, shape, dtype, HOST if name in on_host - on_device else NPU)
-            for name, (shape, dtype) in shapes.items()
+            for name, (shape, dtype) in placements.items()
         ],
         "host_operators": dict(host_operators),
         "additions": dict(additions),
@@ -165,7 +167,7 @@ class _Order:
     """Data flow of a step's graph, read line by line, to find parameters that it writes before the network has run."""
 
     def __init__(self) -> None:
-        self.result, self.operator = "", ""
+        self.result, self.operator = "", ""  # of the operator that was read last
         self.inputs: dict[str, list[str]] = {}
         self.network_results: set[str] = set()
         self.assignments: list[tuple[str, str]] = []  # parameter, value
@@ -173,13 +175,14 @@ class _Order:
     def read_operator(self, result: str, operator: str, inputs: list[str]) -> None:
         """Record an operator. result: name of its result. inputs: names of its inputs."""
         self.result, self.operator = result, operator
-        # further inputs of these three say only what runs before, and are no data
-        self.inputs[result] = inputs[: {"UpdateState": 0, "Load": 1, "Depend": 1}.get(operator)]
+        # the other inputs of these three operators are no data: they only say what runs before
+        data_inputs = {"UpdateState": 0, "Load": 1, "Depend": 1}.get(operator, len(inputs))
+        self.inputs[result] = inputs[:data_inputs]
         if operator == "Assign":
             self.assignments.append((inputs[0], inputs[1]))
 
     def read_scope(self, line: str) -> None:
-        """Record the last operator as one of the network, if the line says so. line: a line that is no operator."""
+        """Record the last operator as one of the network, if the line says so. line: a line behind that of the operator."""
         if "# Fullname with scope: (Default/network-ActiveExperts/" in line and self.operator not in _NOT_A_USE:
             self.network_results.add(self.result)
 
@@ -215,7 +218,8 @@ def _tensors(types: str) -> list[tuple[str, list[int]]]:
 
 
 def _plain_name(name: str) -> str:
-    """Return a parameter's name as in `npu/cuts.py`. MindSpore puts a number, its cells, and the purpose of a clone before it."""
+    """Return a parameter's name as in `npu/cuts.py`: `%para7_moment.loss.network.embedding` becomes `embedding.moment`. MindSpore
+    puts a number, the purpose of a clone, and cells before it."""
     _, kind, plain = re.findall(r"^(%para\d+_)?(moment\.|variance\.|accu_grads\.)?(?:loss\.network\.)?(.*)", name)[0]
     return f"{plain}.{kind[:-1].replace('accu_grads', 'accumulated')}" if kind else plain
 
@@ -238,25 +242,26 @@ def _group_size(op: str, line: str, ranks: int) -> int:
     """Return the number of ranks in the group of a collective. line: the operator in the graph. ranks: number of all ranks."""
     if op in ("Send", "Receive"):
         return 2
-    # groups of ranks/connect.py have their ranks in their names; for those that it does not use itself MindSpore notes all ranks
-    if in_name := re.search(r'group: "[a-z]+((?:_\d+)+)"', line):
-        return in_name[1].count("_")
+    # groups of ranks/connect.py have their ranks in their names, such as expert_0_4; for some of them MindSpore notes all ranks
+    if ranks_in_name := re.search(r'group: "[a-z]+((?:_\d+)+)"', line):
+        return ranks_in_name[1].count("_")
     members = re.search(r"group_rank_ids: \(([^)]*)\)", line) or re.search(r"rank_list: \(([^)]*)\)", line)
     if members and (count := len(re.findall(r"\d+", members[1]))):
         return count
-    group = re.search(r'group: "(\d+)', line)
-    return int(group[1]) if group else ranks
+    size_in_name = re.search(r'group: "(\d+)', line)  # of a group of MindSpore
+    return int(size_in_name[1]) if size_in_name else ranks
 
 
 def _collective_bytes(op: str, types: str) -> int:
-    """Return the bytes of a collective: of the larger of input and output, for a Send or a Receive of the output. types: the line
-    behind the operator in the graph, its types."""
+    """Return the bytes of a collective: the larger of its input and its output, but for a Send or a Receive the output. types: the
+    line behind the operator in the graph, with the types of its inputs and outputs."""
     input_bytes, output_bytes = map(_nbytes_of, types.split("->"))
     return output_bytes if op in ("Send", "Receive") else max(input_bytes, output_bytes)
 
 
 def _phase(op: str, line: str) -> str:
-    """Return the phase of the step that a collective belongs to. line: the operator in the graph."""
+    """Return the phase of the step that a collective belongs to, as in `CollectiveCalls`. op: name of the collective. line: its
+    line in the graph, from whose attributes, and MindSpore's name of it, the phase follows."""
     if op in ("Send", "Receive"):
         return "backward" if "forward_node_name" in line else "forward"
     if "duplicated: Bool(1)" in line:
@@ -273,12 +278,13 @@ def _phase(op: str, line: str) -> str:
         if "forward_comm_node_unique_id" not in line:
             return "norm"  # it is in no graph that is differentiated
         return "backward" if is_differentiated else "forward"
+    # a name without a known prefix: in the backward pass it is the gradient of a collective
     return "backward" if is_differentiated and phase == "norm" else phase
 
 
 def _nbytes_of(types: str) -> int:
-    """Return the bytes of all tensors in a text of types."""
-    tensors = (tensor for tensor in _tensors(types) if tensor[0] != "int64")  # the lengths of an AlltoAllV
+    """Return the bytes of all tensors in a text of types, except int64 ones, which are the lengths of an AlltoAllV."""
+    tensors = ((dtype, shape) for dtype, shape in _tensors(types) if dtype != "int64")
     return sum(math.prod(shape) * (ITEM_SIZE.get(dtype) or np.dtype(dtype).itemsize) for dtype, shape in tensors)
 
 
@@ -295,7 +301,8 @@ def _wait(process: subprocess.Popen[bytes], description: str) -> None:
 
 
 def _reason(log: str) -> str:
-    """Return the error message of a failed compilation: MindSpore's first messages without call stacks, or the exception."""
+    """Return the message for a failed compilation. It has MindSpore's first four messages without call stacks, or the exception;
+    if `log`, the output of the compiling process, has neither, it has the end of the log."""
     messages = re.findall(r"\[ERROR\] PARALLEL\(.*?\] (?:\w+\] )?(.*)", log) + re.findall(r"^failed: (.*)", log, re.M)
     lines = [line.strip() for line in messages if line.strip()]
     return "MindSpore refuses this plan: " + ("; ".join(dict.fromkeys(lines[:4])) or log.strip()[-2000:])

@@ -26,17 +26,7 @@ from typing import NamedTuple
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import stages_of_host
 from pangu_sigma.npu.cuts import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
-from pangu_sigma.npu.plan.traffic import (
-    EXCHANGES,
-    PredictedCollective,
-    collectives,
-    pcie_bytes,
-    row_gradient_bytes,
-    row_pcie_bytes,
-    sent_bytes,
-    spread,
-    sums_of_rows,
-)
+from pangu_sigma.npu.plan import traffic
 from pangu_sigma.npu.row_counts import chip_of, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import layers_of_stage, rre_layers_of_stage
 
@@ -75,8 +65,8 @@ class StepTime:
 
 
 def step_time(config: Config, experts_moved: float = 1.0) -> StepTime:
-    """Estimate the step time of the slowest stage, with ECSS as configured. experts_moved: number of experts moved and updated,
-    divided by the number of active experts."""
+    """Estimate the step time of the slowest stage, with ECSS as configured. experts_moved: number of experts that are copied to the
+    NPU and updated, divided by the number of active experts."""
     stages = range(config.parallel.stages)
     calls_of_stages = [_timed_calls(config, stage) for stage in stages]
     slowest = max(_compute(config, stage) + _pass_seconds(calls_of_stages[stage]) for stage in stages)
@@ -99,6 +89,7 @@ def flops(config: Config, stage: int = 0) -> float:
     padding, which is multiplied too."""
     m, tensor, tokens = config.model, config.parallel.tensor, tokens_of_rank(config)
     layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
+    # four products with [H, H], and two with all tokens of the sequence
     attention = 2 * tokens * 4 * m.hidden**2 / tensor + 4 * tokens * m.seq_length * m.hidden / tensor
     dense_ffn, routed_ffn = (4 * rows * m.hidden * m.ffn / tensor for rows in (tokens, multiplied_rows(config)))
     forward = layers * attention + (layers - routed) * dense_ffn + routed * routed_ffn
@@ -110,48 +101,53 @@ def host_update_bytes(config: Config, stage: int = 0) -> int:
     """Return the bytes that Adam reads and writes on the host for the active experts of one rank: weights, moments, gradients."""
     if not config.ecss.enabled:
         return 0
-    element = 2 * 4 + 4 * ITEM_SIZE[config.ecss.moments] + ITEM_SIZE[config.train.compute_dtype]
-    return element * active_elements(config, stage)
+    # of an element: the weight and two moments, each read and written, and the gradient
+    element_bytes = 2 * 4 + 2 * 2 * ITEM_SIZE[config.ecss.moments] + ITEM_SIZE[config.train.compute_dtype]
+    return element_bytes * active_elements(config, stage)
 
 
 def _row_update_bytes(config: Config) -> int:
-    """Return the bytes that Adam of rows (`model.rows`) reads and writes on one rank, which updates the rows of all tokens of a
-    step: the gradient of each token, and weight, moments and step count of each row, which are read and written in four bytes. No
-    two tokens are taken to have the same row."""
+    """Return the bytes that Adam of rows (`model.rows`) moves on one rank, which updates the rows of all tokens of a step. It reads
+    the gradient of each token, and reads and writes the weight, two moments and step count of each row, all of four bytes. An upper
+    bound: each token is taken to have a row of its own."""
     touched_rows = ((entry, min(config.stored_rows(entry), config.step_tokens)) for entry in config.model.rows)
-    return row_gradient_bytes(config) + sum(count * 2 * 4 * (3 * entry.width + 1) for entry, count in touched_rows)
+    record_bytes = sum(count * 2 * 4 * (3 * entry.width + 1) for entry, count in touched_rows)
+    return traffic.row_gradient_bytes(config) + record_bytes
 
 
 class _TimedCalls(NamedTuple):
     """All calls of a collective in a step, with their seconds inside hosts (hccs) and between hosts (network)."""
 
-    collective: PredictedCollective
+    collective: traffic.PredictedCollective
     hccs: float
     network: float
 
 
 def _pass_seconds(calls: list[_TimedCalls]) -> float:
-    """Return the seconds of the collectives in the passes of all micro-batches, which the bubble repeats."""
+    """Return the seconds of the collectives in the forward and backward passes of all micro-batches, which the bubble repeats."""
     return sum(c.hccs + c.network for c in calls if c.collective.phase in ("forward", "backward", "recompute"))
 
 
 def _timed_calls(config: Config, stage: int) -> list[_TimedCalls]:
+    """Estimate the seconds of all collectives of a stage: bytes ÷ bandwidth, and a constant for each message to another host."""
     timed, chip = [], chip_of(config)
-    for c in (*collectives(config, stage), *sums_of_rows(config)):
-        hccs, network = sent_bytes(config, c, stage)
-        messages = c.count * (c.group_size - spread(config, c.axes).fewest_in_host) if c.op in EXCHANGES else 0
-        timed.append(_TimedCalls(c, hccs / chip.hccs, network / chip.network + messages * MESSAGE_SECONDS))
+    for c in (*traffic.collectives(config, stage), *traffic.sums_of_rows(config)):
+        hccs_bytes, network_bytes = traffic.sent_bytes(config, c, stage)
+        ranks_elsewhere = c.group_size - traffic.spread(config, c.axes).fewest_in_host
+        messages = c.count * ranks_elsewhere if c.op in traffic.EXCHANGES else 0
+        seconds = network_bytes / chip.network + messages * MESSAGE_SECONDS
+        timed.append(_TimedCalls(c, hccs_bytes / chip.hccs, seconds))
     return timed
 
 
 def _stage_time(config: Config, stage: int, calls: list[_TimedCalls], moved: float, bubble: float) -> StepTime:
-    """Estimate the step time of one stage. calls: collectives of the stage. moved: `experts_moved` of `step_time`. bubble: seconds
-    of waiting for other stages."""
+    """Estimate the step time of one stage. calls: collectives of the stage. moved: number of experts that are copied and updated,
+    divided by the number of active experts. bubble: seconds of waiting for other stages."""
     chip = chip_of(config)
-    host = stage * config.parallel.stage_ranks // chip.per_host
+    host = stage * config.parallel.stage_ranks // chip.per_host  # of the stage's first rank
     stages = stages_of_host(config.parallel, host, chip.per_host)  # of all ranks of the host, which share its memory
     expert_bytes = moved * sum(host_update_bytes(config, s) for s in stages)
-    over_pcie = (moved * pcie_bytes(config, stage) + row_pcie_bytes(config)) / chip.pcie
+    over_pcie = (moved * traffic.pcie_bytes(config, stage) + traffic.row_pcie_bytes(config)) / chip.pcie
     return StepTime(
         compute=_compute(config, stage),
         hccs=sum(c.hccs for c in calls),
@@ -161,7 +157,7 @@ def _stage_time(config: Config, stage: int, calls: list[_TimedCalls], moved: flo
         gradients_back=over_pcie,
         host_update=(expert_bytes + len(stages) * _row_update_bytes(config)) / HOST_UPDATE_BANDWIDTH,
         bubble=bubble,
-        all_to_all=sum(c.hccs + c.network for c in calls if c.collective.op in EXCHANGES),
+        all_to_all=sum(c.hccs + c.network for c in calls if c.collective.op in traffic.EXCHANGES),
     )
 
 

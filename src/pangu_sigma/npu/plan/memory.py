@@ -28,17 +28,8 @@ from collections.abc import Iterable
 from pangu_sigma.chips import GIB
 from pangu_sigma.config import Config
 from pangu_sigma.host_memory import row_bytes
+from pangu_sigma.npu import cuts
 from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR, stages_of_host
-from pangu_sigma.npu.cuts import (
-    HOST,
-    ITEM_SIZE,
-    Array,
-    accumulator_arrays,
-    dense_weights,
-    expert_arrays,
-    only_micro_batches_sum,
-    word_table,
-)
 from pangu_sigma.npu.plan.traffic import pcie_bytes, row_gradient_bytes
 from pangu_sigma.npu.row_counts import chip_of, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, layers_of_stage, rre_layers_of_stage
@@ -59,7 +50,7 @@ reserves above, the allocator's peak and the lifetimes of tensors are assumption
 
 def npu_items(config: Config, stage: int = 0) -> dict[str, int]:
     """Return the bytes of one NPU at the peak of a step, item by item."""
-    accumulators = accumulator_arrays(config, stage, alike=True)
+    accumulators = cuts.accumulator_arrays(config, stage, alike=True)
     return {
         **_dense_items(config, stage),
         **_expert_items(config, stage),
@@ -71,35 +62,35 @@ def npu_items(config: Config, stage: int = 0) -> dict[str, int]:
 
 
 def npu_peak(config: Config) -> dict[str, int]:
-    """Return the memory items of an NPU of the pipeline stage that needs most memory; of the first of several equal ones."""
+    """Return the memory items of an NPU of the pipeline stage that needs most memory, or of the first stage of several equal."""
     return max((npu_items(config, stage) for stage in range(config.parallel.stages)), key=_total)
 
 
 def host_peak(config: Config) -> dict[str, int]:
-    """Return the memory items of the host that needs most memory; of the first of equal ones. Ranks fill the hosts in order."""
+    """Return the memory items of the host that needs most memory, or of the first of several equal. Ranks fill hosts in order."""
     per_host = chip_of(config).per_host
     # without stages no host has more ranks than the first
     hosts = math.ceil(config.parallel.ranks / per_host) if config.parallel.stages > 1 else 1
-    # one of all hosts with ranks of the same stages: the first
-    different = {tuple(stages_of_host(config.parallel, host, per_host)): host for host in reversed(range(hosts))}
-    return max((host_items(config, host) for host in sorted(different.values())), key=_total)
+    # hosts with ranks of the same stages need the same memory, so only the first of them is counted
+    first_hosts = dict[tuple[int, ...], int]()
+    for host in range(hosts):
+        first_hosts.setdefault(tuple(stages_of_host(config.parallel, host, per_host)), host)
+    return max((host_items(config, host) for host in first_hosts.values()), key=_total)
 
 
 def host_items(config: Config, host: int = 0) -> dict[str, int]:
-    """Return the bytes of one host, item by item."""
-    stages = stages_of_host(config.parallel, host, chip_of(config).per_host)
-    on_host = {s: [a for a in expert_arrays(config, s, alike=True) if a.device == HOST] for s in set(stages)}
-    stored = [array for stage in stages for array in on_host[stage]]
-    items = _stored_items(stored)
+    """Return the bytes of one host, item by item. host: number of the host."""
+    stages = stages_of_host(config.parallel, host, chip_of(config).per_host)  # of each rank of the host
+    arrays = {stage: cuts.expert_arrays(config, stage, alike=True) for stage in set(stages)}
+    items = _stored_items([array for stage in stages for array in arrays[stage] if array.device == cuts.HOST])
     if config.ecss.store == "file":
         items = {"experts: mapped files": min(int(len(stages) * config.ecss.cache_gib * GIB), _total(items))}
     if config.model.rows:
         items["rows: all that can be met"] = len(stages) * row_bytes(config)
         items["rows: gradients of the batch"] = len(stages) * row_gradient_bytes(config)
     # of active experts: weights, placeholders (with `only_micro_batches_sum` a copy of them), and gradients twice
-    items["experts: on their way"] = (4 + only_micro_batches_sum(config)) * sum(
-        pcie_bytes(config, stage) for stage in stages
-    )
+    copies = 5 if cuts.only_micro_batches_sum(config) else 4
+    items["experts: on their way"] = copies * sum(pcie_bytes(config, stage) for stage in stages)
     return items | {"processes": len(stages) * PROCESS_RESERVE, "operating system": HOST_RESERVE}
 
 
@@ -107,8 +98,8 @@ def _total(items: dict[str, int]) -> int:
     return sum(items.values())
 
 
-def _stored_items(stored: list[Array]) -> dict[str, int]:
-    """Return the bytes of stored experts: their weights, and their moments."""
+def _stored_items(stored: list[cuts.Array]) -> dict[str, int]:
+    """Return the bytes of stored experts in two items, weights (with step counts) and moments. stored: arrays of experts."""
     weights, moments = _nbytes(stored, "weight", "step"), _nbytes(stored, "moment", "variance")
     return {"experts: weights": weights, "experts: moments": moments}
 
@@ -120,12 +111,12 @@ def communicators(config: Config, stage: int = 0) -> set[tuple[str, ...]]:
     if rre_layers_of_stage(config, stage):
         groups += [EXPERT, DATA, HOLDERS, *([COPIES] if config.model.common_experts else [])]
     long_axes = {axis for axis in AXES if getattr(config.parallel, axis) > 1}
-    return {tuple(axis for axis in axes if axis in long_axes) for axes in groups} - {()}
+    return {tuple(axis for axis in axes if axis in long_axes) for axes in groups} - {()}  # (): a rank alone
 
 
 def _dense_items(config: Config, stage: int) -> dict[str, int]:
     """Return the bytes of dense weights, their gradients and moments, and the copies that the network and the sums use."""
-    table, weights = word_table(config), dense_weights(config, stage, alike=True)
+    table, weights = cuts.word_table(config), cuts.dense_weights(config, stage, alike=True)
     other_weights = [weight for weight in weights if weight.name != table.name]
     weight_bytes = _nbytes(weights, "weight")
     used_bytes = sum(a.count * a.used_nbytes for a in other_weights if a.divided or a.used_as != a.dtype)
@@ -141,26 +132,26 @@ def _dense_items(config: Config, stage: int) -> dict[str, int]:
     }
 
 
-def _largest_reduction_bytes(config: Config, weights: list[Array]) -> int:
+def _largest_reduction_bytes(config: Config, weights: list[cuts.Array]) -> int:
     """Return the most bytes of float32 gradients that one collective (AllReduce or ReduceScatter) sums over ranks.
 
     weights: dense weights of a stage without the embedding, whose gradient is summed last, when activations are freed.
     """
-    sizes = [(a.count, math.prod(a.computed) * ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
+    sizes = [(a.count, math.prod(a.computed) * cuts.ITEM_SIZE["float32"]) for a in weights if a.replicas > 1]
     largest, total = max((size for _, size in sizes), default=0), sum(count * size for count, size in sizes)
     # one collective sums up to fusion_mib of gradients; a gradient larger than that has a collective of its own
     return max(largest, min(total, config.parallel.fusion_mib * MIB))
 
 
 def _expert_items(config: Config, stage: int) -> dict[str, int]:
-    """Return the bytes that experts take on the NPU: the active ones with ECSS, all stored ones without."""
-    active = pcie_bytes(config, stage)
+    """Return the bytes that experts take on the NPU: the active experts with ECSS, all stored experts without."""
     if config.ecss.enabled:
-        return {"experts: active weights": active, "experts: gradients of the active": active}
-    stored = expert_arrays(config, stage, alike=True)
+        active_bytes = pcie_bytes(config, stage)
+        return {"experts: active weights": active_bytes, "experts: gradients of the active": active_bytes}
+    stored = cuts.expert_arrays(config, stage, alike=True)
     elements = sum(array.count * math.prod(array.computed) for array in stored if array.kind == "weight")
-    copies = elements * _item(config)
-    in_use = {"experts: weights in use": copies if _item(config) < 4 else 0, "experts: gradients": copies}
+    used_bytes = elements * _item(config)  # in the compute dtype; float32 weights are used without a copy
+    in_use = {"experts: weights in use": used_bytes if _item(config) < 4 else 0, "experts: gradients": used_bytes}
     return _stored_items(stored) | in_use
 
 
@@ -170,15 +161,16 @@ def _activation_items(config: Config, stage: int) -> dict[str, int]:
     m, tensor, layers, item = config.model, config.parallel.tensor, layer_bytes(config, stage), _item(config)
     hidden, micro_batches = tokens_of_rank(config) * m.hidden, config.train.accumulation  # elements of [T, H]
     is_first, is_last = stage == 0, stage == config.parallel.stages - 1
-    kept, largest_layer = sum(layers), max(layers)
+    layers_bytes, largest_layer = sum(layers), max(layers)
     if config.parallel.recompute:
         # each layer keeps its input, the last one also the query rows; tensor ranks divide the first input and the query rows. A
         # model of one layer has its norm before the first input is kept
         divided_inputs = int(is_first and m.layers > 1) + int(is_last)
         full_inputs = len(layers) + int(is_last) - divided_inputs
-        kept = item * (full_inputs * hidden + divided_inputs * hidden // tensor)
-        largest_layer *= 2
+        layers_bytes = item * (full_inputs * hidden + divided_inputs * hidden // tensor)
+        largest_layer *= 2  # a recomputed layer's tensors, and their gradients
     in_flight = min(config.parallel.stages - stage, micro_batches)  # micro-batches between their two passes
+    last_norm_bytes = 4 * hidden if is_last else 0  # its input, in float32
     masks = in_flight if config.parallel.recompute else 1  # an input of every layer
     peaks = [largest_layer]  # the backward pass of one layer
     if is_last:
@@ -187,15 +179,15 @@ def _activation_items(config: Config, stage: int) -> dict[str, int]:
         slots = config.data.domains_per_step // config.parallel.groups * m.slot_rows * m.hidden
         peaks.append(12 * (tokens_of_rank(config) // tensor * m.slot_rows) + 2 * item * slots)
     if is_first:  # the embedding's gradient, from the lookup and whole
-        peaks.append(2 * word_table(config).used_nbytes)
+        peaks.append(2 * cuts.word_table(config).used_nbytes)
     # in float32 the rows of all tokens and an array as large for the gradient, of several micro-batches one for each and their sum;
     # in the compute dtype the rows and the gradient of one micro-batch
     rows = (4 * micro_batches * (1 + micro_batches + (micro_batches > 1)) + 2 * item) * hidden
     return {
-        "activations kept": in_flight * (kept + int(is_last) * 4 * hidden),  # and the input of the last norm in float32
+        "activations kept": in_flight * (layers_bytes + last_norm_bytes),
         **({"rows of tokens and their gradients": rows} if m.rows else {}),
         "largest transient": max(peaks),
-        "attention mask": masks * _sequences(config) * m.seq_length**2 * 4,
+        "attention mask": masks * 4 * tokens_of_rank(config) * m.seq_length,  # float32 [S, S] of each sequence
     }
 
 
@@ -205,8 +197,8 @@ def layer_bytes(config: Config, stage: int = 0) -> list[int]:
     tokens, rows = tokens_of_rank(config), multiplied_rows(config)
     # the output of the first LayerNorm, and the inputs of both in float32; query, key, value, and their mixture
     shared = tokens * m.hidden * (item + 8) + 4 * item * tokens * m.hidden // tensor
-    # softmax in float32, and its cast
-    shared += _sequences(config) * (m.heads // tensor) * m.seq_length**2 * (4 + (item if item < 4 else 0))
+    # of each token and head its scores of a sequence: softmax in float32, and its cast
+    shared += tokens * m.seq_length * (m.heads // tensor) * (4 + (item if item < 4 else 0))
     # the output of the second LayerNorm, or the rows that arrived for each segment; before and after the activation
     dense = shared + item * tokens * m.hidden + 2 * item * tokens * m.ffn // tensor
     routed = shared + len(m.segments) * item * rows * m.hidden + 2 * item * rows * m.ffn // tensor
@@ -217,14 +209,10 @@ def layer_bytes(config: Config, stage: int = 0) -> list[int]:
     ]
 
 
-def _sequences(config: Config) -> int:
-    return tokens_of_rank(config) // config.model.seq_length
-
-
 def _item(config: Config) -> int:
-    return ITEM_SIZE[config.train.compute_dtype]
+    return cuts.ITEM_SIZE[config.train.compute_dtype]
 
 
-def _nbytes(arrays: Iterable[Array], *kinds: str) -> int:
+def _nbytes(arrays: Iterable[cuts.Array], *kinds: str) -> int:
     """Return the bytes that a rank keeps of the arrays of some kinds."""
     return sum(array.count * array.nbytes for array in arrays if array.kind in kinds)

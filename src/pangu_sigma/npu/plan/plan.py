@@ -11,17 +11,9 @@ from pangu_sigma.chips import CHIP_DATA, GIB
 from pangu_sigma.config import Config, ConfigError
 from pangu_sigma.npu.communicators import check_layout
 from pangu_sigma.npu.cuts import Array, arrays_of_step
+from pangu_sigma.npu.plan import suggest
 from pangu_sigma.npu.plan.cost import step_time, step_time_all_experts
 from pangu_sigma.npu.plan.memory import TIGHT_FRACTION, host_peak, npu_items, npu_peak
-from pangu_sigma.npu.plan.suggest import (
-    TimedLayout,
-    fastest_layouts,
-    fits,
-    least_devices,
-    suggest_layout,
-    what_fits,
-    with_parallel,
-)
 from pangu_sigma.npu.plan.traffic import collectives, link_bytes
 from pangu_sigma.npu.row_counts import chip_of, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.npu.supported import check_ascend
@@ -35,13 +27,13 @@ FOR_JSON = ("parallel", "collectives", "parameters")
 _PHASES = ("forward", "recompute", "backward", "weight", "gradient", "norm")
 
 
-def laid_out(config: Config, devices: int, layouts: list[TimedLayout] | None = None) -> Config:
+def laid_out(config: Config, devices: int, layouts: list[suggest.TimedLayout] | None = None) -> Config:
     """Return the configuration for `devices` ranks: unchanged if its parallel section has that number, else with a suggested
-    section. layouts: as in `suggest_layout`. Raises ConfigError if there is no layout, or the configuration cannot be planned."""
+    section. layouts: result of `fastest_layouts`, if there is one already. Raises ConfigError if `config` cannot be laid out."""
     if config.parallel.ranks == devices:
         check_layout(config)
         return config
-    return with_parallel(config, **suggest_layout(config, devices, layouts).model_dump())
+    return suggest.with_parallel(config, **suggest.suggest_layout(config, devices, layouts).model_dump())
 
 
 def make_plan(config: Config, devices: int) -> dict[str, Any]:
@@ -58,7 +50,7 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
     moved_gb: traffic by link of the NPU that has most. compiled, differences: see `compile_plan`. collectives and parameters are of
     one rank of each stage; bytes as `CollectiveCalls.nbytes`; slice, computed, shape as `kept`, `computed`, `shape` of `Array`.
     """
-    layouts = fastest_layouts(config, devices)
+    layouts = suggest.fastest_layouts(config, devices)
     planned = laid_out(config, devices, layouts)
     chip, routed, stages = chip_of(planned), planned.model.rre_layers > 0, range(planned.parallel.stages)
     time, default = step_time(planned), ParallelConfig()
@@ -73,10 +65,10 @@ def make_plan(config: Config, devices: int) -> dict[str, Any]:
         "layout": layout_text(planned.parallel),
         "suggested": None if planned is config else {k: v for k, v in planned.parallel if v != getattr(default, k)},
         "next_best": [{"layout": layout_text(o.parallel), "step_seconds": o.step_seconds} for o in others],
-        "least_devices": least_devices(config),
+        "least_devices": suggest.least_devices(config),
         "refused": _refusal(planned),
-        "fits": fits(planned),
-        "what_fits": what_fits(planned),
+        "fits": suggest.fits(planned),
+        "what_fits": suggest.what_fits(planned),
         "compute_dtype": planned.train.compute_dtype,
         "passes": planned.train.accumulation,
         "tokens_of_rank": tokens_of_rank(planned),
@@ -108,10 +100,11 @@ def _refusal(config: Config) -> str | None:
 
 
 def _memory_section(items: dict[str, int], limit: int) -> dict[str, float | bool]:
-    """Return the items of a memory in GiB, their sum, the limit, and what is left. tight: everything fits, but the free memory is
-    smaller than the error of the estimate may be."""
+    """Return the items of a memory in GiB, their sum (needed), the limit, and what is left. tight: everything fits, but less than
+    TIGHT_FRACTION is free, and the estimate may be wrong by more. items: bytes by name. limit: bytes of the memory."""
     needed, left = sum(items.values()) / GIB, (limit - sum(items.values())) / GIB
-    totals = {"needed": needed, "limit": limit / GIB, "left": left, "tight": 0 <= left < TIGHT_FRACTION * limit / GIB}
+    is_tight = 0 <= left < TIGHT_FRACTION * limit / GIB
+    totals = {"needed": needed, "limit": limit / GIB, "left": left, "tight": is_tight}
     return {name: nbytes / GIB for name, nbytes in items.items() if nbytes} | totals
 
 
@@ -124,18 +117,17 @@ def _stage_section(config: Config, stage: int) -> dict[str, Any]:
 def _collective_sections(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Return the two sections of a plan about collectives: `calls`, a line for each stage, operator and size of group, and
     `collectives`, a line for each phase and purpose as well."""
-    calls_by_group, collective_lines = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
+    line_of_group, collective_lines = dict[tuple[int, str, int], dict[str, Any]](), list[dict[str, Any]]()
     for stage in range(config.parallel.stages):
         for c in collectives(config, stage):
-            empty_line = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
-            line = calls_by_group.setdefault(
-                (stage, c.op, c.group_size), empty_line | {"phases": dict.fromkeys(_PHASES, 0)}
-            )
+            first_line = {"stage": stage, "op": c.op, "ranks": c.group_size, "calls": 0, "gb": 0.0}
+            first_line["phases"] = dict.fromkeys(_PHASES, 0)
+            line = line_of_group.setdefault((stage, c.op, c.group_size), first_line)
             line["calls"] += c.count
             line["gb"] += c.nbytes / 1e9
             line["phases"][c.phase] += c.count
             collective_lines.append(asdict(c) | {"axes": list(c.axes), "stage": stage})
-    return {"calls": [calls_by_group[key] for key in sorted(calls_by_group)], "collectives": collective_lines}
+    return {"calls": [line_of_group[key] for key in sorted(line_of_group)], "collectives": collective_lines}
 
 
 def _array_section(array: Array, stage: int) -> dict[str, Any]:
@@ -154,25 +146,27 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 
 def format_tree(tree: dict[str, Any]) -> list[str]:
-    """Format a line for each value, and a table for each list of lines and for each group of values; nothing for None."""
+    """Format a tree of plain values as lines: a table for a dictionary, with a row for each key, and for a list of dictionaries,
+    with their keys as its head; one line for any other value. None and empty values are left out."""
     lines = []
     for name, value in tree.items():
         title = name.replace("_", " ")
         if value in (None, [], {}):
             continue
         if isinstance(value, dict):
-            cells, sides = [[key.replace("_", " "), _text(content)] for key, content in value.items()], "<>"
+            rows, alignment = [[key.replace("_", " "), _text(content)] for key, content in value.items()], "<>"
         elif isinstance(value, list) and isinstance(value[0], dict):
-            cells, sides = [[*value[0]], *([_text(cell) for cell in line.values()] for line in value)], ">"
+            rows, alignment = [[*value[0]], *([_text(cell) for cell in line.values()] for line in value)], ">"
         else:
             lines.append(f"{title}: {_text(value)}")
             continue
-        lines += [title, *(f"  {line}" for line in aligned(cells, sides))]
+        lines += [title, *(f"  {line}" for line in aligned(rows, alignment))]
     return lines
 
 
 def _text(value: Any) -> str:
-    """Format a value of a plan: numbers with three or more digits, words for True and False, what is not zero of a group."""
+    """Format a value of a plan: numbers with three or more digits, yes and no, `key=value` for the items of a dictionary that are
+    not zero, at most 20 items of a list."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -203,12 +197,12 @@ def scan(config: Config) -> dict[str, Any]:
     layouts, chip = [], chip_of(config)
     for devices in SCANNED:
         try:
-            planned = with_parallel(config, **suggest_layout(config, devices).model_dump())
+            planned = suggest.with_parallel(config, **suggest.suggest_layout(config, devices).model_dump())
         except ConfigError as error:
             refusal = error
             continue
         npu_bytes, host_bytes = sum(npu_peak(planned).values()), sum(host_peak(planned).values())
-        free = 1 - max(npu_bytes / chip.memory, host_bytes / chip.host_memory)  # the smaller fraction of both
+        free = 1 - max(npu_bytes / chip.memory, host_bytes / chip.host_memory)  # fraction of the fuller memory
         step_seconds = step_time(planned).step
         layout = {
             "devices": devices,
@@ -223,4 +217,5 @@ def scan(config: Config) -> dict[str, Any]:
         layouts.append(layout)
     if not layouts:
         raise refusal
-    return {"name": config.name, "chip": config.parallel.chip, "least_devices": least_devices(config), "scan": layouts}
+    names = {"name": config.name, "chip": config.parallel.chip}
+    return names | {"least_devices": suggest.least_devices(config), "scan": layouts}

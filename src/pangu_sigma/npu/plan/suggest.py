@@ -48,8 +48,9 @@ def fastest_layouts(config: Config, devices: int) -> list[TimedLayout]:
             seconds = step_time(planned).step
             links = [link_bytes(planned, stage) for stage in range(planned.parallel.stages)]
             sent, npu_bytes = sum(link["hccs"] + link["network"] for link in links), sum(npu_peak(planned).values())
-            ranked.append((float(f"{seconds:.9g}"), sent, npu_bytes, TimedLayout(planned.parallel, seconds)))
-    ranked.sort(key=lambda entry: entry[:3])  # stable: after that, as _layouts has them
+            rounded_seconds = float(f"{seconds:.9g}")  # sums in another order differ in the last digits, and are ties
+            ranked.append((rounded_seconds, sent, npu_bytes, TimedLayout(planned.parallel, seconds)))
+    ranked.sort(key=lambda entry: entry[:3])  # stable: equal ones stay in the order of _layouts
     return [layout for *_, layout in ranked]
 
 
@@ -57,14 +58,14 @@ def suggest_layout(config: Config, devices: int, layouts: list[TimedLayout] | No
     """Return the parallel section for `devices` NPUs: the fastest that fits. If none fits, the one that leaves most room for other
     keys: the largest possible numbers of tensor ranks, then groups, then expert ranks, with recompute.
 
-    layouts: the result of `fastest_layouts`, if it is known. Raises ConfigError if `devices` cannot be laid out, and names the
-    nearest numbers that can.
+    layouts: the result of `fastest_layouts`, if the caller has it. Raises ConfigError if `devices` cannot be laid out; the message
+    has the nearest numbers that can.
     """
     layouts = fastest_layouts(config, devices) if layouts is None else layouts
     if layouts:
         return layouts[0].parallel
     if choices := list(_layouts(config, devices)):
-        return choices[-1].parallel
+        return choices[-1].parallel  # the last has the largest axes, and recompute
     raise ConfigError(_impossible_layout(config, devices))
 
 
@@ -83,12 +84,15 @@ def what_fits(config: Config) -> dict[str, int | bool | str] | None:
     """Return keys and values with which `config` fits on the NPUs and hosts of the same ranks; None if it fits already or none
     suffice. Tried are ECSS, recompute and, if a host has too little memory, expert moments in bfloat16; then smaller micro-batches,
     the largest first, and more of them, so that the update stays the same."""
-    # the first change is none, {}: then it fits already
-    return next((keys for keys, changed_config in _changes(config) if fits(changed_config)), None) or None
+    for changed_keys, changed_config in _changes(config):
+        if fits(changed_config):
+            return changed_keys or None  # {}: it fits without a change
+    return None
 
 
 def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Config]]:
-    """Yield every change of keys that may save memory, the smallest first, with the changed configuration; first no change."""
+    """Yield changes of keys that may save memory, as values by key, each with the changed configuration. The first is {}, no
+    change; then come recompute, ECSS and moments in bfloat16, then the same with smaller micro-batches."""
     train, recompute, ecss = config.train, config.parallel.recompute, config.ecss
     moments_dtypes, old_values = list(dict.fromkeys((ecss.moments, "bfloat16"))), leaves(config.model_dump())
     for divisor, moments_dtype in itertools.product(_divisors(train.batch_size), moments_dtypes):
@@ -111,12 +115,10 @@ def _changes(config: Config) -> Iterator[tuple[dict[str, int | bool | str], Conf
 def _layouts(config: Config, devices: int) -> Iterator[Config]:
     """Yield every layout of `config` on `devices` NPUs, the smallest tensor degree first, without recompute first."""
     stages = config.parallel.stages if devices % config.parallel.stages == 0 else 1
-    if devices < 1:
-        return
     divisors = map(_divisors, (devices // stages, config.data.domain_sets, config.model.experts_per_domain))
     for tensor, groups, expert in itertools.product(*divisors):
         if tensor > chip_of(config).per_host:
-            break
+            break  # tensor grows slowest: all further layouts are too large for a host, too
         data, remainder = divmod(devices, stages * groups * expert * tensor)
         if remainder:
             continue
@@ -128,7 +130,7 @@ def _layouts(config: Config, devices: int) -> Iterator[Config]:
                 planned.check_divisible()
                 check_layout(planned)
             except ValueError:
-                break  # something does not divide evenly, such as attention heads
+                break  # something does not divide evenly, such as attention heads, with recompute or without
             yield planned
 
 

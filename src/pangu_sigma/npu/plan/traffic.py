@@ -35,16 +35,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pangu_sigma.config import Config
+from pangu_sigma.npu import cuts
 from pangu_sigma.npu.communicators import ALL, COPIES, DATA, EXPERT, HOLDERS, REPLICAS, STAGE, TENSOR
-from pangu_sigma.npu.cuts import (
-    ITEM_SIZE,
-    Array,
-    active_buffers,
-    active_elements,
-    dense_weights,
-    expert_arrays,
-    word_table,
-)
 from pangu_sigma.npu.row_counts import chip_of, dispatch_layout, exchanged_rows, multiplied_rows, tokens_of_rank
 from pangu_sigma.ranks.layout import AXES, Layout, layers_of_stage, rre_layers_of_stage
 from pangu_sigma.sections import ParallelConfig
@@ -91,7 +83,7 @@ def collectives(config: Config, stage: int = 0) -> list[PredictedCollective]:
 
 def link_bytes(config: Config, stage: int = 0) -> dict[str, int]:
     """Return the bytes that a rank of a stage sends in a step, by link: to its host and back (pcie), to ranks in its host (hccs),
-    to ranks of other hosts (network). It is the rank that sends most over the network."""
+    to ranks of other hosts (network). The numbers are for the rank that sends most over the network."""
     sent = [sent_bytes(config, c, stage) for c in (*collectives(config, stage), *sums_of_rows(config))]
     pcie = 2 * (pcie_bytes(config, stage) + row_pcie_bytes(config))
     return {"pcie": pcie, "hccs": sum(hccs for hccs, _ in sent), "network": sum(network for _, network in sent)}
@@ -99,23 +91,24 @@ def link_bytes(config: Config, stage: int = 0) -> dict[str, int]:
 
 def sent_bytes(config: Config, collective: PredictedCollective, stage: int = 0) -> tuple[int, int]:
     """Return the bytes that a rank of a stage sends in the calls of one collective: (to ranks in its host, to ranks of other
-    hosts). It is the rank with the fewest ranks of its group in its host, because the others wait for it.
+    hosts). The rank is one with the fewest ranks of its group in its host, because the other ranks wait for it.
 
-    As in HCCL, the bytes go in rings inside a host, then the rest in rings between hosts.
+    As in HCCL, the bytes go in rings inside a host, then what is left goes in rings between hosts.
     """
     nbytes = collective.nbytes
     if collective.op == "Receive":
         return 0, 0
     if collective.op == "Send":
-        step = 1 if collective.phase == "forward" else -1
-        peer_stage = stage + step * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
+        direction = 1 if collective.phase == "forward" else -1
+        # the word table goes from the first stage to the last one, hidden states to the next one
+        peer_stage = stage + direction * (config.parallel.stages - 1 if collective.purpose == TABLE else 1)
         hosts_of_ends = {s * config.parallel.stage_ranks // chip_of(config).per_host for s in (stage, peer_stage)}
         return (nbytes, 0) if len(hosts_of_ends) == 1 else (0, nbytes)
     size, (in_host, hosts) = _size(config, collective.axes), spread(config, collective.axes)
     if collective.op == "AlltoAllV":
-        row_bytes = config.model.hidden // config.parallel.tensor * ITEM_SIZE[config.train.compute_dtype]
-        nbytes = collective.count * tokens_of_rank(config) * row_bytes  # on average
-    if collective.op in EXCHANGES:  # equal parts to all ranks of the group; its own part stays
+        row_bytes = config.model.hidden // config.parallel.tensor * cuts.ITEM_SIZE[config.train.compute_dtype]
+        nbytes = collective.count * tokens_of_rank(config) * row_bytes  # on average: a row for each token
+    if collective.op in EXCHANGES:  # equal parts for all ranks of the group; the rank keeps one of them
         return nbytes * (in_host - 1) // size, nbytes * (size - in_host) // size
     nbytes *= 2 if collective.op == "AllReduce" else 1  # two rounds: a ReduceScatter, then an AllGather
     return nbytes * (in_host - 1) // in_host, nbytes * (hosts - 1) // (hosts * in_host)
@@ -137,6 +130,7 @@ def spread(config: Config, axes: tuple[str, ...]) -> Spread:
 
 @cache
 def _spread(sizes: tuple[int, ...], axes: tuple[str, ...], per_host: int) -> Spread:
+    """Return the result of `spread` for a layout. sizes: size of each of AXES. per_host: number of ranks on a host."""
     layout = Layout(ParallelConfig.model_validate(dict(zip(AXES, sizes, strict=True))))
     hosts = (np.unique(group // per_host, return_counts=True)[1] for group in layout.groups(*axes))
     return min((Spread(int(counts.min()), len(counts)) for counts in hosts), key=lambda s: (-s.hosts, s.fewest_in_host))
@@ -146,7 +140,8 @@ def pcie_bytes(config: Config, stage: int = 0) -> int:
     """Return the bytes of active experts' weights that are copied to the NPU in a step, in the compute dtype; 0 without ECSS. They
     are copied once for all micro-batches. As many bytes of gradients are copied back. Copies of accumulators that the runtime may
     keep are not counted."""
-    return active_elements(config, stage) * ITEM_SIZE[config.train.compute_dtype] if config.ecss.enabled else 0
+    elements = cuts.active_elements(config, stage) if config.ecss.enabled else 0
+    return elements * cuts.ITEM_SIZE[config.train.compute_dtype]
 
 
 def row_gradient_bytes(config: Config) -> int:
@@ -155,27 +150,28 @@ def row_gradient_bytes(config: Config) -> int:
 
 
 def row_pcie_bytes(config: Config) -> int:
-    """Return the bytes, in float32, that rows (`model.rows`) add to the copies to the NPU in a step, and equally to the copies
-    back: the rows of the rank's tokens and their gradients, and on several ranks the gradients of all tokens to be summed."""
-    own_rows = 4 * config.train.accumulation * tokens_of_rank(config) * config.model.hidden if config.model.rows else 0
-    return own_rows + (row_gradient_bytes(config) if config.parallel.ranks > 1 else 0)
+    """Return the bytes, in float32, that rows (`model.rows`) add to the copies to the NPU in a step: the rows of the rank's tokens,
+    and on several ranks the gradients of all tokens, to be summed. As many bytes of gradients and sums are copied back."""
+    rank_tokens = config.train.accumulation * tokens_of_rank(config) if config.model.rows else 0
+    return 4 * rank_tokens * config.model.hidden + (row_gradient_bytes(config) if config.parallel.ranks > 1 else 0)
 
 
 def sums_of_rows(config: Config) -> list[PredictedCollective]:
-    """Return the collective that sums the gradients of rows over all ranks, one call for each sequence; [] without rows or on one
-    rank. It follows the step, and is no part of its graph."""
+    """Return the collective that sums the gradients of rows over all ranks after the step, outside its graph, with one call for
+    each sequence; [] without rows or on one rank."""
     size, calls = config.parallel.ranks, config.train.batch_size
     sums = PredictedCollective("AllReduce", "rows", size, calls, row_gradient_bytes(config), ALL, "gradients of rows")
     return [sums] if config.model.rows and size > 1 else []
 
 
 def _activations(config: Config, stage: int) -> Iterator[PredictedCollective]:
-    """Yield the collectives of the forward and backward passes inside a stage."""
+    """Yield the collectives of the forward pass inside a stage, of recompute, and of the backward pass, which follow from it."""
     micro_batches, stages = config.train.accumulation, config.parallel.stages
     for purpose, op, axes, count, nbytes, is_recomputed in _forward(config, stage):
         size = _size(config, axes)
         backward_op = {"AllGather": "ReduceScatter"}.get(op, op)
         forward = micro_batches * count
+        # without stages the gradient of the loss is the same for all micro-batches, and is summed once
         backward = count if purpose == LOSS and stages == 1 else forward
         if purpose == TO_TOKENS and dispatch_layout(config) == "dropless":
             backward //= len(config.model.segments)  # the segments' outputs are added: one gradient serves all of them
@@ -200,12 +196,13 @@ TO_TOKENS = "rows of tokens, whole"
 def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
     """Yield the collectives of a micro-batch's forward pass, each as a tuple: purpose, operator, axes of its group, number of
     calls, bytes of one call, True if recompute repeats it."""
-    m, item = config.model, ITEM_SIZE[config.train.compute_dtype]
+    m, item = config.model, cuts.ITEM_SIZE[config.train.compute_dtype]
     elements = tokens_of_rank(config) * m.hidden
     tokens = elements * item
     blocks = config.data.domains_per_step // config.parallel.groups
     layers, routed = len(layers_of_stage(config, stage)), len(rre_layers_of_stage(config, stage))
     is_first, is_last = stage == 0, stage == config.parallel.stages - 1
+    # embeddings are gathered in the compute dtype for the layers, and in float32 for the first LayerNorm if it reads them so
     for_layers = m.layers > 1  # with one layer only the norm outside of layers reads the embeddings
     for_norm = not for_layers or (item < 4 and not m.rows)  # rows are added in the compute dtype, before the norm
     yield "embeddings", "AllGather", TENSOR, int(is_first and for_layers), tokens, True
@@ -219,51 +216,53 @@ def _forward(config: Config, stage: int) -> Iterator[tuple[str, str, tuple[str, 
 
 
 def _routed(config: Config, segments: int) -> Iterator[tuple[str, str, tuple[str, ...], int, int, bool]]:
-    """Yield the collectives of RRE layers, as tuples, like `_forward`. segments: number of segments of these layers."""
-    row_bytes = config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
+    """Yield the collectives of RRE layers in a micro-batch's forward pass, each as a tuple: purpose, operator, axes of its group,
+    number of calls, bytes of one call, True if recompute repeats it. segments: number of segments of all these layers."""
+    row_bytes = config.model.hidden * cuts.ITEM_SIZE[config.train.compute_dtype]
     sent, multiplied = exchanged_rows(config) * row_bytes, multiplied_rows(config) * row_bytes
     is_dropless = dispatch_layout(config) == "dropless"
     exchange, tensor = ("AlltoAllV" if is_dropless else "AlltoAll"), config.parallel.tensor
     yield TO_EXPERTS, exchange, EXPERT, segments, sent // tensor, True
     yield "rows of experts, whole", "AllGather", TENSOR, segments, multiplied, True
     yield "experts' output", "AllReduce", TENSOR, segments, multiplied, False
-    # dropless: the graph knows the room for rows, not how many there are
-    returned = multiplied + row_bytes if is_dropless else sent
-    yield FROM_EXPERTS, exchange, EXPERT, segments, returned // tensor, False
-    yield TO_TOKENS, "AllGather", TENSOR, segments, tokens_of_rank(config) * row_bytes if is_dropless else sent, False
+    # dropless: the graph knows the room for rows, and one empty row, but not how many rows there are
+    returned_bytes = multiplied + row_bytes if is_dropless else sent
+    token_bytes = tokens_of_rank(config) * row_bytes if is_dropless else sent
+    yield FROM_EXPERTS, exchange, EXPERT, segments, returned_bytes // tensor, False
+    yield TO_TOKENS, "AllGather", TENSOR, segments, token_bytes, False
 
 
 def _between_stages(config: Config, stage: int) -> Iterator[PredictedCollective]:
     """Yield the sends and receives of a stage: hidden states to the next stage, the word table from the first to the last one, and
     the gradients of both back."""
     micro_batches, last = config.train.accumulation, config.parallel.stages - 1
-    hidden = tokens_of_rank(config) * config.model.hidden * ITEM_SIZE[config.train.compute_dtype]
-    table = word_table(config)
-    for sends, receives, count, nbytes, purpose in (
-        (stage < last, stage > 0, micro_batches, micro_batches * hidden, "hidden states"),
-        (stage == 0 < last, 0 < stage == last, 1, table.used_nbytes, TABLE),
-    ):
-        if sends:
-            yield PredictedCollective("Send", "forward", 2, count, nbytes, STAGES, purpose)
-            yield PredictedCollective("Receive", "backward", 2, count, nbytes, STAGES, purpose)
-        if receives:
-            yield PredictedCollective("Receive", "forward", 2, count, nbytes, STAGES, purpose)
-            yield PredictedCollective("Send", "backward", 2, count, nbytes, STAGES, purpose)
+    hidden = tokens_of_rank(config) * config.model.hidden * cuts.ITEM_SIZE[config.train.compute_dtype]
+    states = micro_batches, micro_batches * hidden, STAGES, "hidden states"  # calls, their bytes, axes, purpose
+    table = 1, cuts.word_table(config).used_nbytes, STAGES, TABLE
+    outgoing = [states] * (stage < last) + [table] * (stage == 0 and last > 0)
+    incoming = [states] * (stage > 0) + [table] * (stage == last and last > 0)
+    for calls in outgoing:
+        yield PredictedCollective("Send", "forward", 2, *calls)
+        yield PredictedCollective("Receive", "backward", 2, *calls)
+    for calls in incoming:
+        yield PredictedCollective("Receive", "forward", 2, *calls)
+        yield PredictedCollective("Send", "backward", 2, *calls)
 
 
 def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
     """Yield the collectives of weights and of their gradients, and the sums of the gradient norm."""
-    dense = dense_weights(config, stage, alike=True)
+    dense = cuts.dense_weights(config, stage, alike=True)
+    # ranks with the same slice of a weight: all of the stage for a weight that tensor ranks do not cut, else its replicas
+    uncut, cut = [a for a in dense if a.computed == a.shape], [a for a in dense if a.computed != a.shape]
     axes: tuple[str, ...]
-    for axes in (REPLICAS, STAGE):
-        shared = [a for a in dense if (a.computed == a.shape) == (axes == STAGE)]
-        divided, undivided = [a for a in shared if a.divided], [a for a in shared if not a.divided]
+    for axes, weights in ((REPLICAS, cut), (STAGE, uncut)):
+        divided, undivided = [a for a in weights if a.divided], [a for a in weights if not a.divided]
         yield _of_arrays(config, "AllGather", axes, divided, "dense weights", "weight")
         yield _of_arrays(config, "ReduceScatter", axes, divided, "dense gradients", "gradient")
         yield _of_arrays(config, "AllReduce", axes, undivided, "dense gradients", "gradient")
-    experts = active_buffers(config, stage, alike=True)
-    experts = experts or [a for a in expert_arrays(config, stage, alike=True) if a.kind == "weight"]
-    for axes in (DATA, HOLDERS):
+    stored = [a for a in cuts.expert_arrays(config, stage, alike=True) if a.kind == "weight"]
+    experts = cuts.active_buffers(config, stage, alike=True) or stored  # without ECSS all stored experts
+    for axes in (DATA, HOLDERS):  # tensor ranks cut every tensor of an expert but b2
         arrays_of_axes = [a for a in experts if a.name.endswith(".b2") == (axes == HOLDERS)]
         yield _of_arrays(config, "AllReduce", axes, arrays_of_axes, "experts' gradients", "gradient")
     common = [a for a in experts if a.copies > 1]
@@ -274,12 +273,12 @@ def _parameters(config: Config, stage: int) -> Iterator[PredictedCollective]:
 
 
 def _of_arrays(
-    config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[Array], purpose: str, phase: str
+    config: Config, op: str, axes: tuple[str, ...], arrays: Iterable[cuts.Array], purpose: str, phase: str
 ) -> PredictedCollective:
-    """Return one collective's calls for all `arrays`, one call for each. Dense gradients are sent in float32, other arrays in the
-    dtype of their use."""
+    """Return one collective's calls for all `arrays`, one call for each array. Dense gradients are sent in float32, other arrays in
+    the dtype in which the network reads them."""
     in_float32 = phase == "gradient" and purpose.startswith("dense")
-    sizes = [(a.count, math.prod(a.computed) * (4 if in_float32 else ITEM_SIZE[a.used_as])) for a in arrays]
+    sizes = [(a.count, math.prod(a.computed) * (4 if in_float32 else cuts.ITEM_SIZE[a.used_as])) for a in arrays]
     count, nbytes = sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
     return PredictedCollective(op, phase, _size(config, axes), count, nbytes, axes, purpose)
 
