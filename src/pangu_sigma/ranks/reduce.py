@@ -41,8 +41,7 @@ class ReducedGradients(nn.Cell):
     """Gradient reduction of a run of several ranks. Dense gradients are summed over all ranks; gradients of experts over the ranks
     that store the same experts: replicas on the data axis, and for common experts all groups."""
 
-    chained = True
-    """True if micro-batches contain collectives, so that they must run one after another."""
+    chained = True  # micro-batches contain collectives, so they must run one after another
 
     def __init__(self, config: Config, ranks: ConnectedRanks):
         super().__init__()

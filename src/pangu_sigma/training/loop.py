@@ -292,9 +292,9 @@ def train(
             with _open_log(run, progress.step, ranks) as log:
                 log.changes(progress.step, changes_since_checkpoint(checkpoint, run))
         ranks.leave()  # before the work of rank 0 alone, for which no rank waits
-        if ranks.first and (trainer is None or trainer.finished):
-            if divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr):
-                logger.warning("%s", divergence)
+        is_done = ranks.first and (trainer is None or trainer.finished)
+        if is_done and (divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr)):
+            logger.warning("%s", divergence)
         return trainer
 
 
