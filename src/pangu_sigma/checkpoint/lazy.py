@@ -124,8 +124,8 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _flat_arrays(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the arrays of a LazyArray's `content`, or a NumPy array itself, each one flattened and after the position of its first
-    value in the flattened whole. Raises as `chunks`."""
+    """Yield pairs (position, values): the arrays of a LazyArray's `content`, or a NumPy array itself, flattened, each with the
+    position of its first value in the whole. Raises as `chunks`."""
     position = 0
     for values in array.content() if isinstance(array, LazyArray) else (array,):
         flat = np.ascontiguousarray(values, array.dtype).reshape(-1)

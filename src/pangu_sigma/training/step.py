@@ -94,6 +94,7 @@ class TrainStep(nn.Cell):
         self.loss = ScaledLoss(network)  # a cell of this one, so that `set_train` reaches its dropout
         self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
         self.has_rows, self.learns_rows = bool(config.model.rows), store.rows is not None and any(store.rows.learns)
+        # `value_and_grad` returns one gradient for one position, and a tuple for a tuple of positions: see `split_gradients`
         self.learning_input = E_ARGUMENT if self.learns_rows else EXPERTS_ARGUMENT if self.sparse else None
         self.loss_and_grads = ms.value_and_grad(
             self.loss,

@@ -119,7 +119,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         )
     lines.append(f"{'steps':12} {summary['steps']}")
     for title, text in _LINES:
-        name = text.partition("{")[2].partition(":")[0]
+        name = text.partition("{")[2].partition(":")[0]  # the first number in the text
         lines += [f"{title:12} {text.format_map(summary)}"] if summary.get(name) else []
     lines += format_rows(summary["rows"])
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
