@@ -73,7 +73,7 @@ class SumTokens(_Group):
 
 def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation, Segment], Experts]:
     """Return the function that makes the cells of a segment of an RRE layer from its activation and kind. The cells compute the
-    tokens of this rank alone, or, with parallel.expert > 1, those of all ranks of its expert group."""
+    tokens of this rank alone or, with parallel.expert > 1, the tokens of all ranks of its expert group."""
     peers = config.parallel.expert
     if peers == 1:
         return grouped_experts

@@ -24,7 +24,7 @@ class LocalGradients(nn.Cell):
         self.square_sums = SquareSums()
 
     def construct(self, dense, experts):
-        """Return both gradients unchanged, and the sum of all squares, of the dense ones, and of those of experts. dense: tuple of
+        """Return both gradients unchanged, and the sum of all squares, of dense ones, and of the experts'. dense: tuple of
         tensors. experts: such a tuple for each segment."""
         flat_experts = flatten_segments(experts)
         # `sums` are of the squares of all gradients, then of each tensor's; 0.0 * sums[0] is a zero of the same type
@@ -56,7 +56,7 @@ class ReducedGradients(nn.Cell):
         self.square_sum = SquareSum()
 
     def construct(self, dense, experts_of_segments):
-        """Return the summed gradients that this rank's optimizers need, dense ones and those of experts, and the sum of the squares
+        """Return the summed gradients that this rank's optimizers need, of dense parameters and experts, and the sum of the squares
         of all gradients of the run, each counted once: in all, of dense ones, and of experts. dense: tuple of tensors.
         experts_of_segments: such a tuple for each segment, () if its experts do not learn."""
         dense = self.dense_over_ranks(dense, dense[0])

@@ -63,7 +63,7 @@ class Timeline(AbstractContextManager["Timeline"]):
         self._add(0, name, begin, time.time() - begin)
 
     def add_worker_spans(self, spans: Sequence[Span]) -> None:
-        """Record stretches of the worker that updates experts. Their times are those of `time.perf_counter`."""
+        """Record stretches of the worker that updates experts. Spans have the clock of `time.perf_counter`."""
         clock_offset = time.time() - time.perf_counter()
         for span in spans:
             self._add(1, f"segment {span.segment}", clock_offset + span.begin, span.end - span.begin)
