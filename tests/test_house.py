@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 BUDGETS = {
     ".": 2032,
-    "checkpoint": 902,
+    "checkpoint": 901,
     "convert": 678,
     "data": 2309,
     "ecss": 378,

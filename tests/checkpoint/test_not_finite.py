@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from pangu_sigma.checkpoint import lazy
 from pangu_sigma.checkpoint.not_finite import NotFinite, describe, find_not_finite
 from pangu_sigma.checkpoint.parts import Part, SavedArray
-from pangu_sigma.checkpoint.saver import Written
+from pangu_sigma.checkpoint.saver import RankReport
 
 CONFIG = {"model": {"experts_per_domain": 2}, "domains": [{"name": "zh"}, {"name": "en"}]}
 
@@ -55,8 +55,8 @@ def test_an_expert_has_the_number_that_it_has_on_all_ranks():
     (found,) = find_not_finite({"experts_layer_1.00003": {"w1.moment": SavedArray(part, values)}})
     assert found == NotFinite("experts_layer_1.00003", "w1.moment", 2, (2, 5), (2, 5))
     assert found.segment == 1
-    written = TypeAdapter(Written)
-    assert written.validate_json(written.dump_json(Written({}, [found]))) == Written({}, [found]), (
+    written = TypeAdapter(RankReport)
+    assert written.validate_json(written.dump_json(RankReport({}, [found]))) == RankReport({}, [found]), (
         "as ranks tell it to each other"
     )
 

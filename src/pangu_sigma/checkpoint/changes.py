@@ -73,21 +73,20 @@ def rule_of(key: str) -> Rule:
 
 
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flatten a configuration tree: return key path, such as train.optimizer.beta1 → value. path: key path of the tree itself."""
+    """Return the values of a configuration tree by key path, such as domains.0.name. path: key path of the tree itself."""
     if not isinstance(tree, dict | list):
         return {path: tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {key: value for name, child in items for key, value in leaves(child, f"{path}.{name}".lstrip(".")).items()}
+    values = dict[str, Any]()
+    for name, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        values |= leaves(child, f"{path}.{name}".lstrip("."))
+    return values
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     """Return the keys whose values differ between two configurations, given as plain trees, in the order of the new one."""
     before, after = leaves(old), leaves(new)
-    return [
-        (key, before.get(key), after.get(key))
-        for key in dict.fromkeys([*after, *before])
-        if before.get(key) != after.get(key)
-    ]
+    keys = dict.fromkeys([*after, *before])
+    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
 def refuse_changes(run: Path, changes: list[Change], fix: str) -> None:
@@ -114,14 +113,15 @@ def absolute_paths(config: Config) -> Config:
 
 
 def paths_from_here(config: Config) -> Config:
-    """Return the configuration with paths from the working folder; of a path outside of it, the last name."""
+    """Return the configuration with paths relative to the working folder; a path outside of this folder is cut to its last name."""
     here = Path.cwd()
     return _with_paths(config, lambda path: str(path.relative_to(here)) if path.is_relative_to(here) else path.name)
 
 
-def _with_paths(config: Config, written: Callable[[Path], str]) -> Config:
-    data = config.data.model_copy(update={"path": written(Path(config.data.path).absolute())})
-    ecss = config.ecss.model_copy(update={"path": config.ecss.path and written(Path(config.ecss.path).absolute())})
+def _with_paths(config: Config, text_of: Callable[[Path], str]) -> Config:
+    """Replace data.path, ecss.path and routing.table, if set, by the text that `text_of` returns for the absolute path."""
+    data = config.data.model_copy(update={"path": text_of(Path(config.data.path).absolute())})
+    ecss = config.ecss.model_copy(update={"path": config.ecss.path and text_of(Path(config.ecss.path).absolute())})
     table = config.routing.file
-    routing = config.routing.model_copy(update={"table": written(table.absolute())}) if table else config.routing
+    routing = config.routing.model_copy(update={"table": text_of(table.absolute())}) if table else config.routing
     return config.model_copy(update={"data": data, "ecss": ecss, "routing": routing})

@@ -117,37 +117,39 @@ class Checkpoint:
 
     @cached_property
     def parts(self) -> dict[tuple[str, str], list[SavedArray]]:
-        """Saved parts of each array, by shard and name. Raises DamagedCheckpoint also if a part of an array is in no file."""
+        """Saved parts of each array, by shard and name. Raises DamagedCheckpoint as `files`, and if a part is missing."""
         parts: dict[tuple[str, str], list[SavedArray]] = {}
         for file, arrays in self.files.items():
+            shard = file.partition(".")[0]  # the rest is the number of the rank
             for name, array in arrays.items():
-                parts.setdefault((file.partition(".")[0], name), []).append(array)
-        for (shard, name), saved in parts.items():
-            if lacking := math.prod(saved[0].part.whole) - sum(array.values.size for array in saved):
+                parts.setdefault((shard, name), []).append(array)
+        for (shard, name), saved_arrays in parts.items():
+            missing_count = math.prod(saved_arrays[0].part.whole) - sum(array.values.size for array in saved_arrays)
+            if missing_count:
                 raise DamagedCheckpoint(
-                    f"{self.path}: {name} of shard {shard} lacks {lacking} values: the file of a rank is missing; {ANOTHER}"
+                    f"{self.path}: {name} of shard {shard} lacks {missing_count} values: the file of a rank is missing; {ANOTHER}"
                 )
         return parts
 
     def array(self, shard: str, name: str) -> LazyArray | None:
         """Return an array of a shard, joined from its saved parts; None if the checkpoint has no array of that name."""
-        saved = self.parts.get((shard, name))
-        return None if saved is None else whole_array(saved, name)
+        parts = self.parts.get((shard, name))
+        return None if parts is None else whole_array(parts, name)
 
 
-def whole_array(saved: list[SavedArray], name: str) -> LazyArray:
+def whole_array(parts: list[SavedArray], name: str) -> LazyArray:
     """Join the saved parts of a checkpoint's array; each row can be read alone. name: array's name in messages."""
-    if len(saved) == 1 and saved[0].is_whole:
-        return LazyArray.of(saved[0].values, name)
-    shape, dtype = saved[0].part.whole, saved[0].values.dtype
+    if len(parts) == 1 and parts[0].is_whole:
+        return LazyArray.of(parts[0].values, name)
+    shape, dtype = parts[0].part.whole, parts[0].values.dtype
 
-    def row(number: int) -> np.ndarray:
+    def read_row(number: int) -> np.ndarray:
         values = np.empty((1, *shape[1:]), dtype)
-        for array in saved:
-            copy_part(array, values, Part(shape, ((number, number + 1),), (0,) * (len(shape) - 1)))
+        for array in parts:
+            copy_part(array, values, Part.of_rows(shape, np.array([number])))
         return values[0]
 
-    return LazyArray(shape, dtype, lambda: map(row, range(shape[0])), name, row=row)
+    return LazyArray(shape, dtype, lambda: map(read_row, range(shape[0])), name, read_row)
 
 
 def load_checkpoint(
@@ -156,36 +158,37 @@ def load_checkpoint(
     """Load the checkpoint in a folder, and verify its files.
 
     expected: identity of the run to resume; another vocabulary or routing hash is refused. Configurations and data may differ.
-    ranks: every rank calls this function, verifies some of the files, and loads the same checkpoint.
-    verified: False to compare sizes and no hashes, and to read no arrays before they are asked for.
+    ranks: every rank calls this function, verifies its share of the files, and loads the same checkpoint.
+    verified: False to compare the files' sizes and not their hashes, and to map no array before its first access.
     Raises DamagedCheckpoint on all ranks for damage, CheckpointError if the identity is not the expected one.
     """
     try:
         with ranks.fail_together(f"verifying {path}"):
-            facts, recorded = _read_facts(path)
-            for name, fingerprint in list(recorded.items())[ranks.rank :: ranks.world]:
+            facts, fingerprints = _read_facts(path)
+            for name, fingerprint in list(fingerprints.items())[ranks.rank :: ranks.world]:
                 verify(path / name, fingerprint, ANOTHER, verified)
     except (RankError, DamagedFile) as error:
         raise DamagedCheckpoint(str(error)) from error
     if expected is not None:
         _refuse_other(path, facts.identity, expected)
-    arrays = [name for name in recorded if name.endswith(".safetensors")]
-    checkpoint = Checkpoint(path, facts.step, facts.state, facts.identity, arrays)
+    array_files = [name for name in fingerprints if name.endswith(".safetensors")]
+    checkpoint = Checkpoint(path, facts.step, facts.state, facts.identity, array_files)
     if verified:
-        _ = checkpoint.parts
+        _ = checkpoint.parts  # raises DamagedCheckpoint if a part is missing
     return checkpoint
 
 
 def newest_checkpoint(
     root: Path, expected: Identity | None = None, ranks: Ranks = SINGLE_PROCESS, verified: bool = True
 ) -> Checkpoint | None:
-    """Load the newest whole checkpoint of a root; None if it has none. Damaged ones are passed over, which is logged.
+    """Load the newest intact checkpoint in the folder `root`; return None if there are no checkpoints. Newer checkpoints that are
+    damaged are passed over, which is logged.
 
-    Arguments: as in `load_checkpoint`; without `verified`, whole is what has its seal and files of the right sizes. Rank 0 lists
-    the checkpoints: a shared file system may show another rank an old list.
-    Raises DamagedCheckpoint if none is whole, CheckpointError if the identity is not the expected one.
+    Arguments: as in `load_checkpoint`. Raises DamagedCheckpoint if all are damaged, CheckpointError if the identity is not the
+    expected one.
     """
     problems: list[str] = []
+    # rank 0 lists the checkpoints: a shared file system may show another rank an old list
     for name in ranks.texts("\n".join(path.name for path in checkpoints(root)))[0].split():
         try:
             checkpoint = load_checkpoint(root / name, expected, ranks, verified)
@@ -203,10 +206,8 @@ def newest_checkpoint(
 
 
 def way_on(root: Path, ranks: Ranks) -> str:
-    """Return the advice to the user of a run whose values are not finite: the checkpoint to go back to. All ranks call this.
-
-    A save examines every value, so that a checkpoint with the bytes that were saved has finite values alone.
-    """
+    """Return the advice to the user of a run whose values are not finite: the checkpoint to go back to. All ranks call this."""
+    # a save examines every value, so an intact checkpoint has finite values only
     try:
         healthy = newest_checkpoint(root, ranks=ranks)
     except (CheckpointError, OSError):
@@ -218,43 +219,41 @@ def way_on(root: Path, ranks: Ranks) -> str:
 
 
 def _read_facts(folder: Path) -> tuple[Facts, dict[str, Any]]:
-    """Read the facts of a checkpoint's folder. Returns them and the fingerprints of all its files by name, unverified so far.
-
-    Raises CheckpointError for another format, DamagedFile for damage.
-    """
-    if (folder / "manifest.json").exists():
+    """Read the facts of a checkpoint's folder. Returns the facts, and the size and hash of each file of the checkpoint by its name;
+    only the file of the facts is verified. Raises CheckpointError for another format, DamagedFile for damage."""
+    if (folder / "manifest.json").exists():  # only format 2 has this file
         raise CheckpointError(f"{folder} is of format 2, this version reads {FORMAT}: {ITS_VERSION}")
-    file, files = folder / STATE, read_seal(folder, ANOTHER)["files"]
+    file, fingerprints = folder / STATE, read_seal(folder, ANOTHER)["files"]
     try:
-        verify(file, files[STATE], ANOTHER)
+        verify(file, fingerprints[STATE], ANOTHER)
         content = file.read_bytes()
-        if (version := json.loads(content)["format"]) != FORMAT:
+        version = json.loads(content)["format"]
+        if version != FORMAT:
             raise CheckpointError(f"{file}: checkpoint format {version}, this version reads {FORMAT}; {ITS_VERSION}")
         facts = _FACTS.validate_json(content)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        # the file has its hash, and is not what a save writes
+        # the hash is right, but no save writes such a file
         raise DamagedFile(f"{file}: does not say what a save writes; {ANOTHER}") from error
     if CHECKPOINT_NAME.fullmatch(folder.name) and step_of(folder) != facts.step:
         raise DamagedFile(f"{file}: is of step {facts.step}, which its folder's name does not say; {ANOTHER}")
-    return facts, files
+    return facts, fingerprints
 
 
 def _read_arrays(file: Path) -> dict[str, SavedArray]:
     """Map the arrays of a file, each with its part of the whole array."""
-    parts = parts_from(metadata_of(file))
-    return {
-        name: SavedArray(parts.get(name) or Part.everything(values.shape), values)
-        for name, values in map_arrays(file).items()
-    }
+    parts, arrays = parts_from(metadata_of(file)), map_arrays(file)
+    return {name: SavedArray(parts.get(name) or Part.everything(a.shape), a) for name, a in arrays.items()}
 
 
-def _refuse_other(path: Path, saved: Identity, expected: Identity) -> None:
+def _refuse_other(path: Path, checkpoint: Identity, run: Identity) -> None:
+    """Raise CheckpointError if the checkpoint in the folder `path` has another vocabulary or routing table than the run."""
     data = "use the prepared data folder (its tokenizer) that the checkpoint was trained with"
     keys = "use the checkpoint's routing.table, routing.seed, domains and vocabulary"
-    for what, key, fix in (("vocabulary", "vocabulary_hash", data), ("routing table", "routing_hash", keys)):
-        has, wants = getattr(saved, key), getattr(expected, key)
-        if has != wants:
-            raise CheckpointError(f"{path}: made with another {what}: its {key} is {has}, this run's is {wants}; {fix}")
+    for title, key, fix in (("vocabulary", "vocabulary_hash", data), ("routing table", "routing_hash", keys)):
+        of_checkpoint, of_run = getattr(checkpoint, key), getattr(run, key)
+        if of_checkpoint != of_run:
+            text = f"made with another {title}: its {key} is {of_checkpoint}, this run's is {of_run}; {fix}"
+            raise CheckpointError(f"{path}: {text}")
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -269,27 +268,30 @@ def step_of(path: Path) -> int:
 
 
 def keep_only(root: Path, step: int) -> None:
-    """Remove all checkpoints but that of a step. Raises CheckpointError, and removes nothing, if that one is not there."""
-    if not (best := root / f"step_{step:08d}").exists():
+    """Remove all checkpoints except the one of a step. If there is none of that step, remove nothing and raise CheckpointError."""
+    if step not in map(step_of, checkpoints(root)):
         raise CheckpointError(
-            f"{root}: {best.name} is to be kept and is not there, so nothing was removed; take it from a copy, or train again in "
-            "another folder"
+            f"{root}: step_{step:08d} is to be kept and is not there, so nothing was removed; take it from a copy, or train "
+            "again in another folder"
         )
     prune(root, 0, [step])
 
 
 def prune(root: Path, keep: int | None = None, spared: Collection[int] = ()) -> None:
-    """Remove all but the `keep` newest checkpoints and the steps `spared`, and what interrupted saves have left. keep: None to keep
-    all. No process may save then. A failure is logged, not raised. A link is removed, and what it points to is left alone."""
+    """Remove old checkpoints, and files that interrupted saves have left. No process may be saving. Errors are logged, not raised.
+
+    keep: number of newest checkpoints to keep; None to keep all. spared: steps whose checkpoints are kept besides.
+    """
     try:
-        old = [] if keep is None else [path for path in checkpoints(root) if step_of(path) not in spared][keep:]
-        for path in old:
+        candidates = [path for path in checkpoints(root) if step_of(path) not in spared]
+        for path in candidates[keep:] if keep is not None else ():
             set_aside_for_removal(path)
     except OSError as error:
         logger.warning("cannot prune %s: %s; older checkpoints stay", root, error)
     for path in root.glob(f"{UNFINISHED}*"):
         try:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            is_folder = path.is_dir() and not path.is_symlink()  # of a link, the target is left alone
+            shutil.rmtree(path) if is_folder else path.unlink()
         except OSError as error:
             logger.warning("cannot remove %s: %s; remove it by hand to free its space", path, error)
 

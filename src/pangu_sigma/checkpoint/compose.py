@@ -13,8 +13,8 @@ from pangu_sigma.config import Config
 from pangu_sigma.model.arrays import FIRST_ROW_SCALE, ROW_ARRAYS, dense_shapes, row_scale_shapes, stored_shapes
 
 Find = Callable[[str, str, tuple[int, ...]], LazyArray | None]
-"""find(shard, name, shape) returns the array of that name and shape; None for what begins as in a new run, and for rows if no token
-met one. The number of rows is 0 in the shape of their keys, because only the model knows it."""
+"""find(shard, name, shape) returns the array of that name and shape; None for an array that is to begin as in a new run, and for
+rows if no token met one. The number of rows is 0 in the shape of their keys, because only the model knows it."""
 
 
 class Expected(NamedTuple):
@@ -27,7 +27,7 @@ class Expected(NamedTuple):
 
 def saved_arrays(config: Config) -> dict[tuple[str, str], Expected]:
     """Return the arrays of a checkpoint by (shard, name). Rows have the length 0, and their keys come first. Pure Python."""
-    of_experts = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # NumPy has no bfloat16: its bits
+    moment_dtype = "uint16" if config.ecss.moments == "bfloat16" else "float32"  # bits: NumPy lacks bfloat16
     arrays = {
         (OPTIMIZER, "step"): Expected((1,), "int32"),
         (LOSS_SCALE, "value"): Expected((), "float32", config.train.first_loss_scale),
@@ -38,10 +38,10 @@ def saved_arrays(config: Config) -> dict[tuple[str, str], Expected]:
         arrays[WEIGHTS, name] = Expected(shape, "float32", FIRST_ROW_SCALE if name in scales else None)
         arrays |= {(OPTIMIZER, f"{name}.{kind}"): Expected(shape, "float32") for kind in ("moment", "variance")}
     for key, shape in stored_shapes(config).items():
-        _, segment, name = key.split(".")
+        _, segment, name = key.split(".")  # experts.SEGMENT.NAME
         shard = f"{EXPERTS}{segment}"
         arrays[shard, name] = Expected(shape, "float32", None)
-        arrays |= {(shard, f"{name}.{kind}"): Expected(shape, of_experts) for kind in ("moment", "variance")}
+        arrays |= {(shard, f"{name}.{kind}"): Expected(shape, moment_dtype) for kind in ("moment", "variance")}
         arrays[shard, "step"] = Expected(shape[:1], "int32")
     for e, entry in enumerate(config.model.rows):
         arrays[f"{ROWS}{e}", "keys"] = Expected((0,), "int64")
@@ -54,13 +54,13 @@ def saved_arrays(config: Config) -> dict[tuple[str, str], Expected]:
 def compose(config: Config, find: Find) -> Files:
     """Return the files of a checkpoint of `config` in one process, with the names, shapes and dtypes that training saves.
 
-    find: function from (shard, name, shape) to the array, or to None for what is to be as in a new run: see `Find`.
+    find: function from (shard, name, shape) to the array, or to None for an array that begins as in a new run: see `Find`.
     Raises KeyError for a weight that is not found, or has another shape.
     """
     files: Files = {}
     for (shard, name), (shape, dtype, first) in saved_arrays(config).items():
         keys = files.setdefault(shard, {}).get("keys")
-        if keys is not None:
+        if keys is not None:  # another array of rows: their number is now known
             shape = (*keys.values.shape, *shape[1:])
         array = find(shard, name, shape)
         if first is None and 0 not in shape and (array is None or array.shape != shape):

@@ -22,7 +22,7 @@ def map_file(path: Path) -> np.ndarray:
     """Map the bytes of a file, uint8; writing to them changes memory and never the file. Raises OSError."""
     _allow_many_files()
     with open(path, "rb") as stream:
-        if not path.stat().st_size:  # which cannot be mapped
+        if path.stat().st_size == 0:  # an empty file cannot be mapped
             return np.empty(0, np.uint8)
         flags, access = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
         return np.frombuffer(mmap.mmap(stream.fileno(), 0, flags, access), np.uint8)
@@ -36,17 +36,18 @@ def _allow_many_files() -> None:
 
 
 def release_pages(values: np.ndarray) -> None:
-    """Release the memory of an array of a mapped file; the next access reads the file again.
+    """Release the memory of an array of a mapped file; the next access reads the file again. Other arrays are left alone.
 
     Values written to the array may be lost. Pages that the array shares with its neighbours in the file stay in memory.
     """
-    content = values
-    while isinstance(content.base, np.ndarray):
-        content = content.base
-    file = getattr(content.base, "obj", None)
+    mapped_bytes = values  # the array of `map_file`, of which `values` is a view
+    while isinstance(mapped_bytes.base, np.ndarray):
+        mapped_bytes = mapped_bytes.base
+    file = getattr(mapped_bytes.base, "obj", None)  # NumPy reaches a map through a memoryview
     if isinstance(file, mmap.mmap):
-        start = np.byte_bounds(content)[0]
-        first, end = (at - start for at in np.byte_bounds(values))
+        start = np.byte_bounds(mapped_bytes)[0]
+        first, end = (address - start for address in np.byte_bounds(values))
+        # rounded inwards to whole pages
         first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if end > first:
             file.madvise(mmap.MADV_DONTNEED, first, end - first)
@@ -76,9 +77,9 @@ class LazyArray:
         return self.size * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """Return all values. If `content` yields one array, it is returned itself; several are copied into the whole one by one."""
-        array = np.empty(self.shape, self.dtype)  # takes memory where it is written
-        for position, flat in _pieces(self):
+        """Return all values. A single array of `content` is returned without a copy; several are copied into one."""
+        array = np.empty(self.shape, self.dtype)  # the system reserves a page of memory only when it is written
+        for position, flat in _flat_arrays(self):
             if len(flat) == self.size:
                 return flat.reshape(self.shape)
             array.reshape(-1)[position : position + len(flat)] = flat
@@ -87,13 +88,13 @@ class LazyArray:
     @classmethod
     def of(cls, values: np.ndarray, origin: str = "") -> LazyArray:
         """Wrap an existing array as a lazy one; the memory of a mapped array is released after each read."""
-        return cls(values.shape, values.dtype, lambda: _released(lambda: values), origin, row=values.__getitem__)
+        return cls(values.shape, values.dtype, lambda: _read_and_release(lambda: values), origin, values.__getitem__)
 
     def part(self, number: int, origin: str) -> LazyArray:
         """Return a row of the first axis as a lazy array, whose memory is released after each read."""
         row = self.row
         assert row is not None
-        return LazyArray(self.shape[1:], self.dtype, lambda: _released(lambda: row(number)), origin)
+        return LazyArray(self.shape[1:], self.dtype, lambda: _read_and_release(lambda: row(number)), origin)
 
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: np.dtype | str) -> LazyArray:
@@ -117,13 +118,14 @@ def chunks(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
     Raises ValueError when a LazyArray has more or fewer values than its shape says.
     """
     length = max(1, _CHUNK // array.dtype.itemsize)
-    for position, flat in _pieces(array):
+    for position, flat in _flat_arrays(array):
         for first in range(0, len(flat), length):
             yield position + first, flat[first : first + length]
 
 
-def _pieces(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield what `content` yields, or an array itself, flattened, each with the position of its first value. Raises as `chunks`."""
+def _flat_arrays(array: AnyArray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield pairs (position, values): the arrays of a LazyArray's `content`, or a NumPy array itself, flattened, each with the
+    position of its first value in the whole. Raises as `chunks`."""
     position = 0
     for values in array.content() if isinstance(array, LazyArray) else (array,):
         flat = np.ascontiguousarray(values, array.dtype).reshape(-1)
@@ -139,8 +141,8 @@ def copy_values(array: AnyArray, target: np.ndarray) -> None:
         target.reshape(-1)[first : first + len(flat)] = flat
 
 
-def _released(read: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the values that `read` returns, and release their memory when the caller asks for more."""
+def _read_and_release(read: Callable[[], np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the one array that `read` returns; release its memory, if it is of a mapped file, when the caller asks for the next."""
     values = read()
     yield values
     release_pages(values)

@@ -37,28 +37,27 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def write_model_files(folder: Path, config: Config, tokenizer: Tokenizer, table: RoutingTable) -> None:
-    """Write configuration, tokenizer and routing tables of a run folder; configuration.json comes last: then it is complete.
-
-    Raises OSError.
-    """
-    fresh = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
-    for path in (fresh, folder / TOKENIZER_FOLDER):
+    """Write tokenizer, routing tables and configuration into a run folder. configuration.json is written last, so that a folder
+    which has it is complete. Raises OSError."""
+    unfinished = folder / f"{UNFINISHED}{TOKENIZER_FOLDER}"
+    for path in (unfinished, folder / TOKENIZER_FOLDER):  # an interrupted call may have left them
         shutil.rmtree(path, ignore_errors=True)
-    tokenizer.save(fresh)
-    commit(fresh, folder / TOKENIZER_FOLDER)
+    tokenizer.save(unfinished)
+    commit(unfinished, folder / TOKENIZER_FOLDER)
     table.save(folder / ROUTING_FILE)
     seal_model_files(folder, {})
     write_config(folder, config, "run")
 
 
 def seal_model_files(folder: Path, facts: dict[str, Any], others: Iterable[str] = ()) -> None:
-    """Write a folder's seal.json: the hashes of its tokenizer, its routing tables and its files named in `others`, and `facts`."""
-    tokenizer = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
-    seal_folder(folder, [*tokenizer, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
+    """Write a folder's seal.json: the hashes of its files, the format version, and `facts`. others: names of the files to hash
+    besides the tokenizer's and the routing tables."""
+    tokenizer_files = [f"{TOKENIZER_FOLDER}/{file.name}" for file in (folder / TOKENIZER_FOLDER).iterdir()]
+    seal_folder(folder, [*tokenizer_files, ROUTING_FILE, *others], {"format": FILES_FORMAT, **facts})
 
 
 def write_config(folder: Path, config: Config, kind: str) -> None:
-    """Write configuration.json atomically, unless it is there already. kind: "run" or "export"."""
+    """Write configuration.json atomically, unless it has the same content already. kind: "run" or "export"."""
     content = sealed({"kind": kind, "format": FILES_FORMAT, "config": config.model_dump(mode="json")}, record=True)
     file = folder / CONFIG_FILE
     if not file.exists() or file.read_bytes() != content:

@@ -40,25 +40,26 @@ class NotFinite:
 
 def find_not_finite(files: Files) -> list[NotFinite]:
     """Return the arrays that hold NaN or infinity, in the order of the files and by name."""
-    arrays = ((file, name, arrays[name]) for file, arrays in files.items() for name in sorted(arrays))
-    return [result for array in arrays if (result := _examine(*array))]
+    results = [_examine(file, name, arrays[name]) for file, arrays in files.items() for name in sorted(arrays)]
+    return [result for result in results if result is not None]
 
 
 def _examine(file: str, name: str, array: SavedArray) -> NotFinite | None:
+    """Count and locate NaN and infinity in an array of a file; return None if all its values are finite."""
     part, values = array
-    count, index, experts = 0, tuple[int, ...](), set[int]()
-    for first, chunk in chunks(values):
-        positions = first + not_finite_positions(chunk)
+    count, first_index, experts = 0, tuple[int, ...](), set[int]()
+    for start, chunk in chunks(values):
+        positions = start + not_finite_positions(chunk)
         if not len(positions):
             continue
-        rows, *others = np.unravel_index(positions, values.shape or (1,))
-        numbers = part.numbers()[rows] if values.shape else rows
+        rows, *columns = np.unravel_index(positions, values.shape or (1,))
+        whole_rows = part.numbers()[rows] if values.shape else rows  # in the whole array: for experts, their numbers
         if values.shape and not count:
-            columns = (int(column[0]) + offset for column, offset in zip(others, part.offset, strict=True))
-            index = (int(numbers[0]), *columns)
+            whole_columns = (int(column[0]) + offset for column, offset in zip(columns, part.offset, strict=True))
+            first_index = (int(whole_rows[0]), *whole_columns)
         count += len(positions)
-        experts.update(np.unique(numbers).tolist() if file.startswith(EXPERTS) else ())
-    return NotFinite(file, name, count, index, tuple(sorted(experts))) if count else None
+        experts.update(np.unique(whole_rows).tolist() if file.startswith(EXPERTS) else ())
+    return NotFinite(file, name, count, first_index, tuple(sorted(experts))) if count else None
 
 
 def describe(not_finite: Sequence[NotFinite], config: dict[str, Any]) -> list[str]:
@@ -67,22 +68,24 @@ def describe(not_finite: Sequence[NotFinite], config: dict[str, Any]) -> list[st
     config: the configuration as a plain tree (`Identity.config`), which names the domains.
     """
     more = [f"and {len(not_finite) - _NAMED} more"] if len(not_finite) > _NAMED else []
-    return [_describe(array, config) for array in not_finite[:_NAMED]] + more
+    return [_text_of(array, config) for array in not_finite[:_NAMED]] + more
 
 
-def _describe(array: NotFinite, config: dict[str, Any]) -> str:
-    at = f", first at [{', '.join(map(str, array.first))}]" if array.first else ""
-    text, model = f"{array.file}: {array.name} has {array.count}{at}", config.get("model", {})
-    if array.segment is None:
+def _text_of(array: NotFinite, config: dict[str, Any]) -> str:
+    """Return the text of one array for `describe`. For experts it names the RRE layer, the segment and the domain of each expert;
+    common experts belong to no domain."""
+    first = f", first at [{', '.join(map(str, array.first))}]" if array.first else ""
+    text, model = f"{array.file}: {array.name} has {array.count}{first}", config.get("model", {})
+    if array.segment is None:  # dense parameters
         return text
-    segments = model.get("segments", ["own"])
-    layer, s = divmod(array.segment, len(segments))
-    where = f"layer {layer}" + (f", {segments[s]} segment {s}" if len(segments) > 1 else "")
+    kinds = model.get("segments", ["own"])  # of the segments of a layer
+    layer, segment = divmod(array.segment, len(kinds))
+    place = f"layer {layer}" + (f", {kinds[segment]} segment {segment}" if len(kinds) > 1 else "")
     names = [domain["name"] for domain in config.get("domains", []) for _ in range(model.get("experts_per_domain", 0))]
-    names = [f" of domain {name}" for name in names] if segments[s] == "own" else []
-    experts = [f"{expert}{''.join(names[expert : expert + 1])}" for expert in array.experts[:_NAMED]]
+    owners = {n: f" of domain {name}" for n, name in enumerate(names)} if kinds[segment] == "own" else {}
+    experts = [f"{expert}{owners.get(expert, '')}" for expert in array.experts[:_NAMED]]
     more = f" and {len(array.experts) - _NAMED} more" if len(array.experts) > _NAMED else ""
-    return f"{text} ({where}, {'expert' if len(array.experts) == 1 else 'experts'} {', '.join(experts)}{more})"
+    return f"{text} ({place}, {'expert' if len(array.experts) == 1 else 'experts'} {', '.join(experts)}{more})"
 
 
 def not_finite_positions(values: np.ndarray) -> np.ndarray:
@@ -92,6 +95,6 @@ def not_finite_positions(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f":
         return np.empty(0, np.int64)
     with np.errstate(all="ignore"):
-        # The sum is not finite if a value is not; large values may also overflow it, so then each is looked at.
+        # the sum is not finite if a value is not; large values may also overflow it, so then every value is examined
         healthy = np.isfinite(values.sum(dtype=np.promote_types(values.dtype, np.float32)))
     return np.empty(0, np.int64) if healthy else np.flatnonzero(~np.isfinite(values))

@@ -90,29 +90,29 @@ def parts_from(metadata: dict[str, str]) -> dict[str, Part]:
 def copy_part(
     saved: SavedArray, target: np.ndarray, target_part: Part, after_row: Callable[[], None] = lambda: None
 ) -> None:
-    """Copy the elements that a saved array and `target` share, so that a row of a mapped file, or _BLOCK bytes, are in memory.
+    """Copy the elements that a saved array and `target` share. At most one row, or _BLOCK bytes of small rows, of a mapped file
+    are in memory at a time.
 
-    target_part: part of the same whole array that `target` holds. after_row: called after a large row, or _BLOCK bytes of rows.
+    target_part: the part of the same whole array that `target` stores. after_row: called after each row, or _BLOCK bytes of rows.
     """
-    part, value = saved
-    if not part.whole:
-        target[...] = value
+    part, values = saved
+    if not part.whole:  # a scalar
+        target[...] = values
         return
-    source, goal, box = list[Any](), list[Any](), 1
-    offsets = zip(part.offset, value.shape[1:], target_part.offset, target.shape[1:], strict=True)
-    for theirs, length, ours, room in offsets:
-        first, end = max(theirs, ours), min(theirs + length, ours + room)
+    # on each axis but the first, the indices of the shared interval in `values` and in `target`
+    saved_columns, target_columns, row_size = list[Any](), list[Any](), 1
+    axes = zip(part.offset, values.shape[1:], target_part.offset, target.shape[1:], strict=True)
+    for saved_offset, saved_length, target_offset, target_length in axes:
+        first, end = max(saved_offset, target_offset), min(saved_offset + saved_length, target_offset + target_length)
         if end <= first:
-            return
-        source.append(slice(first - theirs, end - theirs))
-        goal.append(slice(first - ours, end - ours))
-        box *= end - first
-    _, rows, targets = np.intersect1d(part.numbers(), target_part.numbers(), assume_unique=True, return_indices=True)
-    size = max(1, _BLOCK // max(1, box * value.itemsize))
-    for first in range(0, len(rows), size):
-        if size == 1:
-            target[targets[first], *goal] = value[rows[first], *source]  # a view: a row may be large
-        else:
-            target[targets[first : first + size], *goal] = value[rows[first : first + size], *source]
-        release_pages(value)
+            return  # nothing is shared
+        saved_columns.append(slice(first - saved_offset, end - saved_offset))
+        target_columns.append(slice(first - target_offset, end - target_offset))
+        row_size *= end - first
+    rows, target_rows = np.intersect1d(part.numbers(), target_part.numbers(), True, return_indices=True)[1:]
+    count = max(1, _BLOCK // max(1, row_size * values.itemsize))  # of rows that are copied together
+    for first in range(0, len(rows), count):
+        group: Any = first if count == 1 else slice(first, first + count)  # the index of one row makes no copy of it
+        target[target_rows[group], *target_columns] = values[rows[group], *saved_columns]
+        release_pages(values)
         after_row()

@@ -52,49 +52,45 @@ _NOT_OF_STEPS = ("name", "data.path", "ecss.path", "chat.", "train.steps")
 
 
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
-    """Read the configuration of a run folder, and override some keys. If its file is missing, was edited or is damaged, which is
-    logged, the configuration is that of the newest checkpoint.
-
-    Raises ConfigError if `path` is no run folder, and DamagedFile for a damaged configuration.json of a run without checkpoints.
-    """
+    """Read the configuration of a run folder, and override some keys. If configuration.json is missing, edited or damaged, read the
+    configuration from the newest checkpoint instead; an edited or damaged file is logged. Raises ConfigError if `path` is no run
+    folder, and DamagedFile for a damaged configuration.json of a run without checkpoints."""
     has_file, fix = (path / CONFIG_FILE).exists(), "change keys with --set"
     try:
         return changed(read_config(path, "run", fix), overrides)
     except DamagedFile as damage:
-        saved = newest_checkpoint(path / CHECKPOINTS, verified=False)
-        if saved is None and has_file:
+        checkpoint = newest_checkpoint(path / CHECKPOINTS, verified=False)
+        if checkpoint is None and has_file:
             raise
-        if saved is None:
+        if checkpoint is None:
             why = f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run"
             raise ConfigError(why) from damage
         if has_file:
             logger.warning("%s; the configuration of the newest checkpoint is used in its place", damage)
-        return parse_config(override(saved.identity.config, overrides))
+        return parse_config(override(checkpoint.identity.config, overrides))
 
 
-def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, done: int) -> None:
-    """Raise ConfigError for changes of a run that has no step left, whose folder would say that it was trained so.
-
-    steps: train.steps, which must not be below the step of the newest checkpoint either, `done`.
-    """
-    if steps > done:
+def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, step: int) -> None:
+    """Raise ConfigError for changes of a run that has no step left: its folder would say that the run was trained with them. steps:
+    the new train.steps, which is refused too if it is below `step`, the step of the newest checkpoint."""
+    if steps > step:
         return
-    idle = [
+    idle_changes = [
         f"{key}={json.dumps(value, ensure_ascii=False)}"
         for key, _, value in changes
-        if not key.startswith(_NOT_OF_STEPS) or (key == "train.steps" and steps < done)
+        if not key.startswith(_NOT_OF_STEPS) or (key == "train.steps" and steps < step)
     ]
-    if idle:
+    if idle_changes:
         raise ConfigError(
-            f"{', '.join(idle)}: {path} is at step {done}, nothing to do, and nothing was changed; raise train.steps to train "
-            "on, or leave it as the run has it"
+            f"{', '.join(idle_changes)}: {path} is at step {step}, nothing to do, and nothing was changed; raise train.steps "
+            "to train on, or leave it as the run has it"
         )
 
 
 @contextmanager
 def one_writer(path: Path, ranks: Ranks = SINGLE_PROCESS) -> Iterator[None]:
-    """Hold the write lock of a run folder in a `with` statement. A missing folder is created, and what a killed save has left is
-    removed. Rank 0 does it for all ranks.
+    """Hold the write lock of a run folder in a `with` statement. A missing folder is created, and files that a killed save has left
+    are removed. Rank 0 does it for all ranks.
 
     Raises OSError if the folder cannot be created, and NotWritable for another writer, or a link in place of what a run writes.
     """
@@ -148,10 +144,10 @@ def go_back(run: Path, step: int) -> None:
 
 
 def set_aside(run: Path, after: int | None = None) -> Path | None:
-    """Move checkpoints, metrics and reports of a run into a new folder inside its run folder, which becomes a run folder too, and
-    return that; None if there are none.
+    """Move checkpoints, metrics and reports of a run into a new folder inside its run folder. Return the new folder, which is a run
+    folder too; or None if there is nothing to move.
 
-    after: step to move only the checkpoints of later steps, and to copy the metrics.
+    after: step; only checkpoints of later steps are moved then, and the metrics are copied. None: everything is moved.
     Checkpoints are moved first, the newest before others, so that another call completes an interrupted one.
     """
     root = run / CHECKPOINTS
@@ -160,7 +156,8 @@ def set_aside(run: Path, after: int | None = None) -> Path | None:
         paths = [path for path in checkpoints(root) if step_of(path) > after]
     if not paths:
         return None
-    folder = next(path for n in itertools.count(1) if not (path := run / f"set_aside_{n}").exists())
+    folders = (run / f"set_aside_{number}" for number in itertools.count(1))
+    folder = next(path for path in folders if not path.exists())
     folder.mkdir()
     for name in (*_COPIED, *((_METRICS,) if after is not None else ())):
         if (run / name).is_dir():
@@ -168,9 +165,9 @@ def set_aside(run: Path, after: int | None = None) -> Path | None:
         elif (run / name).exists():
             shutil.copy2(run / name, folder / name)
     for path in paths:
-        moved = folder / path.relative_to(run)
-        moved.parent.mkdir(exist_ok=True)
-        path.rename(moved)
+        target = folder / path.relative_to(run)
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
     sync(run)
     logger.info("set aside %s of %s in %s", ", ".join(path.name for path in paths), run, folder)
     return folder

@@ -39,12 +39,13 @@ def write_arrays(
     """
     widest_first = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    at = 0
+    begin = 0
     for name, array in widest_first:
-        offsets = [at, at := at + array.nbytes]
-        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
+        end = begin + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": [begin, end]}
+        begin = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 64 + 56)  # arrays begin at a multiple of 64, which the processor likes
+    text += b" " * (-len(text) % 64 + 56)  # with the 8 bytes of its length, the header ends at a multiple of 64
     text = len(text).to_bytes(8, "little") + text
     digest, size = xxhash.xxh3_128(text), len(text)
     with open(path, "wb") as stream:
@@ -55,7 +56,7 @@ def write_arrays(
                 digest.update(content.data)
                 if content.view(bool).any():
                     stream.write(content.data)
-                else:
+                else:  # leave a hole
                     stream.seek(len(content), os.SEEK_CUR)
                 size += len(content)
                 after_chunk(name, values)
@@ -88,10 +89,8 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def array_extents(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Return (dtype in safetensors' names, such as "F32", shape, first byte, end) of each array of a safetensors file, by name.
-
-    Raises DamagedFile if the file does not fit its header.
-    """
+    """Return, for each array by its name, the dtype in safetensors' names, such as "F32", the shape, and the first and the end byte
+    in the file. Raises DamagedFile if the file does not fit its header."""
     metadata_of(path)  # checks the header, but tells no offsets
     with open(path, "rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")

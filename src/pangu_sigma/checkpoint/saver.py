@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -50,26 +50,26 @@ _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Written:
-    """Report of a rank on a checkpoint: size and hash of its files, by name, and its arrays with NaN or infinity."""
+class RankReport:
+    """Report of a rank on its files of a checkpoint: their sizes and hashes, by name, and the arrays with NaN or infinity."""
 
     files: dict[str, Any]
     not_finite: list[NotFinite]
 
 
-_WRITTEN = TypeAdapter(Written)
+_REPORT = TypeAdapter(RankReport)
 
 
 class _Save(NamedTuple):
-    """A save that has begun. target: the checkpoint's folder. task: what a thread of this rank does for it: it writes, and returns
-    its report; then, in another task, it completes the checkpoint, and returns None."""
+    """Save that has begun. target: the checkpoint's folder. task: result of this rank's thread: its report while the save is in its
+    first stage, the writing; None in the second stage, the completion of the checkpoint."""
 
     target: Path
-    task: Future[Written | None]
+    task: Future[RankReport | None]
 
 
 @dataclass
-class Saver:
+class Saver(AbstractContextManager["Saver"]):
     """Saver of a run's checkpoints, as a context manager, which ends its threads. All ranks call its methods in the same order.
 
     keep: number of newest checkpoints that pruning leaves. after_chunk: called as arrays are written, so that arrays of mapped
@@ -95,7 +95,7 @@ class Saver:
 
     @property
     def is_ready(self) -> bool:
-        """True if this rank's thread has done its part, or failed. When all ranks are ready, `proceed` waits for nothing."""
+        """True if this rank's thread has ended its stage of a pending save. When all ranks are ready, `proceed` does not wait."""
         return self._pending is not None and self._pending.task.done()
 
     def save(self, step: int, files: Files, state: dict[str, Any]) -> Path:
@@ -115,26 +115,27 @@ class Saver:
             self.save(step, files, state)
             return
         with self.ranks.fail_together("copying the state for a checkpoint"):
-            self._take(files)
+            self._copy_arrays(files)
         self._start(step, self._copy, state, lambda: None)
 
     def proceed(self) -> None:
-        """Let a thread complete the pending checkpoint, when all ranks have written it; or end the save, when it is complete."""
+        """Wait for the present stage of the pending save, and begin the next: after the writing on all ranks a thread completes the
+        checkpoint; after that the save is over. Raises UnhealthyState if any rank has arrays with NaN or infinity."""
         save, self._pending = self._pending, None
         if save is None:
             return
-        with self._refused(save.target), self.ranks.fail_together("writing a checkpoint"):
+        with self._disk_errors(save.target), self.ranks.fail_together("writing a checkpoint"):
             report = save.task.result()
         if report is None:  # the checkpoint is complete
             return
-        texts = self.ranks.texts(_WRITTEN.dump_json(report).decode())
-        reports = [_WRITTEN.validate_json(text) for text in texts]
+        texts = self.ranks.texts(_REPORT.dump_json(report).decode())
+        reports = [_REPORT.validate_json(text) for text in texts]
         not_finite = [array for report in reports for array in report.not_finite]
         if not_finite:
             if self.ranks.first:
-                shutil.rmtree(_unfinished(save.target), ignore_errors=True)
+                shutil.rmtree(_unfinished_folder(save.target), ignore_errors=True)
             raise UnhealthyState(step_of(save.target), not_finite, self.identity.config, way_on(self.root, self.ranks))
-        fingerprints = {file: recorded for report in reports for file, recorded in report.files.items()}
+        fingerprints = {file: fingerprint for report in reports for file, fingerprint in report.files.items()}
         self._pending = _Save(save.target, self._threads.submit(self._complete, save.target, fingerprints))
 
     def wait(self) -> None:
@@ -142,11 +143,9 @@ class Saver:
         while self._pending is not None:
             self.proceed()
 
-    def __enter__(self) -> Saver:
-        return self
-
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Complete the pending checkpoint. After an error of several ranks it is lost: others may not come here."""
+        """Complete the pending checkpoint, and end the threads. After an error it is lost if there are several ranks: others may
+        not come here to complete it."""
         try:
             if error is None or self.ranks.world == 1:
                 self.wait()
@@ -159,10 +158,10 @@ class Saver:
 
     def _start(self, step: int, files: Files, state: dict[str, Any], after_chunk: Callable[[], None]) -> Path:
         """Make the folder in which all ranks write, and start the thread that writes. Returns the folder that the checkpoint will
-        have. What an interrupted save has left is removed."""
+        have. Files that an interrupted save has left are removed."""
         facts, target = as_json(asdict(Facts(step, self.identity, state))), self.root / f"step_{step:08d}"
-        folder = _unfinished(target)
-        with self._refused(target), self.ranks.fail_together("making the folder of a checkpoint"):
+        folder = _unfinished_folder(target)
+        with self._disk_errors(target), self.ranks.fail_together("making the folder of a checkpoint"):
             if self.ranks.first:
                 if not self.root.is_dir():
                     self.root.mkdir(parents=True)
@@ -174,10 +173,10 @@ class Saver:
         return target
 
     def _complete(self, target: Path, fingerprints: dict[str, Any]) -> None:
-        """On rank 0, seal the folder in which all ranks have written, rename it and prune. Raises OSError."""
+        """On rank 0, seal the folder in which all ranks have written, rename it to `target`, and prune. Raises OSError."""
         if not self.ranks.first:
             return
-        folder = _unfinished(target)
+        folder = _unfinished_folder(target)
         seal_folder(folder, [*fingerprints, STATE], {}, fingerprints)
         if target.exists():  # of an earlier save after the same step
             set_aside_for_removal(target)
@@ -186,30 +185,32 @@ class Saver:
         prune(self.root, self.keep, self.spared)
 
     @contextmanager
-    def _refused(self, target: Path) -> Iterator[None]:
+    def _disk_errors(self, target: Path) -> Iterator[None]:
+        """Raise CheckpointError for an error of the disk, on any rank, in a `with` block, and remove the unfinished checkpoint."""
         try:
             yield
         except (OSError, RankError) as error:
             if self.ranks.first:
-                shutil.rmtree(_unfinished(target), ignore_errors=True)
+                shutil.rmtree(_unfinished_folder(target), ignore_errors=True)
             raise CheckpointError(
                 f"cannot save checkpoint {target}: {error}; earlier checkpoints, if there are any, are unchanged; "
                 "free space on that disk or make the folder writable, and call the command again if it has ended"
             ) from error
 
-    def _take(self, files: Files) -> None:
-        """Copy the arrays, into the memory of the last copy where the parts are the same: all but rows are."""
-        last, self._copy, pairs = self._copy, {}, []
+    def _copy_arrays(self, files: Files) -> None:
+        """Copy all arrays to `self._copy`, into the memory of the last copy where the part is the same: only rows may grow."""
+        last_copy, self._copy, pairs = self._copy, {}, []
         for file, arrays in files.items():
             for name, (part, values) in arrays.items():
-                copy = last.get(file, {}).pop(name, None)
+                copy = last_copy.get(file, {}).pop(name, None)  # memory that is not reused is free at once
                 if copy is None or copy.part != part:
                     copy = SavedArray(part, np.empty(values.shape, values.dtype))
                 self._copy.setdefault(file, {})[name] = copy
                 pairs.append((values, copy.values))
-        list(self._threads.map(copy_values, *zip(*pairs, strict=True)))
+        list(self._threads.map(copy_values, *zip(*pairs, strict=True)))  # list: wait for all, and raise their errors
 
     def _has_room(self, files: Files) -> bool:
+        """Return True if this host has memory for the copies of its ranks, besides _SPARE bytes. Else log a warning, once."""
         needed, available = self.ranks.sum_here(bytes_of(files) - bytes_of(self._copy)), available_memory(swap=False)
         if available is None or needed + _SPARE <= available:
             return True
@@ -223,18 +224,19 @@ class Saver:
         return False
 
 
-def _unfinished(target: Path) -> Path:
-    """Return the folder of a checkpoint until it is complete."""
+def _unfinished_folder(target: Path) -> Path:
+    """Return the folder that a checkpoint has until it is complete. target: the folder that it will then have."""
     return target.with_name(f"{UNFINISHED}{target.name}")
 
 
-def _write(folder: Path, files: Files, after_chunk: Callable[[], None]) -> Written:
-    """Write the files of a rank, examine their values, and flush them to the disk. Raises OSError."""
-    fingerprints, suspects = dict[str, Any](), dict[str, dict[str, SavedArray]]()
+def _write(folder: Path, files: Files, after_chunk: Callable[[], None]) -> RankReport:
+    """Write a rank's files, examine their values, and flush them to the disk. after_chunk: as in `Saver`. Raises OSError."""
+    fingerprints, unhealthy_files = dict[str, Any](), dict[str, dict[str, SavedArray]]()
 
     def examine(file: str, name: str, values: np.ndarray) -> None:
+        """Add the array `name` of a file to `unhealthy_files` if one of its chunks, `values`, has NaN or infinity."""
         if len(not_finite_positions(values)):
-            suspects.setdefault(file, {})[name] = files[file][name]
+            unhealthy_files.setdefault(file, {})[name] = files[file][name]
         after_chunk()
 
     for file, arrays in files.items():
@@ -242,7 +244,7 @@ def _write(folder: Path, files: Files, after_chunk: Callable[[], None]) -> Writt
         fingerprints[path.name] = write_arrays(path, values, parts_metadata(arrays), partial(examine, file))
     for name in fingerprints:
         sync(folder / name)
-    return Written(fingerprints, find_not_finite(suspects))
+    return RankReport(fingerprints, find_not_finite(unhealthy_files))
 
 
 def bytes_of(files: Files) -> int:

@@ -67,7 +67,8 @@ def parts_of(store: ExpertStore) -> Parts:
     """Return the part of the whole array that each parameter of this rank holds, for shards that are divided among ranks."""
     parts: Parts = {}
     for experts in store.segments:
-        if (segment := experts.segment).stored < segment.experts:
+        segment = experts.segment
+        if segment.stored < segment.experts:  # other ranks store the others
             shapes = {name: (segment.experts, *parameter.shape[1:]) for name, parameter in experts.named.items()}
             parts[f"{EXPERTS}{segment.number}"] = {n: Part.of_rows(shape, segment.held) for n, shape in shapes.items()}
     return parts
@@ -82,9 +83,8 @@ def files_of(shards: Shards, parts: Parts, ranks: Ranks) -> Files:
     for shard, parameters in shards.items():
         if shard in parts or ranks.first:
             file = file_of_rank(shard, ranks.rank) if shard in parts else shard
-            files[file] = {
-                name: SavedArray(_part(parts, shard, name, p), p.asnumpy()) for name, p in parameters.items()
-            }
+            arrays = {name: SavedArray(_part(parts, shard, name, p), p.asnumpy()) for name, p in parameters.items()}
+            files[file] = arrays
     return files
 
 
@@ -102,31 +102,31 @@ def restore(
 ) -> None:
     """Copy the values of a checkpoint into every parameter.
 
-    after_row: called as in `copy_part`. parts: parts of the divided parameters, as `parts_of` returns them. put: copies
-    values to the device; None if parameters are in the memory of the host.
+    after_row: called as in `copy_part`. parts: parts of the divided parameters, as `parts_of` returns them; None if no parameter is
+    divided. put: copies values to the device; None if parameters are in the memory of the host, where they are written in place.
     Raises CheckpointError for a parameter that is missing, or of another shape or dtype.
     """
     for shard, parameters in shards.items():
         for name, parameter in parameters.items():
             values, part = parameter.asnumpy(), _part(parts or {}, shard, name, parameter)
-            saved = checkpoint.parts.get((shard, name), [])
-            kinds = {(array.values.dtype, array.part.whole) for array in saved}
-            if kinds != {(values.dtype, part.whole)}:
-                has = ", ".join(f"{dtype} of shape {shape}" for dtype, shape in kinds) or "missing"
+            arrays = checkpoint.parts.get((shard, name), [])
+            saved_types = {(array.values.dtype, array.part.whole) for array in arrays}
+            if saved_types != {(values.dtype, part.whole)}:
+                saved_text = ", ".join(f"{dtype} of shape {shape}" for dtype, shape in saved_types) or "missing"
                 raise CheckpointError(
-                    f"checkpoint of step {checkpoint.step}: {name} is {has} in shard {shard}, the model needs {values.dtype} of "
-                    f"shape {part.whole}; the checkpoint is of another configuration"
+                    f"checkpoint of step {checkpoint.step}: {name} is {saved_text} in shard {shard}, the model needs "
+                    f"{values.dtype} of shape {part.whole}; the checkpoint is of another configuration"
                 )
             target = values if put is None else np.empty_like(values)
-            for array in saved:
+            for array in arrays:
                 copy_part(array, target, part, after_row)
             if put is not None:
                 put(parameter, target)
 
 
 def row_files(store: RowStore | None, ranks: Ranks) -> Files:
-    """Return the files of the rows of `model.rows` that tokens met, ascending by key, with their Adam state. All ranks have the
-    same rows, and rank 0 writes them. store: None for a model without `model.rows`."""
+    """Return the files, one per entry of `model.rows`, of the rows that tokens met, ascending by key, with their Adam state. All
+    ranks have the same rows, and rank 0 writes them. store: None for a model without `model.rows`."""
     files: Files = {}
     if store is None or not ranks.first:
         return files
@@ -138,7 +138,7 @@ def row_files(store: RowStore | None, ranks: Ranks) -> Files:
 
 
 def _lazy_rows(store: RowStore, entry: int, name: str, keys_U: np.ndarray) -> LazyArray:
-    """Return one of ROW_ARRAYS of the rows with these keys, which is read in pieces while it is written."""
+    """Return the array `name` (one of ROW_ARRAYS) of the rows with these keys; the store is read in pieces while it is written."""
     empty = store.read(entry, name, keys_U[:0])  # for the shape of a row, and the dtype
     pieces = [keys_U[first : first + _ROWS_AT_ONCE] for first in range(0, len(keys_U), _ROWS_AT_ONCE)]
     shape = (len(keys_U), *empty.shape[1:])
@@ -146,13 +146,13 @@ def _lazy_rows(store: RowStore, entry: int, name: str, keys_U: np.ndarray) -> La
 
 
 def restore_rows(store: RowStore | None, checkpoint: Checkpoint) -> None:
-    """Write the rows of `model.rows` of a checkpoint into a store, in place of all that it has. store: None for a model without
-    `model.rows`. Raises CheckpointError if they do not fit."""
+    """Replace the rows in a store by the rows of `model.rows` of a checkpoint. store: None for a model without `model.rows`. Raises
+    CheckpointError if they do not fit."""
     if store is None:
         return
     for e, entry in enumerate(store.entries):
-        saved = {name: checkpoint.parts.get((f"{ROWS}{e}", name)) for name in ("keys", *ROW_ARRAYS)}
-        arrays = {name: parts[0].values for name, parts in saved.items() if parts}
+        parts_by_name = {name: checkpoint.parts.get((f"{ROWS}{e}", name)) for name in ("keys", *ROW_ARRAYS)}
+        arrays = {name: parts[0].values for name, parts in parts_by_name.items() if parts}  # rows are not divided
         try:
             store.put(e, **arrays)
         except (TypeError, ValueError) as error:

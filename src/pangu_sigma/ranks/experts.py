@@ -33,22 +33,19 @@ class _Group(nn.Cell):
         """group: name of the communication group. peers: number of its ranks, P. peer: index of this rank in the group."""
         super().__init__()
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
-        self.before, self.after, self.peer, self.peers = peer, peers - 1 - peer, peer, peers
+        self.peer, self.peers = peer, peers
 
     def gather_rows(self, x_TH):
-        """Return the rows of all ranks of the group, [X, H]."""
-        # A sum of this rank's rows and zeros for the others: MindSpore's CPU gathers among all ranks only, and this sum is exact.
-        tokens, hidden = F.shape(x_TH)
+        """Return the rows of all ranks of the group, in the order of the ranks, [X, H]. x_TH: this rank's."""
+        # a sum of each rank's rows and zeros for the others: MindSpore's CPU gathers among all ranks only, and this sum is exact
+        zeros_TH = ops.zeros(F.shape(x_TH), x_TH.dtype)
         rows: tuple = ()
-        if self.before:
-            rows += (ops.zeros((self.before * tokens, hidden), x_TH.dtype),)
-        rows += (x_TH,)
-        if self.after:
-            rows += (ops.zeros((self.after * tokens, hidden), x_TH.dtype),)
+        for peer in range(self.peers):
+            rows += (x_TH if peer == self.peer else zeros_TH,)
         return self.all_reduce(ops.concat(rows, 0))
 
     def own_sum(self, x_XH):
-        """Return the sum over the ranks of the group, of which this rank takes the rows of its own tokens, [T, H]."""
+        """Sum x_XH over the ranks of the group, and return the rows of this rank's own tokens, [T, H]."""
         tokens = F.shape(x_XH)[0] // self.peers
         return self.all_reduce(x_XH)[self.peer * tokens : (self.peer + 1) * tokens]
 
@@ -64,8 +61,8 @@ class GatherTokens(_Group):
 
 
 class SumTokens(_Group):
-    """Sum over the ranks of a group, of which each takes the rows of its own tokens: construct(x_XH) -> x_TH. Others as in
-    `GatherTokens`."""
+    """Sum over the ranks of a group, of which each rank gets the rows of its own tokens: construct(x_XH) -> x_TH. float32 or
+    float16."""
 
     def construct(self, x_XH):
         return self.own_sum(x_XH)
@@ -75,8 +72,8 @@ class SumTokens(_Group):
 
 
 def make_experts_for(config: Config, ranks: Ranks) -> Callable[[Activation, Segment], Experts]:
-    """Return the function that makes the cells of a segment of an RRE layer from its activation and kind. The cells compute on this
-    rank alone, or for the tokens of all ranks of an expert group."""
+    """Return the function that makes the cells of a segment of an RRE layer from its activation and kind. The cells compute the
+    tokens of this rank alone or, with parallel.expert > 1, the tokens of all ranks of its expert group."""
     peers = config.parallel.expert
     if peers == 1:
         return grouped_experts

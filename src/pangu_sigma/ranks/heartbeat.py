@@ -37,10 +37,8 @@ class Heartbeat:
             faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)  # sys.stderr may be no file
 
     def beat(self, activity: str) -> None:
-        """Write the next activity of the rank, such as "step 12". If the disk is full, the rank continues without heartbeats.
-
-        One write replaces the previous beat, so a rank that is stopped at any moment leaves a complete beat.
-        """
+        """Write the next activity of the rank, such as "step 12". If the disk is full, the rank continues without heartbeats. One
+        write replaces the previous beat, so a rank that is stopped at any moment leaves a complete beat."""
         self._beats += 1
         if self._file:
             beat = f"{self._beats} {time.monotonic()} {activity}".encode()[:_BEAT_BYTES].ljust(_BEAT_BYTES)
@@ -53,7 +51,7 @@ class Heartbeat:
 @dataclass(frozen=True)
 class Beat:
     """Content of a rank's heartbeat file. number: number of beats so far. at: `time.monotonic()` of the last beat; all processes
-    of a machine share this clock. activity: the one that began then."""
+    of a machine share this clock. activity: activity of the rank since then."""
 
     number: int
     at: float

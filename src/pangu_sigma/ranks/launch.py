@@ -171,7 +171,8 @@ def check_job(job: Job) -> None:
 def check_ports(job: Job) -> None:
     """Raise LaunchError if a port of the job, on node 0, is in use. Another program may hold it for a moment only."""
     if job.node == 0:
-        for port in (job.port, job.port + 1)[: job.nodes]:
+        # at the next port the launchers of several nodes meet
+        for port in [job.port] if job.nodes == 1 else [job.port, job.port + 1]:
             listening_socket(job.address, port).close()
 
 
@@ -181,7 +182,8 @@ def check_numbers(job: Job) -> None:
         raise LaunchError(
             f"{job.ranks} processes cannot be divided among {job.nodes} nodes: every node runs the same number; use a divisor"
         )
-    if (devices := job.devices) and job.local > devices.per_node:
+    devices = job.devices
+    if devices is not None and job.local > devices.per_node:
         limit = devices.per_node
         nodes = next(n for n in range(job.nodes, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= limit)
         raise LaunchError(
@@ -209,7 +211,8 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
-    """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure."""
+    """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure. name: name
+    of the log folder; other nodes take that of node 0."""
     facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--max-restarts": str(job.restarts)}
     with rendezvous(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
         folder = job.logs / peers.folder
@@ -229,7 +232,8 @@ def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
             peers.send_stop(stop)
             ended_well = _end_ranks(processes, signals, _FAILED_GRACE_SECONDS if stop.status else job.grace)
             follower.copy()
-    return (stop.status, stop.status == 1) if stop.status else (int(not ended_well), False)
+    # if the user asked for the stop (status 0), ranks that did not end well make a failure, after which nothing is started again
+    return stop.status or int(not ended_well), stop.status == 1
 
 
 def _watch(
@@ -241,7 +245,7 @@ def _watch(
     follower: _Follower,
 ) -> Stop | None:
     """Wait until the ranks of all nodes have ended well, or until there is a reason to stop them. Return the reason, else None.
-    node: number of this node. signals: that ask this launcher to stop."""
+    node: number of this node. signals: signals to stop that this launcher has got so far; a handler appends them."""
     is_reported = False
     while not peers.all_done:
         request = Stop(f"node {node} ({socket.gethostname()}) got {signals[-1].name}", 0) if signals else None
@@ -261,8 +265,7 @@ def _failure(processes: Processes) -> Stop | None:
     if not failures:
         return None
     failure = failures[0]
-    log = processes.log_path(failure.name)
-    logger.error("%s (%s); the end of %s:\n%s", failure, socket.gethostname(), log, processes.last_lines(failure.name))
+    logger.error("%s (%s); %s", failure, socket.gethostname(), processes.log_end(failure.name))
     return Stop(f"{failure} ({socket.gethostname()})", 2 if failure.status == 2 else 1)
 
 
@@ -272,14 +275,13 @@ def _hang(processes: Processes, watchdog: Watchdog) -> Stop | None:
     if message is None:
         return None
     for rank in processes.ranks:
-        name = f"rank {rank}"
-        logger.error("the end of %s:\n%s", processes.log_path(name), processes.last_lines(name))
+        logger.error("%s", processes.log_end(f"rank {rank}"))
     return Stop(f"{message} ({socket.gethostname()})", 1)
 
 
 def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float) -> bool:
     """Ask the ranks to end, and wait for them until `grace` seconds are over or `signals` has a second signal. Returns True if all
-    ended well. The end of the `with` block of `processes` kills the ranks that still run."""
+    ended well. Ranks that still run are killed later, at the end of the `with` block of `processes`."""
     processes.terminate()
     begin = time.monotonic()
     failures = []
@@ -294,18 +296,19 @@ def _end_ranks(processes: Processes, signals: list[signal.Signals], grace: float
 
 
 class _Follower:
-    """Copies what is added to a rank's log to standard output, which may be a notebook's or a `StringIO`."""
+    """Follower of a rank's log, which copies the log to standard output. This may be a notebook's stream or a `StringIO`."""
 
     def __init__(self, log: Path):
-        self._log, self._at = log, 0
-        # as ranks encode it; bytes that are no text become ASCII, which every stream can write
+        self._log, self._position = log, 0
+        # ranks write in the encoding of this stream; bytes that are no text become ASCII, which every stream can write
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         self._decoder = codecs.getincrementaldecoder(encoding)("backslashreplace")
 
     def copy(self) -> None:
+        """Copy to standard output the text that was added to the log since the last call."""
         if self._log.exists():
             with open(self._log, "rb") as file:
-                file.seek(self._at)
+                file.seek(self._position)
                 sys.stdout.write(self._decoder.decode(file.read()))
-                self._at = file.tell()
+                self._position = file.tell()
             sys.stdout.flush()

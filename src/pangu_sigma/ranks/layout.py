@@ -57,15 +57,16 @@ class Layout:
 
     def peers(self, rank: int, *axes: str) -> list[int]:
         """Return the ranks whose coordinates differ from `rank`'s on `axes` only, `rank` included, ascending."""
-        own = np.unravel_index(rank, self._grid.shape)
-        index = tuple(slice(None) if name in axes else own[i] for i, name in enumerate(AXES))
+        coordinates = np.unravel_index(rank, self._grid.shape)
+        index = tuple(slice(None) if name in axes else coordinates[i] for i, name in enumerate(AXES))
         return sorted(self._grid[index].ravel().tolist())
 
     def groups(self, *axes: str) -> np.ndarray:
-        """Return all groups of ranks that differ in these axes only, [groups, ranks of each], the ranks ascending."""
-        inner = [i for i, name in enumerate(AXES) if name in axes]
-        size = math.prod(self._grid.shape[i] for i in inner)
-        return np.moveaxis(self._grid, inner, range(-len(inner), 0)).reshape(-1, size)
+        """Return all groups of ranks that differ in these axes only, [groups, ranks of a group], the ranks ascending."""
+        positions = [i for i, name in enumerate(AXES) if name in axes]
+        size = math.prod(self._grid.shape[i] for i in positions)
+        # the axes become the last ones of the grid, so that the ranks of a group are neighbours
+        return np.moveaxis(self._grid, positions, range(-len(positions), 0)).reshape(-1, size)
 
 
 def layers_of_stage(config: Config, stage: int) -> range:
@@ -101,26 +102,27 @@ def share_of(config: Config, rank: int) -> Share:
     parallel, model = config.parallel, config.model
     if not 0 <= rank < parallel.ranks:
         raise ConfigError(f"rank {rank} does not exist: the parallel section lays out {parallel.ranks} ranks")
-    place, sets = Layout(parallel).coordinates(rank), config.domain_sets
+    coordinates, sets = Layout(parallel).coordinates(rank), config.domain_sets
     sets_per_group, experts_per_rank = len(sets) // parallel.groups, model.experts_per_domain // parallel.expert
-    own_sets = tuple(range(place.group * sets_per_group, (place.group + 1) * sets_per_group))
-    domains_D = np.array(sorted(domain for s in own_sets for domain in sets[s]))
+    group_sets = tuple(range(coordinates.group * sets_per_group, (coordinates.group + 1) * sets_per_group))
+    domains_D = np.array(sorted(domain for number in group_sets for domain in sets[number]))
     # the rank's first expert of each domain
-    first_D = domains_D * model.experts_per_domain + place.expert * experts_per_rank
-    held: dict[Segment, np.ndarray] = {"own": (first_D[:, None] + np.arange(experts_per_rank)).ravel()}
+    first_D = domains_D * model.experts_per_domain + coordinates.expert * experts_per_rank
+    # ids of the experts that the rank stores, by the kind of segment
+    ids: dict[Segment, np.ndarray] = {"own": (first_D[:, None] + np.arange(experts_per_rank)).ravel()}
     if model.common_experts:
-        held["common"] = np.split(np.arange(model.common_experts), parallel.expert)[place.expert]
+        ids["common"] = np.split(np.arange(model.common_experts), parallel.expert)[coordinates.expert]
     routed = []
     for n, kind in enumerate(model.routed):
         experts, entries = config.stored_experts(kind), active_entries(config, kind)
-        routed.append(RoutedSegment(n, kind, experts, held[kind], entries, config.learns(kind)))
-    stored = [routed[n] for layer in rre_layers_of_stage(config, place.stage) for n in model.segments_of(layer)]
-    return Share(own_sets, routed, stored)
+        routed.append(RoutedSegment(n, kind, experts, ids[kind], entries, config.learns(kind)))
+    stored = [routed[n] for layer in rre_layers_of_stage(config, coordinates.stage) for n in model.segments_of(layer)]
+    return Share(group_sets, routed, stored)
 
 
 def writes_experts(config: Config, rank: int, kind: Segment) -> bool:
-    """Return True if the rank writes its experts of segments of this kind to a checkpoint: the first of the ranks that store the
-    same experts does. Ranks of a tensor group divide every expert, and all of them write."""
+    """Return True if the rank writes its experts of segments of this kind to a checkpoint. Of the ranks that store the same experts
+    the first one writes. Ranks of a tensor group divide every expert, and all of them write their parts."""
     coordinates = Layout(config.parallel).coordinates(rank)
     return coordinates.data == 0 and (kind == "own" or coordinates.group == 0)
 
@@ -131,7 +133,7 @@ def data_rank_of_sequences(config: Config) -> np.ndarray:
     The blocks of a batch belong to the domain sets in turn. A group of ranks has equally many neighbouring sets, and its ranks
     divide the sequences of each block evenly."""
     data, parallel = config.data, config.parallel
-    set_M = np.arange(data.domains_per_step) % data.domain_sets
+    set_M = np.arange(data.domains_per_step) % data.domain_sets  # of each of the M blocks
     group_M = set_M // (data.domain_sets // parallel.groups)
     ranks_per_group, sequences = parallel.expert * parallel.data, config.train.batch_size // data.domains_per_step
     return (group_M[:, None] * ranks_per_group + np.arange(sequences) // (sequences // ranks_per_group)).ravel()
@@ -144,20 +146,21 @@ def data_rank_of(config: Config, rank: int) -> int:
 
 def takers_of_group(config: Config, rank: int) -> np.ndarray:
     """Return the data-parallel indices (`data_rank_of`) of the ranks of a rank's group."""
-    takers = config.parallel.expert * config.parallel.data
-    return np.arange(takers) + data_rank_of(config, rank) // takers * takers
+    ranks_per_group = config.parallel.expert * config.parallel.data
+    return data_rank_of(config, rank) // ranks_per_group * ranks_per_group + np.arange(ranks_per_group)
 
 
 def active_entries(config: Config, kind: Segment = "own") -> int:
     """Return the length of a segment's list of active experts on one rank. Every stored expert has an entry if the segment is
     common, or without ECSS."""
-    owners = config.parallel.expert * (config.parallel.groups if kind == "own" else 1)
-    return config.active_of(kind) // owners
+    # own experts are divided among groups and expert ranks, common ones among the expert ranks of each group
+    dividing_ranks = config.parallel.expert * (config.parallel.groups if kind == "own" else 1)
+    return config.active_of(kind) // dividing_ranks
 
 
 def active_in_group(config: Config, kind: Segment = "own") -> int:
-    """Return how many experts of a segment a group of ranks uses in a step: all own experts of the domains that it trains on, or
-    all common experts."""
+    """Return how many experts of a segment a group of ranks uses in a step: all own experts of the domains of the group's blocks,
+    or all common experts."""
     if kind == "common":
         return config.model.common_experts
     return config.data.domains_per_step * config.model.experts_per_domain // config.parallel.groups

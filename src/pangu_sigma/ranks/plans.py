@@ -18,19 +18,22 @@ class RankPlanner(Planner):
 
     def __init__(self, config: Config, rank: int):
         super().__init__(share_of(config, rank).routed)
-        self._peers = [data_rank_of(config, peer) for peer in Layout(config.parallel).peers(rank, "expert")]
-        self._group = takers_of_group(config, rank)
+        # data-parallel indices of the ranks whose tokens this rank's experts compute, and of all ranks of its group
+        self._expert_takers = [data_rank_of(config, peer) for peer in Layout(config.parallel).peers(rank, "expert")]
+        self._group_takers = takers_of_group(config, rank)
 
     def plan(self, experts_NGBS: np.ndarray, taker_B: np.ndarray) -> list[RoutingPlan]:
-        """Return the plan of each segment. experts_NGBS: as in `Planner.plan`. taker_B: data-parallel index of each sequence
-        (`data_rank_of_sequences`)."""
-        computed_B = np.concatenate([np.flatnonzero(taker_B == taker) for taker in self._peers])
-        in_group = np.isin(taker_B, self._group)
-        # every copy of a common expert is updated alike, if any group has tokens for it
-        return [
-            plan_segment(segment, experts[:, computed_B], experts if segment.kind == "common" else experts[:, in_group])
-            for segment, experts in zip(self.routed, experts_NGBS, strict=True)
-        ]
+        """Return the plan of each segment. experts_NGBS: as in `Planner.plan`. taker_B: data-parallel index of the rank that trains
+        on each sequence (`data_rank_of_sequences`)."""
+        # the sequences whose tokens this rank's experts compute, rank by rank as they are gathered
+        computed = np.concatenate([np.flatnonzero(taker_B == taker) for taker in self._expert_takers])
+        in_group_B = np.isin(taker_B, self._group_takers)
+        plans = []
+        for segment, experts_GBS in zip(self.routed, experts_NGBS, strict=True):
+            # every group updates its copy of a common expert alike, if any group has tokens for the expert
+            updating_GBS = experts_GBS if segment.kind == "common" else experts_GBS[:, in_group_B]
+            plans.append(plan_segment(segment, experts_GBS[:, computed], updating_GBS))
+        return plans
 
 
 def make_planner(config: Config, rank: int) -> Planner:

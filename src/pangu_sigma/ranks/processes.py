@@ -63,11 +63,12 @@ class FailedProcess:
         return f"{self.name} was killed by {signal.Signals(-self.status).name}"
 
 
-class Processes:
-    """Ranks and scheduler that MindSpore's `msrun` starts on this node. A context manager, which kills those that remain."""
+class Processes(contextlib.AbstractContextManager["Processes"]):
+    """Ranks and scheduler that MindSpore's `msrun` starts on this node. A context manager, which kills the remaining processes."""
 
     def __init__(self, command: list[str], environment: dict[str, str], gate: Path, logs: Path, ranks: range):
-        """Start `command`, an msrun that starts worker.py for each of `ranks`. gate: locked file that they wait at."""
+        """Start `command`, an msrun that starts worker.py for each of this node's `ranks`. gate: file to lock, at which the ranks
+        wait until all are known. logs: folder of the log files. Raises LaunchError if the gate is locked or SIGCHLD ignored."""
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             raise LaunchError(
                 "SIGCHLD is ignored, so Linux tells of no rank that ends; start this process with its default"
@@ -87,9 +88,6 @@ class Processes:
                 preexec_fn=end_with_parent,
             )
         self._names = {self._msrun.pid: _MSRUN}
-
-    def __enter__(self) -> Processes:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
@@ -111,22 +109,24 @@ class Processes:
         stem = f"{_MSRUN}_{self._ranks.start}" if name == _MSRUN else name.replace("rank ", "worker_")
         return self._logs / f"{stem}.log"
 
-    def last_lines(self, name: str) -> str:
-        """Return the last lines of a process's log. Each update of a progress bar is a line."""
+    def log_end(self, name: str) -> str:
+        """Return the path and the last lines of a process's log as text. Each update of a progress bar is a line."""
         with open(self.log_path(name), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
+        last_lines = [line for line in lines if line.strip()][-_LAST_LINES:]
+        return "\n".join([f"the end of {self.log_path(name)}:", *last_lines])
 
     def failures(self) -> list[FailedProcess]:
-        """Return the processes that failed since the last call."""
+        """Return the processes that failed since the last call. Once msrun has ended well, adopt the ranks that it has started;
+        ranks that are gone by then have failed too."""
         failures = []
-        for pid, status in self._ended(list(self._names)):
+        for pid, status in self._exit_statuses(self._names).items():
             name = self._names.pop(pid)
             if status != 0:
                 failures.append(FailedProcess(name, status))
             elif name == _MSRUN:
-                failures += [FailedProcess(missing, None) for missing in self._adopt()]
+                failures += [FailedProcess(missing_rank, None) for missing_rank in self._adopt()]
         return failures
 
     def terminate(self) -> None:
@@ -137,41 +137,45 @@ class Processes:
 
     def kill(self) -> None:
         """Kill all descendants of `msrun`, and wait until they are gone, or log an error after _KILL_SECONDS."""
-        deadline, pids = time.monotonic() + _KILL_SECONDS, {*self._names}
-        while (children := self._children()) or pids:
+        deadline, pids = time.monotonic() + _KILL_SECONDS, {*self._names}  # the pids to wait for
+        children = self._children()
+        while children or pids:
             for child, _ in children:
-                # what it started becomes a child of the launcher, and is killed in the next round
+                # a process that this child started becomes a child of the launcher, and is killed in the next round
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
                 pids.add(child.pid)
             time.sleep(0.01)
-            pids -= {pid for pid, _ in self._ended(pids)}
+            pids -= self._exit_statuses(pids).keys()
             if time.monotonic() > deadline:
                 logger.error("processes %s do not end even by SIGKILL: they wait for a device or a disk", sorted(pids))
                 return
+            children = self._children()
 
     def _children(self) -> list[tuple[psutil.Process, dict[str, str]]]:
         """Return the children of the launcher that descend from `msrun` and have not ended, each with its environment."""
-        environments = []
+        children = []
         for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):  # it has ended
-                environments.append((child, child.environ()))
-        return [pair for pair in environments if pair[1].get(_MARK) == self._mark]
+            with contextlib.suppress(psutil.Error):  # the child has ended
+                environment = child.environ()
+                if environment.get(_MARK) == self._mark:
+                    children.append((child, environment))
+        return children
 
-    def _ended(self, pids: Collection[int]) -> list[tuple[int, int]]:
-        """Return process ids and exit statuses of the children that have ended."""
-        statuses = []
+    def _exit_statuses(self, pids: Collection[int]) -> dict[int, int]:
+        """Return the exit status of each child among `pids` that has ended, by its process id. The kernel forgets it then."""
+        statuses = {}
         for pid in pids:
-            ended_pid, status = os.waitpid(pid, os.WNOHANG)  # of -1 it would take the status of a user's process
-            if ended_pid:
-                statuses.append((pid, os.waitstatus_to_exitcode(status)))
+            ended_pid, wait_status = os.waitpid(pid, os.WNOHANG)  # of -1 it would take the status of a user's process
+            if ended_pid != 0:
+                statuses[pid] = os.waitstatus_to_exitcode(wait_status)
                 if pid == self._msrun.pid:
-                    self._msrun.returncode = statuses[-1][1]
+                    self._msrun.returncode = statuses[pid]  # `Popen` cannot ask for it again
         return statuses
 
     def _adopt(self) -> list[str]:
-        """Read the rank of each process from the environment that msrun set, and open the gate. Returns the names of missing
-        ranks."""
+        """Find the process of each rank and of the scheduler by the environment that msrun gave them, and open the gate, so that
+        the ranks start. Returns the names of missing ranks."""
         for child, variables in self._children():
             role = variables.get("MS_ROLE")
             if role == "MS_WORKER":
@@ -179,7 +183,7 @@ class Processes:
             elif role == "MS_SCHED" and self._ranks.start == 0:
                 self._names[child.pid] = SCHEDULER
             elif role == "MS_SCHED":
-                # msrun starts one wherever the master's address is; "nodes" that share a machine need only node 0's.
+                # msrun starts a scheduler on each node with the master's address; "nodes" that share a machine need only one
                 child.kill()
                 os.waitpid(child.pid, 0)
         fcntl.flock(self._gate, fcntl.LOCK_UN)
@@ -187,15 +191,14 @@ class Processes:
 
 
 def _lock_gate(gate: Path) -> IO[str]:
-    """Lock the gate: `ranks/worker.py` waits until this process unlocks it or ends."""
+    """Create and lock the gate, a file that holds this process's id, and return the open file. `ranks/worker.py` waits until this
+    process unlocks it or ends. Raises LaunchError if another launch has locked it."""
     gate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = open(gate, "a+")  # noqa: SIM115 (closed by Processes)
+    file = open(gate, "a")  # noqa: SIM115 (closed by Processes)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise LaunchError(f"another launch is starting here with the same port ({gate} is locked)") from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    gate.write_text(str(os.getpid()))
     return file

@@ -49,10 +49,8 @@ class Ranks:
         return bool(self.sum(np.array([flag], np.float32))[0])
 
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """Return the arrays of all ranks, in rank order, on each of them.
-
-        values: uint8 or uint16, which float32 holds exactly, of the same shape on every rank.
-        """
+        """Return the arrays of all ranks, in rank order, on each of them. values: uint8 or uint16, which float32 holds exactly, of
+        the same shape on every rank."""
         rows = np.zeros((self.world, *values.shape), np.float32)
         rows[self.rank] = values
         return self.sum(rows).astype(values.dtype)
@@ -64,6 +62,7 @@ class Ranks:
     def texts(self, text: str) -> list[str]:
         """Return the texts of all ranks, in rank order, on each of them. text: this rank's."""
         content = np.frombuffer(text.encode(), np.uint8)
+        # every rank gathers as many chunks as the longest text needs; zeros pad the others
         chunks = np.zeros((1 + self.max(content.size) // _CHUNK, _CHUNK), np.uint8)
         chunks.flat[: content.size] = content
         rows = np.concatenate([self.gather(chunk) for chunk in chunks], axis=1)
@@ -71,9 +70,9 @@ class Ranks:
 
     def sum_here(self, number: int) -> int:
         """Return the sum of the numbers of all ranks on this host. number: this rank's."""
-        here = socket.gethostname()
-        texts = [text.split(" ", 1) for text in self.texts(f"{number} {here}")]
-        return sum(int(of_rank) for of_rank, host in texts if host == here)
+        own_host = socket.gethostname()
+        pairs = [text.split(" ", 1) for text in self.texts(f"{number} {own_host}")]
+        return sum(int(rank_number) for rank_number, host in pairs if host == own_host)
 
     @contextmanager
     def fail_together(self, activity: str) -> Iterator[None]:
@@ -82,16 +81,16 @@ class Ranks:
         try:
             yield
         except Exception:
-            self.any(True)
+            self.any(True)  # the other ranks wait for this flag at the end of their body
             raise
         if self.any(False):
             raise RankError(f"{activity} failed on another rank; its log says why")
 
     def agree(self, values: dict[str, str]) -> None:
         """Check that the texts `values` are equal on all ranks. Raises RankError on every rank if one differs from rank 0's."""
-        digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in values.values())
-        marks = self.gather(np.frombuffer(digests, np.uint16).reshape(len(values), -1))
-        differs = (marks != marks[0]).any(axis=-1)
+        own_digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in values.values())
+        digests = self.gather(np.frombuffer(own_digests, np.uint16).reshape(len(values), -1))  # [ranks, values, 8]
+        differs = (digests != digests[0]).any(axis=-1)
         if differs.any():
             rank, key = np.argwhere(differs)[0]
             raise RankError(
@@ -105,10 +104,10 @@ class Ranks:
 
 def check_started_ranks(parallel: ParallelConfig) -> None:
     """Raise ConfigError if msrun's variables say that another number of ranks was started than `parallel` lays out."""
-    started = int(os.environ.get("MS_WORKER_NUM") or 1)
-    if started != parallel.ranks:
+    count = int(os.environ.get("MS_WORKER_NUM") or 1)
+    if count != parallel.ranks:
         raise ConfigError(
-            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {started} were started; start "
+            f"the parallel section lays out {parallel.ranks} ranks ({axes_text(parallel)}), but {count} were started; start "
             f"{parallel.ranks} with `pangu-sigma launch`, or change the section"
         )
 
@@ -119,10 +118,11 @@ def is_rank() -> bool:
 
 
 def end_as_rank(command: Callable[[], int]) -> NoReturn:
-    """Run a command in a rank's process, and end the process with the command's status, which is 1 after the traceback of a bug."""
+    """Run a command in a rank's process, and end the process with the status that the command returns, or 1 after an exception,
+    whose traceback is printed."""
     try:
         status = command()
-    except SystemExit as error:  # of the command line, which has said why
+    except SystemExit as error:  # the command line has printed the reason
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()

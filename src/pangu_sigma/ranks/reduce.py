@@ -1,9 +1,7 @@
-"""Reduction of gradients over ranks. Two cells have one contract, so that the step does not depend on the number of ranks.
+"""Reduction of gradients over ranks. Two cells have the same methods, so that the step does not depend on the number of ranks.
 
-construct(dense, experts) -> (dense, experts, square sum, its dense part, its part of the experts): the reduced gradients that the
-optimizers of this rank need, and the sum of the squares of all gradients of the run, each counted once. It has the same bits on
-every rank, because clipping by it must keep dense parameters equal. experts: for each segment a tuple of gradients, () if its
-experts do not learn. over_ranks(values, after) -> the sum of values over the ranks, taken after `after` is computed.
+The sum of squares, from which the norm follows, has the same bits on every rank: clipping by the norm must keep dense parameters
+equal.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pangu_sigma.ranks.ranks import Ranks
 
 
 class LocalGradients(nn.Cell):
-    """Gradient reduction of a run of one process, without other ranks to sum over. construct: see the top of this file."""
+    """Gradient reduction of a run of one process, without other ranks to sum over."""
 
     chained = False  # there is no collective to keep in order
 
@@ -26,8 +24,10 @@ class LocalGradients(nn.Cell):
         self.square_sums = SquareSums()
 
     def construct(self, dense, experts):
+        """Return both gradients unchanged, and the sum of all squares, of dense ones, and of the experts'. dense: tuple of
+        tensors. experts: such a tuple for each segment."""
         flat_experts = flatten_segments(experts)
-        # sums: of all gradients, then of each one; 0.0 * sums[0] is a zero of the same type
+        # `sums` are of the squares of all gradients, then of each tensor's; 0.0 * sums[0] is a zero of the same type
         sums, dense_end = self.square_sums(dense + flat_experts), 1 + len(dense)
         expert_sum = ops.ReduceSum()(sums[dense_end:], 0) if flat_experts else 0.0 * sums[0]
         dense_sum = ops.ReduceSum()(sums[1:dense_end], 0) if dense else 0.0 * sums[0]
@@ -39,11 +39,9 @@ class LocalGradients(nn.Cell):
 
 class ReducedGradients(nn.Cell):
     """Gradient reduction of a run of several ranks. Dense gradients are summed over all ranks; gradients of experts over the ranks
-    that store the same experts: replicas on the data axis, and for common experts all groups. construct: see the top of this
-    file."""
+    that store the same experts: replicas on the data axis, and for common experts all groups."""
 
-    chained = True
-    """True if micro-batches contain collectives, so that they must run one after another."""
+    chained = True  # micro-batches contain collectives, so they must run one after another
 
     def __init__(self, config: Config, ranks: ConnectedRanks):
         super().__init__()
@@ -58,10 +56,13 @@ class ReducedGradients(nn.Cell):
         self.square_sum = SquareSum()
 
     def construct(self, dense, experts_of_segments):
+        """Return the summed gradients that this rank's optimizers need, of dense parameters and experts, and the sum of the squares
+        of all gradients of the run, each counted once: in all, of dense ones, and of experts. dense: tuple of tensors.
+        experts_of_segments: such a tuple for each segment, () if its experts do not learn."""
         dense = self.dense_over_ranks(dense, dense[0])
         squares = dense_squares = self.square_sum(dense)
-        # a zero of the same type; and the result of the last collective, on which the next one depends: all ranks keep one order
-        expert_squares, after = 0.0 * dense_squares, dense[-1]
+        expert_squares = 0.0 * dense_squares  # a zero of the same type
+        after = dense[-1]  # result of the last collective, on which the next one depends: all ranks keep one order
         if self.over_replicas is not None:
             experts = self.over_replicas(flatten_segments(experts_of_segments), after)
             sizes: tuple = ()
@@ -114,9 +115,9 @@ def make_gradient_reduction(config: Config, ranks: Ranks) -> nn.Cell:
 
 
 class JoinedAllReduce(nn.Cell):
-    """All-reduce (sum) of tensors of one dtype over a group of ranks, joined into one tensor, once `after` is computed:
-    construct(tensors, after) -> tensors. Collectives of a graph must come in one order on all ranks: where no data leads from one
-    to the next, `depend` does. (On CPUs MindSpore has AllReduce for any group of ranks, AllGather for all ranks, no AlltoAll.)"""
+    """All-reduce (sum) of tensors of one dtype over a group of ranks. Collectives of a graph must come in one order on all ranks:
+    where no data leads from one to the next, `depend` does. (On CPUs MindSpore has AllReduce for any group of ranks, AllGather for
+    all ranks, no AlltoAll.)"""
 
     def __init__(self, group: str):
         """group: name of the communication group."""
@@ -124,14 +125,14 @@ class JoinedAllReduce(nn.Cell):
         self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM, group)
 
     def construct(self, tensors, after):
+        """Return the sums of the tensors over the ranks, reduced as one joined tensor once the tensor `after` is computed."""
         flat: tuple = ()
-        for i in range(len(tensors)):
-            flat += (ops.reshape(tensors[i], (-1,)),)
+        for tensor in tensors:
+            flat += (ops.reshape(tensor, (-1,)),)
         total = self.all_reduce(ops.depend(ops.concat(flat, 0) if len(flat) > 1 else flat[0], after))
         sums: tuple = ()
         first = 0
-        for i in range(len(tensors)):
-            end = first + flat[i].shape[0]
-            sums += (ops.reshape(total[first:end], tensors[i].shape),)
-            first = end
+        for tensor in tensors:
+            sums += (ops.reshape(total[first : first + tensor.size], tensor.shape),)
+            first += tensor.size
         return sums

@@ -68,7 +68,8 @@ class _Link:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have arrived, after `select`; None if the other end is closed or is not a launcher."""
+        """Return the messages that have arrived; None if the other end is closed or is not a launcher. Call it after `select` says
+        that there is something to read: otherwise it waits. [] is a message of which a part has arrived."""
         if self.unread:
             messages, self.unread = self.unread, []
             return messages
@@ -85,7 +86,7 @@ class _Link:
         return f"node {self.node} ({self.host})"
 
 
-class Peers:
+class Peers(contextlib.AbstractContextManager["Peers"]):
     """Connections to the launchers of other nodes after the rendezvous. A single node has none, and `wait` only sleeps."""
 
     def __init__(self, node: int, links: list[_Link], folder: str):
@@ -93,9 +94,6 @@ class Peers:
         self._nodes = len(links) + 1
         self._finished_nodes: set[int] = set()
         self.all_done = False
-
-    def __enter__(self) -> Peers:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for link in self._links:
@@ -106,8 +104,8 @@ class Peers:
         if not self._links:
             time.sleep(seconds)
             return None
-        unread = [link for link in self._links if link.unread]
-        for link in unread or select.select(self._links, [], [], seconds)[0]:
+        unread_links = [link for link in self._links if link.unread]  # `select` does not know of these messages
+        for link in unread_links or select.select(self._links, [], [], seconds)[0]:
             messages = link.receive()
             if messages is None:
                 self._links.remove(link)
@@ -121,7 +119,7 @@ class Peers:
                     return Stop(*message["stop"])
                 self.all_done |= "end" in message
                 if "done" in message:
-                    self._finish(link.node)
+                    self._record_done(link.node)
         return None
 
     def send_stop(self, stop: Stop) -> None:
@@ -132,12 +130,12 @@ class Peers:
     def report_done(self) -> None:
         """Report that the ranks of this node have ended well. `all_done` becomes True once all nodes have reported it."""
         if self._node == 0:
-            self._finish(0)
+            self._record_done(0)
         else:
             for link in self._links:
                 link.send(done=True)
 
-    def _finish(self, node: int) -> None:
+    def _record_done(self, node: int) -> None:
         """On node 0: record that the ranks of a node have ended well, and tell all nodes once all have."""
         self._finished_nodes.add(node)
         if len(self._finished_nodes) == self._nodes:
@@ -149,12 +147,9 @@ class Peers:
 def rendezvous(
     node: int, nodes: int, address: str, port: int, facts: dict[str, str], folder: str, seconds: float
 ) -> Peers:
-    """Wait for the launchers of all nodes, at most `seconds`, and check that they launch the same run.
-
-    facts: values that must be equal on all nodes, by name.
-    folder: name of the log folder; all nodes use the name of node 0.
-    Raises LaunchError, on every node that came, if facts differ or nodes are missing; the message names them.
-    """
+    """Wait for the launchers of all nodes, at most `seconds`, and check that they launch the same run. facts: values that must be
+    equal on all nodes, by name. folder: name of the log folder; all nodes use the name of node 0. Raises LaunchError, on every node
+    that came, if facts differ or nodes are missing; the message names them."""
     if nodes == 1:
         return Peers(node, [], folder)
     if node == 0:
@@ -172,7 +167,7 @@ class _MeetingPoint:
         self._problems: list[str] = []
 
     @property
-    def _present(self) -> dict[int, _Link]:
+    def _links_by_node(self) -> dict[int, _Link]:
         """Connections of the nodes that have sent their number, by number."""
         return {link.node: link for link in self._links if link.node > 0}
 
@@ -183,56 +178,58 @@ class _MeetingPoint:
             listening_socket(address, port) as server,
             Bar(total=self._nodes, initial=1, desc="nodes here", unit="node", leave=False) as progress,
         ):
-            while len(self._present) < self._nodes - 1 and time.monotonic() < self._deadline:
+            while len(self._links_by_node) < self._nodes - 1 and time.monotonic() < self._deadline:
                 self._accept_and_read(server)
-                progress.update(1 + len(self._present) - progress.n)
-        if not self._problems and len(self._present) < self._nodes - 1:
-            missing = [str(n) for n in range(1, self._nodes) if n not in self._present]
+                progress.update(1 + len(self._links_by_node) - progress.n)
+        missing_nodes = [str(n) for n in range(1, self._nodes) if n not in self._links_by_node]
+        if missing_nodes and not self._problems:
             self._problems.append(
-                f"of {self._nodes} nodes, {len(missing)} did not come to {address}:{port} within {self._seconds:g} s: "
-                f"{', '.join(missing)}; start them with the same address and port of node 0, or wait longer ({argument('--wait')})"
+                f"of {self._nodes} nodes, {len(missing_nodes)} did not come to {address}:{port} within {self._seconds:g} s: "
+                f"{', '.join(missing_nodes)}; start them with the same address and port of node 0, or wait longer "
+                f"({argument('--wait')})"
             )
-        present = list(self._present.values())
-        for link in self._links:
-            if self._problems:
-                link.send(refuse="\n".join(self._problems))
-            elif link in present:
-                link.send(go=self._folder)
-                continue
-            link.close()
         if self._problems:
-            raise LaunchError("\n".join(self._problems))
-        return present
+            message = "\n".join(self._problems)
+            for link in self._links:
+                link.send(refuse=message)
+                link.close()
+            raise LaunchError(message)
+        for link in self._links:
+            if link.node > 0:
+                link.send(go=self._folder)
+            else:  # not a launcher: it has sent no number of a node
+                link.close()
+        return list(self._links_by_node.values())
 
     def _accept_and_read(self, server: socket.socket) -> None:
         """Accept new connections and read messages, for at most _RETRY_SECONDS."""
-        readers: list[socket.socket | _Link] = [server, *self._links]
-        for ready in select.select(readers, [], [], _RETRY_SECONDS)[0]:
-            if isinstance(ready, _Link):
-                self._read_link(ready)
+        for readable in select.select([server, *self._links], [], [], _RETRY_SECONDS)[0]:
+            if readable is server:
+                self._links.append(_Link(server.accept()[0]))
             else:
-                self._links.append(_Link(ready.accept()[0]))
+                self._read_link(readable)
 
     def _read_link(self, link: _Link) -> None:
-        """Read the messages of a launcher's connection, and register its node; remove the connection if it was closed."""
+        """Read the messages of a connection, and register the node that they tell; remove the connection if it was closed."""
         messages = link.receive()
-        if messages is None:  # it left, and may come again
+        if messages is None:  # the node may connect again
             link.close()
             self._links.remove(link)
         for message in messages or []:
-            match message:  # anything else is not a launcher's
+            match message:  # no launcher sends anything else
                 case {"node": int(node), "host": str(host), "facts": dict(facts)}:
                     self._register(link, node, host, facts)
 
     def _register(self, link: _Link, node: int, host: str, facts: dict[str, str]) -> None:
-        """Register a node. Its number, if it is wrong or taken, and facts in which it differs become problems."""
+        """Register a node that has connected. A wrong number, or that of another node, and facts that differ from node 0's are
+        recorded as problems."""
         link.host, visitor = host, f"node {node} ({host})"
-        if 0 < node < self._nodes and node not in self._present:
+        if 0 < node < self._nodes and node not in self._links_by_node:
             link.node = node
         else:
-            conflict = f"{self._present[node]} is there" if node in self._present else "node 0 is this one"
+            conflict = f"{self._links_by_node[node]} is there" if node in self._links_by_node else "node 0 is this one"
             advice = f"give each node its own {argument('--node-rank')}, 0 … {self._nodes - 1}"
-            self._refuse(f"{visitor} came, and {conflict}; {advice}")
+            self._add_problem(f"{visitor} came, and {conflict}; {advice}")
         differences = [
             f"{name} ({facts.get(name, 'none')}, on node 0 {self._facts.get(name, 'none')})"
             for name in {**self._facts, **facts}
@@ -240,10 +237,10 @@ class _MeetingPoint:
         ]
         if differences:
             more = len(differences) - _DIFFERENCES_SHOWN
-            shown = "; ".join(differences[:_DIFFERENCES_SHOWN]) + f"; and {more} more" * (more > 0)
-            self._refuse(f"{visitor} differs from node 0 ({socket.gethostname()}) in {shown}")
+            text = "; ".join(differences[:_DIFFERENCES_SHOWN]) + f"; and {more} more" * (more > 0)
+            self._add_problem(f"{visitor} differs from node 0 ({socket.gethostname()}) in {text}")
 
-    def _refuse(self, problem: str) -> None:
+    def _add_problem(self, problem: str) -> None:
         """Record a problem; after the first, node 0 listens only _LINGER_SECONDS more."""
         if not self._problems:
             self._deadline = min(self._deadline, time.monotonic() + _LINGER_SECONDS)
@@ -262,7 +259,8 @@ def listening_socket(address: str, port: int) -> socket.socket:
 
 
 def _join_node_0(node: int, address: str, port: int, facts: dict[str, str], seconds: float) -> Peers:
-    """Run the rendezvous on a node other than 0: connect to node 0 until it answers, and return the connection."""
+    """Run the rendezvous on a node other than 0: connect to node 0 until it answers, and return the connection. Raises LaunchError
+    if node 0 refuses, or does not answer within `seconds`."""
     logger.info("waiting up to %g s for node 0 at %s:%d", seconds, address, port)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -273,12 +271,15 @@ def _join_node_0(node: int, address: str, port: int, facts: dict[str, str], seco
             continue
         link.node, link.host = 0, address
         link.send(node=node, host=socket.gethostname(), facts=facts)
-        while select.select([link], [], []) and (messages := link.receive()) is not None:
-            if messages:
-                answer, *link.unread = messages
-                if "refuse" in answer:
-                    raise LaunchError(answer["refuse"])
-                return Peers(node, [link], answer["go"])
+        messages: list[dict[str, Any]] | None = []
+        while messages == []:  # node 0 answers when all nodes have come, or its own time is over
+            select.select([link], [], [])
+            messages = link.receive()
+        if messages:
+            answer, *link.unread = messages
+            if "refuse" in answer:
+                raise LaunchError(answer["refuse"])
+            return Peers(node, [link], answer["go"])
         link.close()  # node 0 was stopped; it may be started again
         time.sleep(_RETRY_SECONDS)
     raise LaunchError(

@@ -27,32 +27,30 @@ class Watchdog:
         self._next_look = 0.0
 
     def hang_message(self, pids: dict[int, int]) -> str | None:
-        """Return a message if ranks hang, else None. It names the ranks with the fewest beats. With a
-        message, all ranks were asked to write their call stacks to their logs.
-
-        pids: process ids of this node's ranks, by rank. A rank is watched from its first heartbeat on: imports do not hang.
-        """
+        """Return a message if ranks hang, else None. The message names the ranks with the fewest beats: the others wait for them.
+        Before a message is returned, all ranks are asked to write their call stacks to their logs. pids: process ids of this node's
+        ranks, by rank. A rank is watched from its first heartbeat on: imports do not hang."""
         now = time.monotonic()
         if not self._seconds or now < self._next_look:
             return None
         self._next_look = now + _LOOK_SECONDS
-        beats = {rank: beat for rank in pids if (beat := last_beat(self._folder, rank))}
-        late_beats = {rank: beat for rank, beat in beats.items() if now - beat.at > self._seconds}
+        beats = {rank: last_beat(self._folder, rank) for rank in pids}
+        late_beats = {rank: beat for rank, beat in beats.items() if beat and now - beat.at > self._seconds}
         if not late_beats:
             return None
         _show_stacks(pids.values())
         fewest = min(beat.number for beat in late_beats.values())
         culprits = [f"rank {rank} in {beat.activity}" for rank, beat in late_beats.items() if beat.number == fewest]
-        waiting = len(late_beats) - len(culprits)
-        waiting_text = f"; other ranks of this node that wait: {waiting}" if waiting else ""
+        waiting_count = len(late_beats) - len(culprits)
+        waiting_text = f"; other ranks of this node that wait: {waiting_count}" if waiting_count else ""
         limit = f"no progress for {self._seconds:g} s ({argument('--hang-timeout')})"
         return f"{limit}: {', '.join(culprits)}{waiting_text}; the stack of each rank is in its log"
 
 
 def _show_stacks(pids: Iterable[int]) -> None:
-    """Ask every rank to write its stacks, and wait until they have. A process that a signal has paused goes on first."""
+    """Ask every rank to write its stacks to its log, and give the ranks _STACK_SECONDS to do so."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, STACK_SIGNAL)
-            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)  # a process that a signal has paused could not write
     time.sleep(_STACK_SECONDS)

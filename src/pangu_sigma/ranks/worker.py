@@ -23,16 +23,14 @@ SCHEDULER_COMMAND = [sys.executable, "-c", "from mindspore.communication import 
 
 
 def main(arguments: list[str]) -> None:
-    """Wait at the gate, then exec the rank's command. Raises SystemExit if the launcher has ended.
-
-    arguments: path of the gate, a file with the launcher's process id that is locked until ranks may start; and the rank's command.
-    """
+    """Wait at the gate, then exec the rank's command. Raises SystemExit if the launcher has ended. arguments: path of the gate, a
+    file with the launcher's process id that is locked until ranks may start; and the rank's command."""
     gate, *command = arguments
     with open(gate) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         launcher = int(file.read())
     end_with_parent()
-    if os.getppid() != launcher:  # it died before the kernel was asked
+    if os.getppid() != launcher:  # the launcher died before the kernel was asked
         raise SystemExit(f"launcher {launcher} is gone")
     if os.environ["MS_ROLE"] == "MS_SCHED":
         os.execv(SCHEDULER_COMMAND[0], SCHEDULER_COMMAND)

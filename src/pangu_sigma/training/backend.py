@@ -57,7 +57,7 @@ class Backend:
     """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py."""
 
     def planner(self, config: Config, rank: int) -> Planner | None:
-        """Return the maker of the routing plans of a rank; None: `BatchLoader` makes that of a process on CPUs."""
+        """Return the maker of the routing plans of a rank; None: `BatchLoader` makes the one of a process on CPUs."""
         return None
 
     def connect(self, config: Config) -> Ranks:
@@ -83,6 +83,7 @@ class Backend:
         """
         limits = None
         if limit_D is not None:
+            # one-hot: the domain of each block that this rank trains on
             blocks_MD = np.eye(len(limit_D), dtype=np.float32)[step_input.batch.domains_M[step_input.batch.blocks]]
             limits = SpikeLimits(Tensor(limit_D), Tensor(blocks_MD))
         result = setup.step.take(rate, step_input.arrays, limits)
@@ -91,7 +92,7 @@ class Backend:
         return result
 
     def traffic(self, setup: TrainingSetup, batch: Batch) -> dict[str, float]:
-        """Return `ExpertStore.traffic` of a step; nothing if it is not known."""
+        """Return the MiB of experts fetched and returned in a step (`ExpertStore.traffic`), by name; {} if they are not known."""
         return setup.store.traffic(batch.active_A)
 
     def adds_losses(self, config: Config, ranks: Ranks) -> bool:
@@ -107,8 +108,9 @@ class Backend:
         """Return the files of a checkpoint that this rank writes, with their arrays."""
         setup.store.settle()
         config, rank, segments = setup.config, setup.ranks.rank, [experts.segment for experts in setup.store.segments]
-        of_others = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
-        shards = {shard: parameters for shard, parameters in setup.shards.items() if shard not in of_others}
+        # another rank that stores the same experts writes them
+        other_shards = {f"{EXPERTS}{s.number}" for s in segments if not writes_experts(config, rank, s.kind)}
+        shards = {shard: parameters for shard, parameters in setup.shards.items() if shard not in other_shards}
         return files_of(shards, parts_of(setup.store), setup.ranks) | row_files(setup.store.rows, setup.ranks)
 
     def cannot_copy(self, config: Config) -> str | None:
@@ -123,17 +125,18 @@ class Backend:
 
 
 def update_rows(store: ExpertStore, ranks: Ranks, batch: Batch, result: StepResult) -> None:
-    """Let the store update the rows of a batch, behind the step. Every rank stores all rows and has the keys of the whole batch, so
-    ranks sum their gradients, each in the places of its sequences."""
+    """Let the store update the rows of a batch (`model.rows`), while the training goes on. result: of the step, with the gradients
+    of this rank's tokens. Every rank stores all rows, so the ranks bring the gradients of the whole batch together."""
     rows, grads_GTH = store.rows, np.stack([rows_TH.asnumpy() for rows_TH in result.rows_GTH])
     assert rows is not None and result.rows_hyper is not None
     if ranks.world > 1:
-        keys_GBS = batch.row_keys_EGBS[0]
-        whole_GBSH = np.zeros((*keys_GBS.shape, rows.hidden), np.float32)
-        whole_GBSH[:, batch.own_B] = grads_GTH.reshape(len(keys_GBS), len(batch.own_B), -1, rows.hidden)
-        for b in range(keys_GBS.shape[1]):  # one by one: a device may have no room for the gradients of the whole batch
-            whole_GBSH[:, b] = ranks.sum(whole_GBSH[:, b])
-        grads_GTH = whole_GBSH
+        micro_batches, batch_size, seq_length = batch.row_keys_EGBS.shape[1:]
+        # zeros but for this rank's sequences; the sum over ranks fills in the others
+        grads_GBSH = np.zeros((micro_batches, batch_size, seq_length, rows.hidden), np.float32)
+        grads_GBSH[:, batch.own_B] = grads_GTH.reshape(micro_batches, -1, seq_length, rows.hidden)
+        for b in range(batch_size):  # one by one: a device may have no room for the gradients of the whole batch
+            grads_GBSH[:, b] = ranks.sum(grads_GBSH[:, b])
+        grads_GTH = grads_GBSH
     rows.update(batch.row_keys_EGBS, grads_GTH.reshape(-1, rows.hidden), result.rows_hyper.asnumpy())
 
 

@@ -36,10 +36,11 @@ class InputPipeline:
         self._store = store
 
     def take(self) -> StepInput:
-        """Return the batch of the next step, and let the store read ahead. Raises DataError for damaged data."""
-        batch, cursor, coming = self._lookahead.take()
+        """Return the batch of the next step, and let the store read ahead the rows and experts of the batch after it. Raises
+        DataError for damaged data."""
+        batch, cursor, following_batch = self._lookahead.take()
         e_GTH = self._store.rows_of(batch.own_row_keys)
         if self._store.rows:
-            self._store.rows.read_ahead(coming.row_keys_EGBS)
-        self._store.tier.read_ahead(batch.active_A, coming.active_A)
+            self._store.rows.read_ahead(following_batch.row_keys_EGBS)
+        self._store.tier.read_ahead(batch.active_A, following_batch.active_A)
         return StepInput(batch, cursor, e_GTH)

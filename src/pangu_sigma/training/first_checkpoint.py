@@ -29,12 +29,10 @@ def check_absent(output: Path) -> None:
 
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """Make a temporary folder that the `with` block fills; it is renamed to `folder` if the block succeeds, else removed.
-
-    Raises ConfigError if it cannot be made, or if `folder` exists, before the block or after it.
-    """
+    """Make a temporary folder that the `with` block fills; it is renamed to `folder` if the block succeeds, else removed. Raises
+    ConfigError if it cannot be made, or if `folder` exists, before the block or after it."""
     check_absent(folder)
-    # a block that fails leaves no new folder
+    # beside the nearest folder that exists: a block that fails leaves no new parent
     ancestor = next(path for path in folder.absolute().parents if path.exists())
     try:
         temporary = tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{folder.name}-")
@@ -46,7 +44,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         try:
             yield path
         except OSError as error:
-            error.filename = error.filename or str(folder)  # that of a write, to a full disk, names no file
+            error.filename = error.filename or str(folder)  # the error of a write to a full disk names no file
             raise
         check_absent(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,19 +52,16 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_step_0(run: StoredRun, files: Files, cursor: Cursor | None = None) -> None:
-    """Write a checkpoint of step 0 that training starts from.
-
-    files: files of the checkpoint, with the weights. cursor: position in the text, None for its beginning.
-    Raises CheckpointError if weights are not finite.
-    """
+    """Write a checkpoint of step 0 that training starts from. files: files of the checkpoint, with the weights. cursor: position in
+    the text, None for its beginning. Raises CheckpointError if weights are not finite."""
     config = run.config
     start = cursor or Cursor([0] * len(config.domains))
     health = Health(config.train, [domain.name for domain in config.domains]).state()
     total = bytes_of(files)
-    # the saver keeps 1 checkpoint, and moves the bar after each chunk
     try:
         with (
             Bar(total=total, desc="writing", unit="B", unit_scale=True) as bar,
+            # keeps 1 checkpoint, and moves the bar after each chunk
             Saver(run.checkpoints, run.identity, 1, lambda: bar.update(min(_CHUNK, total - bar.n))) as saver,
         ):
             saver.save(0, files, {**Progress(0, 0, start).state(), "health": health})

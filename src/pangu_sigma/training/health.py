@@ -72,16 +72,14 @@ class DomainHealth:
         return self.mean + options.factor * deviation
 
     def take(self, loss: float, options: SpikesConfig) -> None:
-        """Update mean and variance with a step's loss. The first options.window losses have equal weights, later ones 1 / window.
-
-        A loss above `limit` counts as `limit`, so that one spike changes little, and a loss that stays high is soon below it.
-        """
+        """Update mean and variance with a step's loss. The first options.window losses have equal weights, later ones 1 / window. A
+        loss above `limit` counts as `limit`: one spike changes little, and a loss that stays high is soon below the limit."""
         loss = min(loss, self.limit(options))
         self.seen += 1
-        share = 1.0 / min(self.seen, options.window)
+        weight = 1.0 / min(self.seen, options.window)
         difference = loss - self.mean
-        self.mean += share * difference
-        self.variance = (1.0 - share) * (self.variance + share * difference * difference)
+        self.mean += weight * difference
+        self.variance = (1.0 - weight) * (self.variance + weight * difference * difference)
 
 
 class Health:
@@ -114,24 +112,24 @@ class Health:
         """
         weight_D = np.bincount(domains_M, weight_M, minlength=len(self.domains))
         limits = [domain.limit(self.options.spikes) for domain in self.domains.values()]
-        weighted = [limit * weight if weight > 0 else math.inf for limit, weight in zip(limits, weight_D, strict=True)]
-        return np.array(weighted, np.float32)
+        pairs = zip(limits, weight_D, strict=True)
+        return np.array([limit * weight if weight > 0 else math.inf for limit, weight in pairs], np.float32)
 
     def observe(
         self, step: int, losses: dict[str, float], samples: str, skipped: bool, has_spike: bool = False
     ) -> None:
         """Update the health after a step.
 
-        losses: loss of each domain in its batch, in nats per token. samples: hash of the batch (`Batch.digest`). has_spike: True if
-        the step itself found a spike and skipped the batch. If no loss is above its limit by the numbers of this call, which are
-        rounded otherwise, the loss nearest to its limit is recorded as the spike.
+        losses: loss of each domain in its batch, in nats per token. samples: hash of the batch (`Batch.digest`). skipped: True if
+        the step updated nothing. has_spike: True if the step itself found a spike and skipped the batch for it.
         """
         options = self.options.spikes
         self.spikes, self.stuck_domain, self.has_nonfinite_loss = [], None, False
         limits = {name: self.domains[name].limit(options) for name in losses}
-        above = [name for name, loss in losses.items() if loss > limits[name]]
-        if has_spike and not above and limits:
-            above = [max(losses, key=lambda name: losses[name] / limits[name])]
+        spike_domains = [name for name, loss in losses.items() if loss > limits[name]]
+        if has_spike and not spike_domains and limits:
+            # the step rounds its losses otherwise: the loss that is nearest to its limit was the spike
+            spike_domains = [max(losses, key=lambda name: losses[name] / limits[name])]
         for name, loss in losses.items():
             domain = self.domains[name]
             domain.skipped = domain.skipped + 1 if skipped else 0
@@ -140,38 +138,36 @@ class Health:
             if not math.isfinite(loss):
                 self.has_nonfinite_loss = True
                 continue
-            if name in above:
+            if name in spike_domains:
                 self.spikes.append(Spike(step, name, loss, domain.mean, limits[name], samples, skipped))
             domain.take(loss, options)
 
 
 def unhealthy_arrays(setup: TrainingSetup, active_A: Sequence[np.ndarray] | None = None) -> list[NotFinite]:
-    """Find this rank's dense parameters, experts and Adam moments with values that are not finite; on rank 0 also the rows of
-    `model.rows` that tokens met, which all ranks have.
-
-    active_A: store rows of the experts to check, as in `Batch.active_A`; None checks all experts of the rank.
-    """
+    """Find values that are not finite in this rank's dense parameters, experts and Adam moments; on rank 0 also in the rows of
+    `model.rows` that tokens met, which all ranks have. active_A: store rows of the experts to check, as in `Batch.active_A`; None
+    checks all experts of the rank."""
     from pangu_sigma.checkpoint.state import row_files  # with MindSpore, which a setup has loaded
 
     setup.store.settle()
-    not_finite = find_not_finite(
-        {
-            shard: {name: SavedArray.whole(parameter.asnumpy()) for name, parameter in parameters.items()}
-            for shard, parameters in setup.shards.items()
-            if not shard.startswith(EXPERTS)
-        }
-    )
+    dense_files = {
+        shard: {name: SavedArray.whole(parameter.asnumpy()) for name, parameter in parameters.items()}
+        for shard, parameters in setup.shards.items()
+        if not shard.startswith(EXPERTS)
+    }
+    not_finite = find_not_finite(dense_files)
     for experts in setup.store.segments:
         segment, arrays = experts.segment, dict[str, SavedArray]()
         for name, parameter in experts.named.items():
-            values, held = parameter.asnumpy(), segment.held
+            values, ids = parameter.asnumpy(), segment.held
             if active_A is not None:
-                rows = np.unique(active_A[segment.number][active_A[segment.number] < len(values)])
-                values, held = values[rows], held[rows]
-            if len(held):
-                arrays[name] = SavedArray(Part.of_rows((segment.experts, *values.shape[1:]), held), values)
+                rows = active_A[segment.number]
+                rows = np.unique(rows[rows < len(values)])  # an unused entry is one past the last row
+                values, ids = values[rows], ids[rows]
+            if len(ids):
+                arrays[name] = SavedArray(Part.of_rows((segment.experts, *values.shape[1:]), ids), values)
         not_finite += find_not_finite({f"{EXPERTS}{segment.number}": arrays})
-        setup.store.tier.release()
+        setup.store.tier.release()  # experts may be in files
     return not_finite + find_not_finite(row_files(setup.store.rows, setup.ranks))
 
 
@@ -185,24 +181,23 @@ def check_health(
 ) -> None:
     """Check the health after a step: log its spikes, look for values that are not finite, and stop an unhealthy run.
 
-    After a loss that is not finite, the dense parameters, the experts of the step and all rows are checked. If a domain is
-    stuck (too many skipped steps in a row), all experts are. Adam moments are checked too. The results are logged.
-    active_A: experts of the step, as `Batch.active_A`.
-    Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
+    After a loss that is not finite, the dense parameters, the experts of the step (active_A, as `Batch.active_A`) and all rows are
+    checked, with their Adam moments. If a domain is stuck, which is too many skipped steps in a row, all experts are checked. The
+    results are logged. Raises UnhealthyRun, on all ranks, if any rank has values that are not finite, or a domain is stuck.
     """
     for spike in health.spikes:
         log.write("spike", **asdict(spike))
         if setup.ranks.first:
-            logger.warning("%s", _text_of(spike))
+            logger.warning("%s", _warning_of(spike))
     if not health.needs_check:
         return
     not_finite = unhealthy_arrays(setup, active_A if health.stuck_domain is None else None)
     log.write("unhealthy", step=step, tensors=[asdict(array) for array in not_finite])
-    own_texts = "\n".join(describe(not_finite, run.identity.config))
-    # replicas have the same
-    unhealthy = dict.fromkeys(text for of_rank in setup.ranks.texts(own_texts) for text in of_rank.splitlines())
-    if unhealthy:
-        texts = "\n  ".join(unhealthy)
+    rank_texts = setup.ranks.texts("\n".join(describe(not_finite, run.identity.config)))
+    # replicas have the same lines
+    lines = dict.fromkeys(line for text in rank_texts for line in text.splitlines())
+    if lines:
+        texts = "\n  ".join(lines)
         raise UnhealthyRun(
             f"step {step}: values that are not finite in\n  {texts}\nNo step that uses them can change anything, so the run stops. "
             f"{way_on(run.checkpoints, setup.ranks)} If it comes back, lower train.optimizer.peak_lr, or leave such batches out "
@@ -218,12 +213,11 @@ def check_health(
         )
 
 
-def _text_of(spike: Spike) -> str:
-    outcome = (
-        "skipped, it changed nothing"
-        if spike.skipped
-        else "trained on all the same; train.spikes.skip=true leaves such batches out"
-    )
+def _warning_of(spike: Spike) -> str:
+    """Return the text of the warning of a spike: the domain, its loss and limit, the batch, and whether the batch was skipped."""
+    outcome = "skipped, it changed nothing"
+    if not spike.skipped:
+        outcome = "trained on all the same; train.spikes.skip=true leaves such batches out"
     return (
         f"step {spike.step}: the loss of domain {spike.domain} is {spike.loss:.3f}, above {spike.limit:.3f}, its limit at a "
         f"running mean of {spike.mean:.3f} (train.spikes.factor); samples {spike.samples}; {outcome}"

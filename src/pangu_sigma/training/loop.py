@@ -74,12 +74,13 @@ class Trainer:
     ):
         """run: open run folder; training resumes from its newest checkpoint if it has one. backend: the devices to train on.
 
-        ranks: already connected ranks; None to connect them here. resumed: result of `resume`; None to call it here. samples: of a
+        ranks: already connected ranks; None to connect them here. resumed: result of `resume`; None to call it here. samples: for a
         run that is tuned to a task, its samples as "train", and its dev set as "held_out" if it has one; None: the prepared text.
-        best: of such a run, its best state, which evaluations update and pruning spares; None: the newest state is the best.
+        best: for such a run, its best state, which evaluations update and pruning spares; None: the newest state is the best.
         heart: heartbeat of the rank; None to begin one. Raises DataError and CheckpointError.
         """
-        self.run, self.config, self.backend, self.best = run, (config := run.config), backend, best
+        config = run.config
+        self.run, self.config, self.backend, self.best = run, config, backend, best
         self.ranks = ranks or backend.connect(config)
         self.heart = heart or Heartbeat(self.ranks.rank)
         self.heart.beat("building the network")
@@ -106,7 +107,7 @@ class Trainer:
         self.loss, self.losses = 0.0, dict[str, float]()
         """Loss of the last step, and loss of each domain in its batch, in nats per token."""
         self.timeline = Timeline()
-        self._worked: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
+        self._worker_times: WorkerTimes | None = None  # of the worker of `ecss.update`, since the step before
 
     def open_batches(self, split: str) -> BatchLoader:
         """Open this rank's share of the batches of one split of the samples, "train" or "held_out"."""
@@ -142,7 +143,7 @@ class Trainer:
             result = self.backend.take_step(self.setup, rate, step_input, limit_D)
             applied = bool(result.applied.asnumpy())
         if self.store.worker is not None:
-            self._worked, spans = self.store.worker.read()
+            self._worker_times, spans = self.store.worker.read()
             self.timeline.add_worker_spans(spans)
         self.progress.advance(applied, step_input.cursor)
         self.loss, self.losses = self._losses(step_input.batch, weight_M, result)
@@ -151,11 +152,10 @@ class Trainer:
         return step_input.batch, rate, result
 
     def _losses(self, batch: Batch, weight_M: np.ndarray, result: StepResult) -> tuple[float, dict[str, float]]:
-        """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank.
-
-        weight_M: weight of each block in the loss; the step returns losses of blocks that are multiplied by it."""
+        """Return the mean loss per token of a step, in all and of each domain of its batch; the same on every rank. weight_M:
+        weight of each block (sequences of one domain) in the loss. The losses in `result` are multiplied by it."""
         loss_M = np.zeros_like(weight_M)
-        if self._adds_losses:  # of ranks that read the same tokens, one adds
+        if self._adds_losses:  # one of the ranks that read the same tokens; the others add zeros
             loss_M[batch.blocks] = sum(loss.asnumpy() for loss in result.block_loss_GM)
         loss_M = self.ranks.sum(loss_M)
         per_domain = {}
@@ -171,19 +171,19 @@ class Trainer:
         return batch.load_NK, self.config.reachable_experts(batch.domains_M.tolist())
 
     def metrics(self, batch: Batch, rate: float, result: StepResult) -> Metrics:
-        """Return the record of the last step, from what `advance` returned: numbers by the names of log/metrics.py. All ranks have
-        the same, except what ECSS moved and how long its worker took."""
+        """Return the record of the last step, whose batch, learning rate and result `advance` returned: numbers by the names of
+        log/metrics.py. All ranks have the same numbers, except the traffic of ECSS and the times of its worker."""
         applied, norm = bool(result.applied.asnumpy()), float(result.norm.asnumpy())
         norms = {"gradient_norm/dense": result.norm_dense, "gradient_norm/experts": result.norm_experts}
         epochs = zip(self.batches.domains, self.batches.order.epochs(self.progress.cursor), strict=True)
-        balance, worked = load_max_over_mean(*self.expert_load(batch)), self._worked
+        balance, times = load_max_over_mean(*self.expert_load(batch)), self._worker_times
         return {
             "step": self.progress.step,
             "loss": self.loss,
             **{f"loss/{name}": loss for name, loss in self.losses.items()},
             "learning_rate": rate,
             "gradient_norm": norm,
-            **{name: float(measured.asnumpy()) for name, measured in norms.items() if measured is not None},
+            **{name: float(tensor.asnumpy()) for name, tensor in norms.items() if tensor is not None},
             "loss_scale": float(result.scale.asnumpy()),
             "skipped": int(not applied),
             "clipped": int(applied and norm > self.config.train.optimizer.clip_norm),
@@ -192,7 +192,7 @@ class Trainer:
             "dropped": batch.dropped,
             **({} if balance is None else {"load_max_over_mean": balance}),
             **self.backend.traffic(self.setup, batch),
-            **({} if worked is None else {"update_busy_seconds": worked.busy, "update_stall_seconds": worked.waited}),
+            **({} if times is None else {"update_busy_seconds": times.busy, "update_stall_seconds": times.waited}),
         }
 
     def state(self) -> dict[str, Any]:
@@ -208,13 +208,14 @@ class Trainer:
         """Write a checkpoint after the last step, in the background if train.async_save is set and more steps follow.
 
         last: True if no step follows, so that an error ends the run. Otherwise an error of the disk is logged, and training goes on
-        to the next checkpoint (our choice: nothing computed is lost if the disk recovers), unless it is the best state of a tuned
-        run: the next save prunes the best state before. Raises UnhealthyState in either case.
+        to the next checkpoint (our choice: nothing computed is lost if the disk recovers). Raises UnhealthyState in either case.
         """
         self.heart.beat(f"the save after step {self.progress.step}")
-        self.complete_save()  # this checkpoint or the next one may fail alone
+        self.complete_save()  # an error of the last checkpoint does not concern this one
         if self.best is not None:
-            self.saver.spared = (self.best.step,)  # not before: the save before this one may prune the best state then
+            # only now: the previous save, when it pruned, had to spare the previous best state
+            self.saver.spared = (self.best.step,)
+        # an error of saving the best state ends the run too: its next save prunes the previous best state
         if last or (self.best is not None and self.best.step == self.progress.step):
             self.save()
             return
@@ -229,17 +230,18 @@ class Trainer:
 
     @contextmanager
     def log_disk_errors(self, step: int) -> Iterator[None]:
-        """Log an error of the disk in a `with` block that saves: training goes on to the next checkpoint. step: the first after
-        which that may be written. Rank 0 logs it, and the rank on which it happened."""
+        """Log an error of the disk in a `with` block that saves, on rank 0 and on the rank where it happened. Training goes on to
+        the next checkpoint. step: the first step after which the next checkpoint may be written."""
         try:
             yield
         except CheckpointError as error:
-            if self.ranks.first or not isinstance(error.__cause__, RankError):
+            if self.ranks.first or not isinstance(error.__cause__, RankError):  # not an error of another rank
                 interval, last = self.config.train.checkpoint_interval, self.config.train.steps
                 due = min(math.ceil(step / interval) * interval, last)
                 logger.error("%s. Training goes on; the next checkpoint is due after step %d at the latest", error, due)
 
     def _open_saver(self) -> Saver:
+        """Make the saver of the run. It saves in the background if train.async_save is set, unless the arrays cannot be copied."""
         run, options, reason = self.run, self.config.train, self.backend.cannot_copy(self.config)
         behind = options.async_save and reason is None
         if options.async_save and not behind and self.ranks.first:
@@ -274,30 +276,31 @@ def train(
     with ranks.fail_together(f"reading {config.data.path}"):
         read_prepared_tokenizer(config)  # without prepared data no run folder is left behind
     with one_writer(folder, ranks):
-        (heart := Heartbeat(ranks.rank)).beat("the start")
+        heart = Heartbeat(ranks.rank)
+        heart.beat("the start")
         run = start_run(folder, config, ranks, start_options)
-        (progress, checkpoint), steps, trainer = resume(run, ranks), config.train.steps, None
-        if progress.step < steps:
+        progress, checkpoint = resume(run, ranks)
+        trainer = None
+        if progress.step < config.train.steps:
             trainer = kind(run, backend, ranks, (progress, checkpoint), heart=heart)
             del checkpoint  # its files are mapped, so that pruning would not free their space
             train_to_end(trainer, profile, on_step)
         else:
             if ranks.first:
-                remark = (
-                    "nothing to do: %s is at step %d of %d; raise train.steps to train on" + "; no timeline" * profile
-                )
-                logger.warning(remark, folder, progress.step, steps)
+                text = f"nothing to do: {folder} is at step {progress.step} of {config.train.steps}; raise train.steps to train on"
+                logger.warning("%s", text + "; no timeline" * profile)
             with _open_log(run, progress.step, ranks) as log:
                 log.changes(progress.step, changes_since_checkpoint(checkpoint, run))
-        ranks.leave()  # no rank waits for what the first one does after the training
-        finished_here = ranks.first and (trainer is None or trainer.finished)
-        if finished_here and (divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr)):
+        ranks.leave()  # before the work of rank 0 alone, for which no rank waits
+        is_done = ranks.first and (trainer is None or trainer.finished)
+        if is_done and (divergence := format_divergence(read_metrics(folder), config.train.optimizer.peak_lr)):
             logger.warning("%s", divergence)
         return trainer
 
 
 def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None = None) -> None:
-    """Train until the run is finished or SIGTERM comes. The caller holds the lock of the run folder."""
+    """Train until the run is finished, SIGTERM comes to any rank, or `on_step` returns True. The caller holds the lock of the run
+    folder. profile: True to write a timeline of a few steps."""
     ranks, config, folder = trainer.ranks, trainer.config, trainer.run.path
     options, start = config.train, trainer.progress.step
     with ranks.fail_together("reading the held-out text"):
@@ -315,22 +318,23 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
             _evaluate(trainer, evaluator, log)
         stopped = False
         while not trainer.finished and not stopped:
-            started = time.perf_counter()
+            start_time = time.perf_counter()
             batch, rate, result = trainer.advance()
             step, is_last = trainer.progress.step, trainer.finished
             with span("metrics"):
                 metrics = trainer.metrics(batch, rate, result)
-                log.record(metrics, trainer.expert_load(batch)[0], batch.digest, time.perf_counter() - started)
+                log.record(metrics, trainer.expert_load(batch)[0], batch.digest, time.perf_counter() - start_time)
                 if trainer.health.needs_check:
                     trainer.complete_save()  # it may be the checkpoint to go back to
                 check_health(trainer.health, trainer.setup, trainer.run, step, batch.active_A, log)
             must_stop = (on_step is not None and on_step(metrics) is True) or bool(signals)
-            stops, ready = ranks.sum(np.array([must_stop, trainer.saver.is_ready], np.float32))
-            stopped = bool(stops)
-            if ready == ranks.world:
+            # the numbers of ranks that must stop, and whose saver is ready
+            stop_count, ready_count = ranks.sum(np.array([must_stop, trainer.saver.is_ready], np.float32))
+            stopped = bool(stop_count)
+            if ready_count == ranks.world:
                 with trainer.log_disk_errors(step):
                     trainer.saver.proceed()
-            # a resumed run does not make up for it; without the evaluation, a tuned run would miss a best state
+            # a stopped run omits its evaluation, also when it is resumed; but a tuned run would miss a best state
             if is_last or (step % options.eval_interval == 0 and (not stopped or trainer.best is not None)):
                 trainer.heart.beat(f"the evaluation after step {step}")
                 with span("evaluation"):
@@ -347,11 +351,10 @@ def train_to_end(trainer: Trainer, profile: bool = False, on_step: OnStep | None
 
 
 def _open_log(run: StoredRun, step: int, ranks: Ranks) -> MetricsLog | NoLog:
-    """Open the metrics log of a run that goes on after `step`, and set damaged checkpoints of later steps aside, with a copy of the
-    log. Rank 0 does it, after all ranks have read the checkpoint; others have no log."""
+    """Open the metrics log of a run that goes on after `step`; only rank 0 has one. All ranks have read the checkpoint before."""
     if not ranks.first:
         return NoLog()
-    set_aside(run.path, step)
+    set_aside(run.path, step)  # damaged checkpoints of later steps, with a copy of the log
     options, names = run.config.train, [domain.name for domain in run.config.domains]
     return MetricsLog(run.path, names, options.steps, options.log_interval, step, run.identity)
 
@@ -370,14 +373,15 @@ def _remarks(trainer: Trainer) -> list[str]:
 
 
 def _evaluate(trainer: Trainer, evaluator: Evaluator, log: MetricsLog | NoLog) -> None:
-    """Evaluate the held-out samples; without any, the training samples before the first step and after the last one."""
+    """Evaluate the held-out samples, log their losses and the figures of rows, and update the best state. Without held-out samples
+    evaluate the training samples, but only before the first step and after the last one."""
     step, best, has_held_out = trainer.progress.step, trainer.best, "held_out" in trainer.samples
     losses = evaluator.losses() if has_held_out or step == 0 or trainer.finished else {}
     if has_held_out:
         log.evaluation(step, losses)
     if trainer.ranks.first and (rows := trainer.store.rows):
-        first = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, keeps no others
-        scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in first}
+        layers = layers_of_stage(trainer.config, 0)  # rank 0, which writes the log, has no others
+        scales = {layer: trainer.network.layers[layer].row_scale.asnumpy().item() for layer in layers}
         log.write("rows", step=step, entries=dict(enumerate(rows.figures())), scales=scales)
     if best is not None:
         best.take(step, losses, has_held_out)

@@ -70,41 +70,36 @@ def start_run(
     """Create a run folder, or open one to resume its run, and write the configuration that it trains with.
 
     A folder without checkpoints gets the tokenizer of the prepared data and routing tables drawn for it. A run with checkpoints
-    keeps its tokenizer and tables; changed keys are logged. The same call completes an interrupted start. Keys that the data were
-    not prepared with are warned of.
+    keeps its tokenizer and tables; changed keys are logged. The same call completes an interrupted start. A warning is logged for
+    keys that differ from the configuration with which the data were prepared.
 
     ranks: all of them call this; rank 0 writes, into a folder that all of them see.
     Raises ConfigError for changed keys that do not fit the checkpoints, other data, or a folder that is not writable; DamagedFile
     for a damaged file; RankError if ranks differ in configuration or prepared data.
     """
-    as_given, config = config, absolute_paths(config)
+    user_config, config = config, absolute_paths(config)  # messages have the paths as the user wrote them
     with ranks.fail_together(f"reading {config.data.path}"):
-        prepared, data_hash = read_prepared_tokenizer(as_given), data_of(as_given).manifest.content_hash
-    for remark in unlike_prepared(as_given) if ranks.first else ():
+        tokenizer, data_hash = read_prepared_tokenizer(user_config), data_of(user_config).manifest.content_hash
+    for remark in unlike_prepared(user_config) if ranks.first else ():
         logger.warning("%s", remark)
-    sections = {key: json.dumps(value) for key, value in as_given.model_dump(mode="json").items()}
-    ranks.agree({**sections, "vocabulary": prepared.hash, "prepared text": data_hash})
+    sections = {key: json.dumps(value) for key, value in user_config.model_dump(mode="json").items()}
+    ranks.agree({**sections, "vocabulary": tokenizer.hash, "prepared text": data_hash})
     with ranks.fail_together(f"taking up {path}"):
-        resumed = ranks.first and _resume(path, config, prepared, data_hash, options)
-    if not ranks.any(resumed):
+        is_resumed = ranks.first and _prepare_folder(path, config, tokenizer, data_hash, options)
+    if not ranks.any(is_resumed):
         with ranks.fail_together("drawing the routing tables"):
             refuse_spare_rows(config)
-            table = drawn_tables(config, prepared)
+            table = drawn_tables(config, tokenizer)
         ranks.agree({"routing table": table.hash})
         with ranks.fail_together(f"writing {path}"):
             if ranks.first:
                 path.mkdir(parents=True, exist_ok=True)
-                write_model_files(path, config, prepared, table)
+                write_model_files(path, config, tokenizer, table)
     with ranks.fail_together(f"reading {path}"):
         run = StoredRun(path, text_hash=data_hash)
         run.config = config
-        check_model_files(run)
+        _ = run.tokenizer, run.table  # read now: raises DamagedFile
     return run
-
-
-def check_model_files(run: StoredRun) -> None:
-    """Read the tokenizer and the routing tables, which the run keeps in memory. Raises DamagedFile."""
-    _ = run.tokenizer, run.table
 
 
 @dataclass
@@ -137,14 +132,12 @@ class Progress:
 
 
 def resume(run: StoredRun, ranks: Ranks = SINGLE_PROCESS) -> tuple[Progress, Checkpoint | None]:
-    """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0, and None.
-
-    All ranks call this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table.
-    """
+    """Return the progress to resume from, and the newest checkpoint to restore; if there is none, step 0, and None. All ranks call
+    this. Raises CheckpointError if no checkpoint is intact, or if it is of another vocabulary or routing table."""
     checkpoint = newest_checkpoint(run.checkpoints, run.identity, ranks)
     if checkpoint is None:
         return Progress(0, 0, Cursor([0] * len(run.config.domains))), None
-    if checkpoint.step:  # a run that was made of another begins with a checkpoint, too
+    if checkpoint.step:  # a run that was made from another model begins with a checkpoint of step 0
         logger.info("resuming %s after step %d", run.path, checkpoint.step)
     return Progress.from_state(checkpoint.state), checkpoint
 
@@ -154,22 +147,22 @@ def changes_since_checkpoint(checkpoint: Checkpoint | None, run: StoredRun) -> l
     content hash of the prepared text, if both hashes are known."""
     if checkpoint is None:
         return []
-    then, now = checkpoint.identity, run.identity
-    changes = changed_keys(then.config, now.config)
-    if then.data_hash and now.data_hash and then.data_hash != now.data_hash:
-        changes.append(("data", then.data_hash, now.data_hash))
+    old, new = checkpoint.identity, run.identity
+    changes = changed_keys(old.config, new.config)
+    if old.data_hash and new.data_hash and old.data_hash != new.data_hash:
+        changes.append(("data", old.data_hash, new.data_hash))
     return changes
 
 
 def check_cpu(config: Config) -> None:
     """Raise ConfigError for the first key that needs Ascend."""
-    for key, value, allowed, lack in (
+    for key, value, choices, limitation in (
         ("train.compute_dtype", config.train.compute_dtype, ("float32", "float16"), "multiplies no bfloat16"),
         ("parallel.tensor", config.parallel.tensor, (1,), "shares no matrices"),
         ("parallel.stages", config.parallel.stages, (1,), "cuts no network into stages"),
     ):
-        if value not in allowed:
-            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {lack} on the CPU; set it to {allowed[0]}")
+        if value not in choices:
+            raise ConfigError(f"{key}={value} needs Ascend: MindSpore {limitation} on the CPU; set it to {choices[0]}")
 
 
 def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_START) -> list[str]:
@@ -180,7 +173,7 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
     """
     refuse_tuned(path, config)
     refuse_foreign(path)
-    prepared, data_hash = read_prepared_tokenizer(config), data_of(config).manifest.content_hash
+    tokenizer, data_hash = read_prepared_tokenizer(config), data_of(config).manifest.content_hash
     if options.start_over and options.from_step is not None:
         raise ConfigError(
             f"{argument('--start-over')} and {argument('--from-step')} are two ways to begin; choose one of them"
@@ -189,12 +182,13 @@ def check_start(path: Path, config: Config, options: StartOptions = DEFAULT_STAR
         refuse_spare_rows(config)
         return []
     step, root = options.from_step, path / CHECKPOINTS
-    saved = newest_checkpoint(root, verified=False) if step is None else checkpoint_at(path, step)
-    if saved is None:
+    checkpoint = newest_checkpoint(root, verified=False) if step is None else checkpoint_at(path, step)
+    if checkpoint is None:
         refuse_spare_rows(config)
         return []
-    check_model_files(StoredRun(path))  # before anything is changed
-    return _compare(path, saved, absolute_paths(config), prepared, data_hash, options)
+    run = StoredRun(path)
+    _ = run.tokenizer, run.table  # raises DamagedFile
+    return _describe_changes(path, checkpoint, absolute_paths(config), tokenizer, data_hash, options)
 
 
 def refuse_tuned(path: Path, config: Config) -> None:
@@ -207,30 +201,32 @@ def refuse_tuned(path: Path, config: Config) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise ConfigError or DamagedFile for a folder with files that is no run: training would write over what is there."""
+    """Raise ConfigError for a folder with files that is not a run folder: training would write over them. Raise DamagedFile for a
+    run without checkpoints whose configuration.json is damaged."""
     kind, fix = kind_of(path), f"name another folder with {argument('--output')}"
     if kind == "run" and not checkpoints(path / CHECKPOINTS):
         read_config(path, "run", fix)
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     # `launch` writes logs before a rank starts, and an interrupted start has a lock and no configuration.json
-    own_files = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
-    own_files |= {name for name in names if name.startswith(UNFINISHED)}
-    if kind != "run" and names - own_files:
-        contents = describe_contents(path, own_files) if kind == "alpha" else KIND_NAMES[kind]
+    start_files = {"logs", *((LOCK, TOKENIZER_FOLDER, ROUTING_FILE, SEAL) if LOCK in names else ())}
+    start_files |= {name for name in names if name.startswith(UNFINISHED)}
+    if kind != "run" and names - start_files:
+        contents = describe_contents(path, start_files) if kind == "alpha" else KIND_NAMES[kind]
         raise ConfigError(f"{path} is {contents}, not a run folder; {fix}")
 
 
-def _resume(path: Path, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions) -> bool:
-    """Prepare a folder to resume with `config`. Returns False if it has no checkpoint. Raises as `start_run`, and OSError."""
+def _prepare_folder(path: Path, config: Config, tokenizer: Tokenizer, data_hash: str, options: StartOptions) -> bool:
+    """Prepare a run folder as the options say. If it then has a checkpoint, write `config` to resume with it, and return True; else
+    set an old log aside, and return False. tokenizer, data_hash: of the prepared data. Raises as `start_run`, and OSError."""
     if options.start_over:
         start_over(path)
     if options.from_step is not None:
         go_back(path, options.from_step)
-    saved = newest_checkpoint(path / CHECKPOINTS, verified=False)
-    if saved is None:
+    checkpoint = newest_checkpoint(path / CHECKPOINTS, verified=False)
+    if checkpoint is None:
         _set_aside_log(path)
         return False
-    for change in _compare(path, saved, config, prepared, data_hash, options):
+    for change in _describe_changes(path, checkpoint, config, tokenizer, data_hash, options):
         logger.warning("%s", change)
     write_config(path, config, "run")
     return True
@@ -240,26 +236,27 @@ def _set_aside_log(path: Path) -> None:
     """Set the contents of a folder without checkpoints aside if its log has steps after 0. A warning counts their lines."""
     from pangu_sigma.training.log.metrics import FILE, read_metrics
 
-    lines = sum(line["step"] > 0 for line in read_metrics(path)) if (path / FILE).exists() else 0
-    if lines:
+    count = sum(line["step"] > 0 for line in read_metrics(path)) if (path / FILE).exists() else 0
+    if count:
         logger.warning(
-            "%s has no checkpoint, but %d logged lines of later steps than 0: it begins at step 0", path, lines
+            "%s has no checkpoint, but %d logged lines of later steps than 0: it begins at step 0", path, count
         )
         set_aside(path)
 
 
-def _compare(
-    path: Path, saved: Checkpoint, config: Config, prepared: Tokenizer, data_hash: str, options: StartOptions
+def _describe_changes(
+    path: Path, checkpoint: Checkpoint, config: Config, tokenizer: Tokenizer, data_hash: str, options: StartOptions
 ) -> list[str]:
-    """Return the keys that change, and a change of text. Raises ConfigError for changes that are not allowed."""
-    changes = changed_keys(saved.identity.config, config.model_dump(mode="json"))
+    """Return a text for each key that differs from the checkpoint's, and one if the prepared text differs or is not known there.
+    tokenizer, data_hash: of the prepared data. Raises ConfigError for changes that are not allowed."""
+    identity = checkpoint.identity
+    changes = changed_keys(identity.config, config.model_dump(mode="json"))
     fix = "leave the run's values (`train RUN` takes all of them), choose another folder with --output, or add --start-over"
     refuse_changes(path, changes, fix)
-    refuse_idle_changes(path, changes, config.train.steps, saved.step)
-    whys = [rule_of(change[0]).why for change in changes]
-    texts = [change_text(change) + (f" ({why})" if why else "") for change, why in zip(changes, whys, strict=True)]
-    identity = saved.identity
-    if prepared.hash != identity.vocabulary_hash and not encodes(StoredRun(path).tokenizer, prepared):
+    refuse_idle_changes(path, changes, config.train.steps, checkpoint.step)
+    whys = [rule_of(key).why for key, _, _ in changes]
+    texts = [change_text(change) + f" ({why})" * bool(why) for change, why in zip(changes, whys, strict=True)]
+    if tokenizer.hash != identity.vocabulary_hash and not encodes(StoredRun(path).tokenizer, tokenizer):
         raise ConfigError(
             f"{path} holds a run with another vocabulary than data.path={config.data.path}: its token ids mean other text; set "
             f"data.path back, choose another folder with {argument('--output')}, or add {argument('--start-over')}"

@@ -82,13 +82,7 @@ E_ARGUMENT = EXPERTS_ARGUMENT - 1
 
 
 class TrainStep(nn.Cell):
-    """Training step: forward pass, backward pass and update.
-
-    construct(lr, *StepArrays, *SpikeLimits, experts=()) -> fields of StepResult
-        experts: `WorkerUpdate.experts`, with a worker; () to look them up in the store. Plans and experts are tuples over segments.
-        active: experts of all micro-batches. offsets: their tokens in each micro-batch. used: their tokens in all of them.
-    The arguments are plain tensors and tuples and not the NamedTuples of the host: see data/batches.py.
-    """
+    """Training step: forward pass, backward pass and update. Call it by `take`."""
 
     def __init__(self, config: Config, network: PanGuSigma, store: ExpertStore, ranks: Ranks = SINGLE_PROCESS):
         """ranks: the processes that take the step together, each with its share of the batch and of the experts."""
@@ -97,9 +91,10 @@ class TrainStep(nn.Cell):
         self.store = store
         self.dense = make_dense_adam(config, network.trainable_params(), network.embedding)
         dense = self.dense.learned
-        self.loss = ScaledLoss(network)  # a cell of the step's own, so that `set_train` reaches its dropout
+        self.loss = ScaledLoss(network)  # a cell of this one, so that `set_train` reaches its dropout
         self.sparse, self.learns_dense = config.model.rre_layers > 0, bool(dense)
         self.has_rows, self.learns_rows = bool(config.model.rows), store.rows is not None and any(store.rows.learns)
+        # `value_and_grad` returns one gradient for one position, and a tuple for a tuple of positions: see `split_gradients`
         self.learning_input = E_ARGUMENT if self.learns_rows else EXPERTS_ARGUMENT if self.sparse else None
         self.loss_and_grads = ms.value_and_grad(
             self.loss,
@@ -139,6 +134,12 @@ class TrainStep(nn.Cell):
         blocks_MD=None,
         experts=(),
     ):
+        """Take a step on the fields of `StepArrays` and `SpikeLimits`, as plain tensors and tuples (data/batches.py). Return three
+        tuples: the first six fields of StepResult, the gradients of experts that a worker reads, and the last two fields.
+
+        lr: learning rate. experts: `WorkerUpdate.experts`; () without a worker. Plans and experts are tuples over segments.
+        active_A: experts of all micro-batches. offsets_GA1: their tokens in each micro-batch. used_A1: their tokens in all of them.
+        """
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
         experts = experts if experts else self.store.fetch(active_A)
         block_loss: tuple = ()
@@ -162,36 +163,34 @@ class TrainStep(nn.Cell):
                 e_GTH[g] if self.has_rows else (),
                 experts,
             )
-            rows_grad, experts_grad, dense_grad = self.by_kind(grads)
+            rows_grad, experts_grad, dense_grad = self.split_gradients(grads)
             row_grads += (rows_grad,)
             block_loss += (loss_M,)
             dense_grads = dense_grad if g == 0 else add_gradients(dense_grads, dense_grad)
-            experts_grad = self.of_learning(experts_grad)
+            experts_grad = self.learning_gradients(experts_grad)
             expert_grads = experts_grad if g == 0 else add_segments(expert_grads, experts_grad)
         dense_grads, expert_grads, squares, squares_dense, squares_experts = self.reduce(dense_grads, expert_grads)
         # `applied` is a number, not a branch: every step runs the same operators, and with 0.0 Adam leaves its arrays unchanged
         norm = ops.sqrt(squares) / scale
-        finite = is_finite(norm)
-        calm = self.no_spike(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
-        applied = finite * calm
+        has_finite_norm = is_finite(norm)
+        has_no_spike = self.has_no_spike(block_loss, squares, limits_D, blocks_MD) if self.skips_spikes else 1.0
+        applied = has_finite_norm * has_no_spike
         grad_scale = gradient_factor(norm, scale, self.clip_norm)
-        updated: tuple = ()
+        updates: tuple = ()
         hyper_dense = self.hyper_dense(lr, grad_scale, applied)
         if self.sparse:
             hyper = self.hyper_experts(lr, grad_scale, applied)
             if self.worker_update is None:
-                updated = (self.store.update(expert_grads, active_A, used_A1, hyper),)
+                updates = (self.store.update(expert_grads, active_A, used_A1, hyper),)
             else:
-                updated = self.worker_update.update(expert_grads, active_A, used_A1, hyper)
-                hyper_dense = ops.depend(hyper_dense, updated)  # the worker begins before Adam of the dense parameters
-        updated = (updated, self.dense.update(dense_grads, hyper_dense))
+                updates = self.worker_update.update(expert_grads, active_A, used_A1, hyper)
+                hyper_dense = ops.depend(hyper_dense, updates)  # the worker begins before Adam of the dense parameters
+        updates = (updates, self.dense.update(dense_grads, hyper_dense))
         # a spike does not change the scale, unless its gradients are not finite
-        rescaled = (
-            self.scale.update(finite, 1.0 - finite * (1.0 - calm)) if self.skips_spikes else self.scale.update(applied)
-        )
+        scale_update = self.scale.update(has_finite_norm, 1.0 - has_finite_norm * (1.0 - has_no_spike))
         norms = (ops.sqrt(squares_dense) / scale, ops.sqrt(squares_experts) / scale)
-        # a plain tuple, which `take` makes a StepResult; it depends on all updates
-        result = ops.depend((block_loss, norm, applied, scale, *norms), (updated, rescaled))
+        # the graph returns no tensor before all updates are done
+        result = ops.depend((block_loss, norm, applied, scale, *norms), (updates, scale_update))
         row_update = (row_grads, self.hyper_rows(lr * self.rate_rows, grad_scale, applied)) if self.learns_rows else ()
         return result, expert_grads if self.worker_update is not None else (), row_update
 
@@ -201,8 +200,8 @@ class TrainStep(nn.Cell):
         arrays: StepArrays,
         limits: SpikeLimits | None = None,
     ) -> StepResult:
-        """Run one step. A worker goes on with the update of the experts after the return. rate: learning rate. limits: None to skip
-        no spike."""
+        """Run one step. A worker goes on with the update of the experts after the return. rate: learning rate. limits: loss limits
+        above which the step updates nothing; None: no limits."""
         inputs: tuple = (*arrays, *(limits or SpikeLimits()))
         if self.worker_update is not None:
             self.worker_update.register([active.asnumpy() for active in arrays.active_A])
@@ -212,54 +211,57 @@ class TrainStep(nn.Cell):
             result, self._expert_grads, row_update = self(Tensor(rate, ms.float32), *inputs)
         return StepResult(*result, *row_update)
 
-    def by_kind(self, grads):
-        """Return the gradients of rows, of experts, and of dense parameters; () of what does not learn."""
-        if self.learning_input is None:
+    def split_gradients(self, grads):
+        """Return the gradients of rows, of experts, and of dense parameters, () for those that do not learn. grads: the gradients
+        that `loss_and_grads` returns, whose form depends on what learns."""
+        if self.learning_input is None:  # neither rows nor experts are inputs
             return (), (), grads
         input_grads, dense_grads = grads if self.learns_dense else (grads, ())
         if self.learns_rows and self.sparse:
             return input_grads[0], input_grads[1], dense_grads
-        return (input_grads, (), dense_grads) if self.learns_rows else ((), input_grads, dense_grads)
+        if self.learns_rows:
+            return input_grads, (), dense_grads
+        return (), input_grads, dense_grads
 
-    def of_learning(self, grads):
-        """Return the gradients of experts, () for segments that do not learn: what nobody reads is no part of the graph."""
+    def learning_gradients(self, grads):
+        """Return the gradients of experts, () for segments that do not learn. The graph then does not compute the unread ones."""
         learning: tuple = ()
         for n in range(len(self.learns)):
             learning += (grads[n] if self.learns[n] else (),)
         return learning
 
-    def no_spike(self, block_loss, squares, limits_D, blocks_MD):
+    def has_no_spike(self, block_loss, squares, limits_D, blocks_MD):
         """Return 1.0 if no domain's loss over the whole batch is above its limit, else 0.0; the same on all ranks.
 
-        block_loss: block losses [M] of each micro-batch. squares: tensor of another sum over ranks, which comes first. limits_D,
-        blocks_MD: as in `SpikeLimits`.
+        block_loss: block losses [M] of each micro-batch. squares: result of an earlier sum over ranks, which this sum must follow.
+        limits_D, blocks_MD: as in `SpikeLimits`.
         """
         loss_M = block_loss[0]
         for g in range(1, self.micro_batches):
             loss_M = loss_M + block_loss[g]
         loss_D = self.reduce.over_ranks(ops.ReduceSum()(ops.reshape(loss_M, (-1, 1)) * blocks_MD, 0), squares)
-        return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # false for NaN
+        return ops.ReduceMin()(ops.cast(loss_D <= limits_D, ms.float32), 0)  # a comparison with NaN is false
 
 
 def of_micro_batch(arrays, g):
-    """Return the arrays of micro-batch g: a tuple over segments."""
-    of_segments: tuple = ()
+    """Return a tuple over segments, the arrays of micro-batch g. arrays: an array [G, …] for each segment."""
+    micro_batch_arrays: tuple = ()
     for array in arrays:
-        of_segments += (array[g],)
-    return of_segments
+        micro_batch_arrays += (array[g],)
+    return micro_batch_arrays
 
 
 def add_gradients(left, right):
     """Return the sums of two tuples of gradients, tensor by tensor."""
-    total: tuple = ()
+    sums: tuple = ()
     for i in range(len(left)):
-        total += (left[i] + right[i],)
-    return total
+        sums += (left[i] + right[i],)
+    return sums
 
 
 def add_segments(left, right):
     """Return the sums of the gradients of two micro-batches, segment by segment."""
-    total: tuple = ()
+    sums: tuple = ()
     for n in range(len(left)):
-        total += (add_gradients(left[n], right[n]),)
-    return total
+        sums += (add_gradients(left[n], right[n]),)
+    return sums

@@ -115,8 +115,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._pending: list[Metrics] = []
         """Steps since the last `step` line, each with its `seconds` unless it is the first, which compiles."""
         self._samples, self._load_NK, self._last_step = "", np.array(0), resumed_step
-        self._begun, self._first_step = 0.0, 0
-        """When the first step ended, and its number; since then the speed is measured."""
+        self._measured_since, self._first_step = 0.0, 0
+        """Time when the first step ended, and its number; since then the speed is measured."""
         self._losses, self._counts = dict[str, float](), Counter[str]()
         evaluations = [line["unigram"] for line in retained_lines if "unigram" in line]
         self._unigram: dict[str, float | None] = evaluations[-1] if evaluations else {}
@@ -130,41 +130,42 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             mininterval=0.5,
             delay=0,
         )
-        self._folder, self._refused = folder / TENSORBOARD, False
+        self._folder, self._has_failed = folder / TENSORBOARD, False
         self._board: EventsWriter | None = None
-        # it hides older points
+        # the event of a start hides the points of later steps that an earlier process wrote
         self._write_events(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
         if self._fresh:
-            begins = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
-            line = {"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **begins}
+            content = {} if identity is None else {"config": identity.config, "data": identity.data_hash}
+            line = {"kind": "run", "step": 0, "domains": domains, "steps_total": steps_total, **content}
             self._lines.write(sealed_line(line))
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Write the pending lines, and close the files."""
         try:
             self.flush()
             self._progress.close()
-            self._write_events(then=EventsWriter.close)
+            self._write_events(end=EventsWriter.close)
             self._lines.close()
-        except OSError as refused:
+        except OSError as disk_error:
             if error is None:
                 raise
-            # `error` is the one to raise
-            logger.error("%s: %s; its last lines are missing", self._lines.name, refused.strerror)
+            # the error of the `with` block is the one to raise
+            logger.error("%s: %s; its last lines are missing", self._lines.name, disk_error.strerror)
 
     def record(self, metrics: Metrics, load_NK: np.ndarray, samples: str, seconds: float) -> None:
         """Record a step; call it once after each. load_NK: tokens of each expert. samples: hash of the batch (`Batch.digest`).
         seconds: how long the step took, without evaluation and checkpoint."""
         self._last_step = int(metrics["step"])
-        if self._begun:
+        if self._measured_since:
             metrics = metrics | {"seconds": seconds}
         else:  # the first step compiles the graph and says nothing about speed
-            self._begun, self._first_step = time.perf_counter(), self._last_step
+            self._measured_since, self._first_step = time.perf_counter(), self._last_step
         self._pending.append(metrics)
         self._samples += samples
         self._load_NK = self._load_NK + load_NK
-        self._show(metrics)
+        self._show_progress(metrics)
         if self._last_step % self._log_interval == 0:
-            self._log()
+            self._write_pending()
 
     def evaluation(self, step: int, losses: dict[str, HeldOutLoss]) -> None:
         """Log the held-out loss of each domain after `step`."""
@@ -174,7 +175,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self.flush()
 
     def changes(self, step: int, changes: Sequence[Change]) -> None:
-        """Log configuration changes with which a run resumes after `step`. A new log has the configuration in its first line."""
+        """Log configuration changes with which a run resumes after `step`; a new log has the configuration in its first line."""
         if changes and not self._fresh:
             self.write("config", step=step, changes=list(changes))
             self._lines.flush()
@@ -182,54 +183,51 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     def write(self, kind: str, *, step: int, **values: Any) -> None:
         """Write a line of any kind, and its numbers for TensorBoard."""
         self._lines.write(sealed_line({"kind": kind, "step": step, **values}))
-        numbers = flat(values, "" if kind == "step" else f"{kind}/").items()
-        self._write_events(
-            *(Event(step=step, summary=scalar(name, n)) for name, n in numbers if isinstance(n, int | float))
-        )
+        items = flat(values, "" if kind == "step" else f"{kind}/").items()
+        numbers = {name: value for name, value in items if isinstance(value, int | float)}
+        self._write_events(*(Event(step=step, summary=scalar(name, number)) for name, number in numbers.items()))
 
     def flush(self) -> None:
         """Write pending metrics to the disk. Call this method before each checkpoint, so that the log has all steps up to it."""
         if self._pending:
-            self._log()
-        if self._load_NK.ndim:
+            self._write_pending()
+        if self._load_NK.ndim:  # else no step since the last `load` line
             self.write("load", step=self._last_step, tokens_NK=self._load_NK.tolist())
             self._load_NK = np.array(0)
         self._lines.flush()
         os.fsync(self._lines.fileno())
 
-    def _log(self) -> None:
-        """Write the pending steps as a line."""
+    def _write_pending(self) -> None:
+        """Write the pending steps as one `step` line."""
         samples = xxhash.xxh3_64_hexdigest(self._samples.encode())
         self.write("step", **over_steps(self._pending), samples=samples)
         self._pending, self._samples = [], ""
         self._lines.flush()
 
-    def _show(self, metrics: Metrics) -> None:
-        """Advance the progress line."""
+    def _show_progress(self, metrics: Metrics) -> None:
+        """Show a step in the progress line: the losses, with the unigram losses behind them, other numbers, and the time left."""
         losses = {name.removeprefix("loss/"): loss for name, loss in metrics.items() if name.startswith("loss/")}
         self._losses |= losses
-        # with many domains the line has room only for the domains of this step
-        shown = self._losses if len(self._losses) <= _DOMAINS_SHOWN else losses
-        words = {name: f" ({nats:.2f})" for name, nats in self._unigram.items() if nats is not None and name in shown}
-        title = "loss (of counting words)" if words else "loss"
-        parts = [" ".join([title, *(f"{name} {loss:.3f}{words.get(name, '')}" for name, loss in shown.items())])]
+        if len(self._losses) <= _DOMAINS_SHOWN:  # else the line has room only for the domains of this step
+            losses = self._losses
+        notes = {name: f" ({nats:.2f})" for name, nats in self._unigram.items() if nats is not None and name in losses}
+        title = "loss (of counting words)" if notes else "loss"
+        texts = [" ".join([title, *(f"{name} {loss:.3f}{notes.get(name, '')}" for name, loss in losses.items())])]
         self._counts.update({name: int(metrics[name]) for name in ("dropped", "skipped")})
         numbers = metrics | over_steps(self._pending) | self._counts
-        parts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]
-        time_left = "?"
-        if steps_taken := self._last_step - self._first_step:
-            pace = (time.perf_counter() - self._begun) / steps_taken
+        texts += [text.format(numbers[name]) for name, text in _SHOWN.items() if numbers.get(name)]
+        time_left, measured_steps = "?", self._last_step - self._first_step
+        if measured_steps:
+            pace = (time.perf_counter() - self._measured_since) / measured_steps
             time_left = Bar.format_interval((self._steps_total - self._last_step) * pace)
-        self._progress.set_postfix_str(", ".join([*parts, f"{time_left} left"]), refresh=False)
+        self._progress.set_postfix_str(", ".join([*texts, f"{time_left} left"]), refresh=False)
         self._progress.update()
 
-    def _write_events(self, *events: Event, then: Callable[[EventsWriter], object] = EventsWriter.flush) -> None:
-        """Write events for TensorBoard, until its folder refuses one, which ends the curves and not the training.
-
-        then: flush, or close at the end. The thread of `SummaryWriter` would end at such an error, and a later point would wait for
-        ever for room in its queue.
-        """
-        if self._refused:
+    def _write_events(self, *events: Event, end: Callable[[EventsWriter], object] = EventsWriter.flush) -> None:
+        """Write events for TensorBoard, and then flush or, with EventsWriter.close as `end`, close its file. After an error of the
+        disk, which is logged, nothing more is written: the curves end, and the training goes on."""
+        # the thread of `SummaryWriter` would end at such an error, and a later point would wait for room in its queue
+        if self._has_failed:
             return
         try:
             if self._board is None:
@@ -238,11 +236,11 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             for event in events:
                 event.wall_time = time.time()
                 self._board.write_event(event)
-            then(self._board)
+            end(self._board)
         except OSError as error:
-            self._refused, why = True, error.strerror or error
+            self._has_failed, reason = True, error.strerror or error
             remark = "nothing more is written for TensorBoard, until training is started again; metrics.jsonl has the same numbers"
-            logger.warning("%s: %s; %s", self._folder, why, remark)
+            logger.warning("%s: %s; %s", self._folder, reason, remark)
 
 
 class NoLog(AbstractContextManager["NoLog"]):
@@ -255,21 +253,25 @@ class NoLog(AbstractContextManager["NoLog"]):
 
 
 def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
-    """Return the numbers of a `step` line. steps: records, those that have a time with their `seconds`."""
+    """Return the numbers of a `step` line: a sum, last value or mean of each metric, and rates. steps: records of the steps; the
+    records of measured steps have `seconds`, the duration of the step."""
     numbers = dict[str, Any]()
     for name in dict.fromkeys(name for step in steps for name in step if not name.endswith("seconds")):
         values = [step[name] for step in steps if name in step]
-        metric, finite_values = name.partition("/")[0], [value for value in values if math.isfinite(value)]
+        metric = name.partition("/")[0]
         if metric in LAST:
             numbers[name] = values[-1]
         elif metric in SUMMED:
             numbers[name] = sum(values)
         else:
-            left_out = len(values) - len(finite_values)
-            numbers |= {name: math.fsum(finite_values) / len(finite_values)} if finite_values else {}
-            numbers |= {f"left_out/{name}": left_out} if left_out else {}
+            finite_values = [value for value in values if math.isfinite(value)]
+            if finite_values:
+                numbers[name] = math.fsum(finite_values) / len(finite_values)
+            if len(finite_values) < len(values):
+                numbers[f"left_out/{name}"] = len(values) - len(finite_values)
     timed_steps = [step for step in steps if "seconds" in step]
     if seconds := sum(step["seconds"] for step in timed_steps):
+        # `tokens` become tokens per second, and names that end with _seconds shares of the time
         rates = {name: name.removesuffix("_seconds") for name in steps[-1] if name.endswith("_seconds")}
         rates["tokens"] = "tokens_per_second"
         numbers |= {rate: sum(step[name] for step in timed_steps) / seconds for name, rate in rates.items()}
@@ -277,7 +279,7 @@ def over_steps(steps: Sequence[Metrics]) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested values as one mapping, by names such as unigram/en."""
+    """Return nested mappings as one mapping, by names such as unigram/en. path: beginning of all names."""
     mapping = dict[str, Any]()
     for name, value in values.items():
         mapping |= flat(value, f"{path}{name}/") if isinstance(value, Mapping) else {f"{path}{name}": value}
@@ -292,7 +294,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         try:
             line = unsealed_line(text)
             if not isinstance(line["kind"], str) or type(line["step"]) is not int:
-                raise ValueError("no kind or step")
+                raise ValueError("no kind or step")  # caught below, as a damaged line
             lines.append(line)
         except (DamagedFile, ValueError, TypeError, KeyError, RecursionError):
             logger.warning("%s: line %d was changed, or cut off by a crash; it is left out", folder / FILE, number)
@@ -300,10 +302,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def metrics_columns(run: Path, kind: str) -> dict[str, Any]:
-    """Return `columns` of the lines of a kind; metrics.py says what they hold.
-
-    Raises ConfigError for a folder without a log, and for a kind that it does not have.
-    """
+    """Return the lines of a kind as `columns`. The top of metrics.py lists the kinds and the names of their columns. Raises
+    ConfigError for a folder without a log, and for a kind that it does not have."""
     try:
         lines = lines_by_kind(run)
     except OSError as error:
@@ -332,24 +332,25 @@ def columns(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: _column([row.get(name) for row in rows]) for name in names}
 
 
-def points(of: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps and values of a column where it is finite; empty arrays without such a column of numbers."""
-    values = of.get(name)
+def points(table: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and the values of a column of `columns` where the values are finite; empty arrays if it has no numbers."""
+    values = table.get(name)
     if not isinstance(values, np.ndarray) or values.ndim > 1:
         return np.array([]), np.array([])
-    return of["step"][np.isfinite(values)], values[np.isfinite(values)]
+    return table["step"][np.isfinite(values)], values[np.isfinite(values)]
 
 
 def _column(values: list[Any]) -> Any:
-    with suppress(ValueError):  # rows of several lengths
+    """Return values as an array, with NaN for None, if they are numbers, or arrays of one shape; else the list itself."""
+    with suppress(ValueError):  # lists of several lengths
         array = np.array([math.nan if value is None else value for value in values])
         return array if array.dtype.kind in "if" else values
     return values
 
 
 def load_max_over_mean(load_NK: np.ndarray, reachable_N: Sequence[Sequence[int]]) -> float | None:
-    """Return max/mean of the tokens per expert, averaged over segments; None without load. reachable_N: indices of the experts in
-    each segment that could get a token. Experts that got none count in the mean."""
+    """Return the largest number of tokens of an expert over the mean of all, averaged over segments; None without load. load_NK:
+    tokens of each expert. reachable_N: indices of the experts in each segment that could get a token; all count in the mean."""
     pairs = zip(load_NK, reachable_N, strict=False)  # a dense model has no segment, and one row of zeros as its load
     loads = [load_K[list(reachable)] for load_K, reachable in pairs if load_K.any()]
     ratios = [load.max() / load.mean() for load in loads]
@@ -357,26 +358,22 @@ def load_max_over_mean(load_NK: np.ndarray, reachable_N: Sequence[Sequence[int]]
 
 
 def expert_load(lines: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Sum `load` lines to the tokens of each expert over the run, int64 [N, K]; None if no token met an expert.
-
-    The lines of a model without RRE layers have one row of zeros.
-    """
+    """Sum `load` lines to the tokens of each expert over the run, int64 [N, K]; None if no token met an expert: the lines of a
+    model without RRE layers have one row of zeros."""
     total_NK = np.sum([line["tokens_NK"] for line in lines], axis=0, dtype=np.int64)
     return total_NK if total_NK.any() else None
 
 
 def _drop_lines_beyond(file: Path, step: int) -> list[dict[str, Any]]:
-    """Drop the lines of steps after `step`, and the changes made at `step`; the resumed run writes both again.
-
-    Step 0 drops the whole file. Returns the retained lines. Logs a warning if lines up to `step` are missing.
-    """
+    """Drop the lines of steps after `step`, and the changes made at `step`, from the log; the resumed run writes both again. Step 0
+    drops the whole file. Returns the retained lines. Logs a warning if lines up to `step` are missing."""
     lines = read_metrics(file.parent) if step and file.exists() else []
     lines = [line for line in lines if line["step"] <= step and (line["kind"], line["step"]) != ("config", step)]
-    logged = max((line["step"] for line in lines if line["kind"] == "step"), default=0)
-    if logged < step:
+    last_step = max((line["step"] for line in lines if line["kind"] == "step"), default=0)
+    if last_step < step:
         logger.warning(
             "%s: the lines of steps %d to %d are lost, and what they counted; the weights of step %d are whole",
-            *(file, logged + 1, step, step),
+            *(file, last_step + 1, step, step),
         )
     if lines:
         write_atomically(file, "".join(map(sealed_line, lines)).encode())

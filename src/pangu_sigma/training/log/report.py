@@ -73,7 +73,7 @@ class RunLog:
 
     @cached_property
     def numbers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Steps and finite values of each number by its name; before a name of an `evaluation` line stands what was evaluated."""
+        """Steps and finite values of each number by its name. Names of `evaluation` lines begin with `held_out_` or `dev_`."""
         steps, evaluations = (columns(self.lines.get(kind, [])) for kind in ("step", "evaluation"))
         numbers = {name: points(steps, name) for name in steps if name != "step"}
         for name in [name for name in evaluations if name != "step"]:
@@ -82,18 +82,20 @@ class RunLog:
 
     @cached_property
     def load(self) -> tuple[list[str], np.ndarray] | None:
-        """Of each segment, own ones first, its label, layer.segment and kind, and the load of its experts over their fair share
-        [N, K]: the mean of their domain, or in a common segment of all. NaN without tokens or expert. None without load."""
+        """Labels of the segments, own ones first, such as "0.1 common" (layer, segment and kind), and the load of each expert over
+        its fair share [N, K]: the mean over the experts of its domain, or over all experts of a common segment. NaN for a domain
+        without tokens, and where there is no expert. None for a run without load."""
         total_NK = expert_load(self.lines.get("load", []))
         if total_NK is None:
             return None
         kinds = [kind for key, kind in self.config.items() if key.startswith("model.segments.")] or ["own"]
-        own = (self.config.get("model.experts_per_domain") or 0) * len(self.domains)
-        stored = {"own": own or None, "common": self.config.get("model.common_experts")}
+        own_experts = (self.config.get("model.experts_per_domain") or 0) * len(self.domains)
+        stored = {"own": own_experts or None, "common": self.config.get("model.common_experts")}  # None: all columns
         labels, relative_NK = list[str](), np.full(total_NK.shape, np.nan)
-        order = sorted(range(len(total_NK)), key=lambda n: kinds[n % len(kinds)] != "own")
-        for row, n in enumerate(order):
+        own_first = sorted(range(len(total_NK)), key=lambda n: kinds[n % len(kinds)] != "own")
+        for row, n in enumerate(own_first):
             kind = kinds[n % len(kinds)]
+            # groups of experts that share tokens, [G, E]: the domains, or all experts of a common segment
             total_GE = total_NK[n, : stored[kind]].reshape(len(self.domains) if kind == "own" else 1, -1)
             with np.errstate(invalid="ignore"):  # 0 / 0
                 relative_NK[row, : total_GE.size] = (total_GE / total_GE.mean(axis=1, keepdims=True)).ravel()
@@ -103,6 +105,7 @@ class RunLog:
 
 def draw_numbers(runs: Sequence[RunLog]) -> Figure:
     """Draw numbers over the steps, a panel for each metric: losses with the unigram loss, and all others that change in a run."""
+    # metric → names of its numbers, as keys: a set would lose their order
     panels: dict[str, dict[str, None]] = {"loss": {}}
     for run in runs:
         for name, (_, values) in run.numbers.items():
@@ -115,10 +118,12 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
     figure = Figure(figsize=(12, 3 * height), layout="constrained")
     for place, (metric, names) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(height, 2, (1, 2) if place == 1 else place + 1)
+        # a number's name is NUMBER or NUMBER/PART, with a domain as part: each part has a colour
         parts = list(dict.fromkeys(["", *(name.partition("/")[2] for name in names)]))
         for run, style in zip(runs, cycle(_STYLES), strict=False):
             for name in names:
                 number, _, part = name.partition("/")
+                # words that all lines of the panel share are left out
                 label = " ".join([run.name] * (len(runs) > 1) + [number] * (number != metric) + [part or "all"])
                 (line,) = axes.plot(*run.numbers.get(name, ((), ())), style, linewidth=1.0, label=label)
                 line.set(color=f"C{parts.index(part)}", marker="" if number == metric else ".")
@@ -133,7 +138,7 @@ def draw_numbers(runs: Sequence[RunLog]) -> Figure:
 
 
 def changes(name: str, values: np.ndarray) -> bool:
-    """Return True if a number changes by more than a thousandth of itself or of one; a learning rate is far below one."""
+    """Return True if a number changes by more than a thousandth of itself, and of 1.0 unless it is the (small) learning rate."""
     return bool(np.ptp(values) > 1e-3 * max(abs(values).max(), float(name != "learning_rate")))
 
 
@@ -157,37 +162,37 @@ def draw_load(run: RunLog) -> Figure | None:
     return figure
 
 
-def _unbalanced(run: RunLog) -> str:
-    """Return the load of the most loaded expert, if it is high and `routing.table` can lower it; else ""."""
+def _imbalance_text(run: RunLog) -> str:
+    """Return a text on the most loaded expert, if its load is high and another `routing.table` can lower it; else ""."""
     if run.load is None or run.config.get("routing.table") != "random":
         return ""
     labels, relative_NK = run.load
     n, expert = np.unravel_index(np.nanargmax(relative_NK), relative_NK.shape)
-    sentence = f"{relative_NK[n, expert]:.2f} times its fair share: expert {expert} of segment {labels[n]}"
-    return sentence if relative_NK[n, expert] >= _UNBALANCED else ""
+    text = f"{relative_NK[n, expert]:.2f} times its fair share: expert {expert} of segment {labels[n]}"
+    return text if relative_NK[n, expert] >= _UNBALANCED else ""
 
 
 def _by_domain(run: RunLog) -> Table:
-    """Return every number by domain: its last value in the log, or its sum for what counts steps."""
-    lines: dict[str, dict[str, Any]] = {name: {"domain": name} for name in run.domains}
+    """Return a table of domains with every number that is by domain: its last value in the log, or the sum of a count of steps."""
+    rows: dict[str, dict[str, Any]] = {name: {"domain": name} for name in run.domains}
     for name, (_, values) in run.numbers.items():
         metric, _, domain = name.rpartition("/")
-        if domain in lines:
-            lines[domain][metric] = values.sum() if metric.startswith("left_out/") else values[-1]
-    return [*lines.values()]
+        if domain in rows:
+            rows[domain][metric] = values.sum() if metric.startswith("left_out/") else values[-1]
+    return [*rows.values()]
 
 
 def _tables(run: RunLog) -> dict[str, Table]:
-    """Return further tables by title; one without lines is not shown."""
-    changed = [(line["step"], *change) for line in run.lines.get("config", []) for change in line["changes"]]
+    """Return the tables of a run besides `_by_domain`, by title. The page leaves out an empty table."""
     tables: dict[str, Table] = {
         "Numbers": [],
         "Fine-tuning": [],
         "Benchmarks": [{"task": name} | task for name, task in run.benchmarks.items()],
         "Loss spikes, the latest 50": run.lines.get("spike", [])[-50:],
         "Changes of the configuration": [
-            {"after step": step, "key": key, "was": as_text(old), "became": as_text(new)}
-            for step, key, old, new in changed
+            {"after step": line["step"], "key": key, "was": as_text(old), "became": as_text(new)}
+            for line in run.lines.get("config", [])
+            for key, old, new in line["changes"]
         ],
     }
     for name, (_, v) in run.numbers.items():
@@ -195,6 +200,7 @@ def _tables(run: RunLog) -> dict[str, Table]:
             row = {"number": name, "lowest": v.min(), "median": np.median(v), "highest": v.max(), "last": v[-1]}
             tables["Numbers"].append(row)
     tuning = {"forgetting": {"skipped": "the fine-tuning is not finished"}} | run.tuning if run.tuning else {}
+    # forgetting/domains/en/loss is a cell of the table "Forgetting": title → domain → row
     by_domain: dict[str, dict[str, dict[str, Any]]] = {}
     for name, value in flat(tuning).items():
         title, is_by_domain, domain_and_head = name.partition("/domains/")
@@ -203,7 +209,7 @@ def _tables(run: RunLog) -> dict[str, Table]:
             by_domain.setdefault(title.capitalize(), {}).setdefault(domain, {"domain": domain})[head] = value
         else:
             tables["Fine-tuning"].append({"key": name, "value": value})
-    return tables | {title: [*lines.values()] for title, lines in by_domain.items()}
+    return tables | {title: [*rows.values()] for title, rows in by_domain.items()}
 
 
 def draw_report(run: Path) -> None:
@@ -227,18 +233,17 @@ def write_report(run_folder: Path, others: Sequence[Path] = (), compared: str = 
     names = [folder.resolve().name for folder in folders]
     if len({*names}) < len(names):
         names = [str(folder) for folder in folders]
-    runs = list(map(_read, folders, names))
+    runs = list(map(_read_run, folders, names))
     keys = sorted({key for run in runs for key in run.config})
     settings = [{"key": key} | {run.name: as_text(run.config.get(key)) for run in runs} for key in keys]
     load = "tokens of each expert over its fair share, by RRE layer and domain"
     figures = {"losses of each domain, and every other number that changes, over the steps": draw_numbers(runs)}
     figures |= {f"{load}, {run.name}": figure for run in runs if (figure := draw_load(run))}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters["cell"] = _cell
     html = environment.get_template("report.html").render(
-        runs=[(run, _by_domain(run), _unbalanced(run), _tables(run)) for run in runs],
+        runs=[(run, _by_domain(run), _imbalance_text(run), _tables(run)) for run in runs],
         compared=compared,
         settings=settings,
         differing=[row for row in settings if len({*row.values()} - {row["key"]}) > 1],
@@ -252,14 +257,15 @@ def write_report(run_folder: Path, others: Sequence[Path] = (), compared: str = 
     return page
 
 
-def _read(folder: Path, name: str) -> RunLog:
+def _read_run(folder: Path, name: str) -> RunLog:
+    """Read the log of a run folder. name: name of the run in the page. Raises FileNotFoundError without a log, EmptyLogError."""
     lines, tuning = lines_by_kind(folder), read_tuning(folder)
     if "step" not in lines:
         raise EmptyLogError(f"{folder} has no logged step; train it for at least train.log_interval steps")
     if "run" not in lines:
         raise EmptyLogError(f"{folder / FILE}: its first line, with the domains, is missing; take the file from a copy")
     config, benchmarks = dict[str, Any](), dict[str, Any]()
-    # what cannot be read is not shown; the figures are of the log
+    # the figures are of the log: a file that cannot be read is left out of the page
     with suppress(OSError, ValueError, LookupError, TypeError):
         config = leaves(json.loads((folder / CONFIG_FILE).read_bytes())["config"])
     with suppress(OSError, ValueError):

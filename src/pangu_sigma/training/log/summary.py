@@ -68,12 +68,12 @@ def summarise(path: Path) -> dict[str, Any]:
     load_NK = expert_load(lines.get("load", []))
     trained = [n for n, domain in enumerate(run.config.domains) if f"loss/{domain.name}" in steps]
     reachable_N = run.config.reachable_experts(trained)
-    nothing: dict[str, Any] = {"step": None, "per_domain_loss": {}, "held_out": {}}  # tuned without a dev set
-    before, after = evaluations[0] if evaluations else nothing, evaluation_of(newest, evaluations) or nothing
+    empty_line: dict[str, Any] = {"step": None, "per_domain_loss": {}, "held_out": {}}  # tuned without a dev set
+    before, after = evaluations[0] if evaluations else empty_line, evaluation_of(newest, evaluations) or empty_line
     return {
         "run": str(path),
         "losses": "loss on the dev set" if tuning else "held-out loss",
-        "steps": max(line["step"] for of_kind in lines.values() for line in of_kind),
+        "steps": max(line["step"] for lines_of_kind in lines.values() for line in lines_of_kind),
         "evaluated_at": after["step"],
         "domains": {
             name: {
@@ -96,7 +96,7 @@ def summarise(path: Path) -> dict[str, Any]:
 
 
 def _over_run(steps: Mapping[str, Any], name: str) -> float | None:
-    """Return the sum, last value or median of a number over the `step` lines; None if they do not have it."""
+    """Return the sum (SUMMED), last value (LAST) or median of a number over the `step` lines, as `columns`; None without values."""
     values, metric = points(steps, name)[1], name.partition("/")[0]
     if metric in SUMMED:
         return int(values.sum())
@@ -119,7 +119,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         )
     lines.append(f"{'steps':12} {summary['steps']}")
     for title, text in _LINES:
-        name = text.partition("{")[2].partition(":")[0]
+        name = text.partition("{")[2].partition(":")[0]  # the first number in the text
         lines += [f"{title:12} {text.format_map(summary)}"] if summary.get(name) else []
     lines += format_rows(summary["rows"])
     lines += [f"{name:12} {summary[name]}" for name in ("checkpoint", "report")]
@@ -142,13 +142,14 @@ def format_rows(line: dict[str, Any] | None) -> list[str]:
 
 
 def format_divergence(lines: list[dict[str, Any]], peak_lr: float) -> str:
-    """Format a warning of a log whose last held-out loss is above that of step 0 in all domains; "" for any other log."""
+    """Format a warning if the last held-out loss in the lines of a log is above that of step 0 in all domains; else return ""."""
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     if not evaluations or evaluations[0]["step"] or evaluations[0]["held_out"] != evaluations[-1]["held_out"]:
-        return ""
+        return ""  # no evaluation at step 0, or other held-out samples since
     final = evaluations[-1]["per_domain_loss"]
-    losses = {name: [loss, final[name]] for name, loss in evaluations[0]["per_domain_loss"].items() if name in final}
-    losses = {name: [math.inf if loss is None else loss for loss in both] for name, both in losses.items()}
+    pairs = {name: (loss, final[name]) for name, loss in evaluations[0]["per_domain_loss"].items() if name in final}
+    # the log has None for a loss that is not finite
+    losses = {name: [math.inf if loss is None else loss for loss in pair] for name, pair in pairs.items()}
     if not losses or any(after <= before for before, after in losses.values()):
         return ""
     changes = ", ".join(f"{name} {before:.4g} → {after:.4g}" for name, (before, after) in losses.items())
@@ -171,23 +172,25 @@ def read_tuning(folder: Path) -> dict[str, Any] | None:
 
 def logged_losses(path: Path) -> dict[str, HeldOutLoss]:
     """Return the held-out loss of each domain that a run logged at its newest checkpoint, or else last."""
-    logged = evaluation_of(open_model(path, "run").newest, lines_by_kind(path)["evaluation"])
-    return losses_of(logged or {"per_sample": {}})
+    line = evaluation_of(open_model(path, "run").newest, lines_by_kind(path)["evaluation"])
+    return losses_of(line or {"per_sample": {}})
 
 
 def evaluation_of(newest: Checkpoint | None, evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return, of the `evaluation` lines of a run, the one of its newest checkpoint, or else the last one; None without any."""
-    last = evaluations[-1] if evaluations else None
-    return next((line for line in evaluations if newest and line["step"] == newest.step), last)
+    """Return the `evaluation` line of a run's newest checkpoint; the last line if there is none; None if there are no lines."""
+    last_line = evaluations[-1] if evaluations else None
+    return next((line for line in evaluations if newest and line["step"] == newest.step), last_line)
 
 
 def compare_logs(run: Path, other: Path) -> tuple[dict[str, Any], str]:
-    """Return the difference of what two runs logged at their newest checkpoints, by domain, and the table of their losses."""
-    own, others = logged_losses(run), logged_losses(other)
-    again = f"pangu-sigma evaluate {run} --against {other} measures both, or says why not"
-    why = f"the logs have no losses of the same samples; {again}"
-    same = [name for name, loss in own.items() if name in others and loss.digest == others[name].digest]
-    losses = {path: {name: of_run[name] for name in same} for path, of_run in ((run, own), (other, others))}
-    compared = differences_of(losses, [run], [other]) | {"left_out": {n: why for n in own | others if n not in same}}
-    differences = {name: row["difference"] for name, row in compared["pairs"][0]["domains"].items()}
-    return differences, format_differences(compared)
+    """Compare the held-out losses that two runs logged at their newest checkpoints. Return the difference of each domain, as
+    `differences_of` does, and the table of the losses. Domains whose samples differ are left out, with the reason."""
+    losses, other_losses = logged_losses(run), logged_losses(other)
+    fix = f"pangu-sigma evaluate {run} --against {other} measures both, or says why not"
+    reason = f"the logs have no losses of the same samples; {fix}"
+    names = [name for name in losses if name in other_losses and losses[name].digest == other_losses[name].digest]
+    comparable = {run: {n: losses[n] for n in names}, other: {n: other_losses[n] for n in names}}
+    left_out = {name: reason for name in losses | other_losses if name not in names}
+    comparison = differences_of(comparable, [run], [other]) | {"left_out": left_out}
+    differences = {name: row["difference"] for name, row in comparison["pairs"][0]["domains"].items()}
+    return differences, format_differences(comparison)

@@ -48,7 +48,7 @@ class Timeline(AbstractContextManager["Timeline"]):
         self._run, self._start = run, start
         self._events: list[dict[str, Any]] = []
         self._profiler: Any = None
-        self._begun = math.inf  # in seconds since 1970, as long as the profiler runs
+        self._start_time = math.inf  # of the timeline, in seconds since 1970; infinity unless the profiler runs
 
     def __exit__(self, *_: object) -> None:
         self._end()
@@ -58,24 +58,25 @@ class Timeline(AbstractContextManager["Timeline"]):
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Record the time of a `with` block under a name, such as "save"."""
-        started = time.time()
+        begin = time.time()
         yield
-        self._add(0, name, started, time.time() - started)
+        self._add(0, name, begin, time.time() - begin)
 
     def add_worker_spans(self, spans: Sequence[Span]) -> None:
-        """Record stretches of the worker that updates experts."""
-        since_1970 = time.time() - time.perf_counter()
+        """Record stretches of the worker that updates experts. Spans have the clock of `time.perf_counter`."""
+        clock_offset = time.time() - time.perf_counter()
         for span in spans:
-            self._add(1, f"segment {span.segment}", since_1970 + span.begin, span.end - span.begin)
+            self._add(1, f"segment {span.segment}", clock_offset + span.begin, span.end - span.begin)
 
     def _add(self, row: int, name: str, begin: float, seconds: float) -> None:
-        """Add a stretch of time to a row, unless it began before the timeline."""
-        if begin >= self._begun:
+        """Add a stretch of time to a row (see _ROWS), unless it began before the timeline. begin: in seconds since 1970."""
+        if begin >= self._start_time:
             times = {"ts": 1e6 * begin, "dur": 1e6 * seconds}
             self._events.append({"ph": "X", "name": name, "pid": 1, "tid": row, **times})
 
     def step_done(self, step: int) -> None:
-        """Record that a step has ended, with its evaluation and checkpoint."""
+        """Start the timeline after the first step of this process, and end it STEPS later. Call this method after each step, with
+        its evaluation and checkpoint. step: number of the step."""
         if self._run and step == self._start + 1:
             folder = self._run / FOLDER
             shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +84,7 @@ class Timeline(AbstractContextManager["Timeline"]):
             activities = profiler_activities(ms.get_context("device_target"))
             self._profiler = profile(activities=activities, on_trace_ready=tensorboard_trace_handler(str(folder)))
             self._profiler.start()
-            self._begun = time.time()
+            self._start_time = time.time()
         elif step == self._start + 1 + STEPS:
             self._end()
 
@@ -92,7 +93,7 @@ class Timeline(AbstractContextManager["Timeline"]):
         if self._run is None or self._profiler is None:
             return
         self._profiler.stop()
-        self._profiler, self._begun = None, math.inf
+        self._profiler, self._start_time = None, math.inf
         if not self._events:  # the run ended with its first step
             shutil.rmtree(self._run / FOLDER)
             return
