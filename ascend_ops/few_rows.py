@@ -58,12 +58,14 @@ class Matrix:
             copy[...] = values
             return cls(copy)
         quantise = _quantise_in_groups if precision == "int4" else _quantise_by_row
-        for first in range(
-            0, rows, _BLOCK
-        ):  # block by block: of a whole word table the intermediate arrays would be too large
+        for first in range(0, rows, _BLOCK):  # a word table is large, and so would be its intermediate arrays
             block = slice(first, first + _BLOCK)
             copy[block], scales[block] = quantise(values[block])
         return cls(copy, scales)
+
+    def copy_to(self, room: LargePages) -> Matrix:
+        """Return a copy of the matrix in memory of `room`."""
+        return Matrix(_copy(self.values, room), None if self.scales is None else _copy(self.scales, room))
 
     def rows(self, selection: slice | np.ndarray) -> Matrix:
         """Return the selected rows as a matrix. selection: index of the first axis."""
@@ -93,6 +95,12 @@ class Matrix:
             return (signed * self.scales[:, :, None, None]).reshape(self.shape)
         unscaled = self.values.astype(np.float32, copy=False)
         return unscaled if self.scales is None else unscaled * self.scales[:, None]
+
+
+def _copy(values: np.ndarray, room: LargePages) -> np.ndarray:
+    copy = room.zeros(values.shape, values.dtype.name)
+    copy[...] = values
+    return copy
 
 
 _SHIFTS = np.arange(0, 16, 4, dtype=np.uint16)[:, None]

@@ -203,11 +203,12 @@ class _MeetingPoint:
 
     def _accept_and_read(self, server: socket.socket) -> None:
         """Accept new connections and read messages, for at most _RETRY_SECONDS."""
-        for readable in select.select([server, *self._links], [], [], _RETRY_SECONDS)[0]:
-            if readable is server:
-                self._links.append(_Link(server.accept()[0]))
+        readers: list[socket.socket | _Link] = [server, *self._links]
+        for reader in select.select(readers, [], [], _RETRY_SECONDS)[0]:
+            if isinstance(reader, _Link):
+                self._read_link(reader)
             else:
-                self._read_link(readable)
+                self._links.append(_Link(server.accept()[0]))
 
     def _read_link(self, link: _Link) -> None:
         """Read the messages of a connection, and register the node that they tell; remove the connection if it was closed."""

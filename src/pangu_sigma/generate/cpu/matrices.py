@@ -67,7 +67,7 @@ class Matrices:
 
     def _copy_stored(self, stored: Matrix) -> Matrix:
         """Copy a matrix that an export stores in the kernels' precision."""
-        return self._count_copy(stored.copied(self._room), stored.values)
+        return self._count_copy(stored.copy_to(self._room), stored.values)
 
     def _count_copy(self, copy: Matrix, source: np.ndarray) -> Matrix:
         """Count the bytes of a copy, release the pages of its mapped source, and return the copy."""
