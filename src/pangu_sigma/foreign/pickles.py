@@ -90,7 +90,10 @@ def load_pickle(content: bytes, file: Path, storages: Mapping[str, Storage]) -> 
         return _WeightsUnpickler(content, file, storages).load()
     except LayoutError:
         raise
-    except Exception as error:  # a damaged pickle fails in many ways, and `find_class` lets no other code run
+    except (
+        *(pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError),
+        *(MemoryError, RecursionError),
+    ) as error:
         raise LayoutError(f"{file}: its pickle is damaged ({str(error)[:80]}); download it again") from None
 
 

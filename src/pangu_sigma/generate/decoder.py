@@ -131,7 +131,7 @@ class Decoder:
         self._operators.copy(source, target, self._texts[source].length)
 
     def read(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        """Read new tokens of several lanes (texts in the KV cache), at most one chunk of a lane, together.
+        """Read new tokens of several lanes (each has one text in the KV cache), at most one chunk of a lane, together.
 
         Returns for each chunk the logits over the rows of the domain's slot (its share of the word table), float32 [wanted, R];
         -inf for rows without a token. Raises ConfigError, before anything is read, for an id that does not exist or has no row in

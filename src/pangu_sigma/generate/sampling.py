@@ -62,7 +62,7 @@ class Sampling(Section):
         return int(rows_C[min(drawn_number, len(rows_C) - 1)])  # rounding may give the number after the last
 
     def _penalised(self, logits_R: np.ndarray, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
-        """Subtract the penalties from logits in place, and return them. prompt, answer: rows of the tokens so far."""
+        """Apply the penalties to logits in place, and return them. prompt, answer: rows of the tokens so far."""
         if self.repetition_penalty != 1:
             rows = np.unique([*prompt, *answer]).astype(np.int64)
             scores = logits_R[rows]

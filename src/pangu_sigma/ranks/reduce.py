@@ -132,7 +132,8 @@ class JoinedAllReduce(nn.Cell):
         total = self.all_reduce(ops.depend(ops.concat(flat, 0) if len(flat) > 1 else flat[0], after))
         sums: tuple = ()
         first = 0
-        for tensor in tensors:
-            sums += (ops.reshape(total[first : first + tensor.size], tensor.shape),)
-            first += tensor.size
+        for i in range(len(tensors)):
+            end = first + flat[i].shape[0]  # a constant of the graph
+            sums += (ops.reshape(total[first:end], tensors[i].shape),)
+            first = end
         return sums

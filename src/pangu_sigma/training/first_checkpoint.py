@@ -32,7 +32,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
     """Make a temporary folder that the `with` block fills; it is renamed to `folder` if the block succeeds, else removed. Raises
     ConfigError if it cannot be made, or if `folder` exists, before the block or after it."""
     check_absent(folder)
-    # beside the nearest folder that exists: a block that fails leaves no new parent
+    # in the nearest folder that exists: a block that fails leaves no new parent
     ancestor = next(path for path in folder.absolute().parents if path.exists())
     try:
         temporary = tempfile.TemporaryDirectory(dir=ancestor, prefix=f".{folder.name}-")

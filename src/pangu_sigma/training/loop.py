@@ -208,7 +208,8 @@ class Trainer:
         """Write a checkpoint after the last step, in the background if train.async_save is set and more steps follow.
 
         last: True if no step follows, so that an error ends the run. Otherwise an error of the disk is logged, and training goes on
-        to the next checkpoint (our choice: nothing computed is lost if the disk recovers). Raises UnhealthyState in either case.
+        to the next checkpoint (our choice: nothing computed is lost if the disk recovers), unless it is the best state of a tuned
+        run. Raises UnhealthyState in either case.
         """
         self.heart.beat(f"the save after step {self.progress.step}")
         self.complete_save()  # an error of the last checkpoint does not concern this one
