@@ -335,11 +335,11 @@ def training_facts(config: Config, folder: Path | None) -> dict[str, str]:
 
 @checked
 def metrics(run: AnyPath, kind: str = "step") -> Table:
-    """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; by domain such as loss/en.
+    """Return what a run logged as columns, {name: array}, as `pandas.DataFrame` takes them; values of a domain such as loss/en.
 
     Args:
         run: a run folder.
-        kind: "step", "evaluation", "load" (tokens of each expert, tokens_NK [rows, N, K]), or another kind of metrics.jsonl.
+        kind: "step", "evaluation", "load" (tokens_NK: tokens of each of K experts of N segments), or another of metrics.jsonl.
     """
     from pangu_sigma.training.log.metrics import metrics_columns
 
@@ -468,7 +468,7 @@ def finetune(
     domain: str | None = None,
     overrides: Overrides = (),
 ) -> Model:
-    """Fine-tune a trained run on a task, and return the tuned model in its best state; the same call resumes a stopped run.
+    """Fine-tune a trained run on a task, and return the tuned model in its best state. The same call resumes a stopped run.
 
     The model's `outcome`, also in finetune/result.json of `output`, is the result.
 

@@ -35,10 +35,11 @@ def check_training_fits(config: Config, processes: int = 1, root: Path = Path("/
 
 
 def check_reading_fits(config: Config, root: Path = Path("/")) -> None:
-    """Raise ConfigError if the weights of `config` do not fit in this machine's memory; experts stay in the checkpoint's files."""
+    """Raise ConfigError if dense weights and routing tables do not fit in this machine's memory; experts stay in the checkpoint's
+    files. root: as in `check_training_fits`."""
     count, fix = config.num_params(), "read it on a larger machine"
     dense = Need("dense weights", (count.dense + count.embeddings) * _FLOAT32, fix)
-    _check(f"reading {config.name}", [dense, Need("routing tables", _table_bytes(config), fix)], 1, root)
+    _check(f"reading {config.name}", [dense, Need("routing tables", _table_bytes(config), fix)], processes=1, root=root)
 
 
 def check_cache_fits(config: Config, lanes: int, root: Path = Path("/")) -> None:

@@ -169,7 +169,10 @@ def path_in_folder(folder: Path, name: object, entry: str) -> Path:
     return folder / name
 
 
-_HEADER_ERRORS = (ValueError, SyntaxError, TypeError, EOFError, ArithmeticError, RecursionError, MemoryError, TokenError)
+_HEADER_ERRORS = (
+    *(ValueError, SyntaxError, TypeError, EOFError, ArithmeticError),
+    *(RecursionError, MemoryError, TokenError),
+)
 """Errors that NumPy raises for the header of a damaged .npy file, a Python literal."""
 
 

@@ -101,14 +101,14 @@ def _parse_item(content: bytes, item: Field) -> tuple[str, Cut]:
         return tuple(n for field in dim_fields for n in numbers(content, field))
 
     grid, axes, part = dims(1), dims(2), dims(3)  # dev_matrix, tensor_map, param_split_shape
-    # field, opt_weight_shard_step, opt_weight_shard_size
-    rows, step, stretches = (numbers(content, fields[n][-1])[0] if n in fields else 0 for n in (5, 6, 7))
+    # field: unequal parts; opt_weight_shard_step: ranks between two stretches; opt_weight_shard_size: number of stretches
+    row_fields, step, stretches = (numbers(content, fields[n][-1])[0] if n in fields else 0 for n in (5, 6, 7))
     ranks = math.prod(grid) if grid and len(grid) < 16 and all(0 < n <= _MOST_RANKS for n in grid) else 0
     if not 0 < ranks <= _MOST_RANKS or not axes or len(axes) > 8 or not all(-1 <= axis < len(grid) for axis in axes):
         raise ValueError(f"{name[:80]} has dev_matrix {grid[:16]} and tensor_map {axes[:16]}")
-    if rows:
+    if row_fields:
         raise ValueError(f"{name[:80]} is cut by fields of its rows, as PanGu-α is not")
-    split_axes = [axis for axis in axes if axis >= 0]
+    split_axes = [axis for axis in axes if axis >= 0]  # counted from the grid's last axis; -1: not cut
     holders = ranks // math.prod(grid[-1 - axis] for axis in set(split_axes))  # number of ranks with the same part
     stretches = holders if stretches == -1 else stretches  # -1: over all of them
     if len(set(split_axes)) < len(split_axes) or not 0 <= stretches <= holders or not 0 <= step <= ranks:

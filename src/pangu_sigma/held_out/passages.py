@@ -34,6 +34,7 @@ def passages_of(engine: Engine, name: str, count: int) -> list[dict[str, Any]]:
         scoring = Request(domain, tuple(ids), max_new_tokens=0, prompt_logprobs=0, scored_from=prompt_length)
         scored, answer = engine.complete([scoring, Request(domain, tuple(prompt), len(truth), logprobs=0)])
         texts = {"prompt": tokenizer.decode(prompt), "truth": tokenizer.decode(truth), "answer": answer.text}
+        # the prompt's scores begin with a token that has none, the one before `scored_from`
         nats = {"truth_nats": _mean_nats(scored.prompt[1:]), "answer_nats": _mean_nats(answer.tokens)}
         passages.append({"domain": name, **texts, **nats})
     return passages

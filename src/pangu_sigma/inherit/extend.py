@@ -231,14 +231,14 @@ def extended_tables(
 
 
 def _notes(parent: StoredModel, config: Config, tokenizer: Tokenizer, all_copied: bool) -> list[str]:
-    """Return notes of the receipt. all_copied: True if every domain is copied from the parent."""
+    """Return notes of the receipt. all_copied: True if every new domain begins as a copy of a domain of the parent."""
     notes, new_tokens = [], tokenizer.size - parent.tokenizer.size
     if new_tokens:
         notes.append(
             f"{new_tokens:,} tokens more, {tokenizer.size:,} in all: text of old domains may be cut into other tokens than before; "
             "on the same tokens the model answers as before"
         )
-    if config.routing.file:
+    if config.routing.file:  # tables that the parent's user wrote
         notes.append(f"routing.table={config.routing.table} is the parent's; entries that it lacks are drawn at random")
     if config.routing.table == "balanced" and all_copied:
         notes.append("tables are the parent's, so they are balanced for its text and not for that of new domains")

@@ -62,7 +62,7 @@ def plan_extraction(parent: StoredModel, kept: Sequence[str], data: Path) -> Chi
     tokenizer = parent.tokenizer.with_rows(parent.tokenizer.slot_rows[slots])
     indices = [domains.named(name).index for name in kept]
     table = replace(table, first_NDV=table.first_NDV[:, indices], spread_DV=table.spread_DV[indices])
-    child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})
+    child = Child.of_run("extract", parent, config, tokenizer, table, {name: name for name in kept})  # new: old
     child.domains = {domain.name: "as it was" if domain.name in kept else "left away" for domain in domains}
     return child
 

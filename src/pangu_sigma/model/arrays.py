@@ -57,7 +57,8 @@ def row_scale_shapes(layers: int) -> Shapes:
 
 
 def dense_shapes(config: Config) -> Shapes:
-    """Return the shapes of all weights but the experts': tables, layers from the bottom up, the last LayerNorm, scales of rows."""
+    """Return the shapes of all weights but the experts': tables, layers from the bottom up (without an FFN in RRE layers), the last
+    LayerNorm, and the scales of `model.rows` if there are any."""
     m = config.model
     shapes = table_shapes(m.hidden, m.seq_length, config.slots * m.slot_rows)
     for layer in range(m.layers):

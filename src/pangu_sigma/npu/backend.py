@@ -75,7 +75,7 @@ class AscendBackend(Backend):
     def checkpoint_files(self, setup: TrainingSetup) -> Files:
         """Return the parts of arrays that this rank writes, by file and name."""
         rank = setup.ranks.rank
-        setup.store.settle()
+        setup.store.settle()  # the update of the last step may still be under way
         files: Files = {}
         for shard, name, parameter, part, writes_part in saved_parts(setup.shards, setup.store, setup.config, rank):
             if writes_part:

@@ -202,7 +202,10 @@ def _tables(config: Config, stage: int) -> Shapes:
 
 
 def _dense_array(config: Config, count: int, name: str, shape: Shape) -> Array:
-    """Return the array of a dense weight with its slice on a rank. count: number of layers that it represents."""
+    """Return the array of a dense weight with its slice on a rank. count: number of layers that it represents.
+
+    A rank computes with its slice by tensor parallelism, and keeps a part of its rows if parallel.optimizer divides them over the
+    ranks with equal slices (replicas)."""
     parallel, axis = config.parallel, tensor_axis(name)
     used_as = "float32" if "norm." in name or name in _TABLES else config.train.compute_dtype
     computed = _divide(shape, axis, parallel.tensor)

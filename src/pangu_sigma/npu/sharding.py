@@ -200,8 +200,9 @@ def _sizes(p: ParallelConfig) -> dict[str | int, int]:
 def _strategy(path: str, cell: nn.Cell, name: str, operator: str) -> Strategy:
     """Return the strategy of one operator of a cell. Raises ConfigError if the tables have none.
 
-    path: the cell's name in the network. name: the cell's attribute that holds the operator. operator: MindSpore's name of it."""
-    if isinstance(cell, FetchStored):
+    path: the cell's name in the network. name: the cell's attribute that holds the operator. operator: MindSpore's name of it.
+    A strategy has the cuts of the operator's inputs; for an operator of ours the cuts of its outputs follow."""
+    if isinstance(cell, FetchStored):  # it has a varying number of tensors, and so no entry in the tables
         tensors = EXPERT_TENSORS[: cell.tensors]
         inputs: Strategy = ((1,), *tensors, (1,), (1,))  # active, like, token, at
         return (*inputs, *tensors, (1,))  # and the outputs: rows, token

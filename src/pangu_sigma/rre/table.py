@@ -231,7 +231,8 @@ def _spread(counts_V: np.ndarray | None, vocabulary: int, experts: int) -> np.nd
 
 def _pack(counts_V: np.ndarray, spread_V: np.ndarray, experts: int, rng: np.random.Generator) -> np.ndarray:
     """Return the first expert of each id, int16 [V]: each id goes to the expert with the lightest load, roughly heaviest id first,
-    and ids that are spread before all others.
+    and ids that are spread before all others. counts_V: how often each id occurs. spread_V: number of neighbouring experts that
+    share an id; 1: it is not spread.
 
     Counts are multiplied by a random factor of up to two before sorting: without it, all layers would put the same frequent ids
     together. Ids that never occurred have no load to balance and are dealt out in turn.

@@ -116,9 +116,10 @@ class Ray:
                 ) from error
 
     def run(self, task: UnitTask, units: Sequence[tuple[int, Any]], name: str, total: int) -> None:
-        """Do as `LocalProcesses.run`. Raises StageError if the process or the node of a unit ends again and again."""
+        """Call a task for each of `units`, pairs of number and unit, by Ray. name, total: as in `LocalProcesses.run`. Raises what
+        the task raises, and StageError if the process or the node of a unit ends again and again."""
         ray, references = self._ray, dict[Future[object], Any]()  # Ray's reference of each unit that is not finished
-        # a lost node loses only units without a result, so that doing them again is right at any time
+        # Ray may repeat a unit at any time: what a lost node had not finished has left no result
         remote = ray.remote(_call).options(max_retries=_RETRIES, memory=WORKER_BYTES)
         shared = ray.put((task, Path.cwd(), errors.on_command_line))
 

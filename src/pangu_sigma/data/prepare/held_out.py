@@ -160,14 +160,15 @@ def choose_held_out(
     return HeldOutChoice(sorted(held_out), record, shortage)
 
 
-def _held_out_of(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, documents: int) -> list[int]:
-    """Return the indices of the candidates to hold out, in order: candidates within the overlap limit, until there are `documents`,
-    and enough tokens. A candidate that exceeds the maximum of tokens ends the choice, or is skipped while there are too few."""
+def _held_out_of(sizes_C: np.ndarray, overlaps_C: np.ndarray, data: DataConfig, wanted_documents: int) -> list[int]:
+    """Return the indices of the candidates to hold out, in order: candidates within the overlap limit, until there are
+    `wanted_documents`, and enough tokens. A candidate that exceeds the maximum of tokens ends the choice, or is skipped while there
+    are too few tokens."""
     held_out, tokens = list[int](), 0
     for candidate in np.flatnonzero(overlaps_C <= data.max_overlap).tolist():
         size, has_enough = int(sizes_C[candidate]), tokens >= data.min_held_out_tokens
         fits = tokens + size <= data.max_held_out_tokens
-        if has_enough and (len(held_out) >= documents or not fits):
+        if has_enough and (len(held_out) >= wanted_documents or not fits):
             break
         if fits:
             held_out.append(candidate)
@@ -271,9 +272,11 @@ class _Windows:
         self._is_clear_K = before_T[end_K] == before_T[start_K]
 
     def overlaps(self, max_boilerplate: float) -> np.ndarray:
-        """Return the overlap of each candidate, float [C]: the fraction of its windows that are clear and occur in another
-        document. It is 1 for a candidate without clear windows, or with more than the fraction max_boilerplate of boilerplate."""
+        """Return the overlap of each candidate, float [C]: the fraction of all its windows that occur in another document and are
+        clear, that is, share no token with a boilerplate window. It is 1 for a candidate without clear windows, or with more than
+        the fraction max_boilerplate of boilerplate windows."""
         is_repeated_K = self.documents_U[self._window_K] > 1  # the candidate itself is one of these documents
+        # the last one counts all windows
         masks = (self._is_clear_K & is_repeated_K, self._is_clear_K, self.boilerplate_U[self._window_K], None)
         repeated_C, clear_C, boilerplate_C, windows_C = (
             np.bincount(self._owner_K, mask_K, len(self._sizes_C)) for mask_K in masks

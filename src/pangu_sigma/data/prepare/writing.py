@@ -49,23 +49,24 @@ def _write_domain(work: Work, index: int) -> Iterator[pa.Table]:
     selection = selection_of(work.stage).domains[index]
     is_held_out = ds.field("document").isin(pa.array(choice["documents"], pa.int64()))
     for split in SPLITS:
+        # held-out documents are candidates, so that nothing else need be read for them
         rows = CANDIDATES & is_held_out if split == "held_out" else ~is_held_out
         tables = encoded_documents(work.stage, selection.blocks, index, rows)
         write_tokens(folder / split, counts[split].counted(table.sort_by("document") for table in tables))
     slot_R = tokenizer.slot_rows[domain.slot]
-    rows_R = slot_R[slot_R >= 0]
+    rows_R = slot_R[slot_R >= 0]  # without unused rows, -1
     np.save(folder / ROWS_NAME, rows_R)
     np.save(folder / FREQUENCIES_NAME, counts["train"].samples_SV.sum(axis=0))
     files, hashes = write_hashes(folder)
     for path in folder.iterdir():
         sync(path)  # before the pass has a result, which would outlast the files if the machine lost power
-    loss, shift, deviation = _shift(counts["train"].samples_SV, counts["held_out"].samples_SV, slot_R)
+    entropy, shift, deviation = _shift(counts["train"].samples_SV, counts["held_out"].samples_SV, slot_R)
     record = {
         "slot": work.domains.slot_names[domain.slot],
         "rows": len(rows_R),
         **selection.model_dump(include={*InputCounts.model_fields}),
         **{split: counts[split].record() for split in SPLITS},
-        "unigram_entropy": loss,
+        "unigram_entropy": entropy,
         "shift": shift,
         "shift_deviation": deviation,
         "overlap": json.loads(choice["overlap"]),

@@ -93,8 +93,9 @@ class CpuOperators(Operators):
             values_LnSd[target, :, :tokens] = values_LnSd[source, :, :tokens]
 
     def logits(self, hidden_TH: np.ndarray, wanted_W: np.ndarray, slot: int) -> np.ndarray:
-        """Return the logits [W, R] over the rows of a slot, for the W tokens of the pass with the numbers `wanted_W`."""
-        np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])
+        """Return the logits [W, R] over the rows of a slot (share of the word table), for the W tokens of the pass with the numbers
+        `wanted_W`."""
+        np.take(hidden_TH, wanted_W, axis=0, out=self._mixed_TH[: len(wanted_W)])  # the input of all heads
         logits_WR = np.empty((len(wanted_W), self._model.slot_rows), np.float32)
         self._heads[slot](len(wanted_W), logits_WR)
         return logits_WR

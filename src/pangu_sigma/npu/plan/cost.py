@@ -129,10 +129,12 @@ def _pass_seconds(calls: list[_TimedCalls]) -> float:
 
 
 def _timed_calls(config: Config, stage: int) -> list[_TimedCalls]:
-    """Estimate the seconds of all collectives of a stage: bytes ÷ bandwidth, and a constant for each message to another host."""
+    """Estimate the seconds of all collectives of a stage: bytes ÷ bandwidth, and for an exchange (all-to-all) a constant for each
+    message to another host. Other collectives send few messages."""
     timed, chip = [], chip_of(config)
     for c in (*traffic.collectives(config, stage), *traffic.sums_of_rows(config)):
         hccs_bytes, network_bytes = traffic.sent_bytes(config, c, stage)
+        # of the rank that has the fewest others of its group in its host
         ranks_elsewhere = c.group_size - traffic.spread(config, c.axes).fewest_in_host
         messages = c.count * ranks_elsewhere if c.op in traffic.EXCHANGES else 0
         seconds = network_bytes / chip.network + messages * MESSAGE_SECONDS
