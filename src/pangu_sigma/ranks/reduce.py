@@ -133,7 +133,6 @@ class JoinedAllReduce(nn.Cell):
         sums: tuple = ()
         first = 0
         for i in range(len(tensors)):
-            end = first + flat[i].shape[0]  # a constant of the graph
-            sums += (ops.reshape(total[first:end], tensors[i].shape),)
-            first = end
+            sums += (ops.reshape(total[first : first + flat[i].shape[0]], tensors[i].shape),)
+            first += flat[i].shape[0]  # a constant of the graph, as `size` may not be
         return sums

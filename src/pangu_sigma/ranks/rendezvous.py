@@ -203,8 +203,7 @@ class _MeetingPoint:
 
     def _accept_and_read(self, server: socket.socket) -> None:
         """Accept new connections and read messages, for at most _RETRY_SECONDS."""
-        readers: list[socket.socket | _Link] = [server, *self._links]
-        for reader in select.select(readers, [], [], _RETRY_SECONDS)[0]:
+        for reader in select.select(list[socket.socket | _Link]([server, *self._links]), [], [], _RETRY_SECONDS)[0]:
             if isinstance(reader, _Link):
                 self._read_link(reader)
             else:
