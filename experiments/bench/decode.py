@@ -299,7 +299,7 @@ def _with_rows() -> list[Row]:
 
 
 def _bound(model: Drawn) -> list[Row]:
-    """Tokens a second against reading the weights alone, of one text and of as many as the bench of serving has."""
+    """Tokens a second against reading the weights alone, of one text, of eight, and of as many as the bench of serving has."""
     rows = []
     for batch in (1, 8, 16):
         steps: Steps = {"ours": model.texts(batch, READ, greedy=False), "its weights alone": model.weights_alone(batch)}

@@ -1,5 +1,6 @@
 """Python interface: the functions of `import pangu_sigma as ps`. Most are commands of `pangu-sigma`, too: `cli` makes options of
-their parameters, and help of their docstrings. The work is done in the folders.
+their parameters, and help of their docstrings. Each is a thin layer over the folder
+that does the work.
 
 An argument `model` is a `Model` or the path of a folder, `config` a `Config` or what `load_config` takes, and `overrides` changes
 keys of the configuration. All functions may be called from any thread; calls that need MindSpore wait for each other.

@@ -107,7 +107,8 @@ class Config(Section):
         return self.data.model_copy(update=values)
 
     def _check_phases(self) -> None:
-        """Raise ValueError if steps of `data.phases` do not ascend from 0, or a phase leaves blocks of a batch without a domain."""
+        """Raise ValueError if steps of `data.phases` do not ascend from 0, a phase names an unknown domain, or it leaves
+        a set of `domain_sets`, of which every step takes a block, without a domain."""
         names, last_step = [domain.name for domain in self.domains], -1
         for number, phase in enumerate(self.data.phases):
             key, step = f"data.phases.{number}", phase.from_step

@@ -80,7 +80,8 @@ def unsealed(file: Path, fix: str) -> dict[str, Any]:
 
 
 def sealed_line(body: dict[str, Any], allow_nan: bool = False) -> str:
-    """Return `body` as a sealed line of JSON. allow_nan: True to write NaN and infinity. Raises ValueError or TypeError."""
+    """Return a line of JSON with its own hash as last key. allow_nan: True to write NaN and infinity. Raises ValueError or
+    TypeError if `body` is not JSON."""
     text = json.dumps(body, ensure_ascii=False, allow_nan=allow_nan)
     return f'{text[:-1]}, "{LINE_HASH}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
 
@@ -141,7 +142,8 @@ def check_folder(folder: Path, fix: str, beginning: str = "", content: bool = Tr
 
 
 def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError for it."""
+    """Write a file whole or not at all: under another name, flushed, then renamed over an earlier one. Raises OSError, which
+    names the file."""
     fresh = file.with_name(f"{UNFINISHED}{file.name}")
     try:
         fresh.unlink(missing_ok=True)  # a link there would be followed

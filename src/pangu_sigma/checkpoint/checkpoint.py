@@ -283,8 +283,8 @@ def prune(root: Path, keep: int | None = None, spared: Collection[int] = ()) -> 
     keep: number of newest checkpoints to keep; None to keep all. spared: steps whose checkpoints are kept besides.
     """
     try:
-        candidates = [path for path in checkpoints(root) if step_of(path) not in spared]
-        for path in candidates[keep:] if keep is not None else ():
+        old = [] if keep is None else [path for path in checkpoints(root) if step_of(path) not in spared][keep:]
+        for path in old:
             set_aside_for_removal(path)
     except OSError as error:
         logger.warning("cannot prune %s: %s; older checkpoints stay", root, error)

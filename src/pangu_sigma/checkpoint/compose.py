@@ -59,10 +59,12 @@ def compose(config: Config, find: Find) -> Files:
     """
     files: Files = {}
     for (shard, name), (shape, dtype, first) in saved_arrays(config).items():
+        # first: initial value in a new run; None for a weight, which must be found
         keys = files.setdefault(shard, {}).get("keys")
-        if keys is not None:  # another array of rows: their number is now known
+        if keys is not None:  # another array of rows: their number is now known, because "keys" comes first
             shape = (*keys.values.shape, *shape[1:])
         array = find(shard, name, shape)
+        # a shape with 0 is of rows, of which a new run has none
         if first is None and 0 not in shape and (array is None or array.shape != shape):
             raise KeyError(f"{shard}: {name} of shape {shape}")
         if array is None:

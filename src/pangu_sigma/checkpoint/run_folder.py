@@ -71,8 +71,8 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
 
 
 def refuse_idle_changes(path: Path, changes: Sequence[Change], steps: int, step: int) -> None:
-    """Raise ConfigError for changes of a run that has no step left: its folder would say that the run was trained with them. steps:
-    the new train.steps, which is refused too if it is below `step`, the step of the newest checkpoint."""
+    """Raise ConfigError for changes of a run that has no step left: its folder would say that the run was trained with them. Keys
+    that no step reads may change. steps: the new train.steps, refused too if it is below `step`, the newest checkpoint's."""
     if steps > step:
         return
     idle_changes = [

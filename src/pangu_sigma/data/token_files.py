@@ -135,7 +135,7 @@ class VerifiedFile:
     def read(self, begin: int = 0, end: int | None = None) -> bytes:
         """Return the bytes begin … end - 1, by default all. Raises DataError if a chunk that has some of them was altered."""
         end = self.size if end is None else end
-        first = begin // CHUNK_BYTES  # whole chunks are read, because a hash is that of a whole chunk
+        first = begin // CHUNK_BYTES  # whole chunks are read, because each hash is of a whole chunk
         try:
             with self.path.open("rb") as file:
                 file.seek(first * CHUNK_BYTES)

@@ -47,7 +47,8 @@ class RowStore:
         self._pending: list[Future[None]] = []
 
     def gather(self, keys_EGBS: np.ndarray) -> np.ndarray:
-        """Return e [G, T, H], float32: the rows of each token side by side, after the last update. Rows that no token met are 0."""
+        """Return e [G, B·S, H], float32, of G micro-batches: each entry's row of a token in its own columns, after the last update.
+        Rows that no token met are 0."""
         self.settle()
         micro_batches, keys_ET = keys_EGBS.shape[1], _flat(keys_EGBS)
         e_TH = np.empty((keys_ET.shape[1], self.hidden), np.float32)
@@ -70,7 +71,8 @@ class RowStore:
             future.result()
 
     def met(self, entry: int) -> np.ndarray:
-        """Return the keys of the rows of an entry that a token met, or that `put` wrote, ascending, int64."""
+        """Return the keys of the rows of an entry that a token of training met, or that `put` wrote, ascending, int64. entry: index
+        in `model.rows`."""
         self.settle()
         # keys are remembered, and not searched by step count > 0, because `put` also writes rows whose count is 0
         self._met[entry] = [np.unique(np.concatenate(self._met[entry]))]

@@ -141,7 +141,7 @@ class FileTier(HostTier):
         self._used_bytes += _pages(spec)
         self._specs.setdefault(spec.segment, []).append((start, spec))
         array = np.frombuffer(self._memory, spec.dtype, math.prod(spec.shape), start).reshape(spec.shape)
-        for _ in spec.fill(array):  # the values are in the file: what is dropped is this process's copy of its pages
+        for _ in spec.fill(array):  # the values are in the file: `madvise` drops only this process's pages
             self._memory.madvise(mmap.MADV_DONTNEED, start, spec.nbytes)
         return wrap_array(spec.key, array, decay=spec.decay)
 

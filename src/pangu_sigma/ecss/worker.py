@@ -54,7 +54,8 @@ class WorkerUpdate(nn.Cell):
         self.register()
 
     def make_room(self) -> None:
-        """Make `experts`: weights of the active experts for the network on a CPU, which reads them where `AwaitedFFN` puts them."""
+        """Allocate the weights of the active experts for a network that runs on a CPU: the arrays `_fetched`, into which
+        `AwaitedFFN` copies them, and `experts`, tensors in the same memory, which the network reads."""
         dtype = np.float16 if self.store.dtype == ms.float16 else np.float32
         self._fetched = [[np.zeros(shape, dtype) for shape in experts.active_shapes] for experts in self.store.segments]
         self.experts = as_input(tuple(tuple(map(Tensor.from_numpy, arrays)) for arrays in self._fetched))
@@ -82,7 +83,7 @@ class WorkerUpdate(nn.Cell):
 
 def update_by_worker(config: Config, network: PanGuSigma, store: ExpertStore) -> WorkerUpdate | None:
     """Make the worker of a store, and let the network wait for it in front of each expert FFN; None if the step itself updates.
-    On the CPU `ecss.update=auto` makes no worker: the cores that would hide the update are those that compute the step."""
+    On the CPU `ecss.update=auto` makes no worker: the step needs the cores that would hide the update."""
     if not config.ecss.by_worker(npu=False) or not isinstance(store, HostStore) or not len(store.segments):
         return None
     update = WorkerUpdate(store)

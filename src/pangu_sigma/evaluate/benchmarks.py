@@ -289,9 +289,8 @@ def _figures_of(
     values: metrics by the harness's names. samples: evaluated items by task. names: the task, or the group's. tasks: by name."""
     metrics = {key.removesuffix(",none"): value for key, value in values.items() if isinstance(value, float)}
     items = {(name, sample["doc_id"]): sample["doc"] for name in names for sample in samples.get(name, [])}
-    cut_items = {
-        key for key, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")
-    }  # by tasks/reading.py
+    # tasks/reading.py sets "cut"
+    cut_items = {key for key, doc in items.items() if isinstance(doc, Mapping) and doc.get("cut")}
     return {
         **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "n": len(items),

@@ -33,7 +33,8 @@ _DAMAGED = "it is damaged or cut short: download it again"
 
 def open_torch_file(path: Path) -> Any:
     """Return the object that `torch.save` saved, with a `FileTensor` for each tensor. The file is a zip: <root>/data.pkl has the
-    object, <root>/data/<key> the values of a storage. Raises LayoutError for a damaged file, and for objects that are not built."""
+    object, <root>/data/<key> the values of a storage. Raises LayoutError for a damaged file, and for a pickle that
+    names other classes than `load_pickle` allows."""
     with open(path, "rb") as stream:
         magic = stream.read(4)
     if magic[:1] == b"\x80":

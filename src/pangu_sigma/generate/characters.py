@@ -34,7 +34,7 @@ class IncrementalText:
         if self.stopped:
             return ""
         text = self._held_back + new_characters
-        ends_and_begins = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
+        ends_and_begins = [(begin + len(stop), begin) for stop in self._stop if (begin := text.find(stop)) >= 0]
         if ends_and_begins:
             self.stopped, self._held_back = True, ""
             _, begin = min(ends_and_begins)

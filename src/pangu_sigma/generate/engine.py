@@ -398,11 +398,12 @@ class RunningText:
             self.finish = "stop"
         return text
 
-    def _check_finite(self, logits_R: np.ndarray, number: int) -> None:
-        """Raise UserError unless all rows with a token have finite logits. number: number of tokens that they follow."""
+    def _check_finite(self, logits_R: np.ndarray, length: int) -> None:
+        """Raise UserError unless all rows with a token have finite logits; rows without one have -inf. length: number of
+        tokens that the logits follow."""
         if np.count_nonzero(np.isfinite(logits_R)) != self._token_count:
             raise UserError(
-                f"domain {self.request.domain.name}: the logits after {number} tokens are not finite, so no token can be chosen or "
+                f"domain {self.request.domain.name}: the logits after {length} tokens are not finite, so no token can be chosen or "
                 "scored: weights are NaN, infinite or too large to compute with; load another checkpoint, or export the model again"
             )
 

@@ -113,7 +113,8 @@ def plan_extension(parent: StoredRun, config: Config, source: str | None = None,
 def extend_run(path: Path, config: Config, folder: Path, source: str | None = None, scratch: bool = False) -> Receipt:
     """Write `folder`, atomically, as a run of `config` that extends the run in `path`; `train` resumes from its step 0.
 
-    The receipt compares the logits of both models for the old domains' text. source, scratch: as in `plan_extension`.
+    The receipt compares the logits of both models for the old domains' text. source: old domain whose experts new ones begin as.
+    scratch: True to draw them.
     Raises ConfigError if a key of the configuration cannot be extended or `folder` exists, DataError without prepared text."""
     with unfinished_folder(folder) as new_folder:
         parent = open_model(path, "run")

@@ -178,9 +178,8 @@ def _count_by_role(arrays: Iterable[ListedArray]) -> dict[str, dict[str, Any]]:
     for shard, name, shape, dtype in arrays:
         role, size = _role_of(shard, name), math.prod(shape)
         item_bytes = int("".join(c for c in dtype if c.isdigit()) or 8) // 8  # bool, without digits, has one byte
-        counts_by_role.setdefault(role, Counter()).update(
-            {"tensors": 1, "parameters": size, "bytes": size * item_bytes}
-        )
+        counts = {"tensors": 1, "parameters": size, "bytes": size * item_bytes}
+        counts_by_role.setdefault(role, Counter()).update(counts)
         dtypes.setdefault(role, set()).add(dtype)
     return {role: {**counts, "types": sorted(dtypes[role])} for role, counts in counts_by_role.items()}
 

@@ -118,7 +118,7 @@ class DroplessFFN(nn.Cell):
 
 class LocalExchange(nn.Cell):
     """The part of `DroplessDispatch` and of `DroplessCombine` on the slices of one rank, h of the H columns: puts its rows in the
-    order of their receivers, exchanges them with the P ranks of the expert group, and puts those that arrive in their new order.
+    order of their receivers, exchanges them with the P ranks of the expert group, and puts the arrived rows in their new order.
     construct(x, send_order, send_back, out_P, in_P, arrival_order, arrival_back) -> arrived rows [len(arrival_order), h]
     An order gives the row that is gathered at each place, a negative number zeros; back: its inverse, for the gradient."""
 
@@ -149,8 +149,7 @@ class LocalFFN(ActivatedFFN):
         self.sum_of_parts = ops.AllReduce(ops.ReduceOp.SUM, groups.name("tensor")) if tensor > 1 else None
 
     def construct(self, rows_WH, w1_AFH, b1_A1F, w2_AFH, ends_A, b2_A1H=None):
-        """Return the outputs [W, H] of W rows sorted by expert. ends: the row after the last row of each expert. is_own: 1 where a
-        row belongs to an expert, so that its product with biases [A, F] is each row's bias."""
+        """Return the outputs [W, H] of W rows sorted by expert. ends: the row after the last row of each expert."""
         ends, is_own_WA = F.cast(ends_A, ms.int64), _expert_of_row(rows_WH, ends_A)
         b1_AF = F.reshape(b1_A1F, (-1, F.shape(b1_A1F)[-1]))
         inner_WF = self.product(rows_WH, F.transpose(w1_AFH, (0, 2, 1)), ends) + F.matmul(is_own_WA, b1_AF)

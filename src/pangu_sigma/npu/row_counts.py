@@ -31,8 +31,8 @@ def tokens_of_rank(config: Config) -> int:
 
 
 def capacity(config: Config, kind: Segment = "own") -> int:
-    """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens,
-    raised by `equalized_rows`."""
+    """Return C, the most rows that a rank may send to one expert: `capacity_factor` times an even share of the rank's tokens among
+    the experts that are active in a group. `equalized_rows` raises it, so that arrays of all kinds of segments are equally long."""
     sent_rows = config.parallel.capacity_factor * tokens_of_rank(config)
     least_rows = {other: math.ceil(sent_rows / active_in_group(config, other)) for other in config.model.kinds}
     return equalized_rows(config, least_rows)[kind]

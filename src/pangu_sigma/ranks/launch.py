@@ -212,7 +212,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 def _run_ranks(job: Job, name: str) -> tuple[int, bool]:
     """Start the ranks once, and wait until they end. Returns the exit status, and True if a restart may mend a failure. name: name
-    of the log folder; other nodes take that of node 0."""
+    of the log folder; other nodes use the name of node 0."""
     facts = {**job.facts, "--nodes": str(job.nodes), "ranks": str(job.ranks), "--max-restarts": str(job.restarts)}
     with rendezvous(job.node, job.nodes, job.address, job.port + 1, facts, name, job.wait) as peers:
         folder = job.logs / peers.folder

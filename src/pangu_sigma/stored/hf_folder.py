@@ -231,7 +231,7 @@ def _check_shapes(path: Path, config: Config, tokenizer: Tokenizer, arrays: dict
 
 
 def table_tensors(table: RoutingTable, config: Config) -> dict[str, np.ndarray]:
-    """Return the tensors of a routing table by name, int32. Experts are numbered over all domains here, in the table within one.
+    """Return the tensors of a routing table by name, int32. They number own experts over all domains, `table` within each domain.
 
     tid2eid [layers, (segments,) D, V], tid2eid_spread [D, V], tid2eid_common_spread [V]; for each entry of `model.rows`, tid2key
     [V] and before2key [V + 1]."""

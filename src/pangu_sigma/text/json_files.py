@@ -200,7 +200,7 @@ class _ArrayElements:
                 chunks.append(chunk)
                 size += len(chunk)
         except OSError:
-            if not chunks:  # else what was read is parsed, and the next call raises the error
+            if not chunks:  # else the chunks are parsed first, and the next call raises the error
                 raise
         self._text += b"".join(chunks).decode("latin-1")
         self._is_at_end = not chunks

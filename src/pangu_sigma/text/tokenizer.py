@@ -281,7 +281,8 @@ def tag_language(language: str, text: str, domain: Domain) -> str:
 
 
 def _inverse(slot_rows: np.ndarray, size: int) -> np.ndarray:
-    """Return the row of each id in each slot, [slots, size], -1 for none. slot_rows: as in `Tokenizer`."""
+    """Return the row of each id in each slot, [slots, size], -1 for none. slot_rows: id of each row of each slot, -1 for none.
+    size: number of ids."""
     row_of = np.full((len(slot_rows), size), -1, dtype=np.int32)
     for slot, ids in enumerate(slot_rows):
         row_of[slot, ids[ids >= 0]] = np.flatnonzero(ids >= 0)

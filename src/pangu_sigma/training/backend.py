@@ -57,7 +57,7 @@ class Backend:
     """Interface between the training loop and its devices. This base class is for processes on CPUs: the step of step.py."""
 
     def planner(self, config: Config, rank: int) -> Planner | None:
-        """Return the maker of the routing plans of a rank; None: `BatchLoader` makes the one of a process on CPUs."""
+        """Return the maker of the routing plans of a rank; None: `BatchLoader` makes the planner of a process on CPUs."""
         return None
 
     def connect(self, config: Config) -> Ranks:

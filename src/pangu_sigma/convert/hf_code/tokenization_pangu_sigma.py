@@ -287,16 +287,16 @@ def _piece(name: str, kind: int) -> bytes:
     return b"\x0a" + bytes([len(body)]) + body
 
 
-def _restrict(model: bytes, is_usable: Iterable[bool]) -> Iterator[bytes]:
-    """Yield the parts of a SentencePiece model whose pieces are unused where `is_usable` has False: the type UNUSED is appended to
+def _restrict(model: bytes, keep: Iterable[bool]) -> Iterator[bytes]:
+    """Yield the parts of a SentencePiece model whose pieces are unused where `keep` has False: the type UNUSED is appended to
     the piece's message, in which the last value of a field counts. A message is a byte 0x0a, its length as a varint, a body."""
     position = 0
-    for is_usable_piece in is_usable:
+    for is_kept in keep:
         size, shift, start = model[position + 1] & 0x7F, 7, position + 2
         while model[start - 1] & 0x80:
             size, shift, start = size | (model[start] & 0x7F) << shift, shift + 7, start + 1
         position = start + size
-        body = model[start:position] + (b"" if is_usable_piece else bytes([0x18, UNUSED]))
+        body = model[start:position] + (b"" if is_kept else bytes([0x18, UNUSED]))
         length = bytes([len(body)]) if len(body) < 0x80 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7])
         yield b"\x0a" + length + body
     yield model[position:]

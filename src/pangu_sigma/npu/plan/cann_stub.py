@@ -149,7 +149,7 @@ def _plugin_libraries() -> list[Path]:
 
 def _missing_symbols(libraries: list[Path]) -> list[str]:
     """Return the symbols that the stub must define: the plugin's libraries need them, and neither MindSpore, Python nor the system
-    has them. libraries: those of the plugin."""
+    has them. libraries: the plugin's."""
     system = Path("/lib/x86_64-linux-gnu").glob("lib*.so*")
     sources = [*MINDSPORE_LIB.glob("*.so*"), *MINDSPORE_LIB.parent.glob("*.so"), *system, *libraries]
     defined = {line[-1].split("@")[0] for library in sources for line in _symbols(library, "--defined-only")}

@@ -182,7 +182,7 @@ class _Order:
             self.assignments.append((inputs[0], inputs[1]))
 
     def read_scope(self, line: str) -> None:
-        """Record the last operator as one of the network, if the line says so. line: a line behind that of the operator."""
+        """Record the last operator as one of the network, if the line says so. line: a line behind the operator's."""
         if "# Fullname with scope: (Default/network-ActiveExperts/" in line and self.operator not in _NOT_A_USE:
             self.network_results.add(self.result)
 

@@ -142,7 +142,7 @@ def format_rows(line: dict[str, Any] | None) -> list[str]:
 
 
 def format_divergence(lines: list[dict[str, Any]], peak_lr: float) -> str:
-    """Format a warning if the last held-out loss in the lines of a log is above that of step 0 in all domains; else return ""."""
+    """Format a warning if the last held-out loss in a log's lines is above the loss of step 0 in all domains; else return ""."""
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
     if not evaluations or evaluations[0]["step"] or evaluations[0]["held_out"] != evaluations[-1]["held_out"]:
         return ""  # no evaluation at step 0, or other held-out samples since
