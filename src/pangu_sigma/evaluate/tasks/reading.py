@@ -111,8 +111,10 @@ class TaskFiles:
         if not all_items:
             raise ValueError(f"{self.data}/{self.folder} has no item; expected is the format of {self.published}")
         if skipped:
-            text = "%s: %d lines or entries without label or answer are skipped, the first is %s; %d items are left"
-            logger.warning(text, self.folder, len(skipped), skipped[0], len(all_items))
+            logger.warning(
+                "%s: %d lines or entries without a label or an answer are skipped, the first is %s; %d items are left",
+                *(self.folder, len(skipped), skipped[0], len(all_items)),
+            )
         if cut_count := sum(item["cut"] for item in all_items):
             text = "%s: %d of %d items were cut to seq_length=%d tokens of a character each"
             logger.warning(text, self.folder, cut_count, len(all_items), self.seq_length)
