@@ -24,7 +24,7 @@ BUDGETS = {
     "convert": 678,
     "data": 2309,
     "ecss": 378,
-    "evaluate": 764,
+    "evaluate": 766,
     "finetune": 479,
     "foreign": 943,
     "generate": 1471,

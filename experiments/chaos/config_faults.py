@@ -117,7 +117,7 @@ OVERRIDES = [
     _set("train.steps=[", "--set train.steps: '[' is not a YAML value"),
     _set("model.hidden.x=3", "--set model.hidden.x: hidden holds the value 24, not a section"),
     _set("domains.9.name=x", "--set domains.9.name: '9' is not an index of a list of 3; use 0 … 2"),
-    _set("model=" + "[" * 3_000, "--set model: ", "is not a YAML value"),
+    _set("model=" + "[" * 1_000, "--set model: ", "is not a YAML value"),
     _set("seed=" + "9" * 5_000, "--set seed: ", "4300 digits"),
 ]
 _ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

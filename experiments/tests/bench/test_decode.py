@@ -61,6 +61,7 @@ def test_rows_have_every_field_and_an_absent_peer_is_named(small: None, monkeypa
     assert {row["peer"] for row in rows if row["ratio"]} == {
         "ours, batch 1",
         "its products alone",
+        "its weights alone",
         "float32, against float16",
         "float32, against int8",
         "float32, against int4",
