@@ -36,8 +36,9 @@ def _inputs(config: Config) -> list[tuple[tuple[int, ...], type]]:
     domain_blocks = micro_batches * config.data.domains_per_step // parallel.groups
     tokens = (sequences, model.seq_length)
     inputs: list[tuple[tuple[int, ...], type]] = [
+        # rows of the word table, positions, documents, slot of each domain block, labels
         *((shape, np.int32) for shape in (tokens, tokens, tokens, (domain_blocks,), tokens)),
-        (tokens, np.float32),  # the weights
+        (tokens, np.float32),  # weights of the labels in the loss
     ]
     if model.rows:
         inputs.append(((sequences * model.seq_length, model.hidden), np.float32))

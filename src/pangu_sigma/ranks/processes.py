@@ -141,7 +141,7 @@ class Processes(contextlib.AbstractContextManager["Processes"]):
         children = self._children()
         while children or pids:
             for child, _ in children:
-                # a process that this child started becomes a child of the launcher, and is killed in the next round
+                # a process that this child started becomes a child of this process, and is killed in the next round
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
                 pids.add(child.pid)
