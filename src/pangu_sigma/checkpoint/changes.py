@@ -17,8 +17,7 @@ class Rule(NamedTuple):
     """Rule for changes of a configuration key when a run resumes; it also holds for keys below without a rule.
 
     free: True if a run may resume with another value.
-    why: reason why the key must not change; for a free key the effect of a change, or "".
-    """
+    why: reason why the key must not change; for a free key the effect of a change, or ""."""
 
     free: bool
     why: str = ""
@@ -92,8 +91,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
 def refuse_changes(run: Path, changes: list[Change], fix: str) -> None:
     """Raise ConfigError if changes would give the saved state of a run another meaning; the message names all of them.
 
-    fix: advice to the user, the end of the message.
-    """
+    fix: advice to the user, the end of the message."""
     refused = [change for change in changes if not rule_of(change[0]).free]
     if refused:
         lines = [f"{change_text(change)}: {rule_of(change[0]).why}" for change in refused]

@@ -69,8 +69,7 @@ class Identity:
 
     With another vocabulary or routing table the same weights have another meaning; with other data the run is another run.
     config: the resolved configuration as a plain tree (`Config.model_dump(mode="json")`).
-    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if unknown or not trained.
-    """
+    data_hash: content hash of the prepared data (`Manifest.content_hash`); None if unknown or not trained."""
 
     vocabulary_hash: str
     routing_hash: str
@@ -160,8 +159,7 @@ def load_checkpoint(
     expected: identity of the run to resume; another vocabulary or routing hash is refused. Configurations and data may differ.
     ranks: every rank calls this function, verifies its share of the files, and loads the same checkpoint.
     verified: False to compare the files' sizes and not their hashes, and to map no array before its first access.
-    Raises DamagedCheckpoint on all ranks for damage, CheckpointError if the identity is not the expected one.
-    """
+    Raises DamagedCheckpoint on all ranks for damage, CheckpointError if the identity is not the expected one."""
     try:
         with ranks.fail_together(f"verifying {path}"):
             facts, fingerprints = _read_facts(path)
@@ -185,8 +183,7 @@ def newest_checkpoint(
     damaged are passed over, which is logged.
 
     Arguments: as in `load_checkpoint`. Raises DamagedCheckpoint if all are damaged, CheckpointError if the identity is not the
-    expected one.
-    """
+    expected one."""
     problems: list[str] = []
     # rank 0 lists the checkpoints: a shared file system may show another rank an old list
     for name in ranks.texts("\n".join(path.name for path in checkpoints(root)))[0].split():
@@ -280,8 +277,7 @@ def keep_only(root: Path, step: int) -> None:
 def prune(root: Path, keep: int | None = None, spared: Collection[int] = ()) -> None:
     """Remove old checkpoints, and files that interrupted saves have left. No process may be saving. Errors are logged, not raised.
 
-    keep: number of newest checkpoints to keep; None to keep all. spared: steps whose checkpoints are kept besides.
-    """
+    keep: number of newest checkpoints to keep; None to keep all. spared: steps whose checkpoints are kept besides."""
     try:
         old = [] if keep is None else [path for path in checkpoints(root) if step_of(path) not in spared][keep:]
         for path in old:

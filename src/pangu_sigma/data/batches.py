@@ -39,8 +39,7 @@ class Samples:
 
     files: token files, one per domain. counts: number of samples of each domain. Sample n of a domain is its tokens n·S … n·S + S:
     a sequence and the token after it, because each token predicts the next. weights: sampling weight of each domain; None: the
-    weights of the configuration.
-    """
+    weights of the configuration."""
 
     def __init__(self, config: Config, prepared: PreparedData, split: str, vocabulary: int):
         """vocabulary: number of ids V. Raises DataError for a missing file, and for a domain with fewer tokens than one sample."""

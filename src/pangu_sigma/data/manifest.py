@@ -79,8 +79,7 @@ class InputCounts(_Record):
     offered: number of documents read. Each is kept or counted in one of: duplicates (copies of an earlier document of the domain),
     near_duplicates (of an earlier document of any domain), too_long (longer than data.max_mib_per_domain by itself), over_limit
     (left out because other documents fill that limit).
-    offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit.
-    """
+    offered_bytes, left_out_bytes: UTF-8 bytes of all documents read, and of the documents too long or over the limit."""
 
     offered: int
     duplicates: int
@@ -118,8 +117,7 @@ class DomainRecord(InputCounts):
 class NearDuplicatesRecord(_Record):
     """Search for near-duplicates. pairs: number of pairs that were compared. groups: groups of near-duplicates, of which one
     document stays. lost: documents dropped, by the domain that lost them "to" the one whose document stays. examples: pairs of the
-    document that stays and one that was dropped, shortened.
-    """
+    document that stays and one that was dropped, shortened."""
 
     pairs: int
     groups: int
@@ -146,8 +144,7 @@ class Manifest(_Record):
     config: settings, inputs and versions that decide the content. fingerprint: sha256 of `config`.
     models: size and hash of the tokenizer's models, by name. vocabulary_size: number of their token ids V.
     quarantined: number of unusable lines, by reason. examples: file, offset and detail of the first unusable line, by reason.
-    near_duplicates: None if they were not searched. These three tell of all text that was prepared together.
-    """
+    near_duplicates: None if they were not searched. These three tell of all text that was prepared together."""
 
     fingerprint: str
     models: dict[str, FileRecord]
@@ -181,8 +178,7 @@ def load_manifest(path: Path, names: Sequence[str] | None = None) -> Manifest:
 
     Every manifest has the quarantined lines and near-duplicates of the whole preparation of its domain, so these are added once for
     each preparation. `config` is the first domain's, except for the settings of domains and the number of rows of a slot.
-    Raises DataError if a manifest is missing, damaged or of another format, or if the domains have different token ids.
-    """
+    Raises DataError if a manifest is missing, damaged or of another format, or if the domains have different token ids."""
     refuse_older(path)
     if not (names := domains_in(path) if names is None else names):
         raise DataError(

@@ -35,8 +35,7 @@ class Cursor:
     """Position in the training data: the number of samples taken so far of each domain, by domain index.
 
     begun: number of samples of each domain that the earlier run had taken which this run extends; empty for a run that began anew.
-    The mixture of domains counts from these numbers, so that a new domain does not have to catch up with the old domains.
-    """
+    The mixture of domains counts from these numbers, so that a new domain does not have to catch up with the old domains."""
 
     taken: list[int]
     begun: list[int] = field(default_factory=list)
@@ -75,8 +74,7 @@ class Mixture:
 
         Every phase adds its number of blocks, times the domain's share of the weights. So a domain that begins with a phase is due
         nothing for earlier steps, and fractions of a block carry over to the next phase. members_M: domain indices of the set.
-        per_step: number of blocks of the set in a step.
-        """
+        per_step: number of blocks of the set in a step."""
         due_M = np.zeros(len(members_M))
         ends = [*(self.begins_P[1:] * per_step).tolist(), blocks]
         for begin, end, weights_D in zip((self.begins_P * per_step).tolist(), ends, self.weights_PD, strict=True):

@@ -313,8 +313,8 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         return slot_B1 * self.config.slot_rows + rows
 
     def _experts(self, ids: Tensor, domain_B1: Tensor, positions: Tensor) -> list[list[Tensor]]:
-        """Return for each layer, and each of its segments, the number of each token's expert, [B, S]; [] for dense layers. It is the
-        expert of the table, or for an id that several neighbours share the one that the token's position chooses."""
+        """Return for each layer, and each of its segments, the number of each token's expert, [B, S]; [] for dense layers. It is
+        the expert of the table, or for an id that neighbours share the one that the position chooses."""
         kinds, common = self.config.expert_segments, self.config.num_common_experts
         own = self.config.num_experts_per_domain
         first, step = domain_B1 * own, positions % self.tid2eid_spread[domain_B1, ids]
@@ -324,7 +324,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
             expert = table_DV[domain_B1, ids]  # numbered over all domains
             return first + (expert - first + step) % own if kind == "own" else (expert + common_step) % common
 
-        layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))  # of each layer the tables [D, V] of its segments
+        layers = self.tid2eid.flatten(0, -3).split(max(len(kinds), 1))  # of each layer a table [D, V] for each segment
         dense: list[list[Tensor]] = [[] for _ in range(self.config.num_dense_layers)]
         return dense + [[experts_of(kind, table) for kind, table in zip(kinds, layer, strict=True)] for layer in layers]
 

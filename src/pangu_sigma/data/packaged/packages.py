@@ -113,8 +113,7 @@ def packaged_files(domains: Sequence[Domain], folder: Path, mib: float | None = 
     not in the folder are written there, after the archives that they need were downloaded into it.
 
     mib: maximum MiB of a domain; None: PACKAGED_MIB. Raises ConfigError for a domain without packaged text, and DataError if an
-    archive cannot be downloaded or a file not be written.
-    """
+    archive cannot be downloaded or a file not be written."""
     limit = int((PACKAGED_MIB if mib is None else mib) * (1 << 20))
     # a domain without packaged text is refused before anything is downloaded
     sources = {domain.name: _sources(domain) for domain in domains}

@@ -52,8 +52,7 @@ class KeptVocabulary:
         """Return the token ids of `vocabulary` whose rows a slot of `domains` keeps, in the order of the old slot's rows.
 
         The old slot is the run's slot of the same name, or else its only slot. A row is kept if text in a language of both slots
-        can contain its token, or if the token is a special one of the slot.
-        """
+        can contain its token, or if the token is a special one of the slot."""
         old_slot = matching_slot(domains.slot_names[slot], self.domains.slot_names)
         if old_slot is None:
             return []

@@ -137,8 +137,7 @@ def choose_held_out(
     Candidates within the overlap limit are chosen in order until documents and tokens suffice; too few documents are accepted.
     candidates: token ids of each candidate, <eot> last, in the order of choice. finder: search for their windows. others: results
     of `finder.count` for the domain's other documents, in parts. data: limits of the domain. documents: number to hold out.
-    sample: number of tokens of a training sample, S + 1: a domain's minimum of held-out tokens cannot be less.
-    """
+    sample: number of tokens of a training sample, S + 1: a domain's minimum of held-out tokens cannot be less."""
     sizes_C = np.array([len(ids) for ids in candidates], np.int64)
     windows = _Windows(candidates, finder, others, data.boilerplate_documents)
     overlaps_C = windows.overlaps(data.max_boilerplate)
@@ -310,8 +309,7 @@ def _ngrams(
     """Yield the n-grams of documents, without <eot>, in parts of one length: the length; document_G, int32, the document's index;
     start_G, int32, the position of the first token in the tokens of all documents, end to end; and hash_G, uint64.
 
-    The hash is a polynomial in _FACTOR of the tokens' hashes. lengths: lengths of the n-grams, ascending.
-    """
+    The hash is a polynomial in _FACTOR of the tokens' hashes. lengths: lengths of the n-grams, ascending."""
     first_document = first_token = 0  # of the group
     for group in _groups(documents):
         sizes = np.array([len(ids) - 1 for ids in group])

@@ -101,8 +101,7 @@ def shingles(text: str, size: int) -> Iterator[np.ndarray]:
 
     Words are jieba's in text with Han characters, and runs of letters and digits elsewhere; every other visible character is a
     word. Case, blanks and full-width forms do not count. Text is cut every 65,536 characters, and n-grams end at the cuts. Raises
-    DataError if jieba's C++ code cannot be compiled.
-    """
+    DataError if jieba's C++ code cannot be compiled."""
     for first in range(0, len(text), _SLICE):
         part = text[first : first + _SLICE]
         if _HAN.search(part):

@@ -80,8 +80,7 @@ def prepare(
     inputs: files, and folders of files. A folder that holds this very result is left alone, one with other contents is an error. A
     preparation that was killed or refused, or a preview, goes on where it was, as far as settings and text are the same. old:
     vocabulary of prepared data in `output`, to which the domains of the configuration are added. Raises ConfigError or DataError
-    for what the user can fix.
-    """
+    for what the user can fix."""
     return run_preparation(config, inputs, output, options, old, writes=True)[0]
 
 
@@ -92,8 +91,7 @@ def run_preparation(
     `prepare` refuses the text: that `output` holds other data, and then at most one problem for each domain.
 
     writes: True to write. False to examine, which leaves only a stage, from which `prepare` goes on; the manifest has no files
-    then. Other arguments and errors: as in `prepare`.
-    """
+    then. Other arguments and errors: as in `prepare`."""
     layout, vocabulary = Layout.of(config, options.reader), old or KeptVocabulary.of(config)
     files = _files_to_read(config, layout, inputs, output)
     conflict = "" if old else _conflict(config, output, {})  # already here, because hashing the files may take long
@@ -164,8 +162,7 @@ def _run_passes(
     """Do all passes after `hash`. Return the manifest, and for each domain that has too little text a problem.
 
     stamps: path, size and time of each input file. layout: reader of records. writes: True to complete the folder `write/output`
-    of the stage, and to raise DataError for problems; False for a preview.
-    """
+    of the stage, and to raise DataError for problems; False for a preview."""
     stage, domains = passes.work.stage, passes.work.domains
     files, counts, examples = read_text(passes, stamps, layout, manifest_config)
     if counts:  # warned of at once: if a domain has too little text later, these lines may be the reason
@@ -251,8 +248,7 @@ def _conflict(config: Config, output: Path, manifest_config: dict[str, Any]) -> 
     """Return a message if `output` has other data than would be prepared; "" if it has no data, or the same.
 
     manifest_config: `config` of the new manifest; {} to compare only the names of domains. Raises ConfigError if `output` is the
-    working folder, DataError if its content is not prepared data or a manifest is damaged, NotWritable for a link to nothing.
-    """
+    working folder, DataError if its content is not prepared data or a manifest is damaged, NotWritable for a link to nothing."""
     if not _has_content(output):
         refuse_link(output)
         if output.exists() and output.samefile("."):

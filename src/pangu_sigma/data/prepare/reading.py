@@ -115,8 +115,7 @@ def read_text(
 
     Return three values: the files that have documents of each domain; reason → number of lines that cannot be used; and reason →
     place and fault of the first such line. stamps: path, size and time of the input files. layout: reader of records.
-    manifest_config: settings and text that decide the result. Raises DataError for a file that cannot be read or was changed.
-    """
+    manifest_config: settings and text that decide the result. Raises DataError for a file that cannot be read or was changed."""
     work, files = passes.work, [Path(path) for path, *_ in stamps]
     block_bytes = block_size(sum(size for _, size, _ in stamps))
     units = input_units(files, block_bytes)
