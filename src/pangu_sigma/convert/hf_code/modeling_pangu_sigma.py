@@ -313,8 +313,7 @@ class PanGuSigmaForCausalLM(PreTrainedModel, GenerationMixin):
         return slot_B1 * self.config.slot_rows + rows
 
     def _experts(self, ids: Tensor, domain_B1: Tensor, positions: Tensor) -> list[list[Tensor]]:
-        """Return for each layer, and each of its segments, the number of each token's expert, [B, S]; [] for dense layers. It is
-        the expert of the table, or for an id that neighbours share the one that the position chooses."""
+        """Return for each layer, and each of its segments, the number of each token's expert, [B, S]; [] for dense layers."""
         kinds, common = self.config.expert_segments, self.config.num_common_experts
         own = self.config.num_experts_per_domain
         first, step = domain_B1 * own, positions % self.tid2eid_spread[domain_B1, ids]
