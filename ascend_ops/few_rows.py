@@ -1,8 +1,9 @@
 """Operators for decoding on the CPU with a KV cache, on NumPy arrays and without MindSpore.
 
 An operator is constructed once, on arrays that stay where they are, and called for every pass with its number of rows only: passing
-arrays would cost more than the smallest operators compute. It reads and writes the first rows of these arrays. Results of a row do
-not depend on the other rows of the call, nor on the number of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
+arrays would cost more than the smallest operators compute. It reads and writes the first rows of these arrays, and keeps the arrays
+alive, because its kernel has only their addresses. Results of a row do not depend on the other rows of the call, nor on the number
+of threads. Arrays may lie anywhere, but are fastest in `LargePages`.
 
 Shape suffixes: T rows (tokens), H hidden, F ffn, n heads, d = H/n, L lanes (cache parts of one text each), S tokens of a lane.
 """
@@ -152,7 +153,7 @@ class Projections:
     """Linear layers of decoding that do not read each other's results, in one call. call(rows: number of rows)"""
 
     def __init__(self, layers: Sequence[Projection]):
-        self._layers = list(layers)  # the kernel has only the addresses of their arrays, which must live as long
+        self._layers = list(layers)
         self._fields = (_ProjectionFields * len(layers))(*(_fields_of(layer) for layer in layers))
         self._call = _kernel("HostLinears")
         self._arguments = ctypes.addressof(self._fields), len(layers)
@@ -183,7 +184,7 @@ class TiedHead:
     """Output head of decoding: logits [T, R] = x [T, H] · weight [R, H]. call(rows, logits) writes the first rows of `logits`."""
 
     def __init__(self, x: np.ndarray, weight: Matrix):
-        self._arrays = x, weight  # kept alive: the kernel has only their addresses
+        self._arrays = x, weight
         outputs, inputs = weight.shape
         assert x.shape[1] == inputs
         addresses = (_address(x, np.float32), _address(weight.values), _address(weight.scales, np.float32))
@@ -211,7 +212,7 @@ class NormRows:
     ):
         assert x.shape[1] == y.shape[1] == len(gain) == len(bias)
         assert added is None or (added[0].shape == (1,) and added[1].shape[1] == x.shape[1])
-        self._arrays = x, gain, bias, y, added  # kept alive: the kernel has only their addresses
+        self._arrays = x, gain, bias, y, added
         self._call = _kernel("HostNorm")
         added_addresses = (_address(array, np.float32) for array in added or (None, None))
         self._arguments = *(_address(array, np.float32) for array in (x, gain, bias, y)), x.shape[1], *added_addresses
@@ -256,7 +257,7 @@ class FindRows:
         """tokens: largest number of tokens of a call."""
         self.e = LargePages().zeros((tokens, sum(entry.weight_UW.shape[1] for entry in entries)))
         self._inputs_4T = np.zeros((4, tokens), np.int64)  # the four arguments of a call
-        self._entries = list(entries)  # kept alive: the kernel has only the addresses of their arrays
+        self._entries = list(entries)
         self._fields, self._call = (_RowsFields * len(entries))(*map(_rows_fields, entries)), _kernel("HostFindRows")
         self._arguments = (
             *(ctypes.addressof(self._fields), len(entries), len(entries[0].row_V)),
@@ -316,7 +317,7 @@ class FFN:
     def __init__(self, experts: Sequence[FfnWeights], activation: str, x: np.ndarray, y: np.ndarray):
         ffn, hidden = experts[0].w1.shape
         assert x.shape[1] == y.shape[1] == hidden
-        self._arrays = list(experts), x, y  # kept alive: the kernel has only their addresses
+        self._arrays = list(experts), x, y
         self._experts = (_ExpertFields * len(experts))(*map(_expert_fields, experts))
         self._fields = _FfnFields(
             ctypes.addressof(self._experts),
@@ -369,7 +370,7 @@ class LaneAttention:
     ):
         _, heads, length, width = keys.shape
         assert keys.shape == values.shape and all(array.shape[1] == heads * width for array in (q, k, v, out))
-        self._arrays = q, k, v, out, keys, values  # kept alive: the kernel has only their addresses
+        self._arrays = q, k, v, out, keys, values
         addresses = (_address(array, np.float32) for array in self._arrays)
         self._fields = _AttentionFields(heads, width, length, *addresses, width**-0.5)
         self._call, self._argument = _kernel("HostAttention"), ctypes.addressof(self._fields)

@@ -226,8 +226,7 @@ class BatchLoader:
         counted_GBS: loss mask, broadcastable to [G, B, S]: True where the prediction of the next token counts; None: all. The
         beginning of a document and padding are never predicted.
         taker_B: data-parallel index of the ranks that take each sequence; None for that of training batches.
-        Raises DataError for an id without an embedding row in the domain's slot, and the errors of the planner.
-        """
+        Raises DataError for an id without an embedding row in the domain's slot, and the errors of the planner."""
         taker_B = data_rank_of_sequences(self.config) if taker_B is None else taker_B
         ids_GBS, labels_GBS = ids_GBS1[..., :-1], ids_GBS1[..., 1:]
         (micro_batches, sequences), blocks = ids_GBS.shape[:2], len(domains_M)

@@ -58,8 +58,7 @@ class OverlapRecord(_Record):
     wanted: number of held-out documents that the fraction held_out asks for. max_overlap, min_tokens: the domain's limits.
     passed_over, passed_over_tokens: number of candidates for the held-out text that are trained on, because they repeat other
     documents, and number of their tokens.
-    boilerplate_windows: number of different boilerplate windows in the candidates.
-    """
+    boilerplate_windows: number of different boilerplate windows in the candidates."""
 
     window: int
     windows: int
@@ -98,8 +97,7 @@ class DomainRecord(InputCounts):
     shift, shift_deviation: how much this loss is above that of as much text drawn at random from the domain, and the standard
     deviation of such draws, in nats.
     files: size in bytes of every other file of the domain's folder, by name, but for `hashes`. hashes: hash of the file `hashes`,
-    which has the hashes of all chunks of these files.
-    """
+    which has the hashes of all chunks of these files."""
 
     slot: str
     rows: int

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
 from pangu_sigma.config import Config
+from pangu_sigma.data.split_mix import split_mix
 from pangu_sigma.sections import PhaseConfig
 
 MANY_EPOCHS = 4
@@ -23,11 +23,6 @@ MANY_EPOCHS = 4
 _ROUNDS = 16
 """Number of rounds. Our choice: four are enough in theory for large n; after twelve the permutations of five numbers are not yet
 equally frequent."""
-
-_64_BITS = (1 << 64) - 1
-GOLDEN = 0x9E37_79B9_7F4A_7C15
-"""Odd number next to 2^64 divided by the golden ratio, the step of SplitMix64."""
-Number = TypeVar("Number", int, np.ndarray)
 
 
 @dataclass
@@ -161,8 +156,7 @@ class KeyedShuffle:
 
     A Feistel network permutes the numbers of b bits, 2^(b-1) < count ≤ 2^b: the upper half of the bits is changed by a function of
     the lower half, then the lower by the upper one, and so on, _ROUNDS times. A result that is not below count is put in again
-    until it is (cycle walking), on average less than twice, which leaves a permutation of the numbers below count.
-    """
+    until it is (cycle walking), on average less than twice, which leaves a permutation of the numbers below count."""
 
     def __init__(self, count: int, key: Sequence[int]):
         """Cut the bits of a number into halves for a Feistel network, and draw a key for each of its rounds."""
@@ -186,15 +180,6 @@ class KeyedShuffle:
             index = high << self._low_bits | low
             if index < self._count:
                 return index
-
-
-def split_mix(number: Number, key: int) -> Number:
-    """Return 64 bits that depend on all bits of a number, or of each number of an array of uint64, and of a key: the output
-    function of SplitMix64."""
-    mixed = (key + number * GOLDEN) & _64_BITS
-    mixed = (mixed ^ mixed >> 30) * 0xBF58_476D_1CE4_E5B9 & _64_BITS
-    mixed = (mixed ^ mixed >> 27) * 0x94D0_49BB_1331_11EB & _64_BITS
-    return mixed ^ mixed >> 31
 
 
 def repetitions(order: SampleOrder, names: Sequence[str], steps: int) -> list[str]:

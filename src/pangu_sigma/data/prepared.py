@@ -103,8 +103,7 @@ class PreparedData:
 
         Each domain was prepared with a list of token ids, the rows of its slot. A slot gets the longest list of its domains. Raises
         ConfigError if another list of the slot is not the beginning of the longest, or if a list has more than `model.slot_rows`
-        ids, and DataError for a damaged file.
-        """
+        ids, and DataError for a damaged file."""
         slots = {name: record.slot for name, record in self.manifest.domains.items()}
         row_limit = self.manifest.config["slot_rows"]
         if config is not None:

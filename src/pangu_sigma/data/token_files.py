@@ -62,8 +62,7 @@ def write_tokens(prefix: Path, documents: Iterable[Sequence[int] | np.ndarray], 
 
     A shard ends with the document that reaches `shard_bytes`. A single shard is named `prefix`.bin and `prefix`.idx, several are
     numbered. documents: token ids of each document, <eot> included; only the lengths of one shard's documents are in memory.
-    shard_bytes: None: TOKEN_SHARD_BYTES.
-    """
+    shard_bytes: None: TOKEN_SHARD_BYTES."""
     limit, shards = TOKEN_SHARD_BYTES if shard_bytes is None else shard_bytes, 0
     iterator = iter(documents)
     ids = next(iterator, None)

@@ -186,4 +186,4 @@ def npy_source(file: Path) -> WholeTensor:
     order = "" if array.flags.c_contiguous else " in Fortran order"
     if order or dtype.name not in ("float32", "float16") or dtype.byteorder == ">":
         raise LayoutError(f"{file}: it holds {dtype}{order}; convert it to float32 or float16 in C order")
-    return WholeTensor(array.shape, [FileTensor(file, file.name, dtype.name, array, (0,) * array.ndim)])
+    return WholeTensor.from_part(FileTensor(file, file.name, dtype.name, array, (0,) * array.ndim))

@@ -103,7 +103,7 @@ def _join_values(path: Path, content: np.ndarray, values: list[_Value]) -> Whole
         raise LayoutError(f"{path}: {name[:80]} is twice in the file, of two shapes or types; it is damaged")
     if len(values) == 1 or kind not in KINDS:
         begin, end = extents[0]
-        return WholeTensor(shape, [map_tensor(path, name, kind, shape, content[begin:end])])
+        return WholeTensor.from_part(map_tensor(path, name, kind, shape, content[begin:end]))
     itemsize, length = KINDS[kind].itemsize, sum(end - begin for begin, end in extents)
     has_split_number = any((end - begin) % itemsize for begin, end in extents)
     if length != math.prod(shape) * itemsize or min(shape, default=0) < 0 or has_split_number:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ascend_ops.rows import record_size
 from pangu_sigma.checkpoint.checkpoint import ANOTHER, DamagedCheckpoint
 from pangu_sigma.checkpoint.compose import saved_arrays
 from pangu_sigma.checkpoint.model_files import CONFIG_FILE, read_config
@@ -141,7 +142,7 @@ def _row_notes(model: StoredModel, arrays: Iterable[ListedArray]) -> list[str]:
     for number, entry in enumerate(config.model.rows):
         if f"{ROWS}{number}" in row_counts:
             count, rows = row_counts[f"{ROWS}{number}"], config.stored_rows(entry)
-            row_bytes = 8 + 4 * (3 * entry.width + 1)  # the key; in 32 bits, weights, two moments and the step count
+            row_bytes = 8 + 4 * record_size(entry.width)  # key and record
             notes.append(
                 f"rows, entry {number}: {count:,} of {rows:,} met ({count / rows:.2%}), order {entry.order}, {entry.kind}, "
                 f"width {entry.width}, {count * row_bytes:,} bytes with Adam state and keys"

@@ -32,10 +32,8 @@ from pangu_sigma.ranks.reduce import split_segments
 
 
 class FetchExperts(nn.Cell):
-    """Cell that returns the weights of the rank's active experts: construct(active) -> a tuple of tensors for each segment.
-
-    active: the placeholder parameters in the same structure, shapes and dtypes; the gradients go to them. `StepSettings` has the
-    row numbers of these experts in the host's store, which are written before each step."""
+    """Cell that returns the weights of the rank's active experts. `StepSettings` has the row numbers of these experts in the host's
+    store, which are written before each step."""
 
     def __init__(self, config: Config, store: HostStore, settings: StepSettings, worker: AdamWorker):
         """store: the experts in the host's memory. worker: the thread that updates these experts, and knows their arrays."""
@@ -52,7 +50,8 @@ class FetchExperts(nn.Cell):
         self.first = Tensor(np.zeros(1, np.float32))
 
     def construct(self, active):
-        """Return a tuple of weights for each segment. active: the placeholder parameters, which only receive gradients."""
+        """Return a tuple of tensors for each segment. active: the placeholder parameters in the same structure, shapes and dtypes;
+        they only receive the gradients."""
         weights: tuple = ()
         token = self.first  # a number that orders the operators and is read by nobody
         for n in range(len(self.segments)):

@@ -83,8 +83,7 @@ class DroplessDispatch(nn.Cell):
 
 class DroplessCombine(nn.Cell):
     """Combine cell of an RRE layer on Ascend, dropless layout: sends the outputs of experts back to the ranks of their tokens, and
-    adds the residual. construct(rows_WH, inverse, order, residual_TH) -> [T, H]. rows: outputs for the W rows that this rank's
-    experts multiplied. inverse, order: the tuples of indices that `DroplessDispatch` takes."""
+    adds the residual."""
 
     def __init__(self, groups: Groups, hidden: int, cann: bool):
         super().__init__()
@@ -93,7 +92,8 @@ class DroplessCombine(nn.Cell):
         self.add = ops.Add()  # here, where columns meet whole rows once, and not at each reader of the sum
 
     def construct(self, rows_WH, inverse, order, residual_TH):
-        """Return residual + outputs of experts for every token [T, H]. rows: outputs for the W rows of this rank's experts."""
+        """Return residual + outputs of experts for every token [T, H]. rows: outputs for the W rows that this rank's experts
+        multiplied. inverse, order: the tuples of indices that `DroplessDispatch` takes."""
         order_T, arrive_W, sent_P, taken_P = order
         inverse_T, leave_W = inverse
         # the way of `DroplessDispatch` back: inverse indices, and the rows that came from a rank go to this rank
@@ -118,9 +118,7 @@ class DroplessFFN(nn.Cell):
 
 class LocalExchange(nn.Cell):
     """The part of `DroplessDispatch` and of `DroplessCombine` on the slices of one rank, h of the H columns: puts its rows in the
-    order of their receivers, exchanges them with the P ranks of the expert group, and puts the arrived rows in their new order.
-    construct(x, send_order, send_back, out_P, in_P, arrival_order, arrival_back) -> arrived rows [len(arrival_order), h]
-    An order gives the row that is gathered at each place, a negative number zeros; back: its inverse, for the gradient."""
+    order of their receivers, exchanges them with the P ranks of the expert group, and puts the arrived rows in their new order."""
 
     def __init__(self, groups: Groups, hidden: int, cann: bool):
         """groups: communication groups of this rank. hidden: hidden width H. cann: True for CANN's gather."""
@@ -129,7 +127,9 @@ class LocalExchange(nn.Cell):
         self.travel = AllToAllV(groups, hidden) if groups.size("expert") > 1 else None  # else no row leaves the rank
 
     def construct(self, x, send_order, send_back, out_P, in_P, arrival_order, arrival_back):
-        """Return the rows that arrive, in their new order. out, in: number of rows to each rank of the group, and from each."""
+        """Return the arrived rows in their new order [len(arrival_order), h]. out, in: number of rows to each rank of the group,
+        and from each. An order gives the row that is gathered at each place, a negative number zeros; back: its inverse, for the
+        gradient."""
         rows = self.sort(x, send_order, send_back)
         if self.travel is not None:
             rows = self.travel(rows, out_P, in_P)

@@ -34,9 +34,7 @@ class ColumnGather(Gather):
 
 
 class CompactedDispatch(nn.Cell):
-    """Dispatch cell of an RRE layer on Ascend, compacted layout: sends the rows of tokens to the ranks of their experts.
-    construct(x_TH, (order_R, arrive_W), (inverse_T, leave_R)) -> rows [G·P·A, D·W/A, H] for G groups, P expert ranks and D data
-    replicas. A rank sends R rows, and its experts multiply W rows. The indices are fields of an `ExchangePlan`."""
+    """Dispatch cell of an RRE layer on Ascend, compacted layout: sends the rows of tokens to the ranks of their experts."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -45,7 +43,9 @@ class CompactedDispatch(nn.Cell):
         self.pack, self.arrange, self.line_up = ops.Transpose(), ops.Transpose(), ops.Transpose()
 
     def construct(self, x_TH, order, inverse):
-        """Return the rows for the experts of every rank [G·P·A, D·W/A, H]. x_TH: rows of tokens. order, inverse: their indices."""
+        """Return the rows for the experts of every rank [G·P·A, D·W/A, H], for G groups, P expert ranks and D data replicas. A rank
+        sends R rows, and its experts multiply W rows. x_TH: rows of tokens. order, inverse: indices, (order_R, arrive_W) and
+        (inverse_T, leave_R) of an `ExchangePlan`."""
         order_R, arrive_W = order
         inverse_T, leave_R = inverse
         groups, ranks, data, entries = self.sizes
@@ -63,8 +63,7 @@ class CompactedDispatch(nn.Cell):
 
 class CompactedCombine(nn.Cell):
     """Combine cell of an RRE layer on Ascend, compacted layout: sends the experts' outputs back to the ranks of their tokens, and
-    adds the residual. construct(rows, (inverse_T, leave_R), (order_R, arrive_W), residual_TH) -> [T, H]. rows: [G·P·A, D·W/A, H],
-    as `CompactedDispatch` returns; the indices are fields of an `ExchangePlan`."""
+    adds the residual."""
 
     def __init__(self, parallel: ParallelConfig, entries: int):
         super().__init__()
@@ -73,7 +72,8 @@ class CompactedCombine(nn.Cell):
         self.separate, self.unarrange, self.unpack = ops.Transpose(), ops.Transpose(), ops.Transpose()
 
     def construct(self, rows, inverse, order, residual_TH):
-        """Return residual + outputs of experts for every token [T, H]. rows: outputs of experts [G·P·A, D·W/A, H]."""
+        """Return residual + outputs of experts for every token [T, H]. rows: outputs of experts [G·P·A, D·W/A, H]. inverse, order:
+        as `CompactedDispatch` takes them."""
         order_R, arrive_W = order
         inverse_T, leave_R = inverse
         groups, ranks, data, entries = self.sizes

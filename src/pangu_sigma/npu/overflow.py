@@ -43,10 +43,7 @@ class OverflowFlag(nn.Cell):
 
 
 class OverflowCheck(nn.Cell):
-    """Global gradient norm of an Ascend step, and whether all gradients are finite.
-    construct(grads, scale, foreign_grads) -> (norm without the loss scale, 1.0 if no gradient overflowed on any rank, else 0.0)
-    scale: the loss scale. foreign_grads: gradients of another stage's weights; they are checked for overflow, but not in the
-    norm."""
+    """Global gradient norm of an Ascend step, and whether all gradients are finite."""
 
     def __init__(self, weights: list[Parameter], parallel: ParallelConfig):
         """weights: the weights whose gradients are checked, marked by `sharding.mark_parameters`."""
@@ -58,7 +55,8 @@ class OverflowCheck(nn.Cell):
         self.overflow = OverflowFlag() if saturates(parallel.chip) else None
 
     def construct(self, grads, scale, foreign_grads):
-        """Return the global norm without the loss scale, and 1.0 if no gradient overflowed on any rank, else 0.0."""
+        """Return the global norm without the loss scale, and 1.0 if no gradient overflowed on any rank, else 0.0. scale: the loss
+        scale. foreign_grads: gradients of another stage's weights; they are checked for overflow, but not in the norm."""
         squares = self.sum_over_ranks(self.sum(self.map(_weighted_square_sum, grads, self.norm_weights)))
         norm = ops.sqrt(squares) / scale
         finite = is_finite(norm)

@@ -50,14 +50,8 @@ from pangu_sigma.sections import Activation, Segment
 
 
 class AscendStep(nn.Cell):
-    """Training step of one Ascend rank: forward pass, backward pass and update.
-    construct(rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others)
-        -> (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py; of a model with rows also
-        the gradient of the rows of all tokens, and the hyperparameters of their update
-        The inputs hold all micro-batches, concatenated along the first axis (`inputs_of`). Losses are summed over micro-batches,
-        and zero on the ranks of all stages but the last. Call `prepare` first: it writes the settings of the step.
-    Raises ConfigError for the settings that supported.py lists.
-    """
+    """Training step of one Ascend rank: forward pass, backward pass and update. Call `prepare` before each step: it writes the
+    settings of the step. Raises ConfigError for the settings that supported.py lists."""
 
     def __init__(self, config: Config, rank: int = 0):
         """rank: the rank that takes the step; its stage and its experts follow from it."""
@@ -86,7 +80,11 @@ class AscendStep(nn.Cell):
         self.update = Update(config, self.dense, self.worker_update, self.scale, self.settings)
 
     def construct(self, rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS, *others):
-        """Return (losses, norm, applied, scale), with rows also their gradients and hyperparameters. others: see `inputs_of`."""
+        """Return (loss of each block of the rank, norm, applied, scale), as `StepResult` of training/step.py; of a model with rows
+        also the gradient of the rows of all tokens, and the hyperparameters of their update.
+
+        The inputs hold all micro-batches, concatenated along the first axis; others: see `inputs_of`. Losses are summed over
+        micro-batches, and zero on the ranks of all stages but the last."""
         scale = self.scale.value * 1.0  # a copy: the parameter is updated below
         batch = (rows_BS, positions_BS, documents_BS, slots_M, labels_BS, weights_BS)
         # foreign_grads: gradients of another stage's weights
@@ -146,12 +144,7 @@ class AscendStep(nn.Cell):
 
 
 class Update(nn.Cell):
-    """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale.
-    construct(grads, norm, finite, scale)
-        -> (1.0 if the update was applied, else 0.0; tensors that are computed by the updates, to wait for; the loss scale of the
-        next step; the hyperparameters of the update of rows)
-    grads: gradients of the dense weights, then of the active experts, scaled by the loss scale. norm: global gradient norm, without
-    the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
+    """Optimizer update of an Ascend rank: Adam of its dense parameters and its experts, and the loss scale."""
 
     def __init__(
         self, config: Config, dense: DeviceAdam, worker_update: WorkerUpdate, scale: LossScale, settings: StepSettings
@@ -167,7 +160,11 @@ class Update(nn.Cell):
         self.has_accumulators = config.train.accumulation > 1
 
     def construct(self, grads, norm, finite, scale):
-        """Return (applied, results to wait for, next loss scale, hyperparameters of rows). grads: dense ones, then experts'."""
+        """Return (1.0 if the update was applied, else 0.0; tensors that the updates compute, to wait for; the loss scale of the
+        next step; the hyperparameters of the update of rows).
+
+        grads: gradients of the dense weights, then of the active experts, scaled by the loss scale. norm: global gradient norm,
+        without the loss scale. finite: 1.0 if no gradient overflowed, else 0.0. scale: the loss scale."""
         lr, learns = self.settings.rate * 1.0, self.settings.learns * 1.0
         applied = finite * learns
         grad_scale = gradient_factor(norm, scale, self.clip_norm)

@@ -277,11 +277,11 @@ class _Completions(_Responses):
     id_prefix, objects = "cmpl", ("text_completion", "text_completion")
 
     def __init__(self, *arguments: Any):
-        """Prepare the response, with a converter of log-probabilities for each answer."""
+        """Prepare the response, with a converter of log-probabilities for each answer if the client asks for them."""
         super().__init__(*arguments)
         self._has_logprobs = self.body.experts or self.body.logprobs is not None
         hidden_ids = [[] if self.body.echo else request.ids for request in self.requests]
-        self._converters = [CompletionTokens(self.served.texts, ids) for ids in hidden_ids]
+        self._converters = [CompletionTokens(self.served.texts, ids) for ids in hidden_ids if self._has_logprobs]
 
     def choice(self, news: News) -> dict[str, Any]:
         """Return tokens of an answer, new ones or all, as a choice. With echo the first choice begins with the prompt."""

@@ -96,7 +96,7 @@ class StoredAlpha(StoredModel):
     def hash(self) -> str:
         """Hash of the files' names, sizes and times of change: hashing their contents would take minutes."""
         files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
-        entries = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        entries = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
         return xxhash.xxh3_128_hexdigest(repr(entries).encode())
 
     def listed(self) -> Listed:

@@ -92,10 +92,10 @@ def _sample_block(work: Work, block: int, steps: Sequence[int]) -> Iterator[pa.T
     """Yield a table of the text of a block that pieces are learned from: in documents that cannot be held out, every n-th English
     run of a domain, counted over all blocks. block: number of the block. steps: n of each domain."""
     runs = list[dict[str, Any]]()
-    for domain, segments, row in selected_documents(work, block, "runs"):
+    for domain, segments, row in selected_documents(work, block, "runs", rows=OTHERS & (ds.field("runs") > 0)):
         step = steps[domain.index]
         first = -row["runs_before"] % step  # so that runs_before + first is a multiple of the step
-        if row["rank"] is None and first < row["runs"]:
+        if first < row["runs"]:
             document_runs = [run for _, text in segments for run in english_runs(text, domain.language)]
             runs += [{"domain": domain.index, "text": run} for run in document_runs[first::step]]
     yield pa.Table.from_pylist(runs, _SAMPLED)
@@ -122,9 +122,8 @@ def _count_block(work: Work, block: int) -> Iterator[pa.Table]:
     """Count the tokens of a block's documents that cannot be held out, in the whole vocabulary. Yield a table for each slot, with
     the columns slot, id and count."""
     tokenizer, ids_of_slot = tokenizer_of(work, is_whole=True), defaultdict[int, list[np.ndarray]](list)
-    for domain, segments, row in selected_documents(work, block):
-        if row["rank"] is None:  # the document cannot be held out
-            ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
+    for domain, segments, _ in selected_documents(work, block, rows=OTHERS):
+        ids_of_slot[domain.slot].append(tokenizer.sample_runs(segment(segments, domain), domain))
     for slot in range(len(work.domains.slot_names)):
         counts_V = np.bincount(np.concatenate([np.empty(0, np.int32), *ids_of_slot[slot]]))
         ids = np.flatnonzero(counts_V)

@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 
 from pangu_sigma.data.manifest import OverlapRecord
-from pangu_sigma.data.order import GOLDEN, split_mix
 from pangu_sigma.data.prepare.encoding import CANDIDATES, OTHERS, encoded_documents, ids_of
 from pangu_sigma.data.prepare.selection import Selection, held_out_count, selection_of
 from pangu_sigma.data.prepare.stage import Passes, Stage, Work, numbered
+from pangu_sigma.data.split_mix import GOLDEN, split_mix
 from pangu_sigma.sections import DataConfig
 
 WINDOW = 13

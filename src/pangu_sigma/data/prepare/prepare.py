@@ -161,8 +161,8 @@ def _run_passes(
 ) -> tuple[Manifest, list[str]]:
     """Do all passes after `hash`. Return the manifest, and for each domain that has too little text a problem.
 
-    stamps: path, size and time of each input file. layout: reader of records. writes: True to complete the folder `write/output`
-    of the stage, and to raise DataError for problems; False for a preview."""
+    stamps: path, size and time of each input file. layout: reader of records. options: as in `prepare`. writes: True to complete
+    the folder `write/output` of the stage, and to raise DataError for problems; False for a preview."""
     stage, domains = passes.work.stage, passes.work.domains
     files, counts, examples = read_text(passes, stamps, layout, manifest_config)
     if counts:  # warned of at once: if a domain has too little text later, these lines may be the reason

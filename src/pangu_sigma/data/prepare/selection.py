@@ -136,8 +136,7 @@ def select(work: Work, database: DuckDBPyConnection) -> Selection:
     The file has for each document to keep, in order: `document`, its number; `rank`, its place among the candidates of its domain
     (null: no candidate); and `runs_before`, the number of English runs in earlier documents of its domain that are no candidates.
     database: has the table `documents`, with rows of `reading.ROWS`. The tables that are made from it, one from the other, are
-    `near` (near-duplicates to drop), `uniques`, `retained` (within the limit of the domain) and `selected` (with ranks).
-    """
+    `near` (near-duplicates to drop), `uniques`, `retained` (within the limit of the domain) and `selected` (with ranks)."""
     near = _near_duplicates(work, database)
     mib = work.config.data.max_mib_per_domain
     byte_limit = {"limit": _NO_LIMIT if mib is None else int(mib * (1 << 20))}
@@ -199,22 +198,24 @@ def _candidate_limit(work: Work, domain: int, documents: int) -> int:
 
     It is `CANDIDATES_PER_DOCUMENT` times the number that the common key `data.held_out` asks for, but at most half of the
     documents. The domain's own `held_out` only raises it where it asks for more: the vocabulary is made from all documents but
-    candidates, and should seldom change with this key.
-    """
+    candidates, and should seldom change with this key."""
     common_count = held_out_count(documents, work.config.data.held_out)
     domain_count = held_out_count(documents, work.config.data_of(domain).held_out)
     return max(domain_count, min(CANDIDATES_PER_DOCUMENT * common_count, documents // 2))
 
 
-def selected_documents(work: Work, block: int, *columns: str) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
+def selected_documents(
+    work: Work, block: int, *columns: str, rows: pc.Expression | None = None
+) -> Iterator[tuple[Domain, Segments, dict[str, Any]]]:
     """Yield the selected documents of a block, in order: domain, text, and a row that has `document`, `domain`, `rank`,
-    `runs_before` (see `select`) and these columns of `reading.ROWS`. block: number of the block."""
+    `runs_before` (see `select`) and these columns of `reading.ROWS`. block: number of the block. rows: condition of the documents;
+    None for all."""
     selection = work.stage.read("select/documents", rows=in_block(block))
     names = ["document", "domain", "languages", "texts", *columns]
     table = work.stage.read(f"read/{numbered(block >> GROUP_BITS)}", names, in_block(block))
     table = table.filter(pc.is_in(table["document"], selection["document"]))
-    for name in ("rank", "runs_before"):
-        table = table.append_column(name, selection[name])  # both tables are in the order of documents
-    for batch in table.to_batches(_BATCH):
+    # both tables are in the order of documents
+    table = table.append_column("rank", selection["rank"]).append_column("runs_before", selection["runs_before"])
+    for batch in (table if rows is None else table.filter(rows)).to_batches(_BATCH):
         for row in batch.to_pylist():
             yield work.domains[row["domain"]], tuple(zip(row.pop("languages"), row.pop("texts"), strict=True)), row

@@ -152,8 +152,7 @@ def staged(output: Path, removed: bool) -> Iterator[Stage]:
 
     After any error the stage stays: the next preparation keeps the passes whose text and settings are the same. Raises DataError
     for errors of the file system, NotWritable if another process works on the stage or a link is in its place, and StageError for
-    a stage that lacks a file.
-    """
+    a stage that lacks a file."""
     folder = stage_folder(output)
     refuse_link(folder)
     remark = f"what is done stays in {folder}, and the same command goes on from there; remove it if you do not go on"

@@ -111,8 +111,7 @@ def _shift(train_SV: np.ndarray, held_out_SV: np.ndarray, slot_R: np.ndarray) ->
 
     A large shift means that the held-out text is unlike the domain, so that losses on it say little about the domain. The loss of
     a sample is what it would be if the sample were held out: the unigram model counts all other tokens of the domain. train_SV,
-    held_out_SV: token counts of S random samples. slot_R: id of each row of the domain's slot, -1 for a row without an id.
-    """
+    held_out_SV: token counts of S random samples. slot_R: id of each row of the domain's slot, -1 for a row without an id."""
     total_V, held_out_V = (train_SV + held_out_SV).sum(axis=0), held_out_SV.sum(axis=0)
     loss = _loss(train_SV.sum(axis=0), held_out_V, slot_R)
     samples_SV = [sample_V for sample_V in train_SV + held_out_SV if 0 < sample_V.sum() < total_V.sum()]

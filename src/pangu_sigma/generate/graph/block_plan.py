@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 from mindspore.ops import functional as F
 
+from pangu_sigma.generate.graph.constants import fixed_parameter, numbered
 from pangu_sigma.rre.table import RoutingTable
 
 
@@ -114,14 +115,3 @@ class PlansByKind(nn.Cell):
 def block_plan(table: RoutingTable) -> BlockPlan | PlansByKind:
     """Make the cell that plans the routing of an exported graph."""
     return BlockPlan(table) if table.common_N is None else PlansByKind(table)
-
-
-def fixed_parameter(name: str, values: np.ndarray, dtype: type | np.dtype = np.int32) -> Parameter:
-    """Make a parameter that is not trained, for a constant or a cache of an exported graph."""
-    return Parameter(Tensor(np.ascontiguousarray(values, dtype)), name=name, requires_grad=False)
-
-
-def numbered(length):
-    """Return the int32 tensor 0 … length - 1 in a graph, in place of `ops.arange`, which with dynamic shapes keeps the length of
-    the first call (MindSpore 2.9)."""
-    return ops.cumsum(F.ones((length,), ms.int32), 0) - 1

@@ -20,7 +20,8 @@ from mindspore.ops import functional as F
 from ascend_ops.few_rows import StoredPrecision
 from pangu_sigma.config import Config
 from pangu_sigma.domains import domains_of
-from pangu_sigma.generate.graph.block_plan import block_plan, fixed_parameter, numbered
+from pangu_sigma.generate.graph.block_plan import block_plan
+from pangu_sigma.generate.graph.constants import fixed_parameter, numbered
 from pangu_sigma.generate.graph.kv_cache import CachedAttention, Lanes
 from pangu_sigma.generate.graph.rows import GraphRows
 from pangu_sigma.generate.graph.weights_at_rest import KeptExperts, keep

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import functional as F
 
-from pangu_sigma.generate.graph.block_plan import fixed_parameter
+from pangu_sigma.generate.graph.constants import fixed_parameter
 from pangu_sigma.model.pangu_sigma import MASKED, Attention
 from pangu_sigma.sections import ModelConfig
 

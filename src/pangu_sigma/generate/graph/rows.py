@@ -12,7 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops import functional as F
 
 from pangu_sigma.config import Config
-from pangu_sigma.generate.graph.block_plan import fixed_parameter
+from pangu_sigma.generate.graph.constants import fixed_parameter
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.rre.table import RoutingTable
 

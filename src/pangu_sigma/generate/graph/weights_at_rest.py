@@ -19,7 +19,7 @@ from mindspore.ops import functional as F
 
 from ascend_ops.few_rows import StoredPrecision
 from pangu_sigma.config import Config
-from pangu_sigma.generate.graph.block_plan import fixed_parameter
+from pangu_sigma.generate.graph.constants import fixed_parameter
 from pangu_sigma.generate.weights import Weights
 from pangu_sigma.model.arrays import expert_shapes
 from pangu_sigma.model.pangu_sigma import DenseFFN, Embedding, Linear, PanGuSigma

@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ascend_ops.rows import record_size
 from pangu_sigma.config import Config
 from pangu_sigma.npu.communicators import stages_of_host
 from pangu_sigma.npu.cuts import ITEM_SIZE, NPU, active_elements, all_arrays, expert_arrays
@@ -111,7 +112,7 @@ def _row_update_bytes(config: Config) -> int:
     the gradient of each token, and reads and writes the weight, two moments and step count of each row, all of four bytes. An upper
     bound: each token is taken to have a row of its own."""
     touched_rows = ((entry, min(config.stored_rows(entry), config.step_tokens)) for entry in config.model.rows)
-    record_bytes = sum(count * 2 * 4 * (3 * entry.width + 1) for entry, count in touched_rows)
+    record_bytes = sum(count * 2 * 4 * record_size(entry.width) for entry, count in touched_rows)
     return traffic.row_gradient_bytes(config) + record_bytes
 
 
