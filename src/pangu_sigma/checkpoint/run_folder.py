@@ -53,8 +53,8 @@ _NOT_OF_STEPS = ("name", "data.path", "ecss.path", "chat.", "train.steps")
 
 def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
     """Read the configuration of a run folder, and override some keys. If configuration.json is missing, edited or damaged, read the
-    configuration from the newest checkpoint instead; an edited or damaged file is logged. Raises ConfigError if `path` is no run
-    folder, and DamagedFile for a damaged configuration.json of a run without checkpoints."""
+    configuration from the newest checkpoint instead, and log a warning. Raises ConfigError if `path` is no run folder, and
+    DamagedFile for a damaged configuration.json of a run without checkpoints."""
     has_file, fix = (path / CONFIG_FILE).exists(), "change keys with --set"
     try:
         return changed(read_config(path, "run", fix), overrides)
@@ -65,8 +65,7 @@ def run_config(path: Path, overrides: Sequence[Override] = ()) -> Config:
         if checkpoint is None:
             why = f"{path} is not a run folder: it has no {CONFIG_FILE}; pass a configuration, or name a run"
             raise ConfigError(why) from damage
-        if has_file:
-            logger.warning("%s; the configuration of the newest checkpoint is used in its place", damage)
+        logger.warning("%s; the configuration of the newest checkpoint is used in its place", damage)
         return parse_config(override(checkpoint.identity.config, overrides))
 
 
